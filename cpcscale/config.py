@@ -1,0 +1,165 @@
+"""Typed configs: a tree of dataclasses, filled from one YAML file and `key=value` overrides.
+
+Each component keeps its dataclass beside its code; the root of a run composes them. Loading is strict: an unknown key
+is an error that names the nearest known one, and every dataclass checks its own values when it is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cpcscale.errors import UserError, nearest
+
+T = TypeVar("T")
+
+# Keys that say where or how fast a run happens, never what it computes: they stay out of the hash.
+_PLACE = frozenset({"run_dir", "workers", "threads", "tracking", "log_window_ids", "log_every_steps", "ray_address"})
+_SECRET = re.compile(r"secret|password|token|access_key", re.IGNORECASE)
+_URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
+    """An instance of the dataclass `root` from the YAML file at `path` and `key=value` overrides, in this order.
+
+    Raises UserError for a missing or malformed file, an unknown key, a value of another type, and whatever the
+    dataclasses themselves refuse.
+    """
+    tree = OmegaConf.structured(root)
+    known = [key for key, _ in _leaves(OmegaConf.to_container(tree))] + list(_branches(OmegaConf.to_container(tree)))
+    layers = [] if path is None else [(path, _read(path))]
+    layers += [(f"override {text!r}", _override(text)) for text in overrides]
+    for source, layer in layers:
+        _refuse_unknown(source, layer, OmegaConf.to_container(tree), known)
+        try:
+            tree = OmegaConf.merge(tree, OmegaConf.create(layer))
+        except OmegaConfBaseException as error:
+            raise UserError(f"{source}: {_first_line(error)} (key {error.full_key})") from None
+    try:
+        return cast(T, OmegaConf.to_object(tree))
+    except OmegaConfBaseException as error:
+        # OmegaConf re-raises what a dataclass refuses under a name of its own; the cause has the words for the user.
+        raise UserError(f"{path or root.__name__}: {_first_line(error)} (key {error.full_key})") from None
+
+
+def build(root: type[T], values: dict[str, Any]) -> T:
+    """An instance of the dataclass `root` from plain values, such as a checkpoint's; as strict as `load`."""
+    try:
+        return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(root), OmegaConf.create(values))))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{root.__name__} cannot be made from what is stored: {_first_line(error)}") from None
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """The config as plain dicts, lists and scalars, secrets replaced by `***`."""
+    return {key: _redact(key, value) for key, value in dataclasses.asdict(cast(Any, config)).items()}
+
+
+def flat(config: object) -> dict[str, Any]:
+    """The config as `a.b.c: value`, secrets replaced by `***`: what a tracker logs as parameters."""
+    return dict(_leaves(to_dict(config)))
+
+
+def digest(config: object) -> str:
+    """sha256 over the canonical JSON of everything that can change a result (not folders, workers or trackers)."""
+    kept = _without_places(dataclasses.asdict(cast(Any, config)))
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def choose(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuses a `value` that is not one of `allowed`."""
+    if value not in allowed:
+        raise UserError(f"{name}={value!r} is not one of {', '.join(allowed)}{nearest(value, list(allowed))}")
+
+
+def at_least(least: float, **values: float) -> None:
+    """Refuses any of the named values that is below `least`."""
+    for name, value in values.items():
+        if value < least:
+            raise UserError(f"{name}={value} is below {least}, the least that makes sense")
+
+
+def _read(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise UserError(f"no config file {path}: name a YAML file, for example one under configs/")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not YAML: {_first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a list, not a mapping of keys to values")
+    return cast(dict[str, Any], content)
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, equals, _ = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"cannot read {text!r}: overrides are written key=value, for example train.steps=60")
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([text])))
+    except yaml.YAMLError:
+        raise UserError(f"cannot read the value of {text!r} as YAML: quote it") from None
+
+
+def _refuse_unknown(source: str, layer: Any, schema: Any, known: list[str], prefix: str = "") -> None:
+    """Walks a layer beside the schema; a free mapping in the schema (an empty dict) takes any key."""
+    if not isinstance(layer, dict) or not isinstance(schema, dict) or not schema:
+        return
+    for key, value in layer.items():
+        name = f"{prefix}{key}"
+        if key not in schema:
+            raise UserError(f"{source}: unknown key {name}{nearest(name, known) or _siblings(schema, prefix)}")
+        if isinstance(schema[key], dict) and schema[key] and not isinstance(value, dict):
+            raise UserError(f"{source}: {name} is a group of keys ({', '.join(schema[key])}), not the value {value!r}")
+        _refuse_unknown(source, value, schema[key], known, f"{name}.")
+
+
+def _siblings(schema: dict[str, Any], prefix: str) -> str:
+    return f"; {prefix[:-1] or 'the top level'} has: {', '.join(schema)}"
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _branches(tree: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield f"{prefix}{key}"
+            yield from _branches(value, f"{prefix}{key}.")
+
+
+def _without_places(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _without_places(value) for key, value in tree.items() if key not in _PLACE}
+    return tree
+
+
+def _redact(key: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {inner: _redact(inner, item) for inner, item in value.items()}
+    if value and _SECRET.search(key):
+        return "***"
+    return redact(value) if isinstance(value, str) else value
+
+
+def redact(text: str) -> str:
+    """`text` with the user and password of any URL in it replaced by `***`."""
+    return _URL_CREDENTIALS.sub("***", text)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

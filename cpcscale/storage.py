@@ -1,0 +1,152 @@
+"""The one door to files and object stores: whole and ranged reads, publishing writes, listing. Paths are local or s3://.
+
+A write is seen whole or not at all: a local file is written aside and renamed, an object is one put. Names are str, not
+Path, because Path collapses the double slash of s3://.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import fsspec
+
+from cpcscale.errors import UserError
+
+_SCHEMES = ("file", "s3")
+# A dead store must answer in seconds, not hang a run: botocore's own retries, with jitter, inside these bounds.
+_S3 = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"mode": "standard", "max_attempts": 5}}}
+
+
+class NotFoundError(UserError):
+    """A path or object that does not exist."""
+
+
+def join(base: str, *parts: str) -> str:
+    """`base/part/part`, for local paths and URLs alike."""
+    return "/".join([base.rstrip("/") or "/", *parts])
+
+
+def absolute(url: str) -> str:
+    """A local path made absolute from the current folder, a URL as it is: worker processes stand elsewhere."""
+    return url if "://" in url else str(Path(url).expanduser().absolute())
+
+
+def local_path(url: str) -> Path | None:
+    """The local path of `url`, or None for an object store."""
+    scheme, path = _split(url)
+    return Path(path) if scheme == "file" else None
+
+
+def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
+    """The bytes [start, stop) of a file, all of it by default. Raises NotFoundError, or UserError for a store that fails."""
+    filesystem, path = _open(url)
+    with _failures(url):
+        return filesystem.cat_file(path, start=start, end=stop)
+
+
+def write(url: str, data: bytes) -> None:
+    """Publishes `data` at `url`, replacing what stood there; readers see the old bytes or the new, never a part."""
+    filesystem, path = _open(url)
+    with _failures(url):
+        if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+            with publishing(url) as aside:
+                aside.write_bytes(data)
+        else:
+            filesystem.pipe_file(path, data)
+
+
+@contextlib.contextmanager
+def publishing(url: str) -> Iterator[Path]:
+    """A fresh local path beside `url` (in the system's temporary folder for a store); published when the block ends well.
+
+    When the block raises, nothing is published and the file written aside is removed.
+    """
+    import tempfile
+
+    filesystem, path = _open(url)
+    target = local_path(url)
+    folder = target.parent if target else Path(tempfile.gettempdir())
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{Path(path).name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield aside
+        if target:
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+            aside.replace(target)
+        else:
+            with _failures(url):
+                filesystem.put_file(str(aside), path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def exists(url: str) -> bool:
+    """Whether a file, folder or object prefix stands at `url`."""
+    filesystem, path = _open(url)
+    with _failures(url):
+        filesystem.invalidate_cache()
+        return bool(filesystem.exists(path))
+
+
+def list_files(url: str) -> list[str]:
+    """The files below a folder or prefix, relative to it, sorted; temporary and hidden names left out.
+
+    Raises NotFoundError when there is no such folder.
+    """
+    filesystem, path = _open(url)
+    with _failures(url):
+        filesystem.invalidate_cache()
+        root = filesystem._strip_protocol(path).rstrip("/")
+        if not filesystem.isdir(root):
+            raise NotFoundError(f"{url} is not a folder: check the path")
+        below = (name[len(root) + 1 :] for name in filesystem.find(root))
+        return sorted(name for name in below if not any(part.startswith(".") for part in name.split("/")))
+
+
+def remove(url: str) -> None:
+    """Removes a file or a whole folder; nothing when it is not there."""
+    filesystem, path = _open(url)
+    with _failures(url), contextlib.suppress(FileNotFoundError):
+        filesystem.rm(path, recursive=True)
+
+
+def _split(url: str) -> tuple[str, str]:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        if url.split(":", 1)[0] in ("pipe", "cmd"):
+            raise UserError(f"{url!r} is a command, which is never run: name a path or an s3:// URL")
+        return "file", absolute(url)
+    if scheme not in _SCHEMES:
+        raise UserError(f"{url!r} has the scheme {scheme}://, which is not supported: use a path or s3://")
+    return scheme, absolute(rest) if scheme == "file" else url
+
+
+@lru_cache(maxsize=8)
+def _filesystem(scheme: str, process: int) -> fsspec.AbstractFileSystem:
+    """One filesystem a process: its event loop and connections do not survive a fork, so the pid is part of the key."""
+    return fsspec.filesystem(scheme, **(_S3 if scheme == "s3" else {}))
+
+
+def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    scheme, path = _split(url)
+    return _filesystem(scheme, os.getpid()), path
+
+
+@contextlib.contextmanager
+def _failures(url: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise NotFoundError(f"there is nothing at {url}: check the path") from None
+    except PermissionError as error:
+        raise UserError(f"access to {url} is denied ({error}): check the credentials in the environment") from None
+    except (OSError, ConnectionError) as error:
+        raise UserError(f"{url} cannot be read or written ({type(error).__name__}: {error})") from None
