@@ -1,0 +1,71 @@
+"""Lanes: L equal slices of the epoch's order. Ranks serve lanes, so the order does not depend on ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cpcscale.errors import UserError
+
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """How a run of global batch size B walks an epoch of N windows.
+
+    Lane i owns positions [iN/L, (i+1)N/L). A step takes B/L windows from each lane, so rows of the global batch stand
+    lane by lane; an epoch's last rows are padding where a lane has run out.
+    """
+
+    windows: int
+    lanes: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        if self.batch % self.lanes:
+            raise UserError(
+                f"train.batch={self.batch} is not a multiple of train.lanes={self.lanes}: every lane gives the same "
+                "number of windows to a step"
+            )
+        if self.windows < self.lanes:
+            raise UserError(
+                f"the shard set has {self.windows} windows, fewer than train.lanes={self.lanes}: lower train.lanes, "
+                "or pack more audio"
+            )
+
+    @property
+    def per_step(self) -> int:
+        """Windows a lane gives to one step."""
+        return self.batch // self.lanes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        longest = -(-self.windows // self.lanes)
+        return -(-longest // self.per_step)
+
+    def positions(self, step: int, lane: int) -> tuple[int, np.ndarray]:
+        """(epoch, int64 [B/L] positions of the epoch's order) that a lane gives to `step` (from 0); -1 is padding."""
+        epoch, turn = divmod(step, self.steps_per_epoch)
+        first, last = self._owned(lane)
+        rows = first + turn * self.per_step + np.arange(self.per_step)
+        return epoch, np.where(rows < last, rows, PADDING)
+
+    def cursors(self, step: int) -> list[list[int]]:
+        """Where every lane stands before `step`: [epoch, position]; kept in checkpoints as a cross-check of t."""
+        epoch, turn = divmod(step, self.steps_per_epoch)
+        return [[epoch, min(first + turn * self.per_step, last)] for first, last in map(self._owned, range(self.lanes))]
+
+    def _owned(self, lane: int) -> tuple[int, int]:
+        return self.windows * lane // self.lanes, self.windows * (lane + 1) // self.lanes
+
+
+def served(lanes: int, rank: int, world: int) -> range:
+    """The lanes of a rank: rank, rank + world, ... Any world size up to the number of lanes."""
+    if world > lanes:
+        raise UserError(
+            f"{world} workers share train.lanes={lanes} lanes and some would have none: use at most {lanes} workers, "
+            "or start a new run with more lanes"
+        )
+    return range(rank, lanes, world)
