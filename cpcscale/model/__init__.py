@@ -1,0 +1,1 @@
+"""Waveform to z (encoder) and c (context), and the predictors that pretraining uses."""

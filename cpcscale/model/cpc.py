@@ -1,0 +1,71 @@
+"""The CPC network: encoder, context and predictors, with the corpus's level as part of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from cpcscale.model.context import Context, ContextConfig
+from cpcscale.model.encoder import Encoder, EncoderConfig
+from cpcscale.model.predictor import Predictor, PredictorConfig
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The network of a run; the defaults are the paper's."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+
+
+class CPC(nn.Module):
+    """waveform -> latents z and contexts c.
+
+    `offset` and `gain` bring the training corpus to zero mean and unit variance (wave_norm: corpus in PAPER.md); they
+    are buffers, so a checkpoint carries them and every later use hears speech at the level of training.
+    """
+
+    offset: Tensor
+    gain: Tensor
+
+    def __init__(self, config: ModelConfig, *, offset: float = 0.0, gain: float = 1.0) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder)
+        self.context = Context(config.context, config.encoder.channels)
+        self.predictor = Predictor(config.predictor, config.context.width, config.encoder.channels)
+        self.register_buffer("offset", torch.tensor(offset))
+        self.register_buffer("gain", torch.tensor(gain))
+
+    @property
+    def hop_samples(self) -> int:
+        """Samples a frame."""
+        return self.config.encoder.hop_samples
+
+    @property
+    def channels(self) -> int:
+        """C, the width of z."""
+        return self.config.encoder.channels
+
+    @property
+    def context_width(self) -> int:
+        """D, the width of c."""
+        return self.config.context.width
+
+    def features(self, wave_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """(z_BTC, c_BTD) of float waveforms in [-1, 1) at 16 kHz; T = S // hop_samples.
+
+        Causal: the first samples // hop_samples frames of a padded row equal those of the row alone.
+        """
+        z_BTC = self.encoder((wave_BS - self.offset) * self.gain)
+        return z_BTC, self.context(z_BTC)
+
+
+def build(config: ModelConfig, seed: int, *, offset: float = 0.0, gain: float = 1.0) -> CPC:
+    """A network whose first weights depend on `seed` alone; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CPC(config, offset=offset, gain=gain)

@@ -1,0 +1,46 @@
+"""Hand-made features for the baselines: MFCC and log-mel at 100 frames/s, by kaldi-native-fbank."""
+
+from __future__ import annotations
+
+import kaldi_native_fbank as knf
+import numpy as np
+
+from cpcscale import audio
+
+_MELS = 80
+
+
+def mfcc(wave_S: np.ndarray, coefficients: int = 40) -> np.ndarray:
+    """float32 [T, coefficients] of a float waveform in [-1, 1): Kaldi's MFCC, 25 ms windows every 10 ms, no dither.
+
+    T = S // 160 as for the CPC encoder: the end is padded by half a window instead of being dropped.
+    """
+    options = knf.MfccOptions()
+    options.num_ceps = coefficients
+    options.use_energy = False
+    _shared(options)
+    return _frames(knf.OnlineMfcc(options), wave_S, coefficients)
+
+
+def log_mel(wave_S: np.ndarray, bands: int = 40) -> np.ndarray:
+    """float32 [T, bands] of a float waveform in [-1, 1): Kaldi's log mel filterbank energies, as `mfcc` frames them."""
+    options = knf.FbankOptions()
+    _shared(options)
+    options.mel_opts.num_bins = bands
+    return _frames(knf.OnlineFbank(options), wave_S, bands)
+
+
+def _shared(options: knf.MfccOptions | knf.FbankOptions) -> None:
+    options.frame_opts.samp_freq = audio.RATE_HZ
+    options.frame_opts.dither = 0.0
+    # False: frames centred on their 10 ms, mirrored at the ends, so that S samples give S / 160 frames.
+    options.frame_opts.snip_edges = False
+    options.mel_opts.num_bins = _MELS
+
+
+def _frames(computer: knf.OnlineMfcc | knf.OnlineFbank, wave_S: np.ndarray, width: int) -> np.ndarray:
+    # Kaldi's scale is that of 16-bit integers; its energy floor assumes it.
+    computer.accept_waveform(audio.RATE_HZ, (wave_S * 32768).tolist())
+    computer.input_finished()
+    frames = [computer.get_frame(number) for number in range(computer.num_frames_ready)]
+    return np.stack(frames).astype(np.float32) if frames else np.zeros((0, width), np.float32)

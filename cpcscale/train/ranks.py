@@ -1,0 +1,83 @@
+"""The one door to torch.distributed: what the ranks of a run say to each other. Alone, every call is the identity."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cpcscale.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the `world` ranks of a run; `on_node` ranks share its machine."""
+
+    rank: int
+    world: int
+    on_node: int
+    device: torch.device
+
+    @classmethod
+    def current(cls, device: torch.device | None = None) -> Ranks:
+        """The ranks of the process group that Ray Train, torchrun or a test has set up; one rank without a group.
+
+        `device` is what the launcher gives this rank; by default the GPU of its LOCAL_RANK, or the CPU.
+        """
+        device = device or _device()
+        if not dist.is_initialized():
+            return cls(0, 1, 1, device)
+        world = dist.get_world_size()
+        return cls(dist.get_rank(), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which logs, saves and decides."""
+        return self.rank == 0
+
+    def wrapped(self, module: nn.Module) -> nn.Module:
+        """The module under DDP, which averages gradients over ranks; the module itself when alone."""
+        if self.world == 1:
+            return module
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` over ranks, on every rank."""
+        if self.world > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def chosen(self, value: Any) -> Any:
+        """Rank 0's `value`, a plain Python object, on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """The `value` of every rank, in rank order, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def agreed(self, error: UserError | None) -> None:
+        """Raises the first rank's `error` on every rank, so that all stop together with the same line."""
+        errors = [text for text in self.gathered(str(error) if error else None) if text]
+        if errors:
+            raise UserError(errors[0])
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))

@@ -1,0 +1,45 @@
+"""The window ids of each global batch as JSON Lines, for checks of the order and for finding a bad batch again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from cpcscale.shards.index import Index
+from cpcscale.stream.feed import Batch
+from cpcscale.stream.lane import PADDING, Lanes
+from cpcscale.train.ranks import Ranks
+
+
+class WindowLog:
+    """Writes {"step", "epoch", "ids"}, ids `KEY#NUMBER` in the global batch's order, which no number of ranks changes.
+
+    Ids are what the ranks' feeds handed over, gathered, not what the plan says. Lines after `step` are dropped at the
+    start, since a resumed run makes those steps again.
+    """
+
+    def __init__(self, path: str, index: Index, lanes: Lanes, ranks: Ranks, step: int) -> None:
+        self._path, self._lanes, self._ranks = Path(path), lanes, ranks
+        if not ranks.first:
+            return
+        self._keys = index.utterances["key"].to_pylist()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
+        # A killed run may have left half a line.
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def write(self, step: int, batch: Batch) -> None:
+        """Gathers the ids of every rank; rank 0 appends the line of `step`."""
+        parts = self._ranks.gathered((batch.utterance_B, batch.number_B))
+        if not self._ranks.first:
+            return
+        rows = np.empty((self._lanes.lanes, self._lanes.per_step, 2), np.int64)
+        for rank, (utterance_B, number_B) in enumerate(parts):
+            mine = np.stack([utterance_B, number_B], axis=1).reshape(-1, self._lanes.per_step, 2)
+            rows[rank :: self._ranks.world] = mine
+        ids = [f"{self._keys[utterance]}#{number}" for utterance, number in rows.reshape(-1, 2) if utterance != PADDING]
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "epoch": batch.epoch, "ids": ids}) + "\n")
