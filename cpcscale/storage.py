@@ -36,6 +36,12 @@ def absolute(url: str) -> str:
     return url if "://" in url else str(Path(url).expanduser().absolute())
 
 
+def shown(url: str) -> str:
+    """`url` as a person would type it: relative where it lies below the current folder."""
+    path = Path(url)
+    return str(path.relative_to(Path.cwd())) if "://" not in url and path.is_relative_to(Path.cwd()) else url
+
+
 def local_path(url: str) -> Path | None:
     """The local path of `url`, or None for an object store."""
     scheme, path = _split(url)
@@ -43,7 +49,7 @@ def local_path(url: str) -> Path | None:
 
 
 def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
-    """The bytes [start, stop) of a file, all of it by default. Raises NotFoundError, or UserError for a store that fails."""
+    """The bytes [start, stop) of a file, by default all. Raises NotFoundError, or UserError for a store that fails."""
     filesystem, path = _open(url)
     with _failures(url):
         return filesystem.cat_file(path, start=start, end=stop)
@@ -62,7 +68,7 @@ def write(url: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def publishing(url: str) -> Iterator[Path]:
-    """A fresh local path beside `url` (in the system's temporary folder for a store); published when the block ends well.
+    """A fresh local path beside `url` (in the temporary folder for a store), published when the block ends well.
 
     When the block raises, nothing is published and the file written aside is removed.
     """

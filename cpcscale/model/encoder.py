@@ -1,9 +1,10 @@
-"""The convolutional encoder: waveform to one latent z a hop (PAPER.md: kernels 10 8 8 4, strides 5 4 4 2, 128 channels)."""
+"""The convolutional encoder: waveform to one latent z a hop (Li et al. 2021: 4 layers, 128 channels, 10 ms a frame)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class EncoderConfig:
         config.at_least(1, **{"encoder.channels": self.channels})
         if len(self.kernels) != len(self.strides) or not self.kernels:
             raise UserError(
-                f"encoder.kernels={self.kernels} and encoder.strides={self.strides} differ in length: one of each a layer"
+                f"encoder.kernels={self.kernels} and strides {self.strides} differ in length: give one of each a layer"
             )
         if any(kernel < stride or stride < 1 for kernel, stride in zip(self.kernels, self.strides, strict=True)):
             raise UserError(
@@ -49,14 +50,15 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         widths = [1] + [config.channels] * len(config.kernels)
-        self.layers = nn.ModuleList(
+        layers = [
             nn.Conv1d(before, after, kernel, stride)
             for before, after, kernel, stride in zip(widths, widths[1:], config.kernels, config.strides, strict=False)
-        )
+        ]
+        self.layers = nn.ModuleList(layers)
         self._pads = [kernel - stride for kernel, stride in zip(config.kernels, config.strides, strict=True)]
-        for layer in self.layers:
+        for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, wave_BS: Tensor) -> Tensor:
         x_BCS = wave_BS.unsqueeze(1)

@@ -163,7 +163,8 @@ def scan(path: Path, name: str) -> ShardEntry:
 
     Raises UserError naming the tar when it is cut short or a member lacks its metadata.
     """
-    rows, metadata = [], {}
+    rows: list[tuple[str, str, int, int, int]] = []
+    metadata: dict[str, dict[str, Any]] = {}
     with path.open("rb") as raw:
         sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
         raw.seek(0)
@@ -180,7 +181,7 @@ def scan(path: Path, name: str) -> ShardEntry:
         except tarfile.TarError as error:
             raise UserError(f"{name} is not a whole tar ({error}): remove it and pack again") from None
     try:
-        utterances = [_row(metadata[key], key, *rest) for key, *rest in rows]
+        utterances = [_row(metadata[row[0]], *row) for row in rows]
     except KeyError as error:
         raise UserError(f"{name} lacks metadata {error} for a member: it was not written by cpcscale pack") from None
     return ShardEntry(name, sha256, path.stat().st_size, utterances)

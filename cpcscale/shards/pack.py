@@ -335,7 +335,7 @@ def _write_assignment(target: str, config: PackConfig, tasks: dict[str, list[Sha
         split: {task.name: [[key, source.name, source.group] for key, source in task.members] for task in split_tasks}
         for split, split_tasks in tasks.items()
     }
-    state = {"pack": asdict(config), "splits": members}
+    state: dict[str, Any] = {"pack": asdict(config), "splits": members}
     state["digest"] = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
     url = storage.join(target, ASSIGNMENT)
     if storage.exists(url):

@@ -1,4 +1,4 @@
-"""What hands a rank its batches: threads in the rank that read and decode the coming steps while the current one runs."""
+"""What hands a rank its batches: threads that read and decode the coming steps while the current one runs."""
 
 from __future__ import annotations
 
@@ -171,9 +171,13 @@ def fixed_batches(reader: WindowReader, plan: Plan, rows: np.ndarray, size: int)
 
 
 def _joined(parts: list[Batch]) -> Batch:
-    first = parts[0]
-    arrays = [
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("wave_BS", "samples_B", "key_B", "utterance_B", "number_B")
-    ]
-    return Batch(first.step, first.epoch, *arrays, tuple(bad for part in parts for bad in part.bad))
+    return Batch(
+        step=parts[0].step,
+        epoch=parts[0].epoch,
+        wave_BS=np.concatenate([part.wave_BS for part in parts]),
+        samples_B=np.concatenate([part.samples_B for part in parts]),
+        key_B=np.concatenate([part.key_B for part in parts]),
+        utterance_B=np.concatenate([part.utterance_B for part in parts]),
+        number_B=np.concatenate([part.number_B for part in parts]),
+        bad=tuple(bad for part in parts for bad in part.bad),
+    )

@@ -141,10 +141,10 @@ def read(url: str) -> Restored:
     if state["format"] > FORMAT:
         raise UserError(f"{url} has checkpoint format {state['format']}, this cpcscale reads up to {FORMAT}: upgrade")
     try:
-        tensors = [load_tensors(contents[name]) for name in _FILES[:2]]
+        model, optimizer = (load_tensors(contents[name]) for name in _FILES[:2])
     except SafetensorError as error:
         raise UserError(f"{url} holds tensors that cannot be read: {error}") from None
-    return Restored(url, *tensors, Position(**state["position"]))
+    return Restored(url, model, optimizer, Position(**state["position"]))
 
 
 def restore(restored: Restored, model: CPC, optimizer: torch.optim.Optimizer) -> None:

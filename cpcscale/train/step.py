@@ -123,7 +123,7 @@ class TrainStep:
         """Gradients are reduced once a step, with the last piece."""
         if last or self.ranks.world == 1:
             return contextlib.nullcontext()
-        return self.module.no_sync()  # type: ignore[operator, no-any-return]
+        return self.module.no_sync()  # type: ignore[operator]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.ranks.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)

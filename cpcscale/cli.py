@@ -1,0 +1,174 @@
+"""`cpcscale VERB CONFIG [key=value ...]`: one verb a job. Results go to stdout, progress and errors to stderr.
+
+A user's mistake is one line and exit status 2; a traceback means a bug. Verbs import what they need when they run, so
+that `--help` and a mistyped config answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from cpcscale import __version__
+from cpcscale.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
+    try:
+        match options.verb:
+            case "pack":
+                _pack(options)
+            case "pretrain":
+                _pretrain(options)
+            case "finetune":
+                _finetune(options)
+            case "sweep":
+                _sweep(options)
+            case "compare":
+                _compare(options)
+    except UserError as error:
+        print(f"cpcscale: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cpcscale: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cpcscale", description="CPC pretraining for speech emotion, from audio files to a comparison of runs."
+    )
+    parser.add_argument("--version", action="version", version=f"cpcscale {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    overrides = {"nargs": "*", "metavar": "key=value", "default": [], "help": "overrides, such as train.steps=60"}
+
+    pack = verbs.add_parser("pack", help="audio files -> WebDataset tar shards and their index")
+    pack.add_argument("source", help="folder of audio, or s3://")
+    pack.add_argument("target", help="folder or s3:// prefix for the shard sets")
+    for verb, text in (
+        ("pretrain", "shards -> CPC encoder, on Ray Train"),
+        ("finetune", "encoder and labelled corpus -> emotion recogniser, cross-validated"),
+        ("sweep", "hyper-parameters of fine-tuning, on Ray Tune"),
+    ):
+        verbs.add_parser(verb, help=text).add_argument(
+            "config", help="YAML file, such as configs/" + verb + "/quickstart.yaml"
+        )
+    compare = verbs.add_parser("compare", help="tracked runs -> table and one HTML page")
+    compare.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    compare.add_argument("--html", metavar="PATH", help="also write one self-contained page with plots")
+    for verb, subparser in verbs.choices.items():
+        subparser.add_argument("overrides", **overrides)  # type: ignore[arg-type]
+        if verb != "compare":
+            subparser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
+    return parser
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from cpcscale import config
+    from cpcscale.cluster.pack import pack
+    from cpcscale.shards.pack import PackConfig
+
+    packed = pack(options.source, options.target, config.load(PackConfig, None, options.overrides))
+    sets: dict[str, dict[str, Any]] = {
+        name: {
+            "shards": index.shards.num_rows,
+            "utterances": index.utterances.num_rows,
+            "hours": round(index.duration_s / 3600, 4),
+            "fingerprint": index.fingerprint,
+        }
+        for name, index in packed.splits.items()
+    }
+    if options.json:
+        _emit({"target": options.target, "sets": sets, "quarantined": len(packed.quarantine)})
+        return
+    print(f"packed {options.source} into {options.target}")
+    for name, row in sets.items():
+        print(
+            f"  {name:8} {row['shards']:4} shards {row['utterances']:7} utterances {row['hours']:9.2f} h  "
+            f"fingerprint {str(row['fingerprint'])[:12]}"
+        )
+    left = f"listed in {options.target}/quarantine.csv" if packed.quarantine else "none"
+    print(f"  files left out: {len(packed.quarantine)} ({left})")
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from cpcscale import config, storage
+    from cpcscale.cluster.pretrain import PretrainConfig, pretrain
+
+    summary = pretrain(config.load(PretrainConfig, options.config, options.overrides))
+    if options.json:
+        _emit(summary)
+        return
+    print(
+        f"pretrained {summary['steps']} steps on {summary['audio_s'] / 3600:.2f} h of audio at "
+        f"{summary['audio_s_per_s']:.0f} audio s/s ({summary['data_wait_share']:.1%} waiting for data)"
+    )
+    scored: dict[str, dict[str, Any]] = {
+        "training batch": summary,
+        **{name: summary[name] for name in ("heldout", "unseen") if name in summary},
+    }
+    print(f"  InfoNCE accuracy (ties count as wrong; chance {summary['accuracy_chance']:.4f})")
+    for name, scores in scored.items():
+        by_step = [f"{scores[key]:.2f}" for key in sorted(scores) if key.startswith("accuracy_k")]
+        detail = f"; k=1..{len(by_step)}: {' '.join(by_step)}" if by_step else ""
+        print(f"  {name:14} mean {scores['accuracy_mean']:.3f}, loss {scores['loss']:.3f}{detail}")
+    print(f"  checkpoint {storage.shown(summary['checkpoint'])}\n  MLflow run {summary['run_id']}")
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    from cpcscale import config
+    from cpcscale.cluster.finetune import FinetuneConfig, finetune
+
+    result = finetune(config.load(FinetuneConfig, options.config, options.overrides)).as_dict()
+    if options.json:
+        _emit(result)
+        return
+    marks = f" [{', '.join(result['marks'])}]" if result["marks"] else ""
+    print(f"{result['system']} on {result['corpus']}{marks}, protocol {result['protocol']}, pooled over the test folds")
+    for name, value in result["ccc"].items():
+        interval = (result["interval"] or {}).get(name)
+        print(f"  CCC {name:10} {value:6.3f}" + (f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from cpcscale import config
+    from cpcscale.cluster.sweep import SweepConfig, sweep
+
+    result = sweep(config.load(SweepConfig, options.config, options.overrides))
+    if options.json:
+        _emit(result)
+        return
+    print(f"best of {result['trials']} trials: inner_ccc {result['inner_ccc']:.3f}, on development speakers alone")
+    for key, value in result["best"].items():
+        print(f"  {key}={value}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from cpcscale import compare, config, report
+    from cpcscale.tracking import TrackingConfig, read_runs
+
+    tracking = config.load(TrackingConfig, None, options.overrides)
+    runs = read_runs(tracking)
+    rows = compare.compare_rows(runs)
+    match options.format:
+        case "json":
+            print(compare.format_json(rows))
+        case "csv":
+            print(compare.format_csv(rows), end="")
+        case _:
+            print(compare.format_table(rows))
+    if options.html:
+        report.write_html(runs, options.html)
+        print(f"page: {options.html}", file=sys.stderr)
+
+
+def _emit(result: dict[str, Any]) -> None:
+    print(json.dumps(result))

@@ -1,0 +1,105 @@
+"""How rank 0 talks to the driver: an actor that keeps what was said until the driver takes it.
+
+The driver alone owns the terminal and the tracker, so one process touches the tracking store however many workers
+there are and wherever they run.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+from cpcscale.train.loop import Observer
+
+_POLL_S = 0.3
+_PROGRESS_EVERY_S = 0.3
+
+
+class Mailbox:
+    """The actor: messages in the order they were sent, then the result or the user's error of the run."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[str, tuple[Any, ...]]] = []
+        self._summary: dict[str, Any] | None = None
+        self._error: str | None = None
+
+    def put(self, kind: str, *content: Any) -> None:
+        self._messages.append((kind, content))
+
+    def take(self) -> list[tuple[str, tuple[Any, ...]]]:
+        taken, self._messages = self._messages, []
+        return taken
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self._summary = summary
+
+    def fail(self, error: str) -> None:
+        self._error = self._error or error
+
+    def outcome(self) -> tuple[dict[str, Any] | None, str | None]:
+        return self._summary, self._error
+
+
+class MailboxObserver:
+    """The observer in a worker: sends and never waits. Warnings of the package are sent on as notes."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox, self._said = mailbox, 0.0
+        logging.getLogger("cpcscale").addHandler(_NoteHandler(self))
+
+    def note(self, text: str) -> None:
+        self._mailbox.put.remote("note", text)
+
+    def progress(self, step: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._said >= _PROGRESS_EVERY_S or step == total:
+            self._said = now
+            self._mailbox.put.remote("progress", step, total)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self._mailbox.put.remote("metrics", step, dict(values))
+
+
+class _NoteHandler(logging.Handler):
+    def __init__(self, observer: MailboxObserver) -> None:
+        super().__init__(logging.WARNING)
+        self._observer = observer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._observer.note(record.getMessage())
+
+
+class Delivery:
+    """The driver's end: a thread that hands messages to an observer until the block ends, the last ones included."""
+
+    def __init__(self, mailbox: Any, observer: Observer) -> None:
+        self._mailbox, self._observer = mailbox, observer
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._deliver, name="delivery", daemon=True)
+
+    def __enter__(self) -> Delivery:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _deliver(self) -> None:
+        while True:
+            last = self._stop.wait(_POLL_S)
+            for kind, content in ray.get(self._mailbox.take.remote()):
+                match kind:
+                    case "note":
+                        self._observer.note(*content)
+                    case "progress":
+                        self._observer.progress(*content)
+                    case "metrics":
+                        self._observer.metrics(*content)
+            if last:
+                return

@@ -1,0 +1,241 @@
+"""Pretraining on Ray Train: checks, terminal and tracker in the driver, one loop in each worker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from cpcscale import config as configs
+from cpcscale import storage
+from cpcscale.cluster import pack as packing
+from cpcscale.cluster import session
+from cpcscale.errors import UserError
+from cpcscale.progress import Progress, note
+from cpcscale.shards.index import MARKER, Index
+from cpcscale.shards.pack import HELDOUT, TRAIN, UNSEEN, PackConfig
+from cpcscale.stream import window
+from cpcscale.stream.lane import Lanes, served
+from cpcscale.tracking import Tracker, TrackingConfig, environment_tags
+from cpcscale.train import resume
+from cpcscale.train.checkpoint import Checkpoints
+from cpcscale.train.loop import Data
+from cpcscale.train.loop import pretrain as train
+from cpcscale.train.ranks import Ranks
+from cpcscale.train.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where the speech is."""
+
+    # A folder that `cpcscale pack` made: `train` is learned from, `heldout` and `unseen` are scored.
+    shards: str = "runs/shards"
+    # Audio to pack into `shards` first, when there is no shard set yet; empty: none.
+    audio: str = ""
+    pack: PackConfig = field(default_factory=PackConfig)
+
+
+@dataclass(kw_only=True)
+class PretrainConfig(Recipe):
+    """A pretraining run: the recipe, its data and where it runs."""
+
+    name: str = "pretrain"
+    # The folder (or s3:// prefix) of the run; the same folder goes on with it.
+    run_dir: str = "runs/pretrain"
+    workers: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # Restarts of the worker group after a worker died, before the run fails.
+    max_failures: int = 3
+    data: DataConfig = field(default_factory=DataConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        configs.at_least(1, workers=self.workers)
+        configs.at_least(0, max_failures=self.max_failures)
+        served(self.train.lanes, 0, self.workers)
+
+
+def pretrain(config: PretrainConfig) -> dict[str, Any]:
+    """Runs or resumes a pretraining and returns its summary: that of train.loop.pretrain, with run_id and run_dir.
+
+    Everything a user can get wrong is refused here, before a worker starts or a file is written.
+    """
+    config = _absolute(config)
+    data = _open_data(config)
+    _check(config, data)
+    session.connect(config.workers)
+    use_gpu = _use_gpu(config)
+    tracker = Tracker.start(
+        config.tracking,
+        kind="pretrain",
+        name=config.name,
+        run_dir=config.run_dir,
+        tags=environment_tags()
+        | {"cpcscale.config_hash": configs.digest(config), "cpcscale.fingerprint": data.train.fingerprint},
+        params=configs.flat(config),
+    )
+    status = "FAILED"
+    try:
+        summary = _fit(config, use_gpu, tracker)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+    return {**summary, "run_id": tracker.run_id, "run_dir": config.run_dir}
+
+
+class _Console:
+    """The observer in the driver: a bar or lines for the person, everything for the tracker."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker, self._detail = tracker, ""
+        self._bar: Progress | None = None
+
+    def note(self, text: str) -> None:
+        note(f"pretrain: {text}")
+
+    def progress(self, step: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = Progress("pretrain", total, "steps")
+        self._bar.at(step, self._detail)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self._tracker.log(step, values)
+        if "loss" in values:
+            self._detail = (
+                f"loss {values['loss']:.3f}, accuracy {values['accuracy_mean']:.3f}, "
+                f"{values['audio_s_per_s']:.0f} audio s/s, waiting {values['data_wait_share']:.1%}"
+            )
+        for name in (HELDOUT, UNSEEN):
+            if f"{name}_loss" in values:
+                note(
+                    f"pretrain: step {step}, {name}: loss {values[f'{name}_loss']:.3f}, accuracy "
+                    f"{values[f'{name}_accuracy_mean']:.3f} (k=1 {values[f'{name}_accuracy_k01']:.3f})"
+                )
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.close()
+
+
+def _fit(config: PretrainConfig, use_gpu: bool, tracker: Tracker) -> dict[str, Any]:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from cpcscale.cluster.mailbox import Delivery, Mailbox
+
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    ray_folder = storage.join(config.run_dir, "ray")
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"config": config, "mailbox": mailbox},
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            name="train", storage_path=ray_folder, failure_config=FailureConfig(max_failures=config.max_failures)
+        ),
+    )
+    console = _Console(tracker)
+    try:
+        with Delivery(mailbox, console):
+            trainer.fit()
+    except ray.train.TrainingFailedError:
+        _, error = ray.get(mailbox.outcome.remote())
+        if error:
+            raise UserError(error) from None
+        raise
+    finally:
+        console.close()
+        storage.remove(ray_folder)
+    summary, error = ray.get(mailbox.outcome.remote())
+    if error:
+        raise UserError(error)
+    return dict(summary)
+
+
+def _work(spec: dict[str, Any]) -> None:
+    """One worker: its ranks, its data, the loop. A user's error is left with the driver and not tried again."""
+    import ray
+    from ray.train.torch import get_device
+
+    from cpcscale.cluster.mailbox import MailboxObserver
+
+    config, mailbox = spec["config"], spec["mailbox"]
+    _, error = ray.get(mailbox.outcome.remote())
+    if error:
+        return
+    ranks = Ranks.current(get_device())
+    try:
+        summary = train(config, _open_data(config), config.run_dir, ranks, MailboxObserver(mailbox))
+    except UserError as failure:
+        ray.get(mailbox.fail.remote(str(failure)))
+        raise
+    if ranks.first:
+        ray.get(mailbox.finish.remote(summary))
+
+
+def _open_data(config: PretrainConfig) -> Data:
+    """The shard sets; packs `data.audio` first where there are none."""
+    base = config.data.shards
+    if storage.exists(storage.join(base, MARKER)):
+        return Data(Index.load(base), {})
+    if config.data.audio and not storage.exists(storage.join(base, TRAIN, MARKER)):
+        note(f"pretrain: no shard set at {storage.shown(base)} yet, packing {storage.shown(config.data.audio)} into it")
+        packing.pack(config.data.audio, base, config.data.pack)
+    sets = {name: storage.join(base, name) for name in (HELDOUT, UNSEEN)}
+    present = {name: Index.load(url) for name, url in sets.items() if storage.exists(storage.join(url, MARKER))}
+    return Data(Index.load(storage.join(base, TRAIN)), present)
+
+
+def _check(config: PretrainConfig, data: Data) -> None:
+    """What the workers would refuse, refused before they start."""
+    windows = int(window.count(config.window, data.train.samples).sum())
+    lanes = Lanes(windows, config.train.lanes, config.train.batch)
+    total = config.train.steps or max(1, round(config.train.epochs * lanes.steps_per_epoch))
+    restored = Checkpoints(config.run_dir).newest()
+    resume.position(restored, config, data.train.fingerprint, lanes, total)
+
+
+def _use_gpu(config: PretrainConfig) -> bool:
+    import ray
+
+    have = ray.cluster_resources()
+    gpus = int(have.get("GPU", 0))
+    if config.device == "cuda" and gpus < config.workers:
+        raise UserError(
+            f"device=cuda asks for {config.workers} GPUs and the cluster has {gpus}: lower workers, or use cpu"
+        )
+    use_gpu = config.device != "cpu" and gpus >= config.workers
+    if config.train.precision == "fp16" and not use_gpu:
+        raise UserError("train.precision=fp16 needs a GPU for every worker and there is none: use fp32 or bf16")
+    if not use_gpu and have.get("CPU", 0) < config.workers:
+        raise UserError(
+            f"workers={config.workers} need a core each and the cluster has {have.get('CPU', 0):g}: lower workers"
+        )
+    return use_gpu
+
+
+def _absolute(config: PretrainConfig) -> PretrainConfig:
+    """Local paths made absolute: workers stand in other folders."""
+    train = replace(
+        config.train,
+        log_window_ids=storage.absolute(config.train.log_window_ids) if config.train.log_window_ids else "",
+    )
+    data = replace(
+        config.data,
+        shards=storage.absolute(config.data.shards),
+        audio=storage.absolute(config.data.audio) if config.data.audio else "",
+    )
+    # Ray unpacks what `ray job submit --working-dir` sends under such a name, and throws it away in the end.
+    if "_ray_pkg_" in storage.absolute(config.run_dir):
+        log.warning(
+            "run_dir=%s lies in the job's temporary folder: name an absolute path or s3:// to keep it", config.run_dir
+        )
+    return replace(config, run_dir=storage.absolute(config.run_dir), train=train, data=data)

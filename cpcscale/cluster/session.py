@@ -1,0 +1,87 @@
+"""Joining or starting Ray, and mapping a function over items as Ray tasks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cpcscale.errors import UserError
+from cpcscale.progress import Progress
+
+_OBJECT_STORE_BYTES = 256 * 2**20
+
+
+def connect(workers: int = 1) -> None:
+    """Joins the cluster that RAY_ADDRESS names, else starts a small Ray on this machine alone; once a process.
+
+    A Ray of our own binds to loopback, needs no token and says nothing of its own; it ends with this process. It has
+    room for `workers` even on fewer cores. Raises UserError when the cluster does not answer.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"no Ray cluster answers at RAY_ADDRESS={address} ({str(error).splitlines()[0]}): start one with "
+                "`ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
+            ) from None
+        return
+    # Set before Ray starts its processes, and never over a user's own choice. A Ray that only this process can reach
+    # needs no token; asking for one would write into the user's home.
+    for name, value in (
+        ("RAY_AUTH_MODE", "disabled"),
+        ("RAY_USAGE_STATS_ENABLED", "0"),
+        ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"),
+        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
+    ):
+        os.environ.setdefault(name, value)
+    ray.init(
+        address="local",
+        num_cpus=max(workers, os.cpu_count() or 1),
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def map_tasks(
+    function: Callable[[Any], Any], items: Sequence[Any], *, what: str, unit: str = "tasks", cpus: float = 1
+) -> list[Any]:
+    """`function` of every item, in order, each as a Ray task of `cpus`; a task's UserError is raised as is."""
+    import ray
+
+    remote = ray.remote(num_cpus=cpus)(function)
+    results: list[Any] = [None] * len(items)
+    # A bounded number in flight, so that a million items do not stand in the driver's memory as references.
+    most = max(8, 4 * int(ray.cluster_resources().get("CPU", 1)))
+    pending: dict[Any, int] = {}
+    waiting = iter(enumerate(items))
+    with Progress(what, len(items), unit) as progress:
+        done = 0
+        while done < len(items):
+            while len(pending) < most and (entry := next(waiting, None)) is not None:
+                pending[remote.remote(entry[1])] = entry[0]
+            ready, _ = ray.wait(list(pending), num_returns=1)
+            results[pending.pop(ready[0])] = _result(ready[0])
+            done += 1
+            progress.at(done)
+    return results
+
+
+def _result(reference: Any) -> Any:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
