@@ -152,8 +152,9 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from cpcscale import compare, config, report
-    from cpcscale.tracking import TrackingConfig, read_runs
+    from cpcscale import compare, config
+    from cpcscale.runs import read_runs
+    from cpcscale.tracking import TrackingConfig
 
     tracking = config.load(TrackingConfig, None, options.overrides)
     runs = read_runs(tracking)
@@ -166,6 +167,9 @@ def _compare(options: argparse.Namespace) -> None:
         case _:
             print(compare.format_table(rows))
     if options.html:
+        # It brings matplotlib, which a table does not need.
+        from cpcscale import report
+
         report.write_html(runs, options.html)
         print(f"page: {options.html}", file=sys.stderr)
 

@@ -1,0 +1,207 @@
+"""Records on their way to a store that may be away: queued in order, sent in batches by one thread, never lost unsaid.
+
+The rule of a resumed run: for each metric key the store holds a prefix of what was logged, because records leave in
+order and through one thread. So a record enters exactly when its step is above the highest one known for *its own
+key*: keys of another cadence (`heldout_*`) do not hold each other back, and a step of which the death of the process
+let only some keys through is completed, not repeated. A batch that is sent again after a lost answer keeps its
+timestamps, by which the store knows it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+from cpcscale import storage
+from cpcscale.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+SEND_EVERY_S = 2.0
+RETRY_AT_MOST_S = 30.0
+CLOSE_WAIT_S = 20.0
+BATCH_VALUES = 1000  # the most metric values that one MLflow call takes
+QUEUE_VALUES = 100_000  # about 20 MB; from then on only every second (fourth, ...) value of each key is kept
+
+Record = tuple[str, float, int, int]  # key, value, timestamp in ms, step
+
+
+class StoreAwayError(Exception):
+    """The store did not answer; the same call may succeed later."""
+
+
+class Sink(Protocol):
+    """Where records go. Every method raises StoreAwayError when the store does not answer."""
+
+    def last_values(self) -> dict[str, tuple[int, float]]:
+        """Step and value of the newest record by key."""
+
+    def send_values(self, records: list[Record]) -> None:
+        """Stores at most BATCH_VALUES records, all or none; the same records twice are stored once."""
+
+    def send_artifact(self, name: str, data: bytes) -> None:
+        """Stores one file, replacing what had this name."""
+
+
+class Outbox:
+    """What one run has still to send. `spill_url` is where it is kept when the process ends and the store is away."""
+
+    def __init__(self, run_id: str, sink: Sink, spill_url: str | None) -> None:
+        self._run_id = run_id
+        self._sink = sink
+        self._spill_url = spill_url
+        self._known: dict[str, int] | None = None  # the highest step by key; None until the store was asked
+        self._values: deque[Record] = deque()
+        self._in_flight: list[Record] = []
+        self._seen: Counter[str] = Counter()
+        self._stride = 1  # of each key's values, those that enter the queue; more than 1 in a long outage
+        self._artifacts: dict[str, bytes] = {}
+        self._lock, self._sending, self._wake = threading.Lock(), threading.Lock(), threading.Event()
+        self._away = self._spilled = self._closed = False
+        self._restore()
+        threading.Thread(target=self._run, name="tracking", daemon=True).start()
+
+    def put(self, records: list[Record]) -> None:
+        """Queues records; those of one key must come with rising steps, others are dropped."""
+        with self._lock:
+            for record in records:
+                if self._seen[record[0]] % self._stride == 0:
+                    self._values.append(record)
+                self._seen[record[0]] += 1
+            if len(self._values) > QUEUE_VALUES:
+                self._values = deque(_every_second(self._values))
+                self._stride *= 2
+            full = len(self._values) >= BATCH_VALUES
+        if full and not self._away:
+            self._wake.set()
+
+    def put_artifact(self, name: str, data: bytes) -> None:
+        """Queues one file."""
+        with self._lock:
+            self._artifacts[name] = data
+        if not self._away:
+            self._wake.set()
+
+    def flush(self) -> bool:
+        """True when all is sent; else it is kept at `spill_url`. A store that is known to be away is not tried."""
+        if not self._away and self.send():
+            return True
+        self._spill()
+        return False
+
+    def close(self, last: Callable[[], None]) -> bool:
+        """Sends the rest and runs `last`, trying for CLOSE_WAIT_S; True when that succeeded. The outbox ends here."""
+        deadline = time.monotonic() + CLOSE_WAIT_S
+        while not (sent := self.send(last)) and time.monotonic() < deadline:
+            time.sleep(1)
+        self._closed = True
+        self._wake.set()
+        if not sent:
+            self._spill()
+        return sent
+
+    def send(self, last: Callable[[], None] | None = None) -> bool:
+        """Sends all there is, then runs `last`; False, with one warning for an outage, when the store is away."""
+        with self._sending:
+            try:
+                self._send_values()
+                self._send_artifacts()
+                if last:
+                    last()
+            except StoreAwayError as error:
+                if not self._away:
+                    logger.warning("the tracking store is away (%s): records are kept and sent later", error)
+                self._away = True
+                return False
+            if self._away:
+                logger.info("the tracking store answers again: all records are sent")
+            self._away, self._stride = False, 1
+            if self._spilled and self._spill_url:
+                with contextlib.suppress(UserError):  # what it holds is known to the store, so it may as well stay
+                    storage.remove(self._spill_url)
+                self._spilled = False
+            return True
+
+    def _run(self) -> None:
+        wait_s = SEND_EVERY_S
+        while not self._closed:
+            self._wake.wait(wait_s)
+            self._wake.clear()
+            if not self._closed:
+                wait_s = SEND_EVERY_S if self.send() else min(2 * wait_s, RETRY_AT_MOST_S)
+
+    def _send_values(self) -> None:
+        if self._known is None:
+            self._known = {key: step for key, (step, _) in self._sink.last_values().items()}
+        while batch := self._in_flight or self._take(self._known):
+            self._in_flight = batch
+            self._sink.send_values(batch)
+            self._in_flight = []
+
+    def _take(self, known: dict[str, int]) -> list[Record]:
+        """The next records that the store has not, at most one batch."""
+        fresh: list[Record] = []
+        with self._lock:
+            while self._values and len(fresh) < BATCH_VALUES:
+                key, _, _, step = record = self._values.popleft()
+                if step > known.get(key, -1):
+                    known[key] = step
+                    fresh.append(record)
+        return fresh
+
+    def _send_artifacts(self) -> None:
+        for name, data in list(self._artifacts.items()):
+            self._sink.send_artifact(name, data)
+            with self._lock:
+                if self._artifacts.get(name) is data:
+                    del self._artifacts[name]
+
+    def _spill(self) -> None:
+        if not self._spill_url:
+            return
+        with self._lock:
+            artifacts = {name: base64.b64encode(data).decode() for name, data in self._artifacts.items()}
+            note = {"run_id": self._run_id, "values": [*self._in_flight, *self._values], "artifacts": artifacts}
+        try:
+            storage.write(self._spill_url, json.dumps(note).encode())
+            self._spilled = True
+        except UserError as error:
+            logger.warning("unsent records of run %s could not be kept: %s", self._run_id, error)
+
+    def _restore(self) -> None:
+        """Takes up what an earlier process of this run could not send."""
+        note = read_json(self._spill_url) if self._spill_url else {}
+        if note.get("run_id") == self._run_id:
+            self._spilled = True
+            self._values.extend((key, value, at_ms, step) for key, value, at_ms, step in note["values"])
+            self._artifacts.update({name: base64.b64decode(text) for name, text in note["artifacts"].items()})
+
+
+def read_json(url: str) -> dict[str, Any]:
+    """The JSON object at `url`; empty when there is none, or (with a warning) when it is not one."""
+    try:
+        content = json.loads(storage.read(url))
+    except storage.NotFoundError:
+        return {}
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        logger.warning("%s is not a JSON object: left aside", url)
+        return {}
+    return content
+
+
+def _every_second(records: Iterable[Record]) -> Iterator[Record]:
+    """Half the records of each key: a curve at half its resolution is worth more than one with a hole."""
+    seen: Counter[str] = Counter()
+    for record in records:
+        seen[record[0]] += 1
+        if seen[record[0]] % 2:
+            yield record
