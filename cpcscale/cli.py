@@ -152,9 +152,10 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from cpcscale import compare, config
-    from cpcscale.runs import read_runs
-    from cpcscale.tracking import TrackingConfig
+    from cpcscale import config
+    from cpcscale.report import compare
+    from cpcscale.tracking.runs import read_runs
+    from cpcscale.tracking.tracker import TrackingConfig
 
     tracking = config.load(TrackingConfig, None, options.overrides)
     runs = read_runs(tracking)
@@ -168,9 +169,9 @@ def _compare(options: argparse.Namespace) -> None:
             print(compare.format_table(rows))
     if options.html:
         # It brings matplotlib, which a table does not need.
-        from cpcscale import report
+        from cpcscale.report.write import write_html
 
-        report.write_html(runs, options.html)
+        write_html(runs, options.html)
         print(f"page: {options.html}", file=sys.stderr)
 
 

@@ -64,6 +64,9 @@ class MailboxObserver:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self._mailbox.put.remote("metrics", step, dict(values))
 
+    def saved(self) -> None:
+        self._mailbox.put.remote("saved")
+
 
 class _NoteHandler(logging.Handler):
     def __init__(self, observer: MailboxObserver) -> None:
@@ -101,5 +104,7 @@ class Delivery:
                         self._observer.progress(*content)
                     case "metrics":
                         self._observer.metrics(*content)
+                    case "saved":
+                        self._observer.saved()
             if last:
                 return

@@ -17,7 +17,7 @@ from cpcscale.shards.index import MARKER, Index
 from cpcscale.shards.pack import HELDOUT, TRAIN, UNSEEN, PackConfig
 from cpcscale.stream import window
 from cpcscale.stream.lane import Lanes, served
-from cpcscale.tracking import Tracker, TrackingConfig, environment_tags
+from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
 from cpcscale.train import resume
 from cpcscale.train.checkpoint import Checkpoints
 from cpcscale.train.loop import Data
@@ -119,6 +119,10 @@ class _Console:
                     f"pretrain: step {step}, {name}: loss {values[f'{name}_loss']:.3f}, accuracy "
                     f"{values[f'{name}_accuracy_mean']:.3f} (k=1 {values[f'{name}_accuracy_k01']:.3f})"
                 )
+
+    def saved(self) -> None:
+        # A resumed run starts from here: what was logged before it is not made again.
+        self._tracker.flush()
 
     def close(self) -> None:
         if self._bar:

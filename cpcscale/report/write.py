@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from cpcscale import compare, page, plots, storage
-from cpcscale.compare import FIGURES, PRIMITIVES, Row, rounded, short
-from cpcscale.page import escape
-from cpcscale.runs import TrackedRun
+from cpcscale import storage
+from cpcscale.report import compare, page, plots
+from cpcscale.report.compare import FIGURES, PRIMITIVES, Row, rounded, short
+from cpcscale.report.page import escape
+from cpcscale.tracking.runs import TrackedRun
 
 MOST_DRAWN = 8  # systems (or pretraining runs) with plots of their own in a section; its table has them all
 

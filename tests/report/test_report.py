@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cpcscale.compare import compare_rows, format_csv, format_json, format_table
-from cpcscale.report import write_html
-from cpcscale.runs import TrackedRun, read_runs
-from cpcscale.tracking import Tracker, TrackingConfig
+from cpcscale.report.compare import compare_rows, format_csv, format_json, format_table
+from cpcscale.report.write import write_html
+from cpcscale.tracking.runs import TrackedRun, read_runs
+from cpcscale.tracking.tracker import Tracker, TrackingConfig
 
 FIGURES = ["activation", "valence", "dominance", "mean"]
 CCC = dict(zip(FIGURES, (0.4124, -0.0216, 0.3, 0.2303), strict=True))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from cpcscale.runs import TrackedRun
+from cpcscale.tracking.runs import TrackedRun
 
 PRIMITIVES = ("activation", "valence", "dominance")
 FIGURES = (*PRIMITIVES, "mean")

@@ -9,7 +9,7 @@ from typing import Any
 
 from cpcscale.config import redact
 from cpcscale.errors import UserError
-from cpcscale.tracking import (
+from cpcscale.tracking.tracker import (
     PARENT_TAG,
     TrackingConfig,
     connect,

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from cpcscale import outbox
 from cpcscale.errors import UserError
-from cpcscale.runs import TrackedRun, read_runs
-from cpcscale.tracking import StoreError, Tracker, TrackingConfig, environment_tags
+from cpcscale.tracking.tracker import outbox
+from cpcscale.tracking.runs import TrackedRun, read_runs
+from cpcscale.tracking.tracker import StoreError, Tracker, TrackingConfig, environment_tags
 
 
 class Server:
@@ -300,7 +300,7 @@ def test_reading_an_empty_store_is_one_line_and_makes_no_file(tmp_path: Path) ->
 
 def test_two_processes_that_make_one_store_do_not_race(tmp_path: Path) -> None:
     code = (
-        "from cpcscale.tracking import *\n"
+        "from cpcscale.tracking.tracker import *\n"
         "Tracker.start(TrackingConfig(), kind='trial', name='a', run_dir=None, tags={}, params={}).finish('FINISHED')"
     )
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from cpcscale import storage
-from cpcscale.config import redacted, choose, redact
+from cpcscale.config import choose, redact, redacted
 from cpcscale.errors import UserError
-from cpcscale.outbox import Outbox, Record, StoreAwayError, read_json
+from cpcscale.tracking.outbox import Outbox, Record, StoreAwayError, read_json
 
 logger = logging.getLogger(__name__)
 
