@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from cpcscale.errors import UserError
-from cpcscale.tracking.tracker import outbox
+from cpcscale.tracking import outbox
 from cpcscale.tracking.runs import TrackedRun, read_runs
 from cpcscale.tracking.tracker import StoreError, Tracker, TrackingConfig, environment_tags
 
