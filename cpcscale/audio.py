@@ -7,6 +7,7 @@ x = int16 / 32768. A 16-bit source survives it bit for bit.
 from __future__ import annotations
 
 import io
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,9 @@ RATE_HZ = 16_000
 SUFFIXES = (".wav", ".flac", ".opus", ".ogg", ".mp3", ".aif", ".aiff", ".au", ".sph")
 _FORMATS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
 CODECS = tuple(_FORMATS)
+# A damaged header, or one of a FLAC written to a pipe, claims years; libsndfile believes it.
+_LONGEST_S = 86_400
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 class AudioError(UserError):
@@ -49,12 +53,10 @@ class AudioInfo:
 def probe(source: bytes | str) -> AudioInfo:
     """The header of a file (path or bytes), nothing decoded. Raises AudioError `unreadable` or `empty`."""
     try:
-        info = soundfile.info(_opened(source))
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError("unreadable", f"{_name(source)} is not audio that libsndfile reads: {error}") from None
-    if info.frames <= 0:
-        raise AudioError("empty", f"{_name(source)} holds no samples")
-    return AudioInfo(info.frames, info.samplerate, info.channels)
+        with soundfile.SoundFile(_opened(source)) as file:
+            return _header(file, source)
+    except (soundfile.LibsndfileError, OSError, UnicodeEncodeError) as error:
+        raise AudioError("unreadable", f"{_name(source)} is not audio that libsndfile reads: {_why(error)}") from None
 
 
 def decode(source: bytes | str) -> np.ndarray:
@@ -63,11 +65,15 @@ def decode(source: bytes | str) -> np.ndarray:
     Raises AudioError `unreadable` or `empty`.
     """
     try:
-        wave, rate_hz = soundfile.read(_opened(source), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError("unreadable", f"{_name(source)} cannot be decoded: {error}") from None
+        with soundfile.SoundFile(_opened(source)) as file:
+            rate_hz = _header(file, source).rate_hz
+            wave = file.read(dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError, UnicodeEncodeError) as error:
+        raise AudioError("unreadable", f"{_name(source)} cannot be decoded: {_why(error)}") from None
     if not len(wave):
         raise AudioError("empty", f"{_name(source)} holds no samples")
+    if not np.isfinite(wave).all():
+        raise AudioError("unreadable", f"{_name(source)} holds samples that are not numbers")
     mono = wave.mean(axis=1) if wave.shape[1] > 1 else wave[:, 0]
     return mono if rate_hz == RATE_HZ else soxr.resample(mono, rate_hz, RATE_HZ)
 
@@ -85,18 +91,18 @@ def decode_slice(data: bytes, start: int, count: int) -> np.ndarray:
             exact = file.subtype == "PCM_16"
             wave = file.read(count, dtype="int16" if exact else "float32")
     except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError("unreadable", f"a member cannot be decoded: {error}") from None
+        raise AudioError("unreadable", f"a member cannot be decoded: {_why(error)}") from None
     if len(wave) != count:
         raise AudioError("unreadable", f"a member ends at sample {start + len(wave)}, before {start + count}")
     return wave if exact else to_int16(wave)
 
 
 def encode(wave: np.ndarray, codec: str) -> bytes:
-    """The int16 signal [S] at 16 kHz as one file of `codec` (wav, flac, opus)."""
+    """The int16 signal [S] at 16 kHz as one file of `codec` (wav, flac, opus); the same signal gives the same bytes."""
     form, subtype = _FORMATS[codec]
     out = io.BytesIO()
     soundfile.write(out, wave, RATE_HZ, format=form, subtype=subtype)
-    return out.getvalue()
+    return _with_serial_zero(out.getvalue()) if form == "OGG" else out.getvalue()
 
 
 def to_int16(wave: np.ndarray) -> np.ndarray:
@@ -104,9 +110,41 @@ def to_int16(wave: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(wave * np.float32(32768)), -32768, 32767).astype(np.int16)
 
 
+def _with_serial_zero(ogg: bytes) -> bytes:
+    """An Ogg file with the stream's random serial number made 0 and each page's checksum set anew (RFC 3533)."""
+    pages, start = bytearray(ogg), 0
+    while start < len(pages):
+        lengths = pages[start + 27 : start + 27 + pages[start + 26]]
+        stop = start + 27 + len(lengths) + sum(lengths)
+        pages[start + 14 : start + 18] = bytes(4)
+        pages[start + 22 : start + 26] = bytes(4)
+        # Ogg's CRC is zlib's with every byte's bits, and the result's, the other way round, and no inversions.
+        mirrored = ~zlib.crc32(pages[start:stop].translate(_MIRRORED), 0xFFFFFFFF) & 0xFFFFFFFF
+        pages[start + 22 : start + 26] = mirrored.to_bytes(4, "big").translate(_MIRRORED)
+        start = stop
+    return bytes(pages)
+
+
+def _header(file: soundfile.SoundFile, source: bytes | str) -> AudioInfo:
+    info = AudioInfo(file.frames, file.samplerate, file.channels)
+    if info.samples <= 0:
+        raise AudioError("empty", f"{_name(source)} holds no samples")
+    if info.duration_s > _LONGEST_S:
+        raise AudioError(
+            "unreadable", f"{_name(source)} has no length in its header, or one past a day: write it again"
+        )
+    return info
+
+
 def _opened(source: bytes | str) -> io.BytesIO | str:
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
 def _name(source: bytes | str) -> str:
-    return f"{len(source)} bytes" if isinstance(source, bytes) else source
+    # A name that is not UTF-8 must not break the message, or the table that the message goes into.
+    return f"{len(source)} bytes" if isinstance(source, bytes) else source.encode(errors="backslashreplace").decode()
+
+
+def _why(error: Exception) -> str:
+    # libsndfile's own words, without the address of the buffer that it read.
+    return error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)

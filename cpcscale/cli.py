@@ -135,7 +135,9 @@ def _finetune(options: argparse.Namespace) -> None:
     print(f"{result['system']} on {result['corpus']}{marks}, protocol {result['protocol']}, pooled over the test folds")
     for name, value in result["ccc"].items():
         interval = (result["interval"] or {}).get(name)
-        print(f"  CCC {name:10} {value:6.3f}" + (f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
+        # Adding 0.0 turns a negative zero, as a constant prediction scores, into zero.
+        low, high = (round(bound, 3) + 0.0 for bound in interval) if interval else (None, None)
+        print(f"  CCC {name:10} {round(value, 3) + 0.0:6.3f}" + (f"  [{low:.3f}, {high:.3f}]" if interval else ""))
 
 
 def _sweep(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,9 +24,16 @@ from cpcscale.errors import UserError, nearest
 T = TypeVar("T")
 
 # Keys that say where or how fast a run happens, never what it computes: they stay out of the hash.
-_PLACE = frozenset({"run_dir", "workers", "threads", "tracking", "log_window_ids", "log_every_steps", "ray_address"})
+_PLACE = frozenset(
+    {"run_dir", "workers", "threads", "decode_threads", "prefetch", "tracking", "log_window_ids", "log_every_steps"}
+)
 _SECRET = re.compile(r"secret|password|token|access_key", re.IGNORECASE)
-_URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+# Up to the last @ of the authority: a password may hold one. A query can carry secrets too.
+_URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+(?=@)")
+_URL_SECRETS = re.compile(
+    r"(?<=[?&])([^=&\s]*(?:secret|password|token|access_key|signature|credential)[^=&\s]*=)[^&\s]+", re.I
+)
+_MISSING = "???"
 
 
 def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
@@ -39,7 +47,7 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     layers = [] if path is None else [(path, _read(path))]
     layers += [(f"override {text!r}", _override(text)) for text in overrides]
     for source, layer in layers:
-        _refuse_unknown(source, layer, OmegaConf.to_container(tree), known)
+        _refuse(source, layer, OmegaConf.to_container(tree), known)
         try:
             tree = OmegaConf.merge(tree, OmegaConf.create(layer))
         except OmegaConfBaseException as error:
@@ -61,7 +69,7 @@ def build(root: type[T], values: dict[str, Any]) -> T:
 
 def to_dict(config: object) -> dict[str, Any]:
     """The config as plain dicts, lists and scalars, secrets replaced by `***`."""
-    return {key: _redact(key, value) for key, value in dataclasses.asdict(cast(Any, config)).items()}
+    return {key: redacted(key, value) for key, value in dataclasses.asdict(cast(Any, config)).items()}
 
 
 def flat(config: object) -> dict[str, Any]:
@@ -84,6 +92,8 @@ def choose(name: str, value: str, allowed: Sequence[str]) -> None:
 def at_least(least: float, **values: float) -> None:
     """Refuses any of the named values that is below `least`."""
     for name, value in values.items():
+        if not math.isfinite(value):
+            raise UserError(f"{name}={value} is not a number to count with: give one of {least} or more")
         if value < least:
             raise UserError(f"{name}={value} is below {least}, the least that makes sense")
 
@@ -93,34 +103,53 @@ def _read(path: str) -> dict[str, Any]:
         raise UserError(f"no config file {path}: name a YAML file, for example one under configs/")
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} is not YAML: {_first_line(error)}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not YAML that can be read: {_first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a list, not a mapping of keys to values")
     return cast(dict[str, Any], content)
 
 
 def _override(text: str) -> dict[str, Any]:
-    key, equals, _ = text.partition("=")
+    key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"cannot read {text!r}: overrides are written key=value, for example train.steps=60")
+    # `key=` means the empty text; YAML reads it as null.
+    quoted = text if value.strip() else f'{key}=""'
     try:
-        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([text])))
-    except yaml.YAMLError:
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([quoted])))
+    except (yaml.YAMLError, OmegaConfBaseException):
         raise UserError(f"cannot read the value of {text!r} as YAML: quote it") from None
 
 
-def _refuse_unknown(source: str, layer: Any, schema: Any, known: list[str], prefix: str = "") -> None:
-    """Walks a layer beside the schema; a free mapping in the schema (an empty dict) takes any key."""
+def _refuse(source: str, layer: Any, schema: Any, known: list[str], prefix: str = "") -> None:
+    """Walks a layer beside the schema and refuses unknown keys, and what OmegaConf would let through or die of.
+
+    A free mapping in the schema (an empty dict) takes any key.
+    """
     if not isinstance(layer, dict) or not isinstance(schema, dict) or not schema:
         return
     for key, value in layer.items():
         name = f"{prefix}{key}"
+        if name in known and key not in schema:
+            raise UserError(
+                f"{source}: {name} is written as one key: in a file, nest it, as `train:` and below it `steps: 60`"
+            )
         if key not in schema:
             raise UserError(f"{source}: unknown key {name}{nearest(name, known) or _siblings(schema, prefix)}")
-        if isinstance(schema[key], dict) and schema[key] and not isinstance(value, dict):
-            raise UserError(f"{source}: {name} is a group of keys ({', '.join(schema[key])}), not the value {value!r}")
-        _refuse_unknown(source, value, schema[key], known, f"{name}.")
+        if value == _MISSING:
+            raise UserError(f"{source}: {name} has no value yet ({_MISSING}): give it one")
+        if isinstance(schema[key], dict) and not isinstance(value, dict):
+            raise UserError(
+                f"{source}: {name} is a group of keys ({', '.join(schema[key]) or 'any'}), not the value {value!r}"
+            )
+        if isinstance(schema[key], list) and not _is_plain_list(value):
+            raise UserError(f"{source}: {name} is a list of plain values, such as [a, b], not {value!r}")
+        _refuse(source, value, schema[key], known, f"{name}.")
+
+
+def _is_plain_list(value: Any) -> bool:
+    return isinstance(value, list) and not any(isinstance(item, dict | list) for item in value)
 
 
 def _siblings(schema: dict[str, Any], prefix: str) -> str:
@@ -148,18 +177,23 @@ def _without_places(tree: Any) -> Any:
     return tree
 
 
-def _redact(key: str, value: Any) -> Any:
-    if isinstance(value, dict):
-        return {inner: _redact(inner, item) for inner, item in value.items()}
-    if value and _SECRET.search(key):
+def redacted(key: str, value: Any) -> Any:
+    """`value` as it may be shown under the name `key`: `***` for a secret, URLs and what is inside it redacted."""
+    if value and _SECRET.search(str(key)):
         return "***"
+    if isinstance(value, dict):
+        return {inner: redacted(inner, item) for inner, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(key, item) for item in value]
     return redact(value) if isinstance(value, str) else value
 
 
 def redact(text: str) -> str:
-    """`text` with the user and password of any URL in it replaced by `***`."""
-    return _URL_CREDENTIALS.sub("***", text)
+    """`text` with the user, password and signed query of any URL in it replaced by `***`."""
+    return _URL_SECRETS.sub(r"\1***", _URL_CREDENTIALS.sub("***", text))
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

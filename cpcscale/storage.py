@@ -15,11 +15,12 @@ from pathlib import Path
 
 import fsspec
 
+from cpcscale import config
 from cpcscale.errors import UserError
 
 _SCHEMES = ("file", "s3")
 # A dead store must answer in seconds, not hang a run: botocore's own retries, with jitter, inside these bounds.
-_S3 = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"mode": "standard", "max_attempts": 5}}}
+_S3 = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"mode": "standard", "max_attempts": 3}}}
 
 
 class NotFoundError(UserError):
@@ -28,7 +29,7 @@ class NotFoundError(UserError):
 
 def join(base: str, *parts: str) -> str:
     """`base/part/part`, for local paths and URLs alike."""
-    return "/".join([base.rstrip("/") or "/", *parts])
+    return "/".join([*([base.rstrip("/")] if base else []), *parts])
 
 
 def absolute(url: str) -> str:
@@ -77,19 +78,35 @@ def publishing(url: str) -> Iterator[Path]:
     filesystem, path = _open(url)
     target = local_path(url)
     folder = target.parent if target else Path(tempfile.gettempdir())
-    folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{Path(path).name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
+        with _failures(url):
+            folder.mkdir(parents=True, exist_ok=True)
         yield aside
-        if target:
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
-            aside.replace(target)
-        else:
-            with _failures(url):
+        with _failures(url):
+            if target:
+                with aside.open("rb") as file:
+                    os.fsync(file.fileno())
+                aside.replace(target)
+            else:
                 filesystem.put_file(str(aside), path)
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
+
+
+@contextlib.contextmanager
+def undoing_folders(url: str) -> Iterator[None]:
+    """When the block raises, the folder `url` and those above it that it made go again, as far as they are empty."""
+    folder = local_path(url)
+    missing = [level for level in (folder, *folder.parents) if not level.exists()] if folder else []
+    try:
+        yield
+    except BaseException:
+        for level in missing:
+            with contextlib.suppress(OSError):
+                level.rmdir()
+        raise
 
 
 def exists(url: str) -> bool:
@@ -103,10 +120,15 @@ def exists(url: str) -> bool:
 def list_files(url: str) -> list[str]:
     """The files below a folder or prefix, relative to it, sorted; temporary and hidden names left out.
 
-    Raises NotFoundError when there is no such folder.
+    Linked folders are entered. Raises NotFoundError when there is no such folder, UserError when one cannot be read.
     """
     filesystem, path = _open(url)
+    local = local_path(url)
     with _failures(url):
+        if local:
+            if not local.is_dir():
+                raise NotFoundError(f"{url} is not a folder: check the path")
+            return sorted(os.path.relpath(name, local) for name in _walk(str(local)))
         filesystem.invalidate_cache()
         root = filesystem._strip_protocol(path).rstrip("/")
         if not filesystem.isdir(root):
@@ -119,17 +141,45 @@ def remove(url: str) -> None:
     """Removes a file or a whole folder; nothing when it is not there."""
     filesystem, path = _open(url)
     with _failures(url), contextlib.suppress(FileNotFoundError):
-        filesystem.rm(path, recursive=True)
+        if local_path(url):
+            filesystem.rm(path, recursive=True)
+            return
+        # One by one: the recursive removal of a store reads [ ] * ? in a name as wildcards, and removes other objects.
+        for name in filesystem.find(path):
+            filesystem.rm_file(name)
+
+
+def _walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The files below a local folder, broken links among them; a link back to a folder we are in is not entered."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path, (*above, real))
+            elif entry.is_file() or entry.is_symlink():
+                yield entry.path
 
 
 def _split(url: str) -> tuple[str, str]:
+    if not url:
+        raise UserError("a path is empty: name a folder or file, or an s3:// URL")
     scheme, separator, rest = url.partition("://")
     if not separator:
         if url.split(":", 1)[0] in ("pipe", "cmd"):
             raise UserError(f"{url!r} is a command, which is never run: name a path or an s3:// URL")
         return "file", absolute(url)
     if scheme not in _SCHEMES:
-        raise UserError(f"{url!r} has the scheme {scheme}://, which is not supported: use a path or s3://")
+        raise UserError(
+            f"{config.redact(url)!r} has the scheme {scheme}://, which is not supported: use a path or s3://"
+        )
+    if "@" in rest.partition("/")[0]:
+        raise UserError(
+            f"{config.redact(url)} holds credentials: give them as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"
+        )
     return scheme, absolute(rest) if scheme == "file" else url
 
 
@@ -153,6 +203,20 @@ def _failures(url: str) -> Iterator[None]:
     except FileNotFoundError:
         raise NotFoundError(f"there is nothing at {url}: check the path") from None
     except PermissionError as error:
-        raise UserError(f"access to {url} is denied ({error}): check the credentials in the environment") from None
-    except (OSError, ConnectionError) as error:
-        raise UserError(f"{url} cannot be read or written ({type(error).__name__}: {error})") from None
+        check = "its permissions" if local_path(url) else "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise UserError(f"access to {url} is denied ({_one_line(error)}): check {check}") from None
+    except _store_errors() as error:
+        check = "the path and the disk" if local_path(url) else "the path, AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID"
+        why = f"{type(error).__name__}: {_one_line(error)}"
+        raise UserError(f"{url} cannot be read or written ({why}): check {check}") from None
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """What a file system raises: a store has its own errors for no credentials, no answer, a name that cannot be."""
+    from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+
+    return OSError, ValueError, BotoCoreError
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

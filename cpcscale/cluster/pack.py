@@ -9,11 +9,12 @@ from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.shards import pack as shards
 from cpcscale.shards.pack import PackConfig, Packed
+from cpcscale.shards.sources import find_sources
 
 
 def pack(source: str, target: str, config: PackConfig) -> Packed:
     """Packs the audio tree at `source` into shard sets below `target`; see shards.pack.pack."""
-    sources = shards.find_sources(source)
+    sources = find_sources(source)
     session.connect()
     return shards.pack_sources(sources, storage.absolute(target), config, _run)
 

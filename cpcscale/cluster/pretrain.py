@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -147,15 +148,21 @@ def _fit(config: PretrainConfig, use_gpu: bool, tracker: Tracker) -> dict[str, A
         ),
     )
     console = _Console(tracker)
+    interrupts = signal.getsignal(signal.SIGINT)
     try:
         with Delivery(mailbox, console):
             trainer.fit()
+    except SystemExit:
+        # Ray Train answers Ctrl-C by exiting with status 0; for us it is an interrupted run like any other.
+        raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError:
         _, error = ray.get(mailbox.outcome.remote())
         if error:
             raise UserError(error) from None
         raise
     finally:
+        # Ray Train's handler stays installed and would end the process at a later Ctrl-C, whatever runs then.
+        signal.signal(signal.SIGINT, interrupts)
         console.close()
         storage.remove(ray_folder)
     summary, error = ray.get(mailbox.outcome.remote())

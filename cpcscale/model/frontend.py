@@ -13,7 +13,7 @@ _MELS = 80
 def mfcc(wave_S: np.ndarray, coefficients: int = 40) -> np.ndarray:
     """float32 [T, coefficients] of a float waveform in [-1, 1): Kaldi's MFCC, 25 ms windows every 10 ms, no dither.
 
-    T = S // 160 as for the CPC encoder: the end is padded by half a window instead of being dropped.
+    T = S // 160 as for the CPC encoder: frames stand in the middle of their 10 ms, the ends are mirrored.
     """
     options = knf.MfccOptions()
     options.num_ceps = coefficients
@@ -33,7 +33,7 @@ def log_mel(wave_S: np.ndarray, bands: int = 40) -> np.ndarray:
 def _shared(options: knf.MfccOptions | knf.FbankOptions) -> None:
     options.frame_opts.samp_freq = audio.RATE_HZ
     options.frame_opts.dither = 0.0
-    # False: frames centred on their 10 ms, mirrored at the ends, so that S samples give S / 160 frames.
+    # False: frames centred on their 10 ms, mirrored at the ends, so that S samples give S / 160 frames, rounded.
     options.frame_opts.snip_edges = False
     options.mel_opts.num_bins = _MELS
 
@@ -42,5 +42,6 @@ def _frames(computer: knf.OnlineMfcc | knf.OnlineFbank, wave_S: np.ndarray, widt
     # Kaldi's scale is that of 16-bit integers; its energy floor assumes it.
     computer.accept_waveform(audio.RATE_HZ, (wave_S * 32768).tolist())
     computer.input_finished()
-    frames = [computer.get_frame(number) for number in range(computer.num_frames_ready)]
+    whole = len(wave_S) // (audio.RATE_HZ // 100)
+    frames = [computer.get_frame(number) for number in range(min(whole, computer.num_frames_ready))]
     return np.stack(frames).astype(np.float32) if frames else np.zeros((0, width), np.float32)

@@ -18,6 +18,9 @@ from torch import Tensor
 from cpcscale import config
 from cpcscale.objective import negatives
 
+# Of |W_k c| |z|: twice the most that the order of summation was seen to change a score.
+_ROUNDING = 2 * torch.finfo(torch.float32).eps
+
 
 @dataclass(kw_only=True)
 class InfoNCEConfig:
@@ -57,23 +60,27 @@ def infonce(z_BTC: Tensor, predictions_BTKC: Tensor, frames_B: Tensor, key_B: Te
     """Summed InfoNCE loss and correct predictions of these rows, for each k, in fp32.
 
     `frames_B` counts each row's frames of real audio, 0 for padding: only they are targets or negatives. A prediction
-    is correct when the positive scores strictly above every negative, so a network that maps all frames alike gets 0.
+    is correct when the positive scores above every negative by more than fp32 rounds, so ties count as wrong and a
+    network that maps all frames alike gets 0.
     """
     z_BTC, predictions_BTKC = z_BTC.float(), predictions_BTKC.float()
     if config.score == "cosine":
         z_BTC, predictions_BTKC = F.normalize(z_BTC, dim=-1), F.normalize(predictions_BTKC, dim=-1)
     frames = z_BTC.shape[1]
+    # Equal latents in two columns of a matrix product may score a rounding apart: a tie all the same.
+    widest_B11 = z_BTC.norm(dim=-1).amax(1).view(-1, 1, 1)
+    rounding_BTK = _ROUNDING / config.temperature * predictions_BTKC.norm(dim=-1) * widest_B11
     losses, correct = [], []
     for k in range(1, predictions_BTKC.shape[2] + 1):
         targets = frames - k
         scores_BTT = predictions_BTKC[:, :targets, k - 1] @ z_BTC.transpose(1, 2) / config.temperature
         positive_BT = scores_BTT.diagonal(offset=k, dim1=1, dim2=2)
         drawn_BTN = negatives.draw(key_B, frames_B, k, targets, config.negatives)
-        # Rows with fewer real frames draw in range of those; a row of padding draws frame 0 or 1, masked below.
-        negative_BTN = scores_BTT.gather(2, drawn_BTN.clamp(max=frames - 1))
+        negative_BTN = scores_BTT.gather(2, drawn_BTN)
         logits_BTN = torch.cat([positive_BT.unsqueeze(2), negative_BTN], dim=2)
         valid_BT = (torch.arange(targets, device=z_BTC.device) + k) < frames_B.unsqueeze(1)
         loss_BT = logits_BTN.logsumexp(2) - positive_BT
         losses.append((loss_BT * valid_BT).sum())
-        correct.append(((positive_BT > negative_BTN.amax(2)) & valid_BT).sum())
+        ahead_BT = positive_BT - negative_BTN.amax(2) > rounding_BTK[:, :targets, k - 1]
+        correct.append((ahead_BT & valid_BT).sum())
     return Sums(torch.stack(losses), torch.stack(correct))

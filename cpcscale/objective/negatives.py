@@ -23,8 +23,9 @@ def draw(key_B: Tensor, frames_B: Tensor, k: int, targets: int, negatives: int) 
     """
     t_1TN = (torch.arange(targets, device=key_B.device) * negatives).view(1, -1, 1)
     n_11N = torch.arange(negatives, device=key_B.device).view(1, 1, -1)
-    step_key = torch.tensor(k, device=key_B.device) * _GOLDEN
-    hashed_BTN = _hash(key_B.view(-1, 1, 1) + step_key, t_1TN + n_11N)
+    # k is hashed into the key, not added to it: added, steps k and k + 1 would draw the same frames one place apart.
+    keyed_B11 = _hash(key_B.view(-1, 1, 1), torch.tensor(k, device=key_B.device))
+    hashed_BTN = _hash(keyed_B11, t_1TN + n_11N)
     others_B11 = (frames_B - 1).clamp(min=1).view(-1, 1, 1)
     # 31 bits times the range: unbiased to one part in 2^31 / n, and no division.
     drawn_BTN = ((hashed_BTN & 0x7FFFFFFF) * others_B11) >> 31

@@ -52,6 +52,7 @@ UTTERANCE_COLUMNS = pa.schema(
         ("mean_square", pa.float64()),
     ]
 )
+_TABLES = {"shards.parquet": SHARD_COLUMNS, "utterances.parquet": UTTERANCE_COLUMNS}
 # The columns that name the data, in the order they are hashed. What follows from the audio bytes stays out.
 _NAMING = ("key", "offset", "size", "checksum", "codec", "samples", "rate_hz", "group", "language")
 
@@ -91,30 +92,37 @@ class Index:
         Raises UserError when there is none, when its format is newer, or when its tables do not match the marker.
         """
         try:
-            marker = json.loads(storage.read(storage.join(base, MARKER)))
+            data = storage.read(storage.join(base, MARKER))
         except storage.NotFoundError:
             raise UserError(
                 f"no shard set at {base} (it has no {MARKER}): make one with `cpcscale pack AUDIO {base}`, or name the "
                 "folder of one split, such as .../train"
             ) from None
-        if marker["format"] > FORMAT:
-            raise UserError(f"{base} has index format {marker['format']}, this cpcscale reads up to {FORMAT}: upgrade")
-        shards = pq.read_table(io.BytesIO(storage.read(storage.join(base, "shards.parquet"))))
-        utterances = pq.read_table(io.BytesIO(storage.read(storage.join(base, "utterances.parquet"))))
-        index = cls(base, shards, utterances)
-        if index.fingerprint != marker["fingerprint"]:
+        try:
+            marker = json.loads(data)
+            version, contents, fingerprint = int(marker["format"]), marker.get("contents"), marker.get("fingerprint")
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{storage.join(base, MARKER)} is not the marker of a shard set: pack the set again"
+            ) from None
+        if version > FORMAT:
+            raise UserError(f"{base} has index format {version}, this cpcscale reads up to {FORMAT}: upgrade")
+        index = cls(base, *(_read_table(base, *table) for table in _TABLES.items()))
+        # The contents first: a fingerprint cannot be made of what is not a hash.
+        if index.contents != contents or index.fingerprint != fingerprint:
             raise UserError(f"the index tables at {base} do not match their marker: pack the set again")
         return index
 
     def publish(self) -> None:
         """Writes the tables, then the marker, at `base`."""
-        for name, table in (("shards.parquet", self.shards), ("utterances.parquet", self.utterances)):
+        for name, table in zip(_TABLES, (self.shards, self.utterances), strict=True):
             out = io.BytesIO()
             pq.write_table(table, out)
             storage.write(storage.join(self.base, name), out.getvalue())
         marker = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
+            "contents": self.contents,
             "shards": self.shards.num_rows,
             "utterances": self.utterances.num_rows,
             "hours": round(self.duration_s / 3600, 4),
@@ -129,8 +137,15 @@ class Index:
         for number, sha256 in enumerate(self.shards["sha256"].to_pylist()):
             first, last = self.bounds[number], self.bounds[number + 1]
             whole.update(bytes.fromhex(sha256))
-            whole.update(_digest(self.utterances.slice(first, last - first)))
+            whole.update(_digest(self.utterances.slice(first, last - first), _NAMING))
         return whole.hexdigest()
+
+    @cached_property
+    def contents(self) -> str:
+        """sha256 over every column of both tables: tells tables that were changed since they were published."""
+        return hashlib.sha256(
+            _digest(self.shards, SHARD_COLUMNS.names) + _digest(self.utterances, UTTERANCE_COLUMNS.names)
+        ).hexdigest()
 
     @cached_property
     def bounds(self) -> np.ndarray:
@@ -180,6 +195,10 @@ def scan(path: Path, name: str) -> ShardEntry:
                         rows.append((key, suffix, member.offset_data, len(data), xxhash.xxh3_64_intdigest(data)))
         except tarfile.TarError as error:
             raise UserError(f"{name} is not a whole tar ({error}): remove it and pack again") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{name} has metadata that is not JSON ({error}): it was not written by cpcscale pack"
+            ) from None
     try:
         utterances = [_row(metadata[row[0]], *row) for row in rows]
     except KeyError as error:
@@ -192,13 +211,25 @@ def _row(meta: dict[str, Any], key: str, codec: str, offset: int, size: int, che
     return {"key": key, "codec": codec, "offset": offset, "size": size, "checksum": checksum, **kept}
 
 
-def _digest(utterances: pa.Table) -> bytes:
-    digest = hashlib.sha256()
-    for name in _NAMING:
-        column = utterances[name]
+def _read_table(base: str, name: str, columns: pa.Schema) -> pa.Table:
+    data = storage.read(storage.join(base, name))
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{storage.join(base, name)} is not a Parquet table ({why}): pack the set again") from None
+    if not table.schema.equals(columns) or any(column.null_count for column in table.columns):
+        raise UserError(f"{storage.join(base, name)} has other columns than an index: pack the set again")
+    return table
+
+
+def _digest(table: pa.Table, names: Sequence[str]) -> bytes:
+    digest = hashlib.sha256(table.num_rows.to_bytes(8, "little"))
+    for name in names:
+        column = table[name]
         if pa.types.is_string(column.type):
             texts = [text.encode() for text in column.to_pylist()]
             digest.update(np.array([len(text) for text in texts], "<i8").tobytes() + b"".join(texts))
         else:
-            digest.update(column.to_numpy().astype("<u8").tobytes())
+            digest.update(column.to_numpy().astype("<f8" if pa.types.is_floating(column.type) else "<u8").tobytes())
     return digest.digest()

@@ -2,33 +2,30 @@
 
 Pass 1 probes every file, splits off what is held out and assigns the rest to shards; the assignment is written before
 anything else. Pass 2 packs each shard by itself and publishes it whole, so a stopped pack goes on where it was. The
-same files, seed and codec give the same tars.
+same files, seed and codec give the same tars. A pack that leaves nothing to train on leaves nothing behind.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
-import logging
-import re
-import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import xxhash
 
 from cpcscale import audio, config, storage
 from cpcscale.errors import UserError, nearest
-from cpcscale.shards.index import Index, ShardEntry, scan
+from cpcscale.shards.index import Index
+from cpcscale.shards.sources import Source, find_sources, utterance_keys
+from cpcscale.shards.write import ShardTask, left_out, pack_shard
 
-log = logging.getLogger(__name__)
-
-ASSIGNMENT = "assignment.json"
+ASSIGNMENT, QUARANTINE = "assignment.json", "quarantine.csv"
 TRAIN, HELDOUT, UNSEEN = "train", "heldout", "unseen"
 _BYTES_A_SECOND = {"wav": 32_000, "flac": 21_700, "opus": 3_600}
 _PROBE_CHUNK = 64
@@ -62,24 +59,13 @@ class PackConfig:
 
 
 @dataclass(frozen=True)
-class Source:
-    """One audio file as found: `path` to read it, `name` relative to the source, its speaker or recording."""
+class Probed:
+    """What pass 1 saw of a file: its length at 16 kHz, or None with the cause it is left out for."""
 
-    path: str
-    name: str
-    group: str
-    language: str
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """One shard of pass 2: self-contained, so it can run in any process."""
-
-    target: str
-    name: str
-    codec: str
-    min_samples: int
-    members: tuple[tuple[str, Source], ...]
+    source: Source
+    samples: int | None
+    cause: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,70 +91,66 @@ def pack(source: str, target: str, config: PackConfig, run: Map = serial_map) ->
 
 
 def pack_sources(sources: Sequence[Source], target: str, config: PackConfig, run: Map = serial_map) -> Packed:
-    """`pack` of an explicit list of files."""
+    """`pack` of an explicit list of files, whose names are all different."""
     chunks = [sources[start : start + _PROBE_CHUNK] for start in range(0, len(sources), _PROBE_CHUNK)]
     probed = [row for rows in run(probe_sources, chunks) for row in rows]
-    usable = [(source, samples) for source, samples, _ in probed if samples is not None]
+    usable = [(row.source, row.samples) for row in probed if row.samples is not None]
+    quarantine = [left_out(row.source, row.cause, row.why) for row in probed if row.samples is None]
     if not usable:
-        raise UserError(f"none of the {len(sources)} files is audio that can be read; the first: {probed[0][2]}")
+        example = f"; the first: {quarantine[0]['why']}" if quarantine else ""
+        raise UserError(f"none of the {len(sources)} files is audio that can be read{example}")
     tasks = assign(usable, target, config)
-    _write_assignment(target, config, tasks)
+    with contextlib.ExitStack() as stack:
+        for split in tasks:
+            stack.enter_context(storage.undoing_folders(storage.join(target, split)))
+        known = _write_assignment(target, config, tasks, dict(usable))
+        complete = _complete(target, tasks) if known else None
+        return complete or _pack_shards(target, tasks, quarantine, run)
 
+
+def _pack_shards(target: str, tasks: dict[str, list[ShardTask]], quarantine: list[dict[str, str]], run: Map) -> Packed:
     results = run(pack_shard, [task for split in tasks.values() for task in split])
-    quarantine = [_left_out(source, "unreadable", why) for source, samples, why in probed if samples is None]
-    quarantine += [row for _, rows in results for row in rows]
+    quarantine = quarantine + [row for _, rows in results for row in rows]
     splits, done = {}, iter(results)
     for split, split_tasks in tasks.items():
         entries = [entry for entry, _ in (next(done) for _ in split_tasks) if entry is not None]
         splits[split] = Index.of(storage.join(target, split), entries)
     if not splits[TRAIN].utterances.num_rows:
-        raise UserError(f"nothing is left to train on; the first file left out: {quarantine[0]}")
-    storage.write(storage.join(target, "quarantine.csv"), _csv(quarantine))
+        for index in splits.values():
+            for path in index.shards["path"].to_pylist():
+                storage.remove(storage.join(index.base, path))
+        storage.remove(storage.join(target, ASSIGNMENT))
+        first = quarantine[0]
+        raise UserError(
+            f"nothing is left to train on: {len(quarantine)} files are left out, the first, {first['path']}, because "
+            f"it is {first['cause']} ({first['why']})"
+        )
+    storage.write(storage.join(target, QUARANTINE), _csv(quarantine))
     for index in splits.values():
         index.publish()
     return Packed(splits, quarantine)
 
 
-def find_sources(root: str) -> list[Source]:
-    """The audio files below `root`, with speaker and language from any `manifest.csv` (path, speaker, language) there.
-
-    A file without a speaker is a group of its own. Raises UserError when there is no folder or no audio in it.
-    """
-    root = storage.absolute(root)
-    if not storage.exists(root):
-        raise UserError(f"there is no folder {root}: check the path of the audio to pack")
-    names = storage.list_files(root)
-    known: dict[str, dict[str, str]] = {}
-    for name in names:
-        if name.rpartition("/")[2] == "manifest.csv":
-            known |= _manifest(storage.join(root, name), name.removesuffix("manifest.csv"))
-    found = []
-    for name in names:
-        if name.lower().endswith(audio.SUFFIXES):
-            row = known.get(name, {})
-            group = row.get("speaker") or name
-            found.append(Source(storage.join(root, name), name, group, row.get("language") or ""))
-    if not found:
-        raise UserError(f"no audio below {root}: expected files ending in {', '.join(audio.SUFFIXES)}")
-    return found
-
-
-def probe_sources(sources: Sequence[Source]) -> list[tuple[Source, int | None, str]]:
-    """Pass 1, one chunk: (source, samples at 16 kHz or None when unreadable, why)."""
-    rows: list[tuple[Source, int | None, str]] = []
+def probe_sources(sources: Sequence[Source]) -> list[Probed]:
+    """Pass 1, one chunk."""
+    rows = []
     for source in sources:
         try:
+            # The name goes into tars and tables, all of them UTF-8.
+            source.name.encode()
             local = storage.local_path(source.path)
             info = audio.probe(str(local) if local else storage.read(source.path))
-            rows.append((source, round(info.duration_s * audio.RATE_HZ), ""))
+            rows.append(Probed(source, round(info.duration_s * audio.RATE_HZ)))
+        except UnicodeEncodeError:
+            rows.append(Probed(source, None, "unreadable", "its name is not UTF-8: rename it"))
         except audio.AudioError as error:
-            rows.append((source, None, str(error)))
+            rows.append(Probed(source, None, error.cause, str(error)))
     return rows
 
 
 def assign(usable: Sequence[tuple[Source, int]], target: str, config: PackConfig) -> dict[str, list[ShardTask]]:
     """Pass 1, its end: the shards of each split with their members, by duration, shuffled over recordings."""
-    keys = _keys([source for source, _ in usable])
+    keys = utterance_keys([source.name for source, _ in usable])
     splits: dict[str, list[tuple[str, Source, int]]] = {TRAIN: [], HELDOUT: [], UNSEEN: []}
     where = _split([source for source, _ in usable], config)
     for (source, samples), split in zip(usable, where, strict=True):
@@ -186,76 +168,19 @@ def assign(usable: Sequence[tuple[Source, int]], target: str, config: PackConfig
     return tasks
 
 
-def pack_shard(task: ShardTask) -> tuple[ShardEntry | None, list[dict[str, str]]]:
-    """Pass 2, one shard: its index entry (None when every member was left out) and its quarantine rows.
-
-    A shard that is already published is read, not written again.
-    """
-    url = storage.join(task.target, task.name)
-    if storage.exists(url):
-        return _already_packed(task, url)
-    quarantine: list[dict[str, str]] = []
-    members = 0
-    with storage.publishing(url) as aside:
-        with tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as tar:
-            for key, source in task.members:
-                try:
-                    data, meta = _utterance(source, key, task)
-                except audio.AudioError as error:
-                    quarantine.append(_left_out(source, error.cause, str(error)))
-                    continue
-                _add(tar, f"{key}.{task.codec}", data)
-                _add(tar, f"{key}.json", json.dumps(meta, sort_keys=True, ensure_ascii=False).encode())
-                members += 1
-        entry = scan(aside, task.name)
-    if not members:
-        storage.remove(url)
-        return None, quarantine
-    return entry, quarantine
-
-
-def _utterance(source: Source, key: str, task: ShardTask) -> tuple[bytes, dict[str, Any]]:
-    local = storage.local_path(source.path)
-    wave = audio.to_int16(audio.decode(str(local) if local else storage.read(source.path)))
-    if len(wave) < task.min_samples:
-        raise audio.AudioError("short", f"{len(wave) / audio.RATE_HZ:.3f} s is below min_s")
-    if not np.any(wave):
-        raise audio.AudioError("silent", "every sample is zero")
-    level = wave.astype(np.float64) / 32768
-    meta = {
-        "key": key,
-        "source": source.name,
-        "group": source.group,
-        "language": source.language,
-        "samples": len(wave),
-        "rate_hz": audio.RATE_HZ,
-        "mean": float(level.mean()),
-        "mean_square": float(np.square(level).mean()),
-    }
-    return audio.encode(wave, task.codec), meta
-
-
-def _already_packed(task: ShardTask, url: str) -> tuple[ShardEntry, list[dict[str, str]]]:
-    local = storage.local_path(url)
-    if local:
-        entry = scan(local, task.name)
-    else:
-        import tempfile
-        from pathlib import Path
-
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / task.name
-            copy.write_bytes(storage.read(url))
-            entry = scan(copy, task.name)
-    present = {row["key"] for row in entry.utterances}
-    quarantine = []
-    for key, source in task.members:
-        if key not in present:
-            try:
-                _utterance(source, key, task)
-            except audio.AudioError as error:
-                quarantine.append(_left_out(source, error.cause, str(error)))
-    return entry, quarantine
+def _complete(target: str, tasks: dict[str, list[ShardTask]]) -> Packed | None:
+    """The pack as it stands when every index is published and every tar is there; no tar is read."""
+    splits = {}
+    try:
+        for split in tasks:
+            base = storage.join(target, split)
+            splits[split] = Index.load(base)
+            if not {*splits[split].shards["path"].to_pylist()} <= {*storage.list_files(base)}:
+                return None
+        table = storage.read(storage.join(target, QUARANTINE)).decode()
+    except UserError:
+        return None
+    return Packed(splits, list(csv.DictReader(io.StringIO(table, newline=""))))
 
 
 def _cut(
@@ -307,48 +232,34 @@ def _keyed(seed: int, purpose: str, name: str) -> int:
     return xxhash.xxh3_64_intdigest(f"{seed}/{purpose}/{name}".encode())
 
 
-def _keys(sources: Sequence[Source]) -> dict[str, str]:
-    """A WebDataset key for each file: its relative path without suffix, dots and odd characters replaced, unique."""
-    keys = {source.name: re.sub(r"[^A-Za-z0-9_/-]", "_", source.name.rpartition(".")[0]) for source in sources}
-    seen: dict[str, int] = defaultdict(int)
-    for key in keys.values():
-        seen[key] += 1
-    return {
-        name: key if seen[key] == 1 else f"{key}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        for name, key in keys.items()
-    }
-
-
-def _manifest(url: str, folder: str) -> dict[str, dict[str, str]]:
-    try:
-        rows = list(csv.DictReader(io.StringIO(storage.read(url).decode("utf-8-sig"))))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{url} is not a CSV table: {error}") from None
-    if rows and "path" not in rows[0]:
-        raise UserError(f"{url} has no column `path` (it has {', '.join(rows[0])}): add it, or rename the file")
-    return {f"{folder}{row['path']}": row for row in rows}
-
-
-def _write_assignment(target: str, config: PackConfig, tasks: dict[str, list[ShardTask]]) -> None:
-    """The restart state, written before any shard; refuses a target that was assigned otherwise."""
+def _write_assignment(
+    target: str, config: PackConfig, tasks: dict[str, list[ShardTask]], samples: dict[Source, int]
+) -> bool:
+    """The restart state, written before any shard; refuses a target with another. Whether it was there already."""
+    columns = ("key", "name", "group", "language", "samples")
     members = {
-        split: {task.name: [[key, source.name, source.group] for key, source in task.members] for task in split_tasks}
+        split: {
+            task.name: [
+                [key, source.name, source.group, source.language, samples[source]] for key, source in task.members
+            ]
+            for task in split_tasks
+        }
         for split, split_tasks in tasks.items()
     }
-    state: dict[str, Any] = {"pack": asdict(config), "splits": members}
+    state: dict[str, Any] = {"pack": asdict(config), "columns": columns, "splits": members}
     state["digest"] = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
     url = storage.join(target, ASSIGNMENT)
     if storage.exists(url):
-        if json.loads(storage.read(url))["digest"] != state["digest"]:
+        if json.loads(storage.read(url)).get("digest") != state["digest"]:
             raise UserError(
                 f"{target} holds a pack of other files or settings: name another folder, or remove it first"
             )
-        return
+        return True
+    for base in (storage.join(target, split) for split in tasks):
+        if storage.exists(base) and any(name.endswith(".tar") for name in storage.list_files(base)):
+            raise UserError(f"{base} holds tars of no pack that is known here: name another folder, or remove it first")
     storage.write(url, json.dumps(state, indent=0, ensure_ascii=False).encode())
-
-
-def _left_out(source: Source, cause: str, why: str) -> dict[str, str]:
-    return {"path": source.name, "cause": cause, "why": why}
+    return False
 
 
 def _csv(rows: Sequence[dict[str, str]]) -> bytes:
@@ -357,9 +268,3 @@ def _csv(rows: Sequence[dict[str, str]]) -> bytes:
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue().encode()
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))

@@ -38,5 +38,5 @@ class ShardReader:
                 return data
         raise UserError(
             f"{path}: bytes {offset}..{offset + int(self._size[utterance])} fail their checksum {_ATTEMPTS} times: "
-            "the shard changed after it was packed or its store is damaged; restore it or pack again"
+            "the shard changed after it was packed or its store is damaged; restore it, or remove it and pack again"
         )

@@ -139,6 +139,7 @@ class ThreadFeed:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pending.clear()
 
     def _submit(self) -> None:
         # The plan's caches are touched here, in the caller's thread, so that the decode threads share nothing mutable.

@@ -23,7 +23,7 @@ def mix(values: np.ndarray | int, *keys: int) -> np.ndarray:
     with np.errstate(over="ignore"):
         state = np.atleast_1d(np.asarray(values)).astype(np.int64).view(np.uint64)
         for key in (*keys, 0):
-            state = state + np.array(key, dtype=np.int64).view(np.uint64) * _GOLDEN + _GOLDEN
+            state = state + np.uint64(int(key) % 2**64) * _GOLDEN + _GOLDEN
             state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             state = state ^ (state >> np.uint64(31))

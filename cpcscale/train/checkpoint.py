@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,13 +22,17 @@ from torch import Tensor
 
 from cpcscale import config, storage
 from cpcscale.errors import UserError
-from cpcscale.model.cpc import CPC, ModelConfig
+from cpcscale.model.cpc import CPC, ModelConfig, build
 
 log = logging.getLogger(__name__)
 
 MARKER = "COMPLETE.json"
 FORMAT = 1
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+class TornError(UserError):
+    """A checkpoint that is not whole: an older one may be."""
 
 
 @dataclass
@@ -48,7 +53,7 @@ class Position:
     bad_windows: list[dict[str, Any]] = field(default_factory=list)
     # The loss scale of fp16, empty otherwise.
     scaler: dict[str, Any] = field(default_factory=dict)
-    # The last metrics, so that a finished run can state its result again.
+    # The metrics of `step`, so that a finished run can state its result again.
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -88,13 +93,12 @@ class Checkpoints:
         return url
 
     def newest(self) -> Restored | None:
-        """The newest whole checkpoint, or None; a torn one is skipped with a warning."""
-        for step in reversed(self.steps()):
-            url = self.at(step)
+        """The newest whole checkpoint, or None; a torn one is skipped with a warning. A store that fails raises."""
+        for step in reversed(self._steps(r"[^/]+")):
             try:
-                return read(url)
-            except UserError as error:
-                log.warning("skipping checkpoint %s: %s", url, error)
+                return read(self.at(step))
+            except TornError as error:
+                log.warning("skipping a checkpoint: %s", error)
         return None
 
     def at(self, step: int) -> str:
@@ -103,21 +107,26 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that have a published checkpoint, ascending."""
+        return self._steps(re.escape(MARKER))
+
+    def _steps(self, file: str) -> list[int]:
+        """The steps whose folder has a file of this pattern, ascending."""
         try:
             names = storage.list_files(self.folder)
         except storage.NotFoundError:
             return []
-        found = (re.fullmatch(rf"step-(\d+)/{MARKER}", name) for name in names)
-        return sorted(int(match.group(1)) for match in found if match)
+        found = (re.fullmatch(rf"step-(\d+)/{file}", name) for name in names)
+        return sorted({int(match.group(1)) for match in found if match})
 
     def _retain(self, position: Position) -> None:
         best_url = storage.join(self.folder, "best.json")
-        best = json.loads(storage.read(best_url)) if storage.exists(best_url) else None
+        best = self._best(best_url)
         loss = position.metrics.get("heldout_loss")
-        if loss is not None and (best is None or loss < best["heldout_loss"]):
+        if loss is not None and math.isfinite(loss) and (best is None or loss < best["heldout_loss"]):
             best = {"step": position.step, "heldout_loss": loss}
             storage.write(best_url, json.dumps(best).encode())
-        steps = self.steps()
+        # Later ones are torn: the run would have gone on from them.
+        steps = [step for step in self.steps() if step <= position.step]
         kept = {*steps[-self._keep :], *([best["step"]] if best else [])}
         for step in steps:
             if step not in kept:
@@ -126,17 +135,31 @@ class Checkpoints:
                 storage.remove(storage.join(url, MARKER))
                 storage.remove(url)
 
+    def _best(self, url: str) -> dict[str, Any] | None:
+        if not storage.exists(url):
+            return None
+        data = storage.read(url)
+        try:
+            return dict(json.loads(data))
+        except (ValueError, TypeError):
+            log.warning("%s is damaged: the best checkpoint is chosen anew", url)
+            return None
+
 
 def read(url: str) -> Restored:
-    """The checkpoint in folder `url`, every file checked against the marker. Raises UserError when it is not whole."""
+    """The checkpoint in folder `url`, every file checked against the marker. Raises TornError when it is not whole."""
     try:
-        marker = json.loads(storage.read(storage.join(url, MARKER)))
+        marker = storage.read(storage.join(url, MARKER))
         contents = {name: storage.read(storage.join(url, name)) for name in _FILES}
     except storage.NotFoundError as error:
-        raise UserError(f"{url} is not a whole checkpoint: {error}") from None
+        raise TornError(f"{url} is not a whole checkpoint: {error}") from None
+    try:
+        hashes = dict(json.loads(marker))
+    except (ValueError, TypeError):
+        raise TornError(f"{url} is torn: {MARKER} is damaged") from None
     for name, data in contents.items():
-        if hashlib.sha256(data).hexdigest() != marker.get(name):
-            raise UserError(f"{url} is torn: {name} does not match the hash in {MARKER}")
+        if hashlib.sha256(data).hexdigest() != hashes.get(name):
+            raise TornError(f"{url} is torn: {name} does not match the hash in {MARKER}")
     state = json.loads(contents["state.json"])
     if state["format"] > FORMAT:
         raise UserError(f"{url} has checkpoint format {state['format']}, this cpcscale reads up to {FORMAT}: upgrade")
@@ -172,7 +195,7 @@ def load_encoder(url: str) -> tuple[CPC, dict[str, Any]]:
             "folders"
         )
     position = restored.position
-    model = CPC(config.build(ModelConfig, position.identity["model"]))
+    model = build(config.build(ModelConfig, position.identity["model"]), seed=0)
     model.load_state_dict(restored.model)
     kept = ("step", "fingerprint", "audio_s", "identity")
     return model, {"url": restored.url, **{name: getattr(position, name) for name in kept}}

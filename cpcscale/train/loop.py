@@ -36,6 +36,7 @@ class Observer(Protocol):
     def note(self, text: str) -> None: ...
     def progress(self, step: int, total: int) -> None: ...
     def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
+    def saved(self) -> None: ...
 
 
 class Quiet:
@@ -46,6 +47,7 @@ class Quiet:
 
     def progress(self, step: int, total: int) -> None: ...
     def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
+    def saved(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class _Run:
         self.step = TrainStep(model, recipe, ranks)
         if restored:
             restore(restored, model, self.step.optimizer)
-            self.step.scaler.load_state_dict(self.position.scaler)
+            if self.position.scaler:
+                self.step.scaler.load_state_dict(self.position.scaler)
         self.validations = {name: Validation(index, recipe, ranks) for name, index in data.validation.items()}
         path = recipe.train.log_window_ids
         self.window_log = WindowLog(path, data.train, self.lanes, ranks, self.position.step) if path else None
@@ -119,6 +122,7 @@ class _Run:
         with self.meter.phase("step"):
             self.result = self.step(batch, self.position.step)
         self.position.step += 1
+        self.position.metrics = {}
         audio_s = self.result.samples / audio.RATE_HZ
         self.meter.heard(audio_s)
         self.position.audio_s += audio_s
@@ -132,7 +136,8 @@ class _Run:
             step = self.position.step
             if self.window_log:
                 self.window_log.write(step, batch)
-            if self._due(self.recipe.train.log_every_steps):
+            # A checkpoint carries the metrics of its own step.
+            if self._due(self.recipe.train.log_every_steps) or self._due(self.recipe.checkpoint.every_steps):
                 values = scores(self.result, self.ranks) | self.meter.lap()
                 values["audio_hours"] = self.position.audio_s / 3600
                 self.position.metrics |= values
@@ -162,12 +167,15 @@ class _Run:
             self.position.scaler = self.step.scaler.state_dict()
             if self.ranks.first:
                 self.checkpoints.save(self.step.model, self.step.optimizer, self.position)
+                self.observer.saved()
 
     def summary(self) -> dict[str, Any]:
+        if any(f"{name}_loss" not in self.position.metrics for name in self.validations):
+            # This checkpoint was not the last of the run that made it.
+            self.validate()
         metrics = self.position.metrics
         # A run that was finished already has no rates of its own; its last ones stand in the checkpoint.
         rates = self.meter.total() if self.meter.heard_s else metrics
-        newest = self.checkpoints.steps()[-1] if self.ranks.first else 0
         return {
             "steps": self.position.step,
             "loss": metrics["loss"],
@@ -176,7 +184,7 @@ class _Run:
             "audio_s": self.position.audio_s,
             "audio_s_per_s": rates["audio_s_per_s"],
             "data_wait_share": rates["data_wait_share"],
-            "checkpoint": self.checkpoints.at(self.ranks.chosen(newest)),
+            "checkpoint": self.checkpoints.at(self.position.step),
             "skipped_updates": self.position.skipped,
             "bad_windows": self.position.bad,
             **{name: _grouped(metrics, f"{name}_") for name in self.validations},
@@ -193,11 +201,12 @@ class _Run:
                 f"{position.skipped} updates had a loss or gradient that is not finite, past train.nonfinite_budget="
                 f"{train.nonfinite_budget}: lower optim.learning_rate, set optim.clip_norm, or use train.precision=fp32"
             )
-        seen = position.step * train.batch
+        # Of an epoch at least: the first bad window among few is not yet a share.
+        seen = max(position.step * train.batch, self.lanes.windows)
         if position.bad > self.recipe.feed.bad_budget * seen:
             example = f"; one is {self.new_bad[-1]}" if self.new_bad else ""
             raise UserError(
-                f"{position.bad} of {seen} windows do not decode, past feed.bad_budget={self.recipe.feed.bad_budget}"
+                f"{position.bad} windows do not decode, past feed.bad_budget={self.recipe.feed.bad_budget} of {seen}"
                 f"{example}: pack the audio again without them, or raise the budget"
             )
 

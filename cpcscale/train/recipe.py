@@ -47,6 +47,8 @@ class TrainConfig:
         config.at_least(1, **{"train.batch": self.batch, "train.lanes": self.lanes})
         config.at_least(1, **{"train.log_every_steps": self.log_every_steps})
         config.at_least(1, **{"train.validate_every_steps": self.validate_every_steps})
+        if "://" in self.log_window_ids:
+            raise UserError(f"train.log_window_ids={self.log_window_ids} is not on a local disk: name a path")
         if not self.steps and self.epochs <= 0:
             raise UserError(f"train.steps=0 and train.epochs={self.epochs} train nothing: set either above 0")
 

@@ -7,28 +7,44 @@ from pathlib import Path
 
 import numpy as np
 
+from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
 from cpcscale.stream.feed import Batch
 from cpcscale.stream.lane import PADDING, Lanes
 from cpcscale.train.ranks import Ranks
+
+_START = '{"step": '
 
 
 class WindowLog:
     """Writes {"step", "epoch", "ids"}, ids `KEY#NUMBER` in the global batch's order, which no number of ranks changes.
 
     Ids are what the ranks' feeds handed over, gathered, not what the plan says. Lines after `step` are dropped at the
-    start, since a resumed run makes those steps again.
+    start, since a resumed run makes those steps again. Raises UserError, on every rank, for a file that is not such a
+    log or cannot be written.
     """
 
     def __init__(self, path: str, index: Index, lanes: Lanes, ranks: Ranks, step: int) -> None:
         self._path, self._lanes, self._ranks = Path(path), lanes, ranks
-        if not ranks.first:
-            return
         self._keys = index.utterances["key"].to_pylist()
+        error = None
+        if ranks.first:
+            try:
+                self._cut(step)
+            except (OSError, ValueError, KeyError, TypeError) as failure:
+                error = UserError(
+                    f"train.log_window_ids={path} cannot hold window ids ({type(failure).__name__}: {failure}): name "
+                    "another file"
+                )
+        ranks.agreed(error)
+
+    def _cut(self, step: int) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        # A killed run may have left half a line.
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        # A killed run may have left half a line; any other text is somebody's file, and stays as it is.
+        if lines and not lines[-1].endswith("}") and lines[-1].startswith(_START[: len(lines[-1])]):
+            lines.pop()
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
         self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def write(self, step: int, batch: Batch) -> None:

@@ -1,0 +1,175 @@
+"""Cross-validated fine-tuning: checked and prepared in the driver, the folds as Ray tasks, one tracked run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from cpcscale import config as configs
+from cpcscale import storage
+from cpcscale.cluster import session
+from cpcscale.emotion.corpora import open_corpus
+from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.emotion.crossval import FinetuneResult, FoldResult, combine, fold_splits, run_fold
+from cpcscale.emotion.features import encoder_digest, open_encoder, prepare
+from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.errors import UserError
+from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
+
+log = logging.getLogger(__name__)
+
+RESULT = "result.json"
+PREDICTIONS = "predictions.csv"
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(EmotionRecipe):
+    """A fine-tuning run: the recipe and where it runs."""
+
+    run_dir: str = "runs/finetune"  # folder (or s3:// prefix) of the run; a finished one is not run again
+    workers: int = 2  # folds at a time; each gets its share of the cores
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        configs.at_least(1, workers=self.workers)
+
+
+def finetune(config: FinetuneConfig) -> FinetuneResult:
+    """Runs all folds and returns their result, which `run_dir` then holds as result.json and predictions.csv.
+
+    A run_dir that holds the finished result of the same config, corpus and encoder gives that one back. Whatever a user
+    can get wrong raises UserError before Ray starts or a file is written.
+    """
+    config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
+    corpus = open_corpus(config.corpus)
+    splits = fold_splits(config, corpus)
+    encoder, source = open_encoder(config)
+    identity = identify(config, corpus) | {"encoder": encoder_digest(encoder)}
+    if (done := _finished(config.run_dir, identity)) is not None:
+        log.warning("%s holds this run, finished: it is not run again", config.run_dir)
+        return done
+    started = time.monotonic()
+    prepared = prepare(config, corpus)
+    session.connect(config.workers)
+    tracker = Tracker.start(
+        config.tracking,
+        kind="finetune",
+        name=config.name or config.system,
+        run_dir=config.run_dir,
+        tags=environment_tags() | describe(config, corpus, identity, source),
+        params=configs.flat(config),
+    )
+    status = "FAILED"
+    try:
+        folds = _run_folds(config, corpus, prepared, len(splits))
+        result = dataclasses.replace(
+            combine(config, corpus, folds),
+            seconds=time.monotonic() - started,
+            identity=identity,
+            run_id=tracker.run_id,
+        )
+        _publish(config.run_dir, result, tracker)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        summary = {f"ccc_{name}": value for name, value in result.ccc.items()} if status == "FINISHED" else {}
+        tracker.finish(status, summary)
+    return result
+
+
+def absolute_inputs(recipe: EmotionRecipe) -> dict[str, Any]:
+    """The fields of a recipe that name local paths, these made absolute: workers stand in other folders."""
+    path, checkpoint = recipe.corpus.path, recipe.encoder.checkpoint
+    return {
+        "corpus": dataclasses.replace(recipe.corpus, path=storage.absolute(path) if path else ""),
+        "encoder": dataclasses.replace(recipe.encoder, checkpoint=storage.absolute(checkpoint) if checkpoint else ""),
+    }
+
+
+def identify(recipe: EmotionRecipe, corpus: Corpus) -> dict[str, str]:
+    """Digests of what a result follows from, with no path or name of the run in them."""
+    placeless = dataclasses.replace(
+        recipe,
+        name="",
+        corpus=dataclasses.replace(recipe.corpus, path=""),
+        encoder=dataclasses.replace(recipe.encoder, checkpoint=""),
+    )
+    return {"config": configs.digest(placeless), "corpus": corpus.digest}
+
+
+def describe(recipe: EmotionRecipe, corpus: Corpus, identity: dict[str, str], source: dict[str, Any]) -> dict[str, str]:
+    """The tags of a run on this corpus."""
+    tags = {
+        "cpcscale.system": recipe.system,
+        "cpcscale.corpus": corpus.name,
+        "cpcscale.protocol": recipe.protocol.name,
+        "cpcscale.marks": ",".join(corpus.marks),
+        "cpcscale.config_hash": identity["config"],
+        "cpcscale.corpus_hash": identity["corpus"],
+    }
+    if source:
+        tags |= {"cpcscale.fingerprint": str(source["fingerprint"]), "cpcscale.encoder": str(source["url"])}
+    return tags
+
+
+def cpus_each(workers: int) -> float:
+    """The cores that each of `workers` tasks gets so that this many run at a time; never more than one node has."""
+    import ray
+
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    share = min(sum(nodes) / workers, max(nodes, default=1.0))
+    return float(int(share)) if share >= 1 else share
+
+
+def _run_folds(config: FinetuneConfig, corpus: Corpus, prepared: Any, count: int) -> list[FoldResult]:
+    import ray
+
+    reference = ray.put((config, corpus, prepared))
+    cpus = cpus_each(min(config.workers, count))
+    items = [{"shared": reference, "fold": fold, "threads": max(1, int(cpus))} for fold in range(count)]
+    return session.map_tasks(_fold, items, what=f"finetune {config.system}", unit="folds", cpus=cpus)
+
+
+def _fold(item: dict[str, Any]) -> FoldResult:
+    import ray
+    import torch
+
+    torch.set_num_threads(item["threads"])
+    config, corpus, prepared = ray.get(item["shared"])
+    return run_fold(config, corpus, item["fold"], prepared)
+
+
+def _finished(run_dir: str, identity: dict[str, str]) -> FinetuneResult | None:
+    url = storage.join(run_dir, RESULT)
+    if not storage.exists(url):
+        return None
+    try:
+        stored = json.loads(storage.read(url))
+        result = FinetuneResult(**stored, predictions_csv=storage.read(storage.join(run_dir, PREDICTIONS)).decode())
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{url} is not the result of a fine-tuning ({error}): choose another run_dir") from None
+    changed = [name for name, value in identity.items() if result.identity.get(name) != value]
+    if changed:
+        raise UserError(
+            f"run_dir={run_dir} holds a finished run with another {' and '.join(changed)}: pass run_dir=FOLDER with a "
+            "new one, or remove it"
+        )
+    return result
+
+
+def _publish(run_dir: str, result: FinetuneResult, tracker: Tracker) -> None:
+    for row in result.curves:
+        names = {f"fold{row['fold']}_{name}": row[name] for name in ("train_loss", "dev_ccc")}
+        tracker.log(row["epoch"], names)
+    text = json.dumps(result.as_dict(), indent=1) + "\n"
+    # The result comes last: where it stands, the run is whole.
+    for name, data in ((PREDICTIONS, result.predictions_csv), (RESULT, text)):
+        tracker.artifact(name, data)
+        storage.write(storage.join(run_dir, name), data.encode())

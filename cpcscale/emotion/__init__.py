@@ -1,0 +1,1 @@
+"""A checkpoint to a recogniser of activation, valence and dominance, and its honest score."""

@@ -1,0 +1,29 @@
+"""miniCPC: the encoder pretrained on the labelled corpus's own audio, one network an outer fold (PAPER.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cpcscale import storage
+from cpcscale.model.cpc import CPC
+from cpcscale.shards.pack import TRAIN, PackConfig, Source, pack_sources
+from cpcscale.train.checkpoint import load_encoder
+from cpcscale.train.loop import Data, Quiet, pretrain
+from cpcscale.train.ranks import Ranks
+from cpcscale.train.recipe import Recipe
+
+
+def pretrain_on(files: Sequence[str], speakers: Sequence[str], recipe: Recipe, folder: str) -> CPC:
+    """A network pretrained on these files alone, in this process, packed and checkpointed below `folder`.
+
+    The caller passes the training speakers of one outer fold and nobody else: an encoder that has heard a test speaker
+    is not a fair one. A folder that holds a finished pretraining of the same files and recipe is used again.
+    """
+    sources = [
+        Source(path=storage.absolute(file), name=file, group=speaker, language="")
+        for file, speaker in zip(files, speakers, strict=True)
+    ]
+    packed = pack_sources(sources, storage.join(folder, "shards"), PackConfig())
+    run_dir = storage.join(folder, "run")
+    pretrain(recipe, Data(packed.splits[TRAIN], {}), run_dir, Ranks.current(), Quiet())
+    return load_encoder(run_dir)[0]

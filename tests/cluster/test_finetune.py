@@ -1,0 +1,125 @@
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from made_voices import put_checkpoint, put_corpus, recipe
+
+from cpcscale import config as configs
+from cpcscale.cluster import session
+from cpcscale.cluster.finetune import FinetuneConfig, finetune
+from cpcscale.cluster.pretrain import PretrainConfig
+from cpcscale.emotion.corpora import open_corpus
+from cpcscale.emotion.crossval import combine, run_fold
+from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe
+from cpcscale.errors import UserError
+from cpcscale.tracking.runs import read_runs
+from cpcscale.tracking.tracker import TrackingConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def settings(folder: Path, system: str, checkpoint: str = "") -> FinetuneConfig:
+    base = recipe(folder / "tones", system, checkpoint)
+    parts = {field.name: getattr(base, field.name) for field in fields(EmotionRecipe)}
+    tracking = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
+    return FinetuneConfig(**parts, run_dir=str(folder / "run"), tracking=tracking)
+
+
+@pytest.fixture
+def no_ray(monkeypatch) -> None:
+    def connect(workers: int = 1) -> None:
+        raise AssertionError("Ray was asked for")
+
+    monkeypatch.setattr(session, "connect", connect)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of three folds under Ray, two at a time."""
+    folder = tmp_path_factory.mktemp("finetune")
+    put_corpus(folder / "tones")
+    config = settings(folder, "random", put_checkpoint(folder / "pretrained"))
+    return config, finetune(config)
+
+
+def test_folds_under_ray_give_what_they_give_in_one_process(finished):
+    config, result = finished
+    corpus = open_corpus(config.corpus)
+    alone = combine(config, corpus, [run_fold(config, corpus, fold) for fold in range(3)])
+    assert result.ccc == pytest.approx(alone.ccc, abs=1e-5)
+    assert [fold["best_epoch"] for fold in result.folds] == [fold["best_epoch"] for fold in alone.folds]
+
+
+def test_the_run_folder_and_the_tracker_hold_the_result(finished):
+    config, result = finished
+    stored = json.loads(Path(config.run_dir, "result.json").read_text())
+    assert stored == json.loads(json.dumps(result.as_dict()))
+    assert Path(config.run_dir, "predictions.csv").read_text() == result.predictions_csv
+    (run,) = read_runs(config.tracking)
+    assert (run.run_id, run.kind, run.status, run.name) == (result.run_id, "finetune", "FINISHED", "random")
+    assert run.metrics["ccc_mean"] == pytest.approx(result.ccc["mean"])
+    assert [epoch for epoch, _ in run.history("fold2_dev_ccc")] == [1, 2]
+    assert json.loads(run.artifact("result.json") or b"") == stored
+    assert run.artifact("predictions.csv") == result.predictions_csv.encode()
+    assert {name: run.tag(name) for name in ("system", "corpus", "protocol", "marks", "fingerprint")} == {
+        "system": "random",
+        "corpus": "tones",
+        "protocol": "speakers3",
+        "marks": "",
+        "fingerprint": "f" * 64,
+    }
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_finished_run_is_given_back_and_not_run_again(finished):
+    config, result = finished
+    elsewhere = replace(config, workers=1, name="a name changes nothing")
+    assert finetune(elsewhere) == result
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_finished_run_of_another_config_encoder_or_corpus_is_refused(finished, tmp_path):
+    config, _ = finished
+    with pytest.raises(UserError, match=r"finished run with another config: pass run_dir=FOLDER"):
+        finetune(replace(config, seed=1))
+    other = put_checkpoint(tmp_path / "other", seed=8)
+    with pytest.raises(UserError, match="another encoder"):
+        finetune(replace(config, encoder=replace(config.encoder, checkpoint=other)))
+    larger = put_corpus(tmp_path / "tones", each=7)
+    with pytest.raises(UserError, match="another corpus"):
+        finetune(replace(config, corpus=replace(config.corpus, path=str(larger))))
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda config: replace(config, corpus=replace(config.corpus, path="nowhere")), r"no corpus at corpus\.path"),
+        (lambda config: replace(config, protocol=replace(config.protocol, folds=7)), "6 speakers cannot fill"),
+        (lambda config: replace(config, encoder=replace(config.encoder, checkpoint="nowhere")), "no pretraining at"),
+        (lambda config: Path(config.corpus.path, "00.wav").write_bytes(b"x") and config, "cannot be used"),
+    ],
+)
+def test_bad_input_is_refused_before_ray_starts_and_leaves_nothing_behind(tmp_path, spoil, message):
+    put_corpus(tmp_path / "tones", each=2)
+    config = spoil(settings(tmp_path, "precpc", put_checkpoint(tmp_path / "pretrained")))
+    with pytest.raises(UserError, match=message):
+        finetune(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pretrained", "tones"]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_quickstart_is_one_config_for_all_systems_and_follows_the_quickstart_pretraining(system):
+    config = configs.load(FinetuneConfig, str(CONFIGS / "finetune" / "quickstart.yaml"), [f"system={system}"])
+    pretraining = configs.load(PretrainConfig, str(CONFIGS / "pretrain" / "quickstart.yaml"))
+    assert config.run_dir == f"runs/finetune/quickstart-{system}"
+    assert config.encoder.checkpoint == pretraining.run_dir
+    assert config.pretraining.model == pretraining.model
+
+
+def test_emodb_is_the_papers_recogniser_and_its_missing_folder_says_what_to_pass():
+    config = configs.load(FinetuneConfig, str(CONFIGS / "finetune" / "emodb.yaml"), [])
+    assert config.recogniser == EmotionRecipe().recogniser
+    with pytest.raises(UserError, match=r"no corpus at corpus\.path=.*pass corpus\.path=FOLDER"):
+        open_corpus(config.corpus)

@@ -1,0 +1,163 @@
+"""`cpcscale pretrain` as its user meets it, up to the start of Ray: configs that are read and input that is refused."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import speech
+
+from cpcscale import cli, config
+from cpcscale.cluster.pretrain import PretrainConfig
+from cpcscale.model.cpc import build
+from cpcscale.train.checkpoint import Checkpoints, Position
+from cpcscale.train.optim import build as build_optimizer
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
+QUICKSTART, PAPER = str(CONFIGS / "quickstart.yaml"), str(CONFIGS / "paper.yaml")
+
+
+def listing(*folders: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_size for folder in folders for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def place(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to stand in, with the shard set beside it and a run to be in `run`."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(shards, tmp_path / "shards")
+    return tmp_path
+
+
+def refused(place: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line in which the command line refuses this, with status 2 and nothing written."""
+    before = listing(place)
+    assert cli.main(["pretrain", *arguments]) == 2
+    out, error = capfd.readouterr()
+    assert out == ""
+    assert len(error.splitlines()) == 1, error
+    assert error.startswith("cpcscale: error: ")
+    assert listing(place) == before
+    return error.removeprefix("cpcscale: error: ").strip()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.stepz=5", "unknown key train.stepz (did you mean train.steps?)"),
+        ("trian.steps=5", "did you mean train?"),
+        ("worker=1", "did you mean workers?"),
+        ("train.steps=abc", "'abc'"),
+        ("train.steps=1.5", "1.5"),
+        ("train.steps=-3", "train.steps=-3 is below 0"),
+        ("train=3", "train is a group of keys"),
+        ("steps", "key=value"),
+        ("workers=9", "9 workers share train.lanes=8 lanes and some would have none: use at most 8 workers"),
+        ("workers=0", "workers=0 is below 1"),
+        ("device=tpu", "'tpu'"),
+        ("train.precision=fp61", "'fp61'"),
+        ("train.batch=33", "train.batch=33 is not a multiple of train.lanes=8"),
+        ("window.seconds=0.1", "too short to predict"),
+        ("window.seconds=1.283", "use 1.28 s"),
+        ("model.encoder.kernels=[10,8]", "differ in length"),
+        ("optim.learning_rate=nan", "optim.learning_rate=nan"),
+        ("data.shards=gs://bucket/set", "gs://"),
+        ("data.pack.heldout_share=1.5", "heldout_share=1.5"),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line_that_names_it(place, capfd, override, words):
+    assert words in refused(place, capfd, QUICKSTART, "data.shards=shards", "run_dir=run", override)
+
+
+@pytest.mark.parametrize("place_of_flag", [0, 1, 2, 3])
+def test_json_may_stand_anywhere_among_the_arguments(place, capfd, place_of_flag):
+    arguments = [QUICKSTART, "data.shards=shards", "train.stepz=5"]
+    arguments.insert(place_of_flag, "--json")
+    assert "did you mean train.steps?" in refused(place, capfd, *arguments)
+
+
+def test_a_missing_config_is_refused_by_its_path(place, capfd):
+    assert "no config file nowhere.yaml" in refused(place, capfd, "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("a: [1", "not YAML"), ("- 1\n- 2\n", "holds a list"), ("train: {stepz: 3}\n", "did you mean train.steps?")],
+)
+def test_a_malformed_config_is_refused_by_its_path(place, capfd, text, words):
+    (place / "mine.yaml").write_text(text)
+    line = refused(place, capfd, "mine.yaml", "data.shards=shards")
+    assert "mine.yaml" in line and words in line
+
+
+def test_missing_shards_are_refused_with_the_command_that_makes_them(place, capfd):
+    line = refused(place, capfd, PAPER, "data.shards=nowhere", "workers=1")
+    assert "no shard set at" in line
+    assert re.search(r"`cpcscale pack AUDIO \S*nowhere`", line), "the command makes nowhere/train"
+
+
+def test_missing_audio_to_pack_first_is_refused(place, capfd):
+    line = refused(place, capfd, QUICKSTART, "data.shards=nowhere", "data.audio=no-audio", "run_dir=run")
+    assert "no-audio" in line
+
+
+def test_a_run_folder_of_another_shard_set_is_refused_with_both_fingerprints(place, capfd):
+    identity = config.load(PretrainConfig, QUICKSTART).identity()
+    spec = speech.recipe()
+    model = build(spec.model, 0)
+    where = Position(step=20, fingerprint="0123456789abcdef" * 4, identity=identity)
+    Checkpoints("run").save(model, build_optimizer(model, spec.optim), where)
+    line = refused(place, capfd, QUICKSTART, "data.shards=shards", "run_dir=run")
+    for words in ("another shard set", "0123456789ab", speech.data(place / "shards").train.fingerprint[:12]):
+        assert words in line
+    assert "name another run_dir" in line
+
+
+def test_a_run_folder_of_another_recipe_is_refused_by_the_key_that_differs(place, capfd):
+    identity = config.load(PretrainConfig, QUICKSTART, ["train.batch=64"]).identity()
+    spec = speech.recipe()
+    model = build(spec.model, 0)
+    where = Position(step=20, fingerprint=speech.data(place / "shards").train.fingerprint, identity=identity)
+    Checkpoints("run").save(model, build_optimizer(model, spec.optim), where)
+    line = refused(place, capfd, QUICKSTART, "data.shards=shards", "run_dir=run")
+    assert "train.batch=64, this config says 32" in line
+
+
+def test_a_damaged_index_is_refused(place, capfd):
+    marker = place / "shards" / "train" / "index.json"
+    marker.write_text(marker.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    assert "do not match their marker" in refused(place, capfd, QUICKSTART, "data.shards=shards", "run_dir=run")
+
+
+def test_fp16_without_a_gpu_is_refused_before_anything_is_written(place):
+    """In a process of its own, since a Ray is started to count the GPUs."""
+    before = listing(place)
+    command = [sys.executable, "-m", "cpcscale", "pretrain", QUICKSTART, "data.shards=shards", "run_dir=run"]
+    command += ["train.precision=fp16", "device=cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=_without_ray())
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("cpcscale: error: train.precision=fp16 needs a GPU")
+    assert "use fp32 or bf16" in line
+    assert listing(place) == before
+
+
+def test_the_shipped_configs_are_the_recipes_they_claim_to_be():
+    quickstart, paper = config.load(PretrainConfig, QUICKSTART), config.load(PretrainConfig, PAPER)
+    assert paper.model == PretrainConfig().model
+    assert paper.objective == PretrainConfig().objective
+    assert (paper.window.kind, paper.window.seconds, paper.train.batch, paper.train.epochs) == ("crop", 10.0, 64, 50)
+    assert (paper.optim.learning_rate, paper.optim.weight_decay) == (2e-4, 1e-5)
+    for recipe in (quickstart, paper):
+        assert (recipe.objective.negatives, recipe.model.predictor.steps) == (50, 12)
+        assert recipe.objective.chance == pytest.approx(0.0196, abs=1e-4)
+    assert quickstart.data.pack.heldout_share == 0.05
+    assert quickstart.data.pack.unseen_groups == [speech.UNSEEN_VOICE]
+
+
+def _without_ray() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -1,0 +1,179 @@
+"""The whole run killed, through the real command line and Ray: it goes on as if nothing had happened.
+
+`cpcscale pretrain configs/pretrain/quickstart.yaml` with a tiny network is killed in mid-run, started again by the same
+command, killed again, and ends with one worker in place of two. An undisturbed run of the same config, in this process
+and without Ray, says what has to come out: final losses agree to 1e-5, batches exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+import speech
+
+from cpcscale import config
+from cpcscale.cluster.pretrain import PretrainConfig
+from cpcscale.train.loop import pretrain
+from cpcscale.train.ranks import Ranks
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "pretrain" / "quickstart.yaml")
+STEPS, EVERY = 60, 5
+KILLS = (18, 37)
+STATED = {
+    "steps",
+    "loss",
+    "accuracy_mean",
+    "accuracy_chance",
+    "audio_s",
+    "audio_s_per_s",
+    "data_wait_share",
+    "run_id",
+    "checkpoint",
+}
+WAIT_S = 300
+
+
+def arguments(shards: Path, folder: Path, name: str, workers: int) -> list[str]:
+    """The overrides of a run `name`: the same for every start of it but the number of workers."""
+    places = [f"data.shards={shards}", f"run_dir={folder / name}", f"train.log_window_ids={folder / name}.jsonl"]
+    # Long batches, so that there is time to kill between two steps.
+    tiny = [key for key in speech.TINY if not key.startswith("train.batch")]
+    cadence = [f"train.steps={STEPS}", f"checkpoint.every_steps={EVERY}", "train.validate_every_steps=30"]
+    return [f"workers={workers}", *places, *tiny, *cadence]
+
+
+class Command:
+    """One `cpcscale pretrain --json` in a process group of its own, its output in files."""
+
+    def __init__(self, shards: Path, folder: Path, name: str, workers: int) -> None:
+        self.run_dir, self.ids = folder / name, folder / f"{name}.jsonl"
+        self._output = folder / f"{name}.{workers}.{time.monotonic_ns()}"
+        command = [sys.executable, "-m", "cpcscale", "pretrain", CONFIG, *arguments(shards, folder, name, workers)]
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        with self._output.with_suffix(".out").open("w") as out, self._output.with_suffix(".err").open("w") as error:
+            self.process = subprocess.Popen(
+                [*command, "--json"], stdout=out, stderr=error, cwd=folder, env=environment, start_new_session=True
+            )
+
+    def kill_after(self, step: int) -> None:
+        """SIGKILL to the command, its group and everything below it, once the ids of `step` are written."""
+        deadline = time.monotonic() + WAIT_S
+        while not (self.ids.exists() and f'"step": {step},' in self.ids.read_text()):
+            assert self.process.poll() is None, f"ended before it could be killed: {self.errors()}"
+            assert time.monotonic() < deadline, f"no step {step}: {self.errors()}"
+            time.sleep(0.01)
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        os.killpg(self.process.pid, signal.SIGKILL)
+        for child in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        self.process.wait()
+        psutil.wait_procs(below, timeout=30)
+
+    def stated(self) -> dict[str, Any]:
+        """The JSON object that ends the output of a command that ends well."""
+        assert self.process.wait(WAIT_S) == 0, self.errors()
+        return json.loads(self._output.with_suffix(".out").read_text().splitlines()[-1])
+
+    def errors(self) -> str:
+        return self._output.with_suffix(".err").read_text()[-3000:]
+
+    def last_step(self) -> int:
+        """The last step among the ids."""
+        return json.loads(self.ids.read_text().splitlines()[-1])["step"]
+
+
+@dataclass
+class Drill:
+    folder: Path
+    undisturbed: dict[str, Any]
+    # Loss by step of the undisturbed run.
+    losses: dict[int, float]
+    disturbed: dict[str, Any]
+    # The last step that each killed run had done, and the MLflow run it belonged to.
+    killed_at: list[int]
+    run_ids: list[str]
+    notes: str
+
+
+@pytest.fixture(scope="module")
+def drill(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Drill:
+    folder, watcher = tmp_path_factory.mktemp("kill"), speech.Watcher()
+    recipe = config.load(PretrainConfig, CONFIG, arguments(shards, folder, "whole", workers=1))
+    undisturbed = pretrain(recipe, speech.data(shards, validate=True), recipe.run_dir, Ranks.current(), watcher)
+    killed_at, run_ids = [], []
+    for step in KILLS:
+        command = Command(shards, folder, "killed", workers=2)
+        command.kill_after(step)
+        killed_at.append(command.last_step())
+        run_ids.append(json.loads((command.run_dir / "run.json").read_text())["run_id"])
+    last = Command(shards, folder, "killed", workers=1)
+    disturbed = last.stated()
+    return Drill(folder, undisturbed, watcher.losses, disturbed, killed_at, run_ids, last.errors())
+
+
+def test_the_drill_killed_in_mid_run(drill):
+    assert KILLS[0] <= drill.killed_at[0] < STEPS
+    assert max(KILLS[1], drill.killed_at[0]) <= drill.killed_at[1] < STEPS
+
+
+def test_a_run_killed_twice_ends_with_the_loss_of_an_undisturbed_one(drill):
+    for name in ("loss", "accuracy_mean", "audio_s"):
+        assert drill.disturbed[name] == pytest.approx(drill.undisturbed[name], abs=1e-5), name
+    for name in ("heldout", "unseen"):
+        assert drill.disturbed[name]["loss"] == pytest.approx(drill.undisturbed[name]["loss"], abs=1e-5)
+
+
+def test_every_batch_is_the_same_also_with_one_worker_in_place_of_two(drill):
+    expected = speech.ids(drill.folder / "whole.jsonl")
+    assert len(expected) == STEPS
+    assert speech.ids(drill.folder / "killed.jsonl") == expected
+
+
+def test_it_goes_on_from_the_last_checkpoint_and_says_so(drill):
+    step = drill.killed_at[1] // EVERY * EVERY
+    assert any(
+        f"going on from {drill.folder}/killed/checkpoints/step-{each:08d}" in drill.notes
+        for each in (step, step - EVERY)
+    )
+
+
+def test_the_last_line_of_output_has_the_keys_that_scripts_rely_on(drill):
+    summary = drill.disturbed
+    assert set(summary) >= STATED
+    assert summary["steps"] == STEPS
+    assert summary["accuracy_chance"] == pytest.approx(1 / 9)
+    assert Path(summary["checkpoint"], "COMPLETE.json").is_file()
+    assert 0 <= summary["data_wait_share"] <= 1
+    assert summary["audio_s_per_s"] > 0
+
+
+def test_one_mlflow_run_goes_on_and_holds_no_step_twice(drill):
+    assert drill.run_ids == [drill.disturbed["run_id"]] * len(KILLS)
+    client = mlflow.MlflowClient(f"sqlite:///{drill.folder}/mlflow.db")
+    [experiment] = [each for each in client.search_experiments() if each.name == "cpcscale"]
+    [run] = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status) == (drill.disturbed["run_id"], "FINISHED")
+    history = client.get_metric_history(run.info.run_id, "loss")
+    steps = [record.step for record in history]
+    assert steps == sorted(set(steps))
+    assert {1, STEPS} <= set(steps)
+    assert [record.value for record in history] == pytest.approx([drill.losses[step] for step in steps], abs=1e-5)
+
+
+def test_nothing_of_ray_or_of_torn_writes_stays_in_the_run_folder(drill):
+    assert {path.name for path in (drill.folder / "killed").iterdir()} == {"checkpoints", "run.json"}
+    assert not list((drill.folder / "killed").rglob("*.tmp"))

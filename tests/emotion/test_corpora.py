@@ -1,0 +1,195 @@
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from cpcscale.emotion.corpora import open_corpus
+from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
+from cpcscale.emotion.features import read_waves
+from cpcscale.errors import UserError
+
+DATA = Path(__file__).parents[1] / "data"
+HEADER = "path,speaker,activation,valence,dominance"
+
+
+def put_audio(path: Path, seconds: float = 0.5, rate_hz: int = 16_000) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.1 * np.sin(np.arange(int(seconds * rate_hz)) / 20), rate_hz)
+
+
+def put_table(folder: Path, *rows: str, header: str = HEADER, name: str = "manifest.csv") -> Path:
+    """A folder with this table and an audio file for each row."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("\n".join([header, *rows]) + "\n")
+    for row in rows:
+        put_audio(folder / row.split(",")[0])
+    return folder
+
+
+def read(path: Path | str, **settings) -> Corpus:
+    return open_corpus(CorpusConfig(path=str(path), **settings))
+
+
+def test_a_plain_table_gives_its_rows_in_its_units(tmp_path):
+    folder = put_table(
+        tmp_path / "my_set",
+        "a/1.wav,ann,1,2.5,5,u1,de,female",
+        "b/2.wav,bob,3,3,3,,,",
+        header=HEADER + ",utterance,language,gender",
+    )
+    corpus = read(folder)
+    assert (corpus.name, corpus.marks, corpus.scale) == ("my-set", (), (1, 5))
+    assert [row.key for row in corpus.utterances] == ["u1", "b/2"]
+    assert (corpus.utterances[0].language, corpus.utterances[0].gender) == ("de", "female")
+    assert corpus.speakers == ["ann", "bob"]
+    np.testing.assert_array_equal(corpus.labels_UP, [[1, 2.5, 5], [3, 3, 3]])
+    assert read(folder, name="other").name == "other"
+
+
+def test_a_table_is_found_by_its_file_or_its_folder(tmp_path):
+    folder = put_table(tmp_path / "set", "1.wav,ann,1,2,3", name="labels.csv")
+    assert read(folder).utterances == read(folder / "labels.csv").utterances
+    put_table(folder, "2.wav,bob,1,2,3", name="more.csv")
+    with pytest.raises(UserError, match=r"2 CSV files \(labels\.csv, more\.csv\).*FILE\.csv"):
+        read(folder)
+
+
+def test_labels_are_scaled_by_the_stated_range_and_come_back(tmp_path):
+    corpus = read(put_table(tmp_path / "s", "1.wav,a,1,4,7"), scale=[1.0, 7.0])
+    np.testing.assert_allclose(corpus.to_unit(corpus.labels_UP), [[-1, 0, 1]])
+    np.testing.assert_allclose(corpus.from_unit(corpus.to_unit(corpus.labels_UP)), corpus.labels_UP)
+
+
+def test_labels_outside_the_scale_are_counted_and_kept(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        corpus = read(put_table(tmp_path / "s", "1.wav,a,0,4,7", "2.wav,a,2,2,2"))
+    assert "1 of 2 utterances have a label outside" in caplog.text
+    np.testing.assert_array_equal(corpus.labels_UP[0], [0, 4, 7])
+
+
+def test_the_digest_follows_the_rows_and_not_the_place(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    first = read(put_table(tmp_path / "elsewhere" / "s", "1.wav,a,1,2,3"))
+    second = read(put_table(tmp_path / "s", "1.wav,a,1,2,3"))
+    third = read(put_table(tmp_path / "s", "1.wav,a,1,2,4"))
+    assert first.digest == second.digest != third.digest
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("path,speaker,activation,dominance", "1.wav,a,1,2", "no column valence: .*has path, speaker, activation"),
+        ("file,who", "1.wav,a", "no column path, speaker, activation, valence, dominance"),
+        (HEADER, "1.wav,a,1,high,3", "line 2: valence='high' is not a number"),
+        (HEADER, "1.wav,a,1,2,nan", "line 2: dominance='nan' is not a number"),
+        (HEADER, "1.wav,a,1,2", "line 2: dominance='' is not a number"),
+        (HEADER, "1.wav,,1,2,3", "line 2: speaker is empty"),
+    ],
+)
+def test_a_bad_table_is_one_line_that_names_the_place(tmp_path, header, row, message):
+    with pytest.raises(UserError, match=message) as error:
+        read(put_table(tmp_path / "s", row, header=header))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_audio_is_counted_and_the_first_named(tmp_path):
+    folder = put_table(tmp_path / "s", "1.wav,a,1,2,3", "2.wav,a,1,2,3")
+    (folder / "2.wav").unlink()
+    with pytest.raises(UserError, match=r"1 of 2 audio files .* first .*2\.wav"):
+        read(folder)
+
+
+def test_a_missing_path_an_empty_folder_an_empty_table_and_a_double_id_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"pass corpus\.path=FOLDER"):
+        read("")
+    with pytest.raises(UserError, match=r"no corpus at corpus\.path=.*nowhere"):
+        read(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no CSV file"):
+        read(tmp_path)
+    with pytest.raises(UserError, match="no utterance"):
+        read(put_table(tmp_path / "empty"))
+    with pytest.raises(UserError, match="'1' twice"):
+        read(put_table(tmp_path / "s", "1.wav,a,1,2,3", "1.wav,a,1,2,3"))
+
+
+def test_a_table_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "manifest.csv").write_bytes(b"\xff\xfe\x00\x01" * 10)
+    with pytest.raises(UserError, match="not UTF-8"):
+        read(tmp_path)
+
+
+def test_bad_settings_are_refused():
+    for settings, message in (
+        ({"kind": "emo-db"}, "did you mean emodb"),
+        ({"scale": [5.0, 1.0]}, "least, greatest"),
+        ({"max_s": 0.0}, "max_s"),
+    ):
+        with pytest.raises(UserError, match=message):
+            CorpusConfig(**settings)
+
+
+def test_the_made_corpus_says_that_it_is_made():
+    corpus = read(DATA / "made_emotion")
+    assert (corpus.name, corpus.marks) == ("made-emotion", ("MADE",))
+    assert len(set(corpus.speakers)) >= 12
+    assert "MADE" in read(DATA / "made_emotion", name="in-house", kind="csv").marks
+
+
+EMODB = ("03a01Fa", "03b02Wc", "08a04Nb", "16a05Td")
+
+
+@pytest.mark.parametrize("kind", ["auto", "emodb"])
+def test_emodb_is_read_from_its_file_names_as_a_proxy(tmp_path, kind):
+    for name in EMODB:
+        put_audio(tmp_path / "wav" / f"{name}.wav")
+    (tmp_path / "erkennung.txt").write_text("Satz\n")
+    corpus = read(tmp_path, kind=kind)
+    assert (corpus.name, corpus.marks, corpus.scale) == ("emodb-proxy", ("PROXY",), (1, 5))
+    assert corpus.speakers == ["03", "03", "08", "16"]
+    assert [row.gender for row in corpus.utterances] == ["male", "male", "female", "female"]
+    np.testing.assert_array_equal(
+        corpus.labels_UP, [[4.02, 4.62, 3.92], [4.18, 1.98, 3.50], [3, 3, 3], [2.46, 1.74, 2.34]]
+    )
+
+
+def test_emodb_with_a_manifest_is_the_same_corpus_and_a_file_that_is_gone_is_missed(tmp_path):
+    for name in EMODB:
+        put_audio(tmp_path / "plain" / "wav" / f"{name}.wav")
+        put_audio(tmp_path / "listed" / "audio" / f"{name}.flac")
+    rows = [f"audio/{name}.flac,emodb_{name[:2]},anger" for name in EMODB]
+    (tmp_path / "listed" / "manifest.csv").write_text("\n".join(["path,speaker,emotion", *rows]))
+    assert read(tmp_path / "listed").digest == read(tmp_path / "plain").digest
+    (tmp_path / "listed" / "audio" / f"{EMODB[0]}.flac").unlink()
+    with pytest.raises(UserError, match="1 of 4 audio files"):
+        read(tmp_path / "listed")
+
+
+def test_a_folder_without_emodb_names_is_refused_as_emodb(tmp_path):
+    put_audio(tmp_path / "hello.wav")
+    with pytest.raises(UserError, match=r"no audio named as EmoDB's"):
+        read(tmp_path, kind="emodb")
+
+
+def test_audio_is_read_at_16_khz_and_cut_at_max_s(tmp_path):
+    folder = put_table(tmp_path / "s", "1.wav,a,1,2,3", "2.wav,a,1,2,3")
+    put_audio(folder / "2.wav", seconds=2, rate_hz=48_000)
+    waves = read_waves(read(folder), max_s=1.5)
+    assert [(wave.dtype, len(wave)) for wave in waves] == [(np.int16, 8_000), (np.int16, 24_000)]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(b"not audio at all"), r"1\.wav in corpus s cannot be used"),
+        (lambda path: path.write_bytes(b""), r"1\.wav in corpus s cannot be used"),
+        (lambda path: put_audio(path, seconds=0.05), r"1\.wav in corpus s lasts 0\.050 s, too short"),
+    ],
+)
+def test_audio_that_cannot_be_used_is_named(tmp_path, spoil, message):
+    folder = put_table(tmp_path / "s", "1.wav,a,1,2,3")
+    spoil(folder / "1.wav")
+    with pytest.raises(UserError, match=message) as error:
+        read_waves(read(folder), max_s=10)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,57 @@
+"""A tiny labelled corpus of tones whose labels can be heard, for the tests of recognisers."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from cpcscale.emotion.corpora.corpus import CorpusConfig
+from cpcscale.emotion.fit import FitConfig
+from cpcscale.emotion.recipe import EmotionRecipe, PretrainedConfig, ProtocolConfig
+from cpcscale.emotion.recogniser import RecogniserConfig
+from cpcscale.model.context import ContextConfig
+from cpcscale.model.cpc import ModelConfig, build
+from cpcscale.model.encoder import EncoderConfig
+from cpcscale.train.checkpoint import Checkpoints, Position
+from cpcscale.train.recipe import Recipe
+
+TINY = ModelConfig(encoder=EncoderConfig(channels=6), context=ContextConfig(width=8))
+
+
+def put_corpus(folder: Path, speakers: int = 6, each: int = 6) -> Path:
+    """Activation is loudness, valence is pitch and dominance is noise, on 1 to 5."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    lines = ["path,speaker,activation,valence,dominance"]
+    for number in range(speakers * each):
+        labels = rng.uniform(1, 5, 3)
+        samples = int(rng.integers(4000, 9000))
+        tone = np.sin(np.arange(samples) * (0.05 + 0.05 * labels[1]))
+        wave = 0.02 * labels[0] ** 1.5 * (tone + 0.2 * labels[2] * rng.normal(0, 1, samples))
+        soundfile.write(folder / f"{number:02}.wav", wave.clip(-1, 1), 16_000)
+        lines.append(f"{number:02}.wav,voice{number % speakers}," + ",".join(f"{value:.3f}" for value in labels))
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def put_checkpoint(run_dir: Path, seed: int = 7) -> str:
+    """A pretraining run of TINY that stopped at step 1, with a level unlike that of the corpus."""
+    network = build(TINY, seed, offset=0.01, gain=3.0)
+    position = Position(step=1, fingerprint="f" * 64, identity={"model": asdict(TINY)})
+    Checkpoints(str(run_dir)).save(network, torch.optim.Adam(network.parameters()), position)
+    return str(run_dir)
+
+
+def recipe(corpus: Path, system: str, checkpoint: str = "", **fit) -> EmotionRecipe:
+    """Three folds of a tiny recogniser, a few updates."""
+    return EmotionRecipe(
+        system=system,
+        corpus=CorpusConfig(path=str(corpus)),
+        protocol=ProtocolConfig(folds=3, dev_share=0.25),
+        encoder=PretrainedConfig(checkpoint=checkpoint),
+        recogniser=RecogniserConfig(heads=2, hidden=16, dense=16, pool_frames=4),
+        fit=replace(FitConfig(epochs=2, batch=6, learning_rate=3e-3, device="cpu"), **fit),
+        pretraining=Recipe(model=TINY),
+    )

@@ -1,0 +1,127 @@
+"""The same work at several numbers of ranks, in real processes over gloo. Each rank leaves what it found in a file."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import batches
+import speech
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cpcscale.errors import UserError
+from cpcscale.model.cpc import build
+from cpcscale.train.loop import pretrain
+from cpcscale.train.ranks import Ranks
+from cpcscale.train.step import TrainStep, scores
+
+STEPS, STOP = 12, 5
+
+
+def recipe(folder: Path, name: str, **overrides: Any) -> Any:
+    """Two epochs, nearly, of a few long windows, whose last batch is partly padding."""
+    values = {
+        "window__seconds": 2.08,
+        "train__steps": STEPS,
+        "train__validate_every_steps": STEPS,
+        "checkpoint__every_steps": STOP,
+        "train__log_window_ids": folder / f"{name}.jsonl",
+    }
+    return speech.recipe(**{**values, **overrides})
+
+
+def found(world: int, shards: Path, folder: Path) -> list[dict[str, Any]]:
+    """What each of `world` ranks found."""
+    if world == 1:
+        _work(0, 1, shards, folder)
+    else:
+        # A server that has imported all of it forks the ranks: importing takes each longer than its work does.
+        multiprocessing.set_forkserver_preload(["cpcscale.train.loop", "torch._dynamo"])
+        mp.start_processes(_work, (world, shards, folder), nprocs=world, start_method="forkserver")
+    return [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def _work(rank: int, world: int, shards: Path, folder: Path) -> None:
+    if world > 1:
+        meeting = f"file://{folder}/meeting-{world}"
+        dist.init_process_group("gloo", meeting, rank=rank, world_size=world, timeout=timedelta(seconds=120))
+    torch.set_num_threads(1)
+    ranks = Ranks.current(torch.device("cpu"))
+    try:
+        results = {
+            "ranks": [ranks.rank, ranks.world, ranks.on_node],
+            "split": [_split(ranks, micro_batch) for micro_batch in (0, 1, 2)],
+            "infinite": _infinite(ranks),
+            "talk": _talk(ranks),
+            "whole": _loop(ranks, shards, folder, f"whole-{world}"),
+            "resumed": _loop(ranks, shards, folder, f"resumed-{world}"),
+            "stopped": _stopped(ranks, shards, folder),
+        }
+        torch.save(results, folder / f"{world}-{rank}.pt")
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+
+
+def _split(ranks: Ranks, micro_batch: int) -> dict[str, Any]:
+    """One update from this rank's rows of a global batch that is the same for every number of ranks."""
+    spec = speech.recipe(train__micro_batch=micro_batch)
+    # Another seed on every rank but the first: only rank 0's weights may count.
+    step = TrainStep(build(spec.model, ranks.rank, gain=10.0), spec, ranks)
+    result = step(batches.made(slice(ranks.rank, None, ranks.world)), 0)
+    return {
+        "scores": scores(result, ranks),
+        "count": result.count_K.tolist(),
+        "samples": result.samples,
+        "bad": result.bad,
+        "skipped": result.skipped,
+        "gradients": {name: parameter.grad.clone() for name, parameter in step.model.named_parameters()},
+        "weights": {name: tensor.clone() for name, tensor in step.model.state_dict().items()},
+    }
+
+
+def _infinite(ranks: Ranks) -> dict[str, Any]:
+    """Three updates; in the second the last rank's gradient is infinite."""
+    spec = speech.recipe()
+    step = TrainStep(build(spec.model, 0, gain=10.0), spec, ranks)
+    weight, skipped, weights = step.model.predictor.maps.weight, [], []
+    for t in range(3):
+        broken = t == 1 and ranks.rank == ranks.world - 1
+        hook = weight.register_hook(lambda gradient: gradient * math.inf) if broken else None
+        skipped.append(step(batches.made(slice(ranks.rank, None, ranks.world), seed=t), t).skipped)
+        weights.append(weight.detach().clone())
+        if hook:
+            hook.remove()
+    return {"skipped": skipped, "weights": weights}
+
+
+def _talk(ranks: Ranks) -> dict[str, Any]:
+    values = torch.tensor([ranks.rank, 1])
+    return {
+        "sum": ranks.sum(values).tolist(),
+        "given": values.tolist(),
+        "chosen": ranks.chosen(f"of rank {ranks.rank}"),
+        "gathered": ranks.gathered({"rank": ranks.rank}),
+    }
+
+
+def _loop(ranks: Ranks, shards: Path, folder: Path, name: str) -> dict[str, Any]:
+    watcher = speech.Watcher()
+    summary = pretrain(recipe(folder, name), speech.data(shards, validate=True), str(folder / name), ranks, watcher)
+    return {"summary": summary, "losses": watcher.losses, "saves": watcher.saves}
+
+
+def _stopped(ranks: Ranks, shards: Path, folder: Path) -> list[Any]:
+    """The words in which this rank stops, and the step it had reached, when no update is finite."""
+    name, watcher = f"stopped-{ranks.world}", speech.Watcher()
+    spec = recipe(folder, name, optim__learning_rate=1e30, train__nonfinite_budget=2)
+    try:
+        pretrain(spec, speech.data(shards), str(folder / name), ranks, watcher)
+    except UserError as error:
+        return [str(error), max(watcher.losses, default=0)]
+    return ["did not stop", 0]

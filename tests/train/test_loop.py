@@ -1,0 +1,295 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import speech
+import torch
+
+from cpcscale.errors import UserError
+from cpcscale.stream import window
+from cpcscale.train.checkpoint import Checkpoints
+from cpcscale.train.loop import Data, pretrain
+from cpcscale.train.ranks import Ranks
+from cpcscale.train.recipe import Recipe
+
+ALONE = Ranks(0, 1, 1, torch.device("cpu"))
+SUMMARY = {
+    "steps",
+    "loss",
+    "accuracy_mean",
+    "accuracy_chance",
+    "audio_s",
+    "audio_s_per_s",
+    "data_wait_share",
+    "checkpoint",
+    "skipped_updates",
+    "bad_windows",
+}
+
+
+def run(
+    recipe: Recipe, data: Data | Path, folder: Path, watcher: speech.Watcher | None = None
+) -> tuple[dict[str, Any], speech.Watcher]:
+    """The summary of a run in `folder`, and what an observer saw of it."""
+    watcher = watcher or speech.Watcher()
+    data = speech.data(data) if isinstance(data, Path) else data
+    return pretrain(recipe, data, str(folder), ALONE, watcher), watcher
+
+
+def short(folder: Path, **overrides: Any) -> Recipe:
+    """Nine steps of 2 s windows, eleven an epoch; ids beside the run."""
+    values = {
+        "window__seconds": 2.08,
+        "train__steps": 9,
+        "checkpoint__every_steps": 2,
+        "train__log_window_ids": folder.with_suffix(".jsonl"),
+    }
+    return speech.recipe(**{**values, **overrides})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict[int, float], Path]:
+    """(summary, loss by step, run folder) of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    summary, watcher = run(short(folder), shards, folder)
+    return summary, watcher.losses, folder
+
+
+def copied(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    shutil.copy(folder.with_suffix(".jsonl"), to.with_suffix(".jsonl"))
+    return to
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_summary_has_what_scripts_rely_on(undisturbed):
+    summary, losses, folder = undisturbed
+    assert set(summary) == SUMMARY
+    assert summary["steps"] == 9
+    assert summary["loss"] == losses[9]
+    assert summary["accuracy_chance"] == pytest.approx(1 / 9)
+    assert summary["checkpoint"] == str(folder / "checkpoints" / "step-00000009")
+    assert 0 <= summary["data_wait_share"] <= 1
+    assert summary["skipped_updates"] == summary["bad_windows"] == 0
+
+
+@pytest.mark.parametrize("stop_at", range(1, 10))
+def test_a_run_interrupted_at_any_step_gives_the_losses_and_batches_of_an_undisturbed_one(
+    undisturbed, shards, tmp_path, stop_at
+):
+    summary, losses, folder = undisturbed
+    recipe = short(tmp_path / "run")
+    first = speech.Watcher(stop_at)
+    with pytest.raises(speech.Killed):
+        run(recipe, shards, tmp_path / "run", first)
+    resumed, second = run(recipe, shards, tmp_path / "run")
+    assert min(second.losses) == (stop_at - 1) // 2 * 2 + 1, "goes on from the last checkpoint"
+    for seen in (first.losses, second.losses):
+        assert seen == pytest.approx({step: losses[step] for step in seen}, abs=1e-6)
+    assert first.losses.keys() | second.losses.keys() == losses.keys()
+    assert resumed["loss"] == pytest.approx(summary["loss"], abs=1e-6)
+    assert resumed["audio_s"] == pytest.approx(summary["audio_s"])
+    assert speech.ids(tmp_path / "run.jsonl") == speech.ids(folder.with_suffix(".jsonl"))
+
+
+def test_half_a_line_that_a_killed_run_left_among_the_ids_is_dropped(undisturbed, shards, tmp_path):
+    recipe = short(tmp_path / "run")
+    with pytest.raises(speech.Killed):
+        run(recipe, shards, tmp_path / "run", speech.Watcher(5))
+    with (tmp_path / "run.jsonl").open("a") as file:
+        file.write('{"step": 6, "epoch": 0, "ids": ["asterisk_en/agent#')
+    run(recipe, shards, tmp_path / "run")
+    assert speech.ids(tmp_path / "run.jsonl") == speech.ids(undisturbed[2].with_suffix(".jsonl"))
+
+
+def test_a_torn_newest_checkpoint_costs_its_steps_and_nothing_else(undisturbed, shards, tmp_path, caplog):
+    recipe = short(tmp_path / "run")
+    with pytest.raises(speech.Killed):
+        run(recipe, shards, tmp_path / "run", speech.Watcher(5))
+    (tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors").write_bytes(b"cut")
+    resumed, watcher = run(recipe, shards, tmp_path / "run")
+    assert min(watcher.losses) == 3
+    assert "step-00000004" in caplog.text
+    assert resumed["loss"] == pytest.approx(undisturbed[0]["loss"], abs=1e-6)
+
+
+def test_every_epoch_has_every_window_exactly_once(shards, tmp_path):
+    recipe = short(tmp_path / "run", train__steps=0, train__epochs=2, window__seconds=4.0)
+    summary, _ = run(recipe, shards, tmp_path / "run")
+    index = speech.data(shards).train
+    expected = sorted(
+        f"{key}#{number}"
+        for key, windows in zip(
+            index.utterances["key"].to_pylist(), window.count(recipe.window, index.samples), strict=True
+        )
+        for number in range(windows)
+    )
+    by_step = speech.ids(tmp_path / "run.jsonl")
+    half = len(by_step) // 2
+    epochs = [
+        [name for step in steps for name in by_step[step]]
+        for steps in (range(1, half + 1), range(half + 1, 2 * half + 1))
+    ]
+    assert [sorted(epoch) for epoch in epochs] == [expected, expected]
+    assert epochs[0] != epochs[1]
+    assert summary["steps"] == 2 * half
+
+
+def test_a_finished_run_states_its_summary_again_without_training(undisturbed, shards, tmp_path):
+    folder = copied(undisturbed[2], tmp_path / "run")
+    before = files(tmp_path)
+    recipe = short(undisturbed[2], train__log_window_ids=tmp_path / "run.jsonl")
+    again, watcher = run(recipe, shards, folder)
+    assert watcher.losses == {}
+    assert files(tmp_path) == before
+    # Rates are of this process; one that trained nothing gives those of the last steps that were.
+    rates = {name: again[name] for name in ("audio_s_per_s", "data_wait_share")}
+    assert again == undisturbed[0] | rates | {"checkpoint": str(folder / "checkpoints" / "step-00000009")}
+    assert rates["audio_s_per_s"] > 0
+
+
+def test_a_run_shortened_to_its_last_checkpoint_states_loss_and_heldout_scores_of_that_step(shards, tmp_path):
+    rare = {"train__log_every_steps": 100, "train__validate_every_steps": 100}
+    data = speech.data(shards, validate=True)
+    with pytest.raises(speech.Killed):
+        run(short(tmp_path / "run", **rare), data, tmp_path / "run", speech.Watcher(5))
+    summary, _ = run(short(tmp_path / "run", **rare, train__steps=4), data, tmp_path / "run")
+    expected, _ = run(short(tmp_path / "other", train__steps=4), data, tmp_path / "other")
+    for name in ("steps", "loss", "accuracy_mean", "audio_s", "heldout", "unseen"):
+        assert summary[name] == pytest.approx(expected[name], abs=1e-6), name
+
+
+def test_the_best_checkpoint_is_that_of_the_step_it_was_validated_at(shards, tmp_path):
+    """Checkpoints between two validations have no held-out loss of their own."""
+    recipe = short(tmp_path / "run", train__validate_every_steps=3, checkpoint__keep=1)
+    run(recipe, speech.data(shards, validate=True), tmp_path / "run")
+    restored = Checkpoints(str(tmp_path / "run"))
+    assert set(restored.steps()) <= {6, 9}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"train__batch": 32}, "train.batch=16, this config says 32"),
+        ({"train__lanes": 4}, "train.lanes=8, this config says 4"),
+        ({"window__seconds": 4.16}, "window.seconds=2.08, this config says 4.16"),
+        ({"window__kind": "crop"}, "window.kind=tile, this config says crop"),
+        ({"seed": 1}, "seed=0, this config says 1"),
+        ({"model__context__width": 8}, "model.context.width=16, this config says 8"),
+        ({"objective__negatives": 7}, "objective.negatives=8, this config says 7"),
+        ({"optim__learning_rate": 0.1}, "optim.learning_rate=0.0002, this config says 0.1"),
+        ({"seed": 1, "train__batch": 32}, "and 1 more"),
+        ({"train__steps": 8}, "is at step 9, past the 8 steps asked for"),
+    ],
+)
+def test_a_checkpoint_of_another_recipe_is_refused_with_the_way_out(undisturbed, shards, tmp_path, overrides, words):
+    folder = copied(undisturbed[2], tmp_path / "run")
+    before = files(tmp_path)
+    with pytest.raises(UserError) as refusal:
+        run(short(undisturbed[2], train__log_window_ids=tmp_path / "run.jsonl", **overrides), shards, folder)
+    assert words in str(refusal.value)
+    assert "name another run_dir" in str(refusal.value)
+    assert files(tmp_path) == before, "a refused run touches neither checkpoints nor ids"
+
+
+def test_a_checkpoint_of_another_shard_set_is_refused_with_both_fingerprints(undisturbed, shards, tmp_path):
+    folder = copied(undisturbed[2], tmp_path / "run")
+    other = Data(speech.spoil(shards, tmp_path / "other", [0]), {})
+    with pytest.raises(UserError, match="another shard set") as refusal:
+        run(short(undisturbed[2]), other, folder)
+    for fingerprint in (other.train.fingerprint, speech.data(shards).train.fingerprint):
+        assert fingerprint[:12] in str(refusal.value)
+
+
+def test_how_fast_and_how_often_may_change_in_mid_run(undisturbed, shards, tmp_path):
+    recipe = short(tmp_path / "run")
+    with pytest.raises(speech.Killed):
+        run(recipe, shards, tmp_path / "run", speech.Watcher(5))
+    other = {"train__micro_batch": 3, "feed__prefetch": 1, "checkpoint__every_steps": 4, "checkpoint__keep": 1}
+    resumed, _ = run(short(tmp_path / "run", **other), shards, tmp_path / "run")
+    assert resumed["loss"] == pytest.approx(undisturbed[0]["loss"], abs=1e-4)
+    assert speech.ids(tmp_path / "run.jsonl") == speech.ids(undisturbed[2].with_suffix(".jsonl"))
+
+
+def test_a_window_that_does_not_decode_keeps_its_place_and_stops_no_run_below_the_budget(undisturbed, shards, tmp_path):
+    """Wherever the order puts it: the budget is a share of an epoch, also when the bad window comes first."""
+    index = speech.data(shards).train
+    first = speech.ids(undisturbed[2].with_suffix(".jsonl"))[1][0]
+    number = index.utterances["key"].to_pylist().index(first.partition("#")[0])
+    data = Data(speech.spoil(shards, tmp_path / "spoilt", [number]), {})
+    windows = int(window.count(short(tmp_path).window, index.samples)[number])
+    summary, _ = run(short(tmp_path / "run", feed__bad_budget=0.2), data, tmp_path / "run")
+    assert 1 <= summary["bad_windows"] <= windows
+    assert speech.ids(tmp_path / "run.jsonl") == speech.ids(undisturbed[2].with_suffix(".jsonl"))
+    recorded = Checkpoints(str(tmp_path / "run")).newest().position
+    assert recorded.bad == len(recorded.bad_windows) == summary["bad_windows"]
+    assert {row["utterance"] for row in recorded.bad_windows} == {number}
+    assert summary["audio_s"] < undisturbed[0]["audio_s"]
+
+
+def test_too_many_windows_that_do_not_decode_stop_the_run_in_one_line(shards, tmp_path):
+    data = Data(speech.spoil(shards, tmp_path / "spoilt", range(0, 30, 2)), {})
+    with pytest.raises(UserError, match=r"windows do not decode, past feed\.bad_budget=0\.01") as refusal:
+        run(short(tmp_path / "run"), data, tmp_path / "run")
+    assert "\n" not in str(refusal.value)
+
+
+def test_updates_that_are_not_finite_stop_the_run_past_their_budget(shards, tmp_path):
+    recipe = short(tmp_path / "run", optim__learning_rate=1e30, train__nonfinite_budget=3)
+    watcher = speech.Watcher()
+    with pytest.raises(UserError, match=r"4 updates .* train\.nonfinite_budget=3: lower optim\.learning_rate"):
+        run(recipe, shards, tmp_path / "run", watcher)
+    assert max(watcher.losses) == 4, "one update to leave the finite numbers, then three that the budget lets pass"
+
+
+def test_a_validation_is_the_same_at_every_visit_and_in_any_pieces(shards, tmp_path):
+    """A rate of 0 leaves the network as it was, so that only the validation could change."""
+    data = speech.data(shards, validate=True)
+    frozen = {"optim__learning_rate": 0, "train__steps": 2}
+    scores = []
+    for number, pieces in enumerate((0, 3)):
+        recipe = short(tmp_path / "run", **frozen, train__micro_batch=pieces)
+        scores.append(run(recipe, data, tmp_path / f"run{number}")[0])
+    for name in ("heldout", "unseen"):
+        assert scores[0][name] == pytest.approx(scores[1][name], abs=1e-6)
+        assert {"loss", "accuracy_mean", "loss_k01", "accuracy_k04"} <= set(scores[0][name])
+
+
+def test_ids_go_into_no_place_that_is_not_theirs(shards, tmp_path):
+    with pytest.raises(UserError, match=r"train\.log_window_ids=s3://bucket/ids is not on a local disk"):
+        speech.recipe(train__log_window_ids="s3://bucket/ids")
+    notes = {"prose.txt": "one line", "table.csv": "a,b\n1,2\n", "other.jsonl": '{"a": 1}\n', "list.jsonl": "[1]\n{}"}
+    for name, text in notes.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=r"cannot hold window ids .* name another file") as refusal:
+            run(short(tmp_path / "run", train__log_window_ids=tmp_path / name), shards, tmp_path / "run")
+        assert "\n" not in str(refusal.value)
+        assert (tmp_path / name).read_text() == text
+    with pytest.raises(UserError, match="cannot hold window ids"):
+        run(short(tmp_path / "run", train__log_window_ids=tmp_path), shards, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_small_run_leaves_chance_within_50_steps(tmp_path_factory, shards):
+    """The quickstart's recipe on a few minutes of speech: nothing learns when frames start alike (PAPER.md)."""
+    recipe = speech.recipe(
+        window__seconds=1.28,
+        model__encoder__channels=64,
+        model__context__width=64,
+        model__predictor__steps=12,
+        objective__negatives=50,
+        objective__score="cosine",
+        objective__temperature=0.1,
+        optim__learning_rate=1e-3,
+        train__steps=50,
+        train__batch=8,
+    )
+    summary, _ = run(recipe, speech.data(shards, validate=True), tmp_path_factory.mktemp("chance") / "run")
+    chance = summary["accuracy_chance"]
+    for name in ("heldout", "unseen"):
+        assert summary[name]["accuracy_k01"] > 4 * chance, name
+        assert summary[name]["accuracy_mean"] > 1.5 * chance, name

@@ -1,0 +1,153 @@
+import dataclasses
+import math
+
+import batches
+import pytest
+import speech
+import torch
+
+from cpcscale.errors import UserError
+from cpcscale.model.cpc import CPC, build
+from cpcscale.objective.infonce import counts, infonce
+from cpcscale.train.ranks import Ranks
+from cpcscale.train.recipe import Recipe
+from cpcscale.train.step import StepResult, TrainStep, scores
+
+ALONE = Ranks(0, 1, 1, torch.device("cpu"))
+
+
+def step_of(recipe: Recipe) -> TrainStep:
+    return TrainStep(build(recipe.model, recipe.seed, gain=10.0), recipe, ALONE)
+
+
+def gradients(model: CPC) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def weights(model: CPC) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 5, 8, 100])
+def test_loss_and_gradient_do_not_depend_on_micro_batches(micro_batch):
+    """To 1e-5 of the largest gradient of each parameter: fp32 sums in another order."""
+    whole, split = step_of(speech.recipe()), step_of(speech.recipe(train__micro_batch=micro_batch))
+    one, other = (step(batches.made(), 0) for step in (whole, split))
+    torch.testing.assert_close(other.loss_K, one.loss_K, rtol=1e-5, atol=0)
+    assert other.correct_K.tolist() == one.correct_K.tolist()
+    assert other.count_K.tolist() == one.count_K.tolist()
+    expected = gradients(whole.model)
+    for name, gradient in gradients(split.model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-5 * expected[name].abs().max().item())
+
+
+def test_the_gradient_is_that_of_the_mean_over_k_of_the_mean_over_valid_predictions():
+    step, batch = step_of(speech.recipe()), batches.made()
+    result = step(batch, 0)
+    twin = build(step.recipe.model, step.recipe.seed, gain=10.0)
+    frames_B = torch.from_numpy(batch.samples_B // 160)
+    z_BTC, c_BTD = twin.features(torch.from_numpy(batch.wave_BS).float() / 32768)
+    sums = infonce(z_BTC, twin.predictor(c_BTD), frames_B, torch.from_numpy(batch.key_B), step.recipe.objective)
+    loss = (sums.loss_K / counts(frames_B, 4)).mean()
+    loss.backward()
+    assert scores(result, ALONE)["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    expected = gradients(twin)
+    for name, gradient in gradients(step.model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
+
+
+def test_padding_and_bad_rows_change_nothing_but_the_count_of_bad_windows():
+    whole, without = step_of(speech.recipe()), step_of(speech.recipe())
+    batch = batches.made()
+    real = batch.samples_B > 0
+    rows = {name: getattr(batch, name)[real] for name in ("wave_BS", "samples_B", "key_B", "utterance_B", "number_B")}
+    shorter = dataclasses.replace(batch, **rows, bad=())
+    one, other = whole(batch, 0), without(shorter, 0)
+    torch.testing.assert_close(one.loss_K, other.loss_K, rtol=1e-5, atol=0)
+    assert one.count_K.tolist() == other.count_K.tolist()
+    assert (one.samples, one.bad) == (sum(batches.LENGTHS), 1)
+    assert (other.samples, other.bad) == (sum(batches.LENGTHS), 0)
+
+
+def test_a_batch_without_a_valid_prediction_is_a_skipped_update():
+    step = step_of(speech.recipe())
+    before = weights(step.model)
+    result = step(batches.made(lengths=(0,) * 8), 0)
+    assert result.skipped
+    assert same(before, weights(step.model))
+    assert scores(result, ALONE)["loss"] == 0
+
+
+def test_a_gradient_that_is_not_finite_skips_the_update_and_leaves_weights_and_optimiser_as_they_were():
+    step = step_of(speech.recipe())
+    step(batches.made(), 0)
+    before, moments = weights(step.model), step.optimizer.state_dict()["state"]
+    moments = {number: {key: value.clone() for key, value in entry.items()} for number, entry in moments.items()}
+    hook = step.model.predictor.maps.weight.register_hook(lambda gradient: gradient * math.inf)
+    assert step(batches.made(), 1).skipped
+    assert same(before, weights(step.model))
+    after = step.optimizer.state_dict()["state"]
+    assert all(torch.equal(after[n][key], value) for n, entry in moments.items() for key, value in entry.items())
+    hook.remove()
+    assert not step(batches.made(), 2).skipped
+    assert not same(before, weights(step.model))
+
+
+def test_bf16_stays_finite_and_near_single_precision():
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        step = step_of(speech.recipe(train__precision=precision))
+        losses[precision] = [scores(step(batches.made(), t), ALONE)["loss"] for t in range(3)]
+        assert all(tensor.isfinite().all() for tensor in weights(step.model).values())
+        assert all(parameter.dtype == torch.float32 for parameter in step.model.parameters())
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+
+
+def test_fp16_without_a_gpu_is_refused_with_the_way_out():
+    with pytest.raises(UserError, match=r"fp16 needs a GPU.*use fp32") as refusal:
+        step_of(speech.recipe(train__precision="fp16"))
+    assert "\n" not in str(refusal.value)
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for():
+    free, clipped = step_of(speech.recipe()), step_of(speech.recipe(optim__clip_norm=1e-3))
+    for step in (free, clipped):
+        step(batches.made(), 0)
+    norms = [torch.stack([g.norm() for g in gradients(step.model).values()]).norm().item() for step in (free, clipped)]
+    assert norms[0] > 1e-3
+    assert norms[1] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_every_update_uses_the_rate_of_its_step():
+    step = step_of(speech.recipe(optim__warmup_steps=4, optim__learning_rate=0.4))
+    for t, rate in ((0, 0.1), (2, 0.3), (3, 0.4), (50, 0.4)):
+        step(batches.made(), t)
+        assert step.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+
+
+def test_evaluation_gives_the_same_sums_and_changes_nothing():
+    step = step_of(speech.recipe())
+    before = weights(step.model)
+    evaluated = step.evaluate(batches.made())
+    assert same(before, weights(step.model))
+    assert all(parameter.grad is None for parameter in step.model.parameters())
+    trained = step(batches.made(), 0)
+    torch.testing.assert_close(evaluated.loss_K, trained.loss_K, rtol=1e-6, atol=0)
+    assert evaluated.correct_K.tolist() == trained.correct_K.tolist()
+    assert evaluated.count_K.tolist() == trained.count_K.tolist()
+
+
+def test_scores_are_means_over_k_of_means_over_predictions():
+    result = StepResult(torch.tensor([8.0, 2.0]), torch.tensor([4, 0]), torch.tensor([8, 1]))
+    assert scores(result, ALONE) == {
+        "loss": 1.5,
+        "accuracy_mean": 0.25,
+        "loss_k01": 1.0,
+        "loss_k02": 2.0,
+        "accuracy_k01": 0.5,
+        "accuracy_k02": 0.0,
+    }
