@@ -7,6 +7,7 @@ Path, because Path collapses the double slash of s3://.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from cpcscale import config
 from cpcscale.errors import UserError
 
 _SCHEMES = ("file", "s3")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # A dead store must answer in seconds, not hang a run: botocore's own retries, with jitter, inside these bounds.
 _S3 = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"mode": "standard", "max_attempts": 3}}}
 
@@ -71,7 +73,8 @@ def write(url: str, data: bytes) -> None:
 def publishing(url: str) -> Iterator[Path]:
     """A fresh local path beside `url` (in the temporary folder for a store), published when the block ends well.
 
-    When the block raises, nothing is published and the file written aside is removed.
+    When the block raises, nothing is published and the file written aside is removed. Raises UserError for a place
+    that cannot be written, and when the block runs out of room.
     """
     import tempfile
 
@@ -90,6 +93,10 @@ def publishing(url: str) -> Iterator[Path]:
                 aside.replace(target)
             else:
                 filesystem.put_file(str(aside), path)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(f"no room to write {url} in {folder} ({error.strerror}): free some, and run again") from None
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,41 @@ def test_a_write_that_the_disk_refuses_leaves_nothing_and_is_one_line(tmp_path):
         aside.write_bytes(b"y")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "inner"]
     assert (tmp_path / "file").read_bytes() == b"x"
+
+
+def test_a_reader_sees_the_old_file_or_the_new_and_never_a_part(tmp_path):
+    url = str(tmp_path / "file")
+    versions = [bytes([number]) * 3_000_000 for number in (1, 2)]
+    storage.write(url, versions[0])
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [storage.write(url, versions[turn % 2]) for turn in range(40)])
+        while not writing.done():
+            assert storage.read(url) in versions
+        writing.result()
+
+
+def test_a_disk_without_room_leaves_the_old_file_nothing_else_and_is_one_line(run_python, tmp_path):
+    url = str(tmp_path / "folder" / "file")
+    storage.write(url, b"old")
+    text = f"""
+import resource
+from cpcscale import storage
+from cpcscale.errors import UserError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+def publish():
+    with storage.publishing({url!r}) as aside:
+        aside.write_bytes(bytes(5000))
+for action in (lambda: storage.write({url!r}, bytes(5000)), publish):
+    try:
+        action()
+    except UserError as error:
+        print("REFUSED", repr(str(error)))
+"""
+    status, lines = run_python(text)
+    assert (status, len(lines)) == (0, 2), lines
+    assert all(line.startswith("REFUSED") and "\\n" not in line and url in line for line in lines)
+    assert storage.read(url) == b"old"
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file"]
 
 
 def test_folders_made_for_nothing_go_again_and_others_stay(tmp_path):

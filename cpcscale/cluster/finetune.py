@@ -115,7 +115,10 @@ def describe(recipe: EmotionRecipe, corpus: Corpus, identity: dict[str, str], so
         "cpcscale.corpus_hash": identity["corpus"],
     }
     if source:
-        tags |= {"cpcscale.fingerprint": str(source["fingerprint"]), "cpcscale.encoder": str(source["url"])}
+        tags["cpcscale.encoder"] = str(source["url"])
+    # The others take no more than the architecture from the checkpoint: its data is not theirs.
+    if source and recipe.system == "precpc":
+        tags["cpcscale.fingerprint"] = str(source["fingerprint"])
     return tags
 
 

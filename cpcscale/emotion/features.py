@@ -40,7 +40,8 @@ class Prepared:
     """What all folds of a run share.
 
     `inputs` are float32 features [T, C] where `featured`, else int16 waveforms [S] at 16 kHz; one an utterance, in the
-    corpus's order; none for `mean`. `encoder` is the checkpoint's network and `source` says which it was.
+    corpus's order; none for `mean`. `encoder` is the checkpoint's network, for folds that make their own features or
+    train it, and `source` says which checkpoint it was.
     """
 
     inputs: list[np.ndarray]
@@ -96,7 +97,7 @@ def prepare(recipe: EmotionRecipe, corpus: Corpus) -> Prepared:
         case _:
             return Prepared(waves, featured=False, encoder=encoder, source=source)
     assert shared is not None
-    return Prepared(encode(shared, waves, device(recipe.fit)), featured=True, encoder=encoder, source=source)
+    return Prepared(encode(shared, waves, device(recipe.fit)), featured=True, source=source)
 
 
 def open_encoder(recipe: EmotionRecipe) -> tuple[CPC | None, dict[str, Any]]:

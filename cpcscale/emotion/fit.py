@@ -22,6 +22,12 @@ from cpcscale.emotion.recogniser import EndToEnd
 from cpcscale.errors import UserError
 from cpcscale.objective.ccc import ccc, ccc_loss
 
+# Rows pushed through at once.
+_GROUP = 8
+# Padded lengths are multiples of these, half a second: torch keeps kernels and buffers for every length it has met, and
+# with one of its own for each batch of waveforms that comes to gigabytes.
+_WAVE_STEP, _FRAME_STEP = 8000, 50
+
 
 class DivergedError(UserError):
     """A loss that is not finite."""
@@ -132,9 +138,9 @@ class Fit:
         losses = []
         with seeded(self._seed, f"dropout/{number}", self.device):
             for rows in batches(len(self._train.inputs), self._settings.batch, self._seed, number):
-                x, lengths_B = collate([self._train.inputs[row] for row in rows], self.device)
+                guess_BP = by_length(self.network, [self._train.inputs[row] for row in rows], self.device)
                 truth_BP = torch.from_numpy(self._train.truth_UP[rows]).to(self.device)
-                loss = ccc_loss(self.network(x, lengths_B), truth_BP, self._settings.weights)
+                loss = ccc_loss(guess_BP, truth_BP, self._settings.weights)
                 self._optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 self._optimizer.step()
@@ -162,17 +168,22 @@ class Fit:
         return bool(patience and self.best and number - self.best.epoch > patience)
 
 
-def predict(network: nn.Module, inputs: Sequence[np.ndarray], where: torch.device, batch: int = 16) -> np.ndarray:
-    """float64 [U, P] in the order of `inputs`. Utterances of like length share a batch, which changes no result."""
+def predict(network: nn.Module, inputs: Sequence[np.ndarray], where: torch.device) -> np.ndarray:
+    """float64 [U, P] in the order of `inputs`."""
     network.eval()
-    order = sorted(range(len(inputs)), key=lambda row: len(inputs[row]))
-    guesses: dict[int, np.ndarray] = {}
     with torch.inference_mode():
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
-            guess_BP = network(*collate([inputs[row] for row in rows], where))
-            guesses.update(zip(rows, guess_BP.double().cpu().numpy(), strict=True))
-    return np.stack([guesses[row] for row in range(len(inputs))])
+        return by_length(network, inputs, where).double().cpu().numpy()
+
+
+def by_length(network: nn.Module, inputs: Sequence[np.ndarray], where: torch.device) -> Tensor:
+    """guess_BP in the order of `inputs`, computed in groups of like length.
+
+    The same as in one padded batch, for less: attention costs the square of the longest row.
+    """
+    order = sorted(range(len(inputs)), key=lambda row: len(inputs[row]))
+    groups = [order[start : start + _GROUP] for start in range(0, len(order), _GROUP)]
+    guesses = [network(*collate([inputs[row] for row in group], where)) for group in groups]
+    return torch.cat(guesses)[torch.tensor(order, device=where).argsort()]
 
 
 def batches(count: int, size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -187,7 +198,8 @@ def batches(count: int, size: int, seed: int, epoch: int) -> list[np.ndarray]:
 def collate(rows: Sequence[np.ndarray], where: torch.device) -> tuple[Tensor, Tensor]:
     """(x, lengths_B), padded with zeros: features as x_BTC and frames, int16 waveforms as floats x_BS and samples."""
     lengths_B = torch.tensor([len(row) for row in rows])
-    x = np.zeros((len(rows), int(lengths_B.max()), *rows[0].shape[1:]), np.float32)
+    step = _WAVE_STEP if rows[0].ndim == 1 else _FRAME_STEP
+    x = np.zeros((len(rows), -(-int(lengths_B.max()) // step) * step, *rows[0].shape[1:]), np.float32)
     for number, row in enumerate(rows):
         x[number, : len(row)] = row
     if rows[0].dtype == np.int16:

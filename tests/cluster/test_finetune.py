@@ -39,7 +39,7 @@ def finished(tmp_path_factory):
     """A run of three folds under Ray, two at a time."""
     folder = tmp_path_factory.mktemp("finetune")
     put_corpus(folder / "tones")
-    config = settings(folder, "random", put_checkpoint(folder / "pretrained"))
+    config = settings(folder, "precpc", put_checkpoint(folder / "pretrained"))
     return config, finetune(config)
 
 
@@ -57,13 +57,13 @@ def test_the_run_folder_and_the_tracker_hold_the_result(finished):
     assert stored == json.loads(json.dumps(result.as_dict()))
     assert Path(config.run_dir, "predictions.csv").read_text() == result.predictions_csv
     (run,) = read_runs(config.tracking)
-    assert (run.run_id, run.kind, run.status, run.name) == (result.run_id, "finetune", "FINISHED", "random")
+    assert (run.run_id, run.kind, run.status, run.name) == (result.run_id, "finetune", "FINISHED", "precpc")
     assert run.metrics["ccc_mean"] == pytest.approx(result.ccc["mean"])
     assert [epoch for epoch, _ in run.history("fold2_dev_ccc")] == [1, 2]
     assert json.loads(run.artifact("result.json") or b"") == stored
     assert run.artifact("predictions.csv") == result.predictions_csv.encode()
     assert {name: run.tag(name) for name in ("system", "corpus", "protocol", "marks", "fingerprint")} == {
-        "system": "random",
+        "system": "precpc",
         "corpus": "tones",
         "protocol": "speakers3",
         "marks": "",

@@ -2,12 +2,24 @@ import numpy as np
 import pytest
 import torch
 
-from cpcscale.emotion.fit import DivergedError, Examples, Fit, FitConfig, batches, collate, device, predict, seeded
+from cpcscale.emotion.fit import (
+    DivergedError,
+    Examples,
+    Fit,
+    FitConfig,
+    batches,
+    by_length,
+    collate,
+    device,
+    predict,
+    seeded,
+)
 from cpcscale.emotion.recogniser import EndToEnd, Recogniser, RecogniserConfig
 from cpcscale.errors import UserError
 from cpcscale.model.context import ContextConfig
 from cpcscale.model.cpc import ModelConfig, build
 from cpcscale.model.encoder import EncoderConfig
+from cpcscale.objective.ccc import ccc_loss
 
 CPU = torch.device("cpu")
 WIDTH = 5
@@ -102,9 +114,24 @@ def test_every_row_is_in_one_batch_and_batches_are_even():
     assert not np.array_equal(parts[0], batches(33, 16, seed=0, epoch=2)[0])
 
 
-def test_waveforms_are_padded_and_scaled_to_floats():
+def test_groups_of_like_length_give_the_gradient_of_one_padded_batch():
+    network, data = head().double().eval(), examples(21, 0)
+    weights, truth_BP = (0.2, 0.5, 0.3), torch.from_numpy(data.truth_UP)
+    gradients = []
+    for guess in (lambda: by_length(network, data.inputs, CPU), lambda: network(*collate(data.inputs, CPU))):
+        network.zero_grad()
+        ccc_loss(guess(), truth_BP, weights).backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    for grouped, padded in zip(*gradients, strict=True):
+        torch.testing.assert_close(grouped, padded, atol=1e-12, rtol=1e-9)
+
+
+def test_waveforms_are_scaled_to_floats_and_padded_to_one_of_few_lengths():
     x_BS, samples_B = collate([np.array([16384, -32768], np.int16), np.array([1], np.int16)], CPU)
-    assert x_BS.tolist() == [[0.5, -1.0], [1 / 32768, 0.0]] and samples_B.tolist() == [2, 1]
+    assert x_BS[:, :2].tolist() == [[0.5, -1.0], [1 / 32768, 0.0]] and samples_B.tolist() == [2, 1]
+    assert (x_BS[:, 2:] == 0).all()
+    lengths = {collate([np.ones(count, np.int16)], CPU)[0].shape[1] for count in range(1, 24_000, 111)}
+    assert lengths == {8_000, 16_000, 24_000}
 
 
 def test_an_encoder_is_trained_with_a_rate_of_its_own():

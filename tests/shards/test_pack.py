@@ -147,6 +147,22 @@ def test_a_stopped_pack_goes_on_and_ends_with_the_same_bytes(source, undisturbed
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
+def test_a_pack_that_ran_out_of_room_is_one_line_and_goes_on(source, undisturbed, tmp_path, run_python):
+    target = tmp_path / "shards"
+    text = f"""
+import resource
+from cpcscale.shards.pack import PackConfig, pack
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+pack({str(source)!r}, {str(target)!r}, {SMALL!r})
+"""
+    status, lines = run_python(text)
+    assert status == 1
+    assert lines[-1].startswith("cpcscale.errors.UserError: no room to write")
+    assert not list(target.rglob("*.t*"))
+    pack(str(source), str(target), SMALL)
+    assert contents(target) == contents(undisturbed)
+
+
 @pytest.mark.parametrize("markers", [True, False])
 def test_a_lost_shard_is_packed_again_and_the_set_is_the_same(source, undisturbed, tmp_path, markers):
     target = Path(shutil.copytree(undisturbed, tmp_path / "shards"))

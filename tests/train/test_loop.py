@@ -163,12 +163,11 @@ def test_a_run_shortened_to_its_last_checkpoint_states_loss_and_heldout_scores_o
         assert summary[name] == pytest.approx(expected[name], abs=1e-6), name
 
 
-def test_the_best_checkpoint_is_that_of_the_step_it_was_validated_at(shards, tmp_path):
-    """Checkpoints between two validations have no held-out loss of their own."""
-    recipe = short(tmp_path / "run", train__validate_every_steps=3, checkpoint__keep=1)
+def test_the_best_checkpoint_is_the_first_with_the_lowest_loss_of_its_own_step(shards, tmp_path):
+    """At a rate of 0 all losses are alike; checkpoints 2 and 4, which no validation met, have none."""
+    recipe = short(tmp_path / "run", optim__learning_rate=0, train__validate_every_steps=3, checkpoint__keep=1)
     run(recipe, speech.data(shards, validate=True), tmp_path / "run")
-    restored = Checkpoints(str(tmp_path / "run"))
-    assert set(restored.steps()) <= {6, 9}
+    assert Checkpoints(str(tmp_path / "run")).steps() == [6, 9]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +221,7 @@ def test_a_window_that_does_not_decode_keeps_its_place_and_stops_no_run_below_th
     number = index.utterances["key"].to_pylist().index(first.partition("#")[0])
     data = Data(speech.spoil(shards, tmp_path / "spoilt", [number]), {})
     windows = int(window.count(short(tmp_path).window, index.samples)[number])
-    summary, _ = run(short(tmp_path / "run", feed__bad_budget=0.2), data, tmp_path / "run")
+    summary, _ = run(short(tmp_path / "run", feed__bad_budget=0.05), data, tmp_path / "run")
     assert 1 <= summary["bad_windows"] <= windows
     assert speech.ids(tmp_path / "run.jsonl") == speech.ids(undisturbed[2].with_suffix(".jsonl"))
     recorded = Checkpoints(str(tmp_path / "run")).newest().position
