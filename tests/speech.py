@@ -67,6 +67,7 @@ class Watcher:
 
     def __init__(self, stop_at: int = 0) -> None:
         self.losses: dict[int, float] = {}
+        self.replays: dict[int, float] = {}
         self.notes: list[str] = []
         self.saves = 0
         self._stop_at = stop_at
@@ -84,6 +85,10 @@ class Watcher:
 
     def saved(self) -> None:
         self.saves += 1
+
+    def replayed(self, step: int, values: Mapping[str, float]) -> None:
+        if "loss" in values:
+            self.replays[step] = values["loss"]
 
 
 def ids(path: Path) -> dict[int, list[str]]:

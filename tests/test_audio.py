@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from conftest import noise
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from trees import noise
 
 from cpcscale import audio
 from cpcscale.audio import AudioError

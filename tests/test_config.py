@@ -39,9 +39,10 @@ class Tracking:
 @dataclass(kw_only=True)
 class Run:
     seed: int = 0
-    name: str = "run"
+    title: str = "run"
     note: str | None = None
     run_dir: str = "runs/x"
+    shards: str = "runs/shards"
     workers: int = 1
     speakers: list[str] = field(default_factory=list)
     extra: dict[str, str] = field(default_factory=dict)
@@ -70,7 +71,7 @@ def test_defaults_then_the_file_then_overrides_the_last_one_wins(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("seed: 3\ntrain: {steps: 4, kind: fast}\nspeakers: [a]\n")
     loaded = config.load(Run, str(path), ["train.steps=5", "train.steps=6", "speakers=[b,c]", "note=a=b", "extra.k=v"])
-    assert (loaded.seed, loaded.name, loaded.note, loaded.speakers) == (3, "run", "a=b", ["b", "c"])
+    assert (loaded.seed, loaded.title, loaded.note, loaded.speakers) == (3, "run", "a=b", ["b", "c"])
     assert (loaded.train.steps, loaded.train.kind, loaded.extra) == (6, "fast", {"k": "v"})
     assert isinstance(loaded.train, Train)
     path.write_text("")
@@ -81,7 +82,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path):
     assert "unknown key train.stepz (did you mean train.steps?)" in refusal("train.stepz=3")
     assert "unknown key tain (did you mean train?)" in refusal("tain.steps=3")
     assert "(did you mean run_dir?)" in refusal("rundir=x")
-    assert "unknown key zzzz; the top level has: seed, name" in refusal("zzzz=1")
+    assert "unknown key zzzz; the top level has: seed, title" in refusal("zzzz=1")
     assert "(did you mean train.steps?)" in refused_file(tmp_path, "train:\n  step: 3\n")
     assert "in a file, nest it" in refused_file(tmp_path, "train.steps: 3\n")
 
@@ -171,14 +172,25 @@ def test_stored_values_are_built_as_strictly_as_files_are_read():
 
 
 def test_the_hash_ignores_places_and_speed():
-    elsewhere = Run(run_dir="s3://b/x", workers=7, tracking=Tracking(uri="http://x", experiment="y"))
+    elsewhere = Run(
+        run_dir="s3://b/x", shards="/elsewhere", workers=7, tracking=Tracking(uri="http://x", experiment="y")
+    )
     elsewhere.train.log_window_ids = "ids.jsonl"
     elsewhere.feed = FeedConfig(decode_threads=3, prefetch=9)
     assert config.digest(elsewhere) == config.digest(Run())
 
 
 def test_the_hash_changes_with_every_other_key():
-    places = {"run_dir", "workers", "threads", "decode_threads", "prefetch", "log_window_ids", "log_every_steps"}
+    places = {
+        "run_dir",
+        "shards",
+        "workers",
+        "threads",
+        "decode_threads",
+        "prefetch",
+        "log_window_ids",
+        "log_every_steps",
+    }
     changes: list[Any] = []
     for name, value in config.flat(Run()).items():
         if name.rpartition(".")[2] in places or name.startswith("tracking."):
@@ -208,7 +220,7 @@ odd = st.text(
 @given(password=odd, host=plain)
 def test_url_credentials_never_leave_a_config(password, host):
     url = f"https://Secret:Secret{password}Secret@{host}/path"
-    run = Run(name=url, note=f"see {url}, please", speakers=[url], extra={"a": url}, tracking=Tracking(uri=url))
+    run = Run(title=url, note=f"see {url}, please", speakers=[url], extra={"a": url}, tracking=Tracking(uri=url))
     for shown in (repr(config.to_dict(run)), repr(config.flat(run)), config.redact(url)):
         assert "Secret" not in shown
         assert host in shown
@@ -227,7 +239,7 @@ def test_secrets_never_leave_a_config(key, value):
 
 
 def test_showing_a_config_leaves_what_is_not_secret_as_it_is():
-    run = Run(name="s3://bucket/a@b/c", speakers=["a@b"], note="https://host/a?x=1")
+    run = Run(title="s3://bucket/a@b/c", speakers=["a@b"], note="https://host/a?x=1")
     assert config.to_dict(run) == dataclasses.asdict(run)
     assert config.flat(run)["train.steps"] == 10
     assert config.flat(run)["feed.prefetch"] == 4

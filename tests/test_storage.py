@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import ObjectStore
 from hypothesis import given
 from hypothesis import strategies as st
+from object_store import ObjectStore
 
 from cpcscale import storage
 from cpcscale.errors import UserError

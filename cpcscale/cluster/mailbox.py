@@ -67,6 +67,9 @@ class MailboxObserver:
     def saved(self) -> None:
         self._mailbox.put.remote("saved")
 
+    def replayed(self, step: int, values: Mapping[str, float]) -> None:
+        self._mailbox.put.remote("replayed", step, dict(values))
+
 
 class _NoteHandler(logging.Handler):
     def __init__(self, observer: MailboxObserver) -> None:
@@ -106,5 +109,7 @@ class Delivery:
                         self._observer.metrics(*content)
                     case "saved":
                         self._observer.saved()
+                    case "replayed":
+                        self._observer.replayed(*content)
             if last:
                 return

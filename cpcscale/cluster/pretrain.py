@@ -16,6 +16,7 @@ from cpcscale.errors import UserError
 from cpcscale.progress import Progress, note
 from cpcscale.shards.index import MARKER, Index
 from cpcscale.shards.pack import HELDOUT, TRAIN, UNSEEN, PackConfig
+from cpcscale.shards.sources import find_sources
 from cpcscale.stream import window
 from cpcscale.stream.lane import Lanes, served
 from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
@@ -58,6 +59,8 @@ class PretrainConfig(Recipe):
         super().__post_init__()
         configs.at_least(1, workers=self.workers)
         configs.at_least(0, max_failures=self.max_failures)
+        if not self.run_dir:
+            raise UserError("run_dir is empty: name the folder of the run")
         served(self.train.lanes, 0, self.workers)
 
 
@@ -67,10 +70,16 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Everything a user can get wrong is refused here, before a worker starts or a file is written.
     """
     config = _absolute(config)
-    data = _open_data(config)
-    _check(config, data)
+    folder = storage.local_path(config.run_dir)
+    if folder and folder.exists() and not folder.is_dir():
+        raise UserError(f"run_dir={storage.shown(config.run_dir)} is a file: name a folder for the run")
+    if not config.data.audio:
+        _check(config, _open_data(config))
     session.connect(config.workers)
     use_gpu = _use_gpu(config)
+    _pack_first(config)
+    data = _open_data(config)
+    _check(config, data)
     tracker = Tracker.start(
         config.tracking,
         kind="pretrain",
@@ -120,6 +129,10 @@ class _Console:
                     f"pretrain: step {step}, {name}: loss {values[f'{name}_loss']:.3f}, accuracy "
                     f"{values[f'{name}_accuracy_mean']:.3f} (k=1 {values[f'{name}_accuracy_k01']:.3f})"
                 )
+
+    def replayed(self, step: int, values: Mapping[str, float]) -> None:
+        # What the tracker has already, it drops.
+        self._tracker.log(step, values)
 
     def saved(self) -> None:
         # A resumed run starts from here: what was logged before it is not made again.
@@ -193,16 +206,28 @@ def _work(spec: dict[str, Any]) -> None:
 
 
 def _open_data(config: PretrainConfig) -> Data:
-    """The shard sets; packs `data.audio` first where there are none."""
+    """The shard sets; raises UserError when there are none."""
     base = config.data.shards
     if storage.exists(storage.join(base, MARKER)):
         return Data(Index.load(base), {})
-    if config.data.audio and not storage.exists(storage.join(base, TRAIN, MARKER)):
-        note(f"pretrain: no shard set at {storage.shown(base)} yet, packing {storage.shown(config.data.audio)} into it")
-        packing.pack(config.data.audio, base, config.data.pack)
+    if not storage.exists(storage.join(base, TRAIN, MARKER)):
+        raise UserError(
+            f"no shard set at data.shards={storage.shown(base)}: make one with `cpcscale pack AUDIO "
+            f"{storage.shown(base)}`, or set data.audio to the folder of audio to pack into it"
+        )
     sets = {name: storage.join(base, name) for name in (HELDOUT, UNSEEN)}
     present = {name: Index.load(url) for name, url in sets.items() if storage.exists(storage.join(url, MARKER))}
     return Data(Index.load(storage.join(base, TRAIN)), present)
+
+
+def _pack_first(config: PretrainConfig) -> None:
+    """Packs `data.audio` where there is no shard set yet."""
+    base = config.data.shards
+    if not config.data.audio or any(storage.exists(storage.join(base, *at, MARKER)) for at in ((), (TRAIN,))):
+        return
+    sources = find_sources(config.data.audio)
+    note(f"pretrain: no shard set at {storage.shown(base)} yet, packing {storage.shown(config.data.audio)} into it")
+    packing.pack_sources(sources, base, config.data.pack)
 
 
 def _check(config: PretrainConfig, data: Data) -> None:

@@ -16,7 +16,7 @@ class ContextConfig:
     width: int = 256
 
     def __post_init__(self) -> None:
-        config.at_least(1, **{"context.width": self.width})
+        config.at_least(1, **{"model.context.width": self.width})
 
 
 class Context(nn.Module):

@@ -22,15 +22,15 @@ class EncoderConfig:
     strides: list[int] = field(default_factory=lambda: [5, 4, 4, 2])
 
     def __post_init__(self) -> None:
-        config.at_least(1, **{"encoder.channels": self.channels})
+        config.at_least(1, **{"model.encoder.channels": self.channels})
         if len(self.kernels) != len(self.strides) or not self.kernels:
             raise UserError(
-                f"encoder.kernels={self.kernels} and strides {self.strides} differ in length: give one of each a layer"
+                f"model.encoder.kernels={self.kernels} and strides {self.strides} differ in length: one each a layer"
             )
         if any(kernel < stride or stride < 1 for kernel, stride in zip(self.kernels, self.strides, strict=True)):
             raise UserError(
-                f"encoder.kernels={self.kernels} with strides {self.strides} would skip samples: no kernel may be "
-                "shorter than its stride"
+                f"model.encoder.kernels={self.kernels} with strides {self.strides} would skip samples: make no "
+                "kernel shorter than its stride"
             )
 
     @property
@@ -44,7 +44,8 @@ class Encoder(nn.Module):
 
     Each layer is padded on the left by kernel - stride, so whole hops in give whole frames out and what follows an
     utterance never reaches its frames. The paper states no normalisation; there is none. Weights start from Kaiming's
-    initialisation for ReLU with zero biases: from Conv1d's own, all frames start alike and CPC does not take off.
+    initialisation for ReLU with zero biases: without it and without the corpus gain, all frames start alike and CPC
+    does not take off.
     """
 
     def __init__(self, config: EncoderConfig) -> None:

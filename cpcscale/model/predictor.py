@@ -17,7 +17,7 @@ class PredictorConfig:
     steps: int = 12
 
     def __post_init__(self) -> None:
-        config.at_least(1, **{"predictor.steps": self.steps})
+        config.at_least(1, **{"model.predictor.steps": self.steps})
 
 
 class Predictor(nn.Module):

@@ -47,14 +47,17 @@ class Position:
     # (epoch, position) of every lane before `step`: a cross-check of t.
     cursors: list[list[int]] = field(default_factory=list)
     audio_s: float = 0.0
-    # Updates skipped for not being finite, and windows whose audio does not decode.
+    # Updates skipped, those of them that were not finite, and windows whose audio does not decode.
     skipped: int = 0
+    nonfinite: int = 0
     bad: int = 0
     bad_windows: list[dict[str, Any]] = field(default_factory=list)
     # The loss scale of fp16, empty otherwise.
     scaler: dict[str, Any] = field(default_factory=dict)
     # The metrics of `step`, so that a finished run can state its result again.
     metrics: dict[str, float] = field(default_factory=dict)
+    # The newest logged [step, metrics], for a tracker that missed some when its process died.
+    records: list[list[Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,21 @@ from cpcscale.train.window_log import WindowLog
 
 log = logging.getLogger(__name__)
 
+# Logged records that a checkpoint carries.
+_RECORDS = 64
+
 
 class Observer(Protocol):
-    """Who watches a run; called on rank 0 alone."""
+    """Who watches a run; called on rank 0 alone.
+
+    `replayed` gives metrics that a checkpoint carries when a run goes on: the observer may have died without them.
+    """
 
     def note(self, text: str) -> None: ...
     def progress(self, step: int, total: int) -> None: ...
     def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
     def saved(self) -> None: ...
+    def replayed(self, step: int, values: Mapping[str, float]) -> None: ...
 
 
 class Quiet:
@@ -48,6 +55,7 @@ class Quiet:
     def progress(self, step: int, total: int) -> None: ...
     def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
     def saved(self) -> None: ...
+    def replayed(self, step: int, values: Mapping[str, float]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class _Run:
     """One rank's state; each method is a phase of the loop."""
 
     def __init__(self, recipe: Recipe, data: Data, run_dir: str, ranks: Ranks, observer: Observer) -> None:
-        self.recipe, self.ranks, self.observer = recipe, ranks, observer
+        self.recipe, self.index, self.ranks, self.observer = recipe, data.train, ranks, observer
         plan = Plan(window.count(recipe.window, data.train.samples), data.train.bounds, recipe.seed)
         self.lanes = Lanes(plan.total, recipe.train.lanes, recipe.train.batch)
         self.total = recipe.train.steps or max(1, round(recipe.train.epochs * self.lanes.steps_per_epoch))
@@ -113,6 +121,8 @@ class _Run:
             self._announce(data, sum(parameter.numel() for parameter in model.parameters()))
             if restored:
                 observer.note(f"going on from {restored.url}: step {self.position.step} of {self.total}")
+                for step, values in self.position.records:
+                    observer.replayed(step, values)
 
     def fetch(self) -> Batch:
         with self.meter.phase("wait"):
@@ -127,6 +137,7 @@ class _Run:
         self.meter.heard(audio_s)
         self.position.audio_s += audio_s
         self.position.skipped += self.result.skipped
+        self.position.nonfinite += self.result.nonfinite
         self.position.bad += self.result.bad
         self.new_bad += batch.bad
         self._refuse_past_budgets()
@@ -141,8 +152,7 @@ class _Run:
                 values = scores(self.result, self.ranks) | self.meter.lap()
                 values["audio_hours"] = self.position.audio_s / 3600
                 self.position.metrics |= values
-                if self.ranks.first:
-                    self.observer.metrics(step, values)
+                self._record(values)
             if self.ranks.first:
                 self.observer.progress(step, self.total)
 
@@ -153,15 +163,14 @@ class _Run:
             by_set = {name: validation(self.step) for name, validation in self.validations.items()}
             values = {f"{name}_{metric}": value for name, scored in by_set.items() for metric, value in scored.items()}
             self.position.metrics |= values
-            if self.ranks.first:
-                self.observer.metrics(self.position.step, values)
+            self._record(values)
 
     def save(self) -> None:
         if not self._due(self.recipe.checkpoint.every_steps):
             return
         with self.meter.phase("save"):
             for windows in self.ranks.gathered(self.new_bad):
-                self.position.bad_windows += [vars(bad) for bad in windows]
+                self.position.bad_windows += [{"key": self._key(bad), **vars(bad)} for bad in windows]
             self.new_bad = []
             self.position.cursors = self.lanes.cursors(self.position.step)
             self.position.scaler = self.step.scaler.state_dict()
@@ -190,21 +199,29 @@ class _Run:
             **{name: _grouped(metrics, f"{name}_") for name in self.validations},
         }
 
+    def _record(self, values: Mapping[str, float]) -> None:
+        self.position.records = [*self.position.records, [self.position.step, dict(values)]][-_RECORDS:]
+        if self.ranks.first:
+            self.observer.metrics(self.position.step, values)
+
     def _due(self, every: int) -> bool:
         return self.position.step % every == 0 or self.position.step == self.total
+
+    def _key(self, bad: BadWindow) -> str:
+        return str(self.index.utterances["key"][bad.utterance])
 
     def _refuse_past_budgets(self) -> None:
         """Both counts are of all ranks, so all stop at the same step."""
         train, position = self.recipe.train, self.position
-        if position.skipped > train.nonfinite_budget:
+        if position.nonfinite > train.nonfinite_budget:
             raise UserError(
-                f"{position.skipped} updates had a loss or gradient that is not finite, past train.nonfinite_budget="
+                f"{position.nonfinite} updates had a loss or gradient that is not finite, past train.nonfinite_budget="
                 f"{train.nonfinite_budget}: lower optim.learning_rate, set optim.clip_norm, or use train.precision=fp32"
             )
         # Of an epoch at least: the first bad window among few is not yet a share.
         seen = max(position.step * train.batch, self.lanes.windows)
         if position.bad > self.recipe.feed.bad_budget * seen:
-            example = f"; one is {self.new_bad[-1]}" if self.new_bad else ""
+            example = f"; one is in {self._key(self.new_bad[-1])} ({self.new_bad[-1].cause})" if self.new_bad else ""
             raise UserError(
                 f"{position.bad} windows do not decode, past feed.bad_budget={self.recipe.feed.bad_budget} of {seen}"
                 f"{example}: pack the audio again without them, or raise the budget"

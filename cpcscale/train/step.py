@@ -24,7 +24,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class StepResult:
     """Sums over this rank's rows, for each k (reduce them with `scores`), and what the global batch holds.
 
-    `count_K` valid predictions, `samples` of audio that count, `bad` windows, and whether the update was skipped.
+    `count_K` valid predictions, `samples` of audio that count, `bad` windows, whether the update was `skipped`, and
+    whether that was for not being finite.
     """
 
     loss_K: Tensor
@@ -33,6 +34,7 @@ class StepResult:
     samples: int = 0
     bad: int = 0
     skipped: bool = False
+    nonfinite: bool = False
 
 
 class Contrast(nn.Module):
@@ -83,8 +85,10 @@ class TrainStep:
                 sums = self.module(wave_BS[piece], frames_B[piece], key_B[piece])
                 self.scaler.scale((sums.loss_K * weight_K).sum()).backward()
             loss_K, correct_K = loss_K + sums.loss_K.detach(), correct_K + sums.correct_K
-        skipped = not bool(count_K.any()) or not self._update(step)
-        return StepResult(loss_K, correct_K, count_K, samples, bad, skipped)
+        # A global batch without one valid prediction has nothing to learn from, which is no fault.
+        skipped = not bool(count_K.any())
+        nonfinite = not skipped and not self._update(step)
+        return StepResult(loss_K, correct_K, count_K, samples, bad, skipped or nonfinite, nonfinite)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> StepResult:
@@ -96,7 +100,10 @@ class TrainStep:
         return StepResult(sums.loss_K, sums.correct_K, counts(frames_B, len(sums.loss_K)))
 
     def _update(self, step: int) -> bool:
-        """Whether the optimiser stepped. Gradients are the same on all ranks here, and so is the answer."""
+        """Whether all went well. Gradients are the same on all ranks here, and so is the answer.
+
+        A step that fp16's loss scale gives up while it finds its level is its normal course, until it falls below 1.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = optim.learning_rate(self.recipe.optim, step)
         self.scaler.unscale_(self.optimizer)
@@ -106,7 +113,7 @@ class TrainStep:
         if finite:
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        return finite
+        return finite or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1)
 
     def _moved(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """(float wave_BS in [-1, 1), int64 frames_B, int64 key_B) on the device; the wave travels as int16."""

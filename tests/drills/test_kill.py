@@ -161,17 +161,17 @@ def test_the_last_line_of_output_has_the_keys_that_scripts_rely_on(drill):
     assert summary["audio_s_per_s"] > 0
 
 
-def test_one_mlflow_run_goes_on_and_holds_no_step_twice(drill):
+def test_one_mlflow_run_goes_on_and_holds_every_step_once(drill):
     assert drill.run_ids == [drill.disturbed["run_id"]] * len(KILLS)
     client = mlflow.MlflowClient(f"sqlite:///{drill.folder}/mlflow.db")
     [experiment] = [each for each in client.search_experiments() if each.name == "cpcscale"]
     [run] = client.search_runs([experiment.experiment_id])
     assert (run.info.run_id, run.info.status) == (drill.disturbed["run_id"], "FINISHED")
     history = client.get_metric_history(run.info.run_id, "loss")
-    steps = [record.step for record in history]
-    assert steps == sorted(set(steps))
-    assert {1, STEPS} <= set(steps)
-    assert [record.value for record in history] == pytest.approx([drill.losses[step] for step in steps], abs=1e-5)
+    # Also the steps that a killed driver never heard of: the checkpoint carries them.
+    assert [record.step for record in history] == list(range(1, STEPS + 1))
+    losses = [drill.losses[record.step] for record in history]
+    assert [record.value for record in history] == pytest.approx(losses, abs=1e-5)
 
 
 def test_nothing_of_ray_or_of_torn_writes_stays_in_the_run_folder(drill):

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ObjectStore, noise, write_tree
+from object_store import ObjectStore
+from trees import noise, write_tree
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,31 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
-from conftest import ObjectStore, corpus, noise, write_tree
+from object_store import ObjectStore
+from trees import backwards, contents, corpus, members, noise, threads, write_tree
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
-from cpcscale.shards.pack import PackConfig, Packed, pack, pack_shard, pack_sources
+from cpcscale.shards.pack import PackConfig, pack, pack_shard
 from cpcscale.shards.read import ShardReader
-from cpcscale.shards.sources import find_sources
 
 SMALL = PackConfig(shard_mb=0.12, heldout_share=0.2, heldout_by="utterance", unseen_groups=["s3"])
 
 
-def contents(folder: Path) -> dict[str, str]:
-    """Every file below a folder, by a digest of its bytes."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
 def tars(folder: Path) -> dict[str, str]:
     return {name: digest for name, digest in contents(folder).items() if name.endswith(".tar")}
-
-
-def members(packed: Packed) -> dict[str, str]:
-    """The split of every packed utterance, by key."""
-    return {key: split for split, index in packed.splits.items() for key in index.utterances["key"].to_pylist()}
 
 
 def refusal(action: Callable[[], Any]) -> str:
@@ -49,15 +35,6 @@ def refusal(action: Callable[[], Any]) -> str:
         action()
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def backwards(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    return [function(item) for item in reversed(items)][::-1]
-
-
-def threads(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(function, items))
 
 
 @pytest.fixture(scope="module")
@@ -241,132 +218,6 @@ def test_a_cut_tar_is_named_and_packed_again_when_removed(source, undisturbed, t
     shard.unlink()
     pack(str(source), str(target), SMALL)
     assert contents(target) == contents(undisturbed)
-
-
-BAD = {
-    "bad/text.wav": (b"this is not audio", "unreadable"),
-    "bad/cut.flac": (audio.encode(noise(1), "flac")[:9000], "unreadable"),
-    "bad/nothing.flac": (b"", "unreadable"),
-    "bad/empty.wav": (audio.encode(np.zeros(0, np.int16), "wav"), "empty"),
-    "bad/silent.wav": (np.zeros(16_000, np.int16), "silent"),
-    "bad/short.wav": (noise(0.1), "short"),
-}
-
-
-@pytest.mark.parametrize("run", [backwards, threads])
-def test_no_utterance_is_lost_and_each_one_left_out_has_its_cause(tmp_path, run):
-    root = corpus(tmp_path / "audio", speakers=2)
-    write_tree(root, {name: data for name, (data, _) in BAD.items()})
-    (root / "bad" / "broken.wav").symlink_to("nowhere")
-    found = find_sources(str(root))
-    packed = pack(str(root), str(tmp_path / "shards"), PackConfig(shard_mb=0.12, heldout_share=0.3), run)
-    assert len(found) == 12 + len(BAD) + 1
-    assert len(members(packed)) + len(packed.quarantine) == len(found)
-    expected = {name: cause for name, (_, cause) in BAD.items()} | {"bad/broken.wav": "unreadable"}
-    assert {row["path"]: row["cause"] for row in packed.quarantine} == expected
-    with (tmp_path / "shards" / "quarantine.csv").open(newline="") as file:
-        assert list(csv.DictReader(file)) == packed.quarantine
-    assert all(row["why"] and "\n" not in row["why"] for row in packed.quarantine)
-    assert (
-        pack(str(root), str(tmp_path / "shards"), PackConfig(shard_mb=0.12, heldout_share=0.3)).quarantine
-        == packed.quarantine
-    )
-
-
-def test_a_file_whose_name_is_not_utf_8_is_quarantined_and_the_others_are_packed(tmp_path):
-    root = corpus(tmp_path / "audio", speakers=1)
-    (root / os.fsdecode(b"caf\xe9.wav")).write_bytes(audio.encode(noise(1), "wav"))
-    packed = pack(str(root), str(tmp_path / "shards"), PackConfig())
-    assert len(members(packed)) == 6
-    assert [(row["path"], row["cause"]) for row in packed.quarantine] == [("caf\\udce9.wav", "unreadable")]
-
-
-def test_held_out_utterances_are_in_no_training_shard(undisturbed):
-    by_split = {split: Index.load(str(undisturbed / split)) for split in ("train", "heldout", "unseen")}
-    keys = {split: set(index.utterances["key"].to_pylist()) for split, index in by_split.items()}
-    waves = {split: set(index.utterances["checksum"].to_pylist()) for split, index in by_split.items()}
-    assert sum(map(len, keys.values())) == len(set.union(*keys.values())) == 24
-    assert sum(map(len, waves.values())) == len(set.union(*waves.values())) == 24
-    assert set(by_split["unseen"].utterances["group"].to_pylist()) == {"s3"}
-    assert "s3" not in by_split["train"].utterances["group"].to_pylist()
-    heldout = by_split["heldout"].utterances["group"].to_pylist()
-    assert sorted(heldout) == ["s0", "s1", "s2"]
-
-
-def test_the_held_out_share_of_a_speaker_does_not_change_with_other_speakers(tmp_path):
-    def heldout(speakers: int, **changes: Any) -> set[str]:
-        root = tmp_path / f"audio{speakers}"
-        if not root.exists():
-            corpus(root, speakers=speakers)
-        target = tmp_path / f"shards{speakers}-{changes}"
-        packed = pack(str(root), str(target), replace(SMALL, unseen_groups=[], **changes))
-        return {key for key, split in members(packed).items() if split == "heldout"}
-
-    few, many = heldout(3), heldout(7)
-    assert len(few) == 3
-    assert few == {key for key in many if key[:2] in ("s0", "s1", "s2")}
-    assert heldout(3, codec="wav", shard_mb=1.0) == few
-    assert heldout(3, seed=1) != few
-
-
-def test_held_out_by_group_takes_whole_groups(source, tmp_path):
-    packed = pack(str(source), str(tmp_path), replace(SMALL, heldout_by="group", heldout_share=0.34))
-    groups = {split: set(index.utterances["group"].to_pylist()) for split, index in packed.splits.items()}
-    assert {split: len(names) for split, names in groups.items()} == {"train": 2, "heldout": 1, "unseen": 1}
-    assert len(members(packed)) == 24
-
-
-def test_a_small_share_holds_out_at_least_one_of_each_speaker(source, tmp_path):
-    packed = pack(str(source), str(tmp_path), replace(SMALL, heldout_share=0.01))
-    assert sorted(packed.splits["heldout"].utterances["group"].to_pylist()) == ["s0", "s1", "s2"]
-
-
-def test_a_speaker_of_one_utterance_stays_in_training(tmp_path):
-    root = write_tree(tmp_path / "audio", {"a.wav": noise(1, 1), "b.wav": noise(1, 2)}, {"a.wav": "x", "b.wav": "y"})
-    packed = pack(str(root), str(tmp_path / "shards"), PackConfig(heldout_share=0.2, heldout_by="utterance"))
-    assert set(members(packed).values()) == {"train"}
-
-
-@pytest.mark.parametrize("case", ["unreadable", "silent", "silent in part", "no such speaker", "all held out", "text"])
-def test_a_failed_pack_leaves_nothing_behind_and_is_one_line(tmp_path, case):
-    files: dict[str, Any] = {f"{n}.wav": noise(1, n) for n in range(4)}
-    spec = PackConfig(heldout_share=0.5, heldout_by="utterance")
-    speakers = dict.fromkeys(files, "only")
-    match case:
-        case "unreadable":
-            files = dict.fromkeys(files, b"no audio")
-        case "silent":
-            files = dict.fromkeys(files, np.zeros(16_000, np.int16))
-        case "silent in part":
-            files = {"0.wav": noise(1), "1.wav": np.zeros(16_000, np.int16)}
-            speakers = {"0.wav": "heard", "1.wav": "silent"}
-            spec = PackConfig(unseen_groups=["heard"])
-        case "no such speaker":
-            spec = PackConfig(unseen_groups=["onlyy"])
-        case "all held out":
-            spec = PackConfig(unseen_groups=["only"])
-        case "text":
-            files, speakers = {"readme.txt": b"x"}, None
-    root = write_tree(tmp_path / "audio", files, speakers)
-    before = contents(tmp_path)
-    message = refusal(lambda: pack(str(root), str(tmp_path / "new" / "deep" / "shards"), spec))
-    assert contents(tmp_path) == before
-    assert not (tmp_path / "new").exists()
-    if case == "no such speaker":
-        assert "did you mean only?" in message
-    (tmp_path / "mine" / "train").mkdir(parents=True)
-    (tmp_path / "mine" / "train" / "notes").write_text("x")
-    refusal(lambda: pack(str(root), str(tmp_path / "mine"), spec))
-    assert [path.name for path in sorted((tmp_path / "mine").rglob("*"))] == ["train", "notes"]
-
-
-def test_a_target_that_cannot_be_written_is_one_line(source, tmp_path):
-    (tmp_path / "file").write_bytes(b"x")
-    refusal(lambda: pack(str(source), str(tmp_path / "file" / "shards"), SMALL))
-
-
-def test_an_explicit_list_of_no_files_is_refused(tmp_path):
-    assert "none of the 0 files" in refusal(lambda: pack_sources([], str(tmp_path / "x"), PackConfig()))
 
 
 def test_packing_from_and_to_a_store_gives_what_packing_on_disk_gives(source, undisturbed, tmp_path, s3: ObjectStore):

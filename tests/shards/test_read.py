@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import ObjectStore
+from object_store import ObjectStore
 
 from cpcscale import storage
 from cpcscale.errors import UserError

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from conftest import noise, write_tree
 from hypothesis import given
 from hypothesis import strategies as st
+from trees import noise, write_tree
 
 from cpcscale import audio
 from cpcscale.errors import UserError

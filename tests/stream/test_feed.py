@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import ObjectStore, noise
+from object_store import ObjectStore
+from trees import noise
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
@@ -102,6 +103,7 @@ def test_each_rank_gets_its_lanes_of_the_same_global_batch(shard_set, world):
     for step, batch in enumerate(whole):
         for lane in range(3):
             part = ranks[lane % world][step]
+            assert not (part.bad or batch.bad)
             rows = slice(lane // world * 2, lane // world * 2 + 2)
             np.testing.assert_array_equal(part.wave_BS[rows], batch.wave_BS[lane * 2 : lane * 2 + 2])
             np.testing.assert_array_equal(part.utterance_B[rows], batch.utterance_B[lane * 2 : lane * 2 + 2])

@@ -78,6 +78,7 @@ def test_a_batch_without_a_valid_prediction_is_a_skipped_update():
     before = weights(step.model)
     result = step(batches.made(lengths=(0,) * 8), 0)
     assert result.skipped
+    assert not result.nonfinite
     assert same(before, weights(step.model))
     assert scores(result, ALONE)["loss"] == 0
 
