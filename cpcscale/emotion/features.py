@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from cpcscale.emotion.splits import Split
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, ModelConfig, build
 from cpcscale.model.frontend import mfcc
+from cpcscale.shards.sources import Source as AudioFile
 from cpcscale.train.checkpoint import load_encoder
 
 COEFFICIENTS = 40
@@ -220,14 +222,20 @@ def _level(encoder: CPC) -> tuple[float, float]:
 def _pretrained_on(recipe: EmotionRecipe, corpus: Corpus, prepared: Prepared, rows: list[int]) -> CPC:
     from cpcscale.emotion.minicpc import pretrain_on
 
-    files = [corpus.utterances[row].path for row in rows]
+    chosen = [corpus.utterances[row] for row in rows]
+    sources = [
+        AudioFile(
+            path=one.path, name=f"{one.key}{PurePosixPath(one.path).suffix}", group=one.speaker, language=one.language
+        )
+        for one in chosen
+    ]
     # Other folds run beside this one: its share of the cores is what torch has here, not the whole machine.
     train = dataclasses.replace(
         recipe.pretraining.train, threads=recipe.pretraining.train.threads or torch.get_num_threads()
     )
     pretraining = dataclasses.replace(recipe.pretraining, model=_model(recipe, prepared.encoder), train=train)
     with tempfile.TemporaryDirectory(prefix="minicpc-") as folder:
-        return pretrain_on(files, [corpus.speakers[row] for row in rows], pretraining, folder)
+        return pretrain_on(sources, pretraining, folder)
 
 
 def _floats(wave: np.ndarray) -> np.ndarray:

@@ -14,16 +14,14 @@ from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 
 
-def pretrain_on(files: Sequence[str], speakers: Sequence[str], recipe: Recipe, folder: str) -> CPC:
+def pretrain_on(sources: Sequence[Source], recipe: Recipe, folder: str) -> CPC:
     """A network pretrained on these files alone, in this process, packed and checkpointed below `folder`.
+
+    The names of the sources key the order of training; where the files lie changes nothing.
 
     The caller passes the training speakers of one outer fold and nobody else: an encoder that has heard a test speaker
     is not a fair one. A folder that holds a finished pretraining of the same files and recipe is used again.
     """
-    sources = [
-        Source(path=storage.absolute(file), name=file, group=speaker, language="")
-        for file, speaker in zip(files, speakers, strict=True)
-    ]
     packed = pack_sources(sources, storage.join(folder, "shards"), PackConfig())
     run_dir = storage.join(folder, "run")
     pretrain(recipe, Data(packed.splits[TRAIN], {}), run_dir, Ranks.current(), Quiet())

@@ -40,9 +40,9 @@ def pretrained_on(monkeypatch) -> list[list[str]]:
 
     calls: list[list[str]] = []
 
-    def pretrain_on(files, speakers, recipe, folder):
-        assert len(files) == len(speakers) and Path(folder).is_dir()
-        calls.append(sorted(set(speakers)))
+    def pretrain_on(sources, recipe, folder):
+        assert Path(folder).is_dir()
+        calls.append(sorted({source.group for source in sources}))
         return build(recipe.model, seed=3)
 
     monkeypatch.setattr(minicpc, "pretrain_on", pretrain_on)
