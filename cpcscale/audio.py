@@ -7,7 +7,11 @@ x = int16 / 32768. A 16-bit source survives it bit for bit.
 from __future__ import annotations
 
 import io
+import os
+import struct
+import threading
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +26,14 @@ _FORMATS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "opus": ("OGG"
 CODECS = tuple(_FORMATS)
 # A damaged header, or one of a FLAC written to a pipe, claims years; libsndfile believes it.
 _LONGEST_S = 86_400
+# Frames read at a time where a file is not held whole.
+_BLOCK_FRAMES = 65_536
+_kept = threading.local()
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+# A path, the bytes of a file, or a file to read and seek in.
+Source = bytes | str | io.RawIOBase
 
 
 class AudioError(UserError):
@@ -37,6 +48,13 @@ class AudioError(UserError):
         return AudioError, (self.cause, str(self))
 
 
+class _Sequential(soundfile.SoundFile):
+    """A file that is read on and on: soundfile seeks after each read, and opus decodes otherwise after a seek."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 @dataclass(frozen=True)
 class AudioInfo:
     """What the header says: `samples` a channel at the file's own `rate_hz`."""
@@ -49,9 +67,14 @@ class AudioInfo:
     def duration_s(self) -> float:
         return self.samples / self.rate_hz
 
+    @property
+    def length(self) -> int:
+        """The samples that `decode` gives, if the header tells the truth: soxr rounds halves up."""
+        return (2 * self.samples * RATE_HZ + self.rate_hz) // (2 * self.rate_hz)
 
-def probe(source: bytes | str) -> AudioInfo:
-    """The header of a file (path or bytes), nothing decoded. Raises AudioError `unreadable` or `empty`."""
+
+def probe(source: Source) -> AudioInfo:
+    """The header of a file, nothing decoded. Raises AudioError `unreadable` or `empty`."""
     try:
         with soundfile.SoundFile(_opened(source)) as file:
             return _header(file, source)
@@ -78,23 +101,59 @@ def decode(source: bytes | str) -> np.ndarray:
     return mono if rate_hz == RATE_HZ else soxr.resample(mono, rate_hz, RATE_HZ)
 
 
-def decode_slice(data: bytes, start: int, count: int) -> np.ndarray:
-    """Samples [start, start + count) of a 16 kHz mono member as int16 [count].
+def blocks(source: Source) -> Iterator[np.ndarray]:
+    """What `decode` returns, sample for sample, as consecutive float32 blocks: a few MB whatever the length.
 
-    Raises AudioError `unreadable` when the member does not decode, is not 16 kHz mono, or ends before the slice does.
+    Raises AudioError `unreadable` or `empty`, after the blocks that were good.
     """
+    decoded = False
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            if (file.samplerate, file.channels) != (RATE_HZ, 1):
-                raise AudioError("unreadable", f"a member is {file.samplerate} Hz x {file.channels}, not 16 kHz mono")
-            file.seek(start)
-            exact = file.subtype == "PCM_16"
-            wave = file.read(count, dtype="int16" if exact else "float32")
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError("unreadable", f"a member cannot be decoded: {_why(error)}") from None
-    if len(wave) != count:
-        raise AudioError("unreadable", f"a member ends at sample {start + len(wave)}, before {start + count}")
-    return wave if exact else to_int16(wave)
+        with _Sequential(_opened(source)) as file:
+            rate_hz = _header(file, source).rate_hz
+            resampler = None if rate_hz == RATE_HZ else soxr.ResampleStream(rate_hz, RATE_HZ, 1, dtype="float32")
+            while len(wave := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+                decoded = True
+                if not np.isfinite(wave).all():
+                    raise AudioError("unreadable", f"{_name(source)} holds samples that are not numbers")
+                mono = wave.mean(axis=1) if wave.shape[1] > 1 else wave[:, 0]
+                yield resampler.resample_chunk(mono) if resampler else mono
+            if resampler and decoded:
+                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    except (soundfile.LibsndfileError, OSError, UnicodeEncodeError) as error:
+        raise AudioError("unreadable", f"{_name(source)} cannot be decoded: {_why(error)}") from None
+    if not decoded:
+        raise AudioError("empty", f"{_name(source)} holds no samples")
+
+
+def decode_slice(data: bytes, start: int, count: int, out: np.ndarray | None = None) -> np.ndarray:
+    """Samples [start, start + count) of a member at 16 kHz mono, as int16 [count]; into `out` where it is given.
+
+    A member of another rate or with more channels is decoded whole and then cut, as `decode` does, so that the samples
+    do not depend on the slice. Raises AudioError `unreadable` when the member does not decode, `cut` when it ends
+    before the slice does.
+    """
+    assert start >= 0
+    wave = np.empty(count, np.int16) if out is None else out
+    plain = _pcm16(data)
+    if plain is not None:
+        part = plain[start : start + count]
+    else:
+        try:
+            with _in_memory(data) as file:
+                if (file.samplerate, file.channels) != (RATE_HZ, 1):
+                    part = to_int16(decode(data))[start : start + count]
+                else:
+                    # What is there is read even when the slice starts past the end, which seeking refuses.
+                    file.seek(min(start, file.frames))
+                    exact = file.subtype == "PCM_16"
+                    part = file.read(count, "int16", out=wave) if exact else to_int16(file.read(count, "float32"))
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise AudioError("unreadable", f"a member cannot be decoded: {_why(error)}") from None
+    if len(part) != count:
+        raise AudioError("cut", f"a member ends at sample {start + len(part)}, before {start + count}")
+    if part is not wave:
+        wave[:] = part
+    return wave
 
 
 def encode(wave: np.ndarray, codec: str) -> bytes:
@@ -125,7 +184,44 @@ def _with_serial_zero(ogg: bytes) -> bytes:
     return bytes(pages)
 
 
-def _header(file: soundfile.SoundFile, source: bytes | str) -> AudioInfo:
+def _in_memory(data: bytes) -> soundfile.SoundFile:
+    """The bytes as an open file that libsndfile reads by itself.
+
+    From a Python file object it takes the interpreter's lock at every read, and so waits for whatever else runs; from a
+    file descriptor it needs the lock not at all. Each thread keeps one anonymous file for it.
+    """
+    if not hasattr(os, "memfd_create"):
+        return soundfile.SoundFile(io.BytesIO(data))
+    if getattr(_kept, "process", None) != os.getpid():
+        # A forked process would share the parent's.
+        _kept.file, _kept.process = os.fdopen(os.memfd_create("audio"), "r+b", buffering=0), os.getpid()
+    descriptor = _kept.file.fileno()
+    os.pwrite(descriptor, data, 0)
+    os.ftruncate(descriptor, len(data))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return soundfile.SoundFile(descriptor, closefd=False)
+
+
+def _pcm16(data: bytes) -> np.ndarray | None:
+    """The samples of a 16 kHz mono 16-bit WAV as they stand in `data`, not copied; None for anything else."""
+    if len(data) < 36 or data[:4] != b"RIFF" or data[8:16] != b"WAVEfmt ":
+        return None
+    size, kind, channels, rate_hz, _, _, bits = struct.unpack_from("<IHHIIHH", data, 16)
+    if (kind, channels, rate_hz, bits) != (1, 1, RATE_HZ, 16):
+        return None
+    place = 20 + size
+    while place + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, place)
+        place += 8
+        if name == b"data":
+            # A header may claim more than there is.
+            return np.frombuffer(data, "<i2", min(size, len(data) - place) // 2, place)
+        # Chunks are padded to an even length.
+        place += size + (size & 1)
+    return None
+
+
+def _header(file: soundfile.SoundFile, source: Source) -> AudioInfo:
     info = AudioInfo(file.frames, file.samplerate, file.channels)
     if info.samples <= 0:
         raise AudioError("empty", f"{_name(source)} holds no samples")
@@ -136,13 +232,16 @@ def _header(file: soundfile.SoundFile, source: bytes | str) -> AudioInfo:
     return info
 
 
-def _opened(source: bytes | str) -> io.BytesIO | str:
+def _opened(source: Source) -> io.IOBase | str:
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
-def _name(source: bytes | str) -> str:
+def _name(source: Source) -> str:
+    if isinstance(source, bytes):
+        return f"{len(source)} bytes"
+    name = source if isinstance(source, str) else str(getattr(source, "name", "a file"))
     # A name that is not UTF-8 must not break the message, or the table that the message goes into.
-    return f"{len(source)} bytes" if isinstance(source, bytes) else source.encode(errors="backslashreplace").decode()
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _why(error: Exception) -> str:

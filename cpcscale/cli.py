@@ -30,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         match options.verb:
             case "pack":
                 _pack(options)
+            case "index":
+                _index(options)
+            case "audit":
+                return _audit(options)
             case "pretrain":
                 _pretrain(options)
             case "finetune":
@@ -58,6 +62,15 @@ def _parser() -> argparse.ArgumentParser:
     pack = verbs.add_parser("pack", help="audio files -> WebDataset tar shards and their index")
     pack.add_argument("source", help="folder of audio, or s3://")
     pack.add_argument("target", help="folder or s3:// prefix for the shard sets")
+    index = verbs.add_parser("index", help="tars that others made -> an index beside them, or a new version of it")
+    index.add_argument("shards", help="folder of tars, or s3:// prefix")
+    index.add_argument("--append", action="store_true", help="add the tars that the index lacks")
+    index.add_argument(
+        "--exclude", action="append", metavar="KEYS|@FILE", help="KEY or SHARD:KEY of utterances that count for nothing"
+    )
+    audit = verbs.add_parser("audit", help="shard set -> what is in it, and what is wrong with it")
+    audit.add_argument("shards", help="folder of an indexed set, or s3:// prefix")
+    audit.add_argument("--plot", metavar="PATH.png", help="also draw durations, hours and sizes")
     for verb, text in (
         ("pretrain", "shards -> CPC encoder, on Ray Train"),
         ("finetune", "encoder and labelled corpus -> emotion recogniser, cross-validated"),
@@ -85,14 +98,15 @@ def _pack(options: argparse.Namespace) -> None:
     sets: dict[str, dict[str, Any]] = {
         name: {
             "shards": index.shards.num_rows,
-            "utterances": index.utterances.num_rows,
+            "utterances": index.count,
             "hours": round(index.duration_s / 3600, 4),
             "fingerprint": index.fingerprint,
         }
         for name, index in packed.splits.items()
     }
     if options.json:
-        _emit({"target": options.target, "sets": sets, "quarantined": len(packed.quarantine)})
+        left_out = packed.files_left_out + packed.pieces_left_out
+        _emit({"target": options.target, "sets": sets, "quarantined": left_out})
         return
     print(f"packed {options.source} into {options.target}")
     for name, row in sets.items():
@@ -100,8 +114,50 @@ def _pack(options: argparse.Namespace) -> None:
             f"  {name:8} {row['shards']:4} shards {row['utterances']:7} utterances {row['hours']:9.2f} h  "
             f"fingerprint {str(row['fingerprint'])[:12]}"
         )
-    left = f"listed in {options.target}/quarantine.csv" if packed.quarantine else "none"
-    print(f"  files left out: {len(packed.quarantine)} ({left})")
+    pieces = f", and {packed.pieces_left_out} pieces of others" if packed.pieces_left_out else ""
+    left = f"listed in {options.target}/quarantine.csv" if packed.files_left_out or pieces else "none"
+    print(f"  files left out: {packed.files_left_out}{pieces} ({left})")
+
+
+def _index(options: argparse.Namespace) -> None:
+    from cpcscale import config
+    from cpcscale.cluster.index import index
+    from cpcscale.report.sets import index_lines, index_values
+    from cpcscale.shards.adopt import exclude_from
+    from cpcscale.shards.foreign import IndexConfig
+
+    spec = config.load(IndexConfig, None, options.overrides)
+    if options.exclude and (options.append or options.overrides):
+        raise UserError("--exclude makes a version of its own: give neither --append nor settings with it")
+    adopted = (
+        exclude_from(options.shards, options.exclude)
+        if options.exclude
+        else index(options.shards, spec, append=options.append)
+    )
+    values = index_values(adopted)
+    if options.json:
+        _emit(values)
+    else:
+        print("\n".join(index_lines(values)))
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from cpcscale import config
+    from cpcscale.cluster.audit import AuditConfig, audit
+    from cpcscale.report.sets import audit_lines
+
+    values = audit(options.shards, config.load(AuditConfig, None, options.overrides))
+    if options.json:
+        _emit(values)
+    else:
+        print("\n".join(audit_lines(values)))
+    if options.plot:
+        # It brings matplotlib, which a table does not need.
+        from cpcscale.report.audit_plot import write_plot
+
+        write_plot(values, options.plot)
+        print(f"plot: {options.plot}", file=sys.stderr)
+    return 0 if values["ok"] else 1
 
 
 def _pretrain(options: argparse.Namespace) -> None:

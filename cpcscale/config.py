@@ -26,8 +26,8 @@ T = TypeVar("T")
 # Keys that say where or how fast a run happens, never what it computes: they stay out of the hash.
 _PLACE = frozenset(
     {"run_dir", "workers", "threads", "decode_threads", "prefetch", "tracking", "log_window_ids", "log_every_steps"}
-    # The fingerprint names the data, wherever it lies.
-    | {"shards", "audio", "name"}
+    # The fingerprint names the data, wherever it lies; the feed and the store change when a batch comes, never what.
+    | {"shards", "audio", "name", "feed", "storage"}
 )
 _SECRET = re.compile(r"secret|password|token|access_key", re.IGNORECASE)
 # Up to the last @ of the authority: a password may hold one. A query can carry secrets too.

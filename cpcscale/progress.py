@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 
 from tqdm import tqdm
 
 _LOG_EVERY_S = 10.0
+# The time left follows the speed of the last units: the first ones may have been done before, or cold.
+_MARKS, _MARK_EVERY_S = 32, 1.0
 
 
 def note(text: str) -> None:
@@ -15,34 +18,43 @@ def note(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
+def duration(seconds: float) -> str:
+    """A time as a person says it: `40 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 class Progress:
     """Progress of `total` units of work named `what`; use it as a context manager."""
 
     def __init__(self, what: str, total: int, unit: str) -> None:
         self._what, self._total, self._unit = what, total, unit
-        self._began = self._said = time.monotonic()
-        self._first: int | None = None
+        self._said = time.monotonic()
+        self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
         self._bar = tqdm(total=total, desc=what, unit=f" {unit}", leave=False) if sys.stderr.isatty() else None
 
     def at(self, done: int, detail: str = "") -> None:
         """`done` units are finished; `detail` is a few words beside the count."""
-        if self._first is None:
-            self._first = done
+        now = time.monotonic()
+        if len(self._marks) > 1 and now - self._marks[-2][0] < _MARK_EVERY_S:
+            self._marks.pop()
+        self._marks.append((now, done))
         if self._bar:
             self._bar.n = done
             self._bar.set_postfix_str(detail)
             return
-        now = time.monotonic()
         if now - self._said >= _LOG_EVERY_S or done == self._total:
             self._said = now
-            parts = [f"{self._what}: {done}/{self._total} {self._unit}", self._left(done, now), detail]
+            parts = [f"{self._what}: {done}/{self._total} {self._unit}", self._left(), detail]
             note(", ".join(part for part in parts if part))
 
-    def _left(self, done: int, now: float) -> str:
-        made = done - (self._first or 0)
-        if not made or done == self._total:
+    def _left(self) -> str:
+        (began, first), (now, done) = self._marks[0], self._marks[-1]
+        if done <= first or done >= self._total:
             return ""
-        return f"about {(now - self._began) / made * (self._total - done):.0f} s left"
+        return f"about {duration((now - began) / (done - first) * (self._total - done))} left"
 
     def __enter__(self) -> Progress:
         return self

@@ -8,13 +8,17 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import faulty_store
 import object_store
 import pytest
+from faulty_store import FaultyStore
 from hypothesis import settings
 from object_store import ObjectStore
 from trees import corpus
 
+from cpcscale import storage
 from cpcscale.shards.pack import PackConfig, pack
+from cpcscale.storage import StorageConfig
 
 # The machine may be busy with other work: no test fails for being slow, and every run tries the same examples.
 settings.register_profile("cpcscale", deadline=None, derandomize=True, max_examples=50)
@@ -28,6 +32,20 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
         for name, value in store.environment.items():
             patch.setenv(name, value)
         yield store
+
+
+@pytest.fixture
+def faulty_s3(s3: ObjectStore, tmp_path: Path) -> Iterator[FaultyStore]:
+    """A proxy before the S3 server that fails as told; this process reaches the store through it, with short pauses."""
+    base = f"{s3.base}/faulty/{tmp_path.name}"
+    with faulty_store.in_front_of(s3.environment["AWS_ENDPOINT_URL"], base) as store:
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("AWS_ENDPOINT_URL", store.url)
+                storage.configure(StorageConfig(backoff_base_s=0.01, backoff_cap_s=0.1))
+                yield store
+        finally:
+            storage.configure(StorageConfig())
 
 
 @pytest.fixture(scope="session")

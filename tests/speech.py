@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cpcscale import config
-from cpcscale.shards.index import Index, scan
+from cpcscale.shards.index import Index
+from cpcscale.shards.rows import scan
 from cpcscale.shards.pack import PackConfig, pack_sources
 from cpcscale.shards.sources import Source
 from cpcscale.train.loop import Data
@@ -70,6 +71,7 @@ class Watcher:
         self.replays: dict[int, float] = {}
         self.notes: list[str] = []
         self.saves = 0
+        self.bad: list[Mapping[str, Any]] = []
         self._stop_at = stop_at
 
     def note(self, text: str) -> None:
@@ -89,6 +91,9 @@ class Watcher:
     def replayed(self, step: int, values: Mapping[str, float]) -> None:
         if "loss" in values:
             self.replays[step] = values["loss"]
+
+    def quarantined(self, windows: Sequence[Mapping[str, Any]]) -> None:
+        self.bad = list(windows)
 
 
 def ids(path: Path) -> dict[int, list[str]]:

@@ -15,7 +15,8 @@ MODULES = sorted([*ROOT.glob("cpcscale/**/*.py"), *ROOT.glob("jobs/*.py")])
 ORDER = (
     ("errors",),
     ("config",),
-    ("storage", "audio", "progress"),
+    ("retries",),
+    ("storage", "audio", "progress", "account"),
     ("shards",),
     ("stream",),
     ("model", "objective"),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cpcscale import audio
+from cpcscale import audio, storage
+from cpcscale.shards.index import Index
 from cpcscale.shards.pack import Packed
 
 
@@ -46,9 +47,30 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
+def promised(target: Path | str) -> dict[str, str]:
+    """What the same pack gives everywhere: the bytes of each file but an index's own, and what each index names."""
+    files = storage.list_files(str(target))
+    indexes = [name for name in files if name.endswith("/index.json")]
+    ours = [name for name in files if name.endswith(".tar") or "/" not in name]
+    got = {name: hashlib.sha256(storage.read(storage.join(str(target), name))).hexdigest() for name in ours}
+    for name in indexes:
+        index = Index.load(storage.join(str(target), name.rpartition("/")[0]))
+        got[name] = f"{index.fingerprint} {hashlib.sha256(str(index.utterances.to_pylist()).encode()).hexdigest()}"
+    return got
+
+
+def hidden(folder: Path) -> list[str]:
+    """The files and folders below `folder` that no listing shows: locks, notes, files being written."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*"))
+
+
 def members(packed: Packed) -> dict[str, str]:
     """The split of every packed utterance, by key."""
     return {key: split for split, index in packed.splits.items() for key in index.utterances["key"].to_pylist()}
+
+
+def one_by_one(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    return (function(item) for item in items)
 
 
 def backwards(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:

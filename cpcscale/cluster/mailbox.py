@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -70,6 +70,9 @@ class MailboxObserver:
     def replayed(self, step: int, values: Mapping[str, float]) -> None:
         self._mailbox.put.remote("replayed", step, dict(values))
 
+    def quarantined(self, windows: Sequence[Mapping[str, Any]]) -> None:
+        self._mailbox.put.remote("quarantined", list(windows))
+
 
 class _NoteHandler(logging.Handler):
     def __init__(self, observer: MailboxObserver) -> None:
@@ -111,5 +114,7 @@ class Delivery:
                         self._observer.saved()
                     case "replayed":
                         self._observer.replayed(*content)
+                    case "quarantined":
+                        self._observer.quarantined(*content)
             if last:
                 return

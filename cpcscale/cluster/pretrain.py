@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from cpcscale import config as configs
@@ -14,20 +17,24 @@ from cpcscale.cluster import pack as packing
 from cpcscale.cluster import session
 from cpcscale.errors import UserError
 from cpcscale.progress import Progress, note
+from cpcscale.shards import cache
 from cpcscale.shards.index import MARKER, Index
 from cpcscale.shards.pack import HELDOUT, TRAIN, UNSEEN, PackConfig
 from cpcscale.shards.sources import find_sources
-from cpcscale.stream import window
-from cpcscale.stream.lane import Lanes, served
+from cpcscale.storage import StorageConfig
+from cpcscale.stream.counts import shard_windows
+from cpcscale.stream.lane import served
 from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
 from cpcscale.train import resume
 from cpcscale.train.checkpoint import Checkpoints
-from cpcscale.train.loop import Data
+from cpcscale.train.loop import Data, thread_feed
 from cpcscale.train.loop import pretrain as train
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
+
+QUARANTINE_COLUMNS = ("shard", "key", "number", "cause", "why", "step")
 
 
 @dataclass(kw_only=True)
@@ -38,6 +45,8 @@ class DataConfig:
     shards: str = "runs/shards"
     # Audio to pack into `shards` first, when there is no shard set yet; empty: none.
     audio: str = ""
+    # A run that goes on with a set to which shards were appended lets them in, at the next edge of an epoch.
+    append: bool = False
     pack: PackConfig = field(default_factory=PackConfig)
 
 
@@ -53,6 +62,7 @@ class PretrainConfig(Recipe):
     # Restarts of the worker group after a worker died, before the run fails.
     max_failures: int = 3
     data: DataConfig = field(default_factory=DataConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
@@ -70,12 +80,13 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Everything a user can get wrong is refused here, before a worker starts or a file is written.
     """
     config = _absolute(config)
+    storage.configure(config.storage)
     folder = storage.local_path(config.run_dir)
     if folder and folder.exists() and not folder.is_dir():
         raise UserError(f"run_dir={storage.shown(config.run_dir)} is a file: name a folder for the run")
     if not config.data.audio:
         _check(config, _open_data(config))
-    session.connect(config.workers)
+    session.connect(config.workers + feeder_cores(config))
     use_gpu = _use_gpu(config)
     _pack_first(config)
     data = _open_data(config)
@@ -134,6 +145,13 @@ class _Console:
         # What the tracker has already, it drops.
         self._tracker.log(step, values)
 
+    def quarantined(self, windows: Sequence[Mapping[str, Any]]) -> None:
+        out = io.StringIO()
+        writer = csv.DictWriter(out, QUARANTINE_COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(windows)
+        self._tracker.artifact("quarantine.csv", out.getvalue())
+
     def saved(self) -> None:
         # A resumed run starts from here: what was logged before it is not made again.
         self._tracker.flush()
@@ -189,15 +207,18 @@ def _work(spec: dict[str, Any]) -> None:
     import ray
     from ray.train.torch import get_device
 
+    from cpcscale.cluster.feeders import actor_feed
     from cpcscale.cluster.mailbox import MailboxObserver
 
     config, mailbox = spec["config"], spec["mailbox"]
     _, error = ray.get(mailbox.outcome.remote())
     if error:
         return
+    storage.configure(config.storage)
     ranks = Ranks.current(get_device())
+    make_feed = partial(actor_feed, config.storage) if config.feed.kind == "actors" else thread_feed
     try:
-        summary = train(config, _open_data(config), config.run_dir, ranks, MailboxObserver(mailbox))
+        summary = train(config, _open_data(config), config.run_dir, ranks, MailboxObserver(mailbox), make_feed)
     except UserError as failure:
         ray.get(mailbox.fail.remote(str(failure)))
         raise
@@ -209,7 +230,7 @@ def _open_data(config: PretrainConfig) -> Data:
     """The shard sets; raises UserError when there are none."""
     base = config.data.shards
     if storage.exists(storage.join(base, MARKER)):
-        return Data(Index.load(base), {})
+        return Data(Index.load(base), {}, config.data.append)
     if not storage.exists(storage.join(base, TRAIN, MARKER)):
         raise UserError(
             f"no shard set at data.shards={storage.shown(base)}: make one with `cpcscale pack AUDIO "
@@ -217,7 +238,7 @@ def _open_data(config: PretrainConfig) -> Data:
         )
     sets = {name: storage.join(base, name) for name in (HELDOUT, UNSEEN)}
     present = {name: Index.load(url) for name, url in sets.items() if storage.exists(storage.join(url, MARKER))}
-    return Data(Index.load(storage.join(base, TRAIN)), present)
+    return Data(Index.load(storage.join(base, TRAIN)), present, config.data.append)
 
 
 def _pack_first(config: PretrainConfig) -> None:
@@ -232,11 +253,12 @@ def _pack_first(config: PretrainConfig) -> None:
 
 def _check(config: PretrainConfig, data: Data) -> None:
     """What the workers would refuse, refused before they start."""
-    windows = int(window.count(config.window, data.train.samples).sum())
-    lanes = Lanes(windows, config.train.lanes, config.train.batch)
-    total = config.train.steps or max(1, round(config.train.epochs * lanes.steps_per_epoch))
+    windows = shard_windows(data.train, config.window, config.feed.cache.path)
     restored = Checkpoints(config.run_dir).newest()
-    resume.position(restored, config, data.train.fingerprint, lanes, total)
+    resume.order_of(resume.position(restored, config, data.train, windows, data.append), config, windows)
+    largest = int(max(data.train.shards["bytes"].to_numpy(), default=0))
+    # A worker checks again for all the lanes of its node.
+    cache.choose(config.feed.cache, data.train.base, -(-config.train.lanes // config.workers), largest)
 
 
 def _use_gpu(config: PretrainConfig) -> bool:
@@ -251,11 +273,27 @@ def _use_gpu(config: PretrainConfig) -> bool:
     use_gpu = config.device != "cpu" and gpus >= config.workers
     if config.train.precision == "fp16" and not use_gpu:
         raise UserError("train.precision=fp16 needs a GPU for every worker and there is none: use fp32 or bf16")
-    if not use_gpu and have.get("CPU", 0) < config.workers:
+    feeding = feeder_cores(config)
+    needed = feeding + config.workers * (not use_gpu)
+    if have.get("CPU", 0) < needed:
+        feeders = f", and their feeders {feeding} more," if feeding else ""
         raise UserError(
-            f"workers={config.workers} need a core each and the cluster has {have.get('CPU', 0):g}: lower workers"
+            f"workers={config.workers} need a core each{feeders} and the cluster has {have.get('CPU', 0):g}: lower "
+            "workers or feed.actors"
+        )
+    named = config.feed.actor_resource if feeding else ""
+    if named and have.get(named, 0) < config.workers * config.feed.actors:
+        raise UserError(
+            f"feed.actor_resource={named}: {config.workers * config.feed.actors} feeders need a unit each and the "
+            f"cluster has {have.get(named, 0):g}: start nodes with --resources='{{\"{named}\": N}}'"
         )
     return use_gpu
+
+
+def feeder_cores(config: PretrainConfig) -> int:
+    """The cores that feeder actors take beside the workers."""
+    feed = config.feed
+    return config.workers * feed.actors * feed.actor_cpus if feed.kind == "actors" else 0
 
 
 def _absolute(config: PretrainConfig) -> PretrainConfig:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cpcscale.errors import UserError
@@ -56,24 +57,39 @@ def map_tasks(
     function: Callable[[Any], Any], items: Sequence[Any], *, what: str, unit: str = "tasks", cpus: float = 1
 ) -> list[Any]:
     """`function` of every item, in order, each as a Ray task of `cpus`; a task's UserError is raised as is."""
+    return list(stream_tasks(function, items, what=what, unit=unit, cpus=cpus))
+
+
+def stream_tasks(
+    function: Callable[[Any], Any], items: Sequence[Any], *, what: str, unit: str = "tasks", cpus: float = 1
+) -> Iterator[Any]:
+    """`map_tasks` one result after the other; items are asked for, and results held, a few for each core at a time.
+
+    What is under way is cancelled when the caller stops early.
+    """
     import ray
 
     remote = ray.remote(num_cpus=cpus)(function)
-    results: list[Any] = [None] * len(items)
-    # A bounded number in flight, so that a million items do not stand in the driver's memory as references.
     most = max(8, 4 * int(ray.cluster_resources().get("CPU", 1)))
-    pending: dict[Any, int] = {}
-    waiting = iter(enumerate(items))
+    coming: deque[Any] = deque()
+    working: set[Any] = set()
+    asked = 0
     with Progress(what, len(items), unit) as progress:
-        done = 0
-        while done < len(items):
-            while len(pending) < most and (entry := next(waiting, None)) is not None:
-                pending[remote.remote(entry[1])] = entry[0]
-            ready, _ = ray.wait(list(pending), num_returns=1)
-            results[pending.pop(ready[0])] = _result(ready[0])
-            done += 1
-            progress.at(done)
-    return results
+        try:
+            for _ in range(len(items)):
+                while len(coming) < most and asked < len(items):
+                    coming.append(remote.remote(items[asked]))
+                    working.add(coming[-1])
+                    asked += 1
+                # Results come in order, but what is done counts when it is done.
+                while coming[0] in working:
+                    ready, _ = ray.wait(list(working), num_returns=1)
+                    working.difference_update(ready)
+                    progress.at(asked - len(working))
+                yield _result(coming.popleft())
+        finally:
+            for reference in working:
+                ray.cancel(reference)
 
 
 def _result(reference: Any) -> Any:
@@ -85,3 +101,8 @@ def _result(reference: Any) -> Any:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise UserError(
+            f"a worker process died more than once at the same task ({str(error).splitlines()[0]}): it may have "
+            "run out of memory; give the cluster more, or fewer tasks at a time (num_cpus), and run again"
+        ) from None

@@ -1,235 +1,332 @@
 """The index of a shard set: which utterance lies where in which tar, and the fingerprint that names the data.
 
-A shard set is a folder of plain WebDataset tars with `shards.parquet`, `utterances.parquet` and, written last, the
-marker `index.json`. Without the marker there is no set.
+A shard set is a folder of plain tars with `shards-*.parquet` (a row a tar), `utterances/part-*.parquet` (a row an
+utterance, in shard order) and, written last, the marker `index.json`. Without the marker there is no set. Loading reads
+the shard table alone; the rows of a shard are read when they are asked for and checked against its digest, so a set of
+240,000,000 utterances opens in seconds.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
+from cpcscale.shards.rows import (
+    SHARD_COLUMNS,
+    UTTERANCE_COLUMNS,
+    ShardEntry,
+    ShardRows,
+    row_groups,
+    table_digest,
+)
 
 MARKER = "index.json"
-FORMAT = 1
-
-SHARD_COLUMNS = pa.schema(
-    [
-        ("path", pa.string()),
-        ("sha256", pa.string()),
-        ("bytes", pa.int64()),
-        ("utterances", pa.int64()),
-    ]
-)
-# `mean` and `mean_square` are of the samples in [-1, 1): the corpus gain follows from the index alone.
-UTTERANCE_COLUMNS = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("key", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("checksum", pa.uint64()),
-        ("codec", pa.string()),
-        ("samples", pa.int64()),
-        ("rate_hz", pa.int32()),
-        ("group", pa.string()),
-        ("language", pa.string()),
-        ("mean", pa.float64()),
-        ("mean_square", pa.float64()),
-    ]
-)
-_TABLES = {"shards.parquet": SHARD_COLUMNS, "utterances.parquet": UTTERANCE_COLUMNS}
-# The columns that name the data, in the order they are hashed. What follows from the audio bytes stays out.
-_NAMING = ("key", "offset", "size", "checksum", "codec", "samples", "rate_hz", "group", "language")
+FORMAT = 2
+_OPEN_PARTS = 8
 
 
 @dataclass(frozen=True)
-class ShardEntry:
-    """One tar as it stands in the index: its row, and the rows of its utterances (`shard` not yet set)."""
+class Part:
+    """One file of utterance rows: those of the shards `first_shard` and after, up to the next part's."""
 
     path: str
-    sha256: str
-    size_bytes: int
-    utterances: list[dict[str, Any]]
+    first_shard: int
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """An earlier version of a set: its fingerprint, and how many of the shards and excluded utterances it had."""
+
+    fingerprint: str
+    shards: int
+    excluded: int
 
 
 @dataclass(frozen=True)
 class Index:
-    """A shard set in memory, by column: `shards` and `utterances` are Arrow tables, utterances in shard order."""
+    """A shard set: `shards` is an Arrow table in memory, utterance rows are read from `parts` (or `memory`).
+
+    `excluded` int64, sorted: utterances that keep their place and count for nothing. `lineage`: earlier versions, the
+    oldest first.
+    """
 
     base: str
     shards: pa.Table
-    utterances: pa.Table
+    parts: tuple[Part, ...] = ()
+    memory: pa.Table | None = None
+    excluded: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    lineage: tuple[Ancestor, ...] = ()
 
     @classmethod
     def of(cls, base: str, entries: Sequence[ShardEntry]) -> Index:
-        """The index of these tars in this order, none of them read again."""
-        shards = [
-            {"path": entry.path, "sha256": entry.sha256, "bytes": entry.size_bytes, "utterances": len(entry.utterances)}
-            for entry in entries
-        ]
-        rows = [{"shard": number, **row} for number, entry in enumerate(entries) for row in entry.utterances]
-        return cls(base, pa.Table.from_pylist(shards, SHARD_COLUMNS), pa.Table.from_pylist(rows, UTTERANCE_COLUMNS))
+        """The index of these tars in this order, all of it in memory."""
+        shards = pa.Table.from_pylist([entry.row() for entry in entries], SHARD_COLUMNS)
+        tables = [entry.utterances for entry in entries]
+        return cls(base, shards, memory=pa.concat_tables([UTTERANCE_COLUMNS.empty_table(), *tables]))
 
     @classmethod
     def load(cls, base: str) -> Index:
         """The published index of the shard set at `base` (path or s3://).
 
-        Raises UserError when there is none, when its format is newer, or when its tables do not match the marker.
+        Raises UserError when there is none, when its format is another, or when its tables do not match the marker.
         """
+        marker = _marker(base)
         try:
-            data = storage.read(storage.join(base, MARKER))
-        except storage.NotFoundError:
-            raise UserError(
-                f"no shard set at {base} (it has no {MARKER}): make one with `cpcscale pack AUDIO {base}`, or name the "
-                "folder of one split, such as .../train"
-            ) from None
-        try:
-            marker = json.loads(data)
-            version, contents, fingerprint = int(marker["format"]), marker.get("contents"), marker.get("fingerprint")
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{storage.join(base, MARKER)} is not the marker of a shard set: pack the set again"
-            ) from None
-        if version > FORMAT:
-            raise UserError(f"{base} has index format {version}, this cpcscale reads up to {FORMAT}: upgrade")
-        index = cls(base, *(_read_table(base, *table) for table in _TABLES.items()))
-        # The contents first: a fingerprint cannot be made of what is not a hash.
-        if index.contents != contents or index.fingerprint != fingerprint:
-            raise UserError(f"the index tables at {base} do not match their marker: pack the set again")
+            shards, excluded = _read_shards(base, marker["shards_path"]), _read_excluded(base, marker["excluded_path"])
+            parts = tuple(Part(str(part["path"]), int(part["first_shard"])) for part in marker["parts"])
+            lineage = tuple(Ancestor(**entry) for entry in marker["lineage"])
+            index = cls(base, shards, parts, None, excluded, lineage)
+            same = (index.contents, index.fingerprint) == (marker["contents"], marker["fingerprint"])
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError):
+            raise UserError(_damaged(base)) from None
+        if not same:
+            raise UserError(f"the index tables at {base} do not match their marker: {_AGAIN}")
         return index
-
-    def publish(self) -> None:
-        """Writes the tables, then the marker, at `base`."""
-        for name, table in zip(_TABLES, (self.shards, self.utterances), strict=True):
-            out = io.BytesIO()
-            pq.write_table(table, out)
-            storage.write(storage.join(self.base, name), out.getvalue())
-        marker = {
-            "format": FORMAT,
-            "fingerprint": self.fingerprint,
-            "contents": self.contents,
-            "shards": self.shards.num_rows,
-            "utterances": self.utterances.num_rows,
-            "hours": round(self.duration_s / 3600, 4),
-            "groups": len(self.utterances["group"].unique()),
-        }
-        storage.write(storage.join(self.base, MARKER), json.dumps(marker, indent=1).encode() + b"\n")
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the ordered (shard sha256, digest of its utterance columns): never over urls or Parquet bytes."""
-        whole = hashlib.sha256()
-        for number, sha256 in enumerate(self.shards["sha256"].to_pylist()):
-            first, last = self.bounds[number], self.bounds[number + 1]
-            whole.update(bytes.fromhex(sha256))
-            whole.update(_digest(self.utterances.slice(first, last - first), _NAMING))
-        return whole.hexdigest()
+        """sha256 over the ordered (shard sha256, digest of its utterance columns): never over urls or Parquet bytes.
+
+        Excluded utterances, when there are any, are hashed on top of it.
+        """
+        return self.fingerprint_of(self.shards.num_rows)
+
+    def fingerprint_of(self, shards: int) -> str:
+        """The fingerprint of the set's first `shards` shards."""
+        pairs = np.concatenate(
+            [_bytes_column(self.shards["sha256"])[:shards], _bytes_column(self.shards["digest"])[:shards]], axis=1
+        )
+        named = sha256(pairs.tobytes())
+        excluded = self.excluded[self.excluded < self.bounds[shards]]
+        return (
+            sha256(named.digest() + excluded.astype("<i8").tobytes()).hexdigest()
+            if len(excluded)
+            else (named.hexdigest())
+        )
 
     @cached_property
     def contents(self) -> str:
-        """sha256 over every column of both tables: tells tables that were changed since they were published."""
-        return hashlib.sha256(
-            _digest(self.shards, SHARD_COLUMNS.names) + _digest(self.utterances, UTTERANCE_COLUMNS.names)
+        """sha256 over all that the marker vouches for: tells tables that were changed since they were published."""
+        rest = [[asdict(part) for part in self.parts], [asdict(entry) for entry in self.lineage]]
+        return sha256(
+            table_digest(self.shards, SHARD_COLUMNS.names)
+            + self.excluded.astype("<i8").tobytes()
+            + json.dumps(rest, sort_keys=True).encode()
         ).hexdigest()
 
     @cached_property
     def bounds(self) -> np.ndarray:
-        """int64 [shards + 1]: the utterances of shard s are rows bounds[s] to bounds[s + 1]."""
+        """int64 [shards + 1]: the utterances of shard s are numbers bounds[s] to bounds[s + 1]."""
         return np.concatenate([[0], np.cumsum(self.shards["utterances"].to_numpy())]).astype(np.int64)
 
-    @cached_property
-    def samples(self) -> np.ndarray:
-        """int64 [utterances]: the length of each utterance at 16 kHz."""
-        return self.utterances["samples"].to_numpy()
+    @property
+    def count(self) -> int:
+        """Utterances in the set, excluded ones among them."""
+        return int(self.bounds[-1])
 
     @property
     def duration_s(self) -> float:
-        return float(self.samples.sum()) / audio.RATE_HZ
+        return float(self.shards["samples"].to_numpy().sum()) / audio.RATE_HZ
+
+    def shard_of(self, utterance: np.ndarray | int) -> np.ndarray:
+        """int64: the shard of each utterance number."""
+        return np.searchsorted(self.bounds, utterance, side="right") - 1
+
+    def url(self, shard: int) -> str:
+        """Where a shard lies."""
+        return storage.join(self.base, self.shards["path"][shard].as_py())
+
+    def key(self, utterance: int) -> str:
+        """The key of an utterance."""
+        shard = int(self.shard_of(utterance))
+        return str(self.rows(shard).table["key"][utterance - int(self.bounds[shard])].as_py())
+
+    def rows(self, shard: int) -> ShardRows:
+        """The rows of one shard, checked. Safe between threads. Raises UserError when they are not what was indexed."""
+        first, last = int(self.bounds[shard]), int(self.bounds[shard + 1])
+        table = self._table(shard, first, last)
+        rows = ShardRows(shard, first, table, self.excluded)
+        entry = self.shards.slice(shard, 1)
+        if not rows.matches(entry["digest"][0].as_py(), entry["unnamed"][0].as_py()):
+            raise UserError(
+                f"the index rows of {self.url(shard)} do not match its entry in the index at {self.base}: {_AGAIN}"
+            )
+        return rows
+
+    def samples_by_part(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first shard, int64 lengths at 16 kHz) of consecutive runs of whole shards, in order, one column read."""
+        if self.memory is not None:
+            yield 0, self.memory["samples"].to_numpy()
+            return
+        for part in self.parts:
+            with self._reading(part) as file:
+                yield part.first_shard, file.read(columns=["samples"])["samples"].to_numpy()
+
+    @property
+    def samples(self) -> np.ndarray:
+        """int64 [utterances]: every length at 16 kHz. For sets that fit memory; else use `samples_by_part`."""
+        return np.concatenate([np.zeros(0, np.int64), *(samples for _, samples in self.samples_by_part())])
+
+    @cached_property
+    def utterances(self) -> pa.Table:
+        """Every row, checked. For sets that fit memory; else use `rows`."""
+        tables = [self.rows(shard).table for shard in range(self.shards.num_rows)]
+        return pa.concat_tables([UTTERANCE_COLUMNS.empty_table(), *tables])
 
     def wave_scale(self) -> tuple[float, float]:
         """(offset, gain) that bring the whole corpus to zero mean and unit variance: (x - offset) * gain.
 
         One pair for a corpus keeps the loudness of an utterance, a cue of arousal, and can stream (PAPER.md).
         """
-        weight = self.samples / max(1, self.samples.sum())
-        mean = float((self.utterances["mean"].to_numpy() * weight).sum())
-        square = float((self.utterances["mean_square"].to_numpy() * weight).sum())
+        samples = self.shards["samples"].to_numpy()
+        weight = samples / max(1, samples.sum())
+        mean = float((self.shards["mean"].to_numpy() * weight).sum())
+        square = float((self.shards["mean_square"].to_numpy() * weight).sum())
         deviation = max(square - mean * mean, 0.0) ** 0.5
         return mean, (1.0 / deviation if deviation > 0 else 1.0)
 
+    def ancestor(self, fingerprint: str) -> Ancestor | None:
+        """The earlier version of this set that has this fingerprint, or None."""
+        return next((entry for entry in self.lineage if entry.fingerprint == fingerprint), None)
 
-def scan(path: Path, name: str) -> ShardEntry:
-    """The index entry of one tar on local disk: its hash and, from the JSON beside each audio member, its utterances.
+    def _table(self, shard: int, first: int, last: int) -> pa.Table:
+        if self.memory is not None:
+            return self.memory.slice(first, last - first)
+        number = int(np.searchsorted([part.first_shard for part in self.parts], shard, side="right")) - 1
+        part = self.parts[number]
+        end = self.parts[number + 1].first_shard if number + 1 < len(self.parts) else self.shards.num_rows
+        starts = self.bounds[part.first_shard : end + 1] - self.bounds[part.first_shard]
+        groups = row_groups(starts)
+        group = int(groups[shard - part.first_shard])
+        before = int(starts[np.searchsorted(groups, group)])
+        with self._reading(part) as file:
+            table = file.read_row_group(group, columns=UTTERANCE_COLUMNS.names)
+        if table.schema.remove_metadata() != UTTERANCE_COLUMNS:
+            raise UserError(f"{storage.join(self.base, part.path)} has other columns than an index: {_AGAIN}")
+        return table.slice(first - int(self.bounds[part.first_shard]) - before, last - first)
 
-    Raises UserError naming the tar when it is cut short or a member lacks its metadata.
-    """
-    rows: list[tuple[str, str, int, int, int]] = []
-    metadata: dict[str, dict[str, Any]] = {}
-    with path.open("rb") as raw:
-        sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
-        raw.seek(0)
+    def _reading(self, part: Part) -> _PartFile:
+        return _PartFile(self._files, self._lock, storage.join(self.base, part.path))
+
+    @cached_property
+    def _files(self) -> dict[str, pq.ParquetFile]:
+        return {}
+
+    @cached_property
+    def _lock(self) -> Any:
+        return threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files and locks stay with the process.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_files", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+class _PartFile:
+    """An open part while a thread reads it; the newest few stay open, since a footer costs a request of its own."""
+
+    def __init__(self, files: dict[str, pq.ParquetFile], lock: Any, url: str) -> None:
+        self._files, self._lock, self._url = files, lock, url
+
+    def __enter__(self) -> pq.ParquetFile:
+        self._lock.acquire()
         try:
-            with tarfile.open(fileobj=raw, mode="r:") as tar:
-                for member in tar:
-                    key, _, suffix = member.name.rpartition(".")
-                    reader = tar.extractfile(member)
-                    data = reader.read() if reader else b""
-                    if suffix == "json":
-                        metadata[key] = json.loads(data)
-                    elif f".{suffix}" in audio.SUFFIXES:
-                        rows.append((key, suffix, member.offset_data, len(data), xxhash.xxh3_64_intdigest(data)))
-        except tarfile.TarError as error:
-            raise UserError(f"{name} is not a whole tar ({error}): remove it and pack again") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{name} has metadata that is not JSON ({error}): it was not written by cpcscale pack"
-            ) from None
+            file = self._files.pop(self._url, None)
+            if file is None:
+                file = pq.ParquetFile(storage.opened(self._url))
+            self._files[self._url] = file
+            while len(self._files) > _OPEN_PARTS:
+                self._files.pop(next(iter(self._files))).close()
+        except BaseException as error:
+            self._lock.release()
+            self._explain(error)
+            raise
+        return file
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is not None:
+            self._files.pop(self._url, None)
+        self._lock.release()
+        if error is not None:
+            self._explain(error)
+
+    def _explain(self, error: BaseException) -> None:
+        if isinstance(error, pa.ArrowException | OSError | ValueError) and not isinstance(error, UserError):
+            why = " ".join(str(error).split())
+            raise UserError(f"{self._url} is not a Parquet table of an index ({why}): {_AGAIN}") from None
+
+
+_AGAIN = "remove index.json and run `cpcscale index` on the folder, or pack the set again"
+
+
+def _marker(base: str) -> dict[str, Any]:
     try:
-        utterances = [_row(metadata[row[0]], *row) for row in rows]
-    except KeyError as error:
-        raise UserError(f"{name} lacks metadata {error} for a member: it was not written by cpcscale pack") from None
-    return ShardEntry(name, sha256, path.stat().st_size, utterances)
-
-
-def _row(meta: dict[str, Any], key: str, codec: str, offset: int, size: int, checksum: int) -> dict[str, Any]:
-    kept = {name: meta[name] for name in ("samples", "rate_hz", "group", "language", "mean", "mean_square")}
-    return {"key": key, "codec": codec, "offset": offset, "size": size, "checksum": checksum, **kept}
-
-
-def _read_table(base: str, name: str, columns: pa.Schema) -> pa.Table:
-    data = storage.read(storage.join(base, name))
+        data = storage.read(storage.join(base, MARKER))
+    except storage.NotFoundError:
+        raise UserError(
+            f"no shard set at {base} (it has no {MARKER}): make one with `cpcscale pack AUDIO {base}`, take over tars "
+            f"that are there with `cpcscale index {base}`, or name the folder of one split, such as .../train"
+        ) from None
     try:
-        table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
+        marker = dict(json.loads(data))
+        version = int(marker["format"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(_damaged(base)) from None
+    if version > FORMAT:
+        raise UserError(f"{base} has index format {version}, this cpcscale reads up to {FORMAT}: upgrade")
+    if version < FORMAT:
+        raise UserError(f"{base} has index format {version}, this cpcscale reads {FORMAT}: {_AGAIN}")
+    return marker
+
+
+def _damaged(base: str) -> str:
+    return f"{storage.join(base, MARKER)} is not the marker of a shard set: {_AGAIN}"
+
+
+def _read_shards(base: str, name: str) -> pa.Table:
+    url = storage.join(base, name)
+    try:
+        with storage.opened(url) as file:
+            table = pq.read_table(file)
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         why = " ".join(str(error).split())
-        raise UserError(f"{storage.join(base, name)} is not a Parquet table ({why}): pack the set again") from None
-    if not table.schema.equals(columns) or any(column.null_count for column in table.columns):
-        raise UserError(f"{storage.join(base, name)} has other columns than an index: pack the set again")
+        raise UserError(f"{url} is not a Parquet table ({why}): {_AGAIN}") from None
+    if not table.schema.equals(SHARD_COLUMNS) or any(column.null_count for column in table.columns):
+        raise UserError(f"{url} has other columns than an index: {_AGAIN}")
     return table
 
 
-def _digest(table: pa.Table, names: Sequence[str]) -> bytes:
-    digest = hashlib.sha256(table.num_rows.to_bytes(8, "little"))
-    for name in names:
-        column = table[name]
-        if pa.types.is_string(column.type):
-            texts = [text.encode() for text in column.to_pylist()]
-            digest.update(np.array([len(text) for text in texts], "<i8").tobytes() + b"".join(texts))
-        else:
-            digest.update(column.to_numpy().astype("<f8" if pa.types.is_floating(column.type) else "<u8").tobytes())
-    return digest.digest()
+def _read_excluded(base: str, name: str | None) -> np.ndarray:
+    if name is None:
+        return np.zeros(0, np.int64)
+    data = storage.read(storage.join(base, name))
+    if len(data) % 8:
+        raise ValueError(name)
+    return np.frombuffer(data, "<i8").astype(np.int64)
+
+
+def _bytes_column(column: pa.ChunkedArray) -> np.ndarray:
+    """uint8 [rows, 32] of a column of hashes, not copied where it is one chunk."""
+    chunks = [
+        np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, 32)[chunk.offset : chunk.offset + len(chunk)]
+        for chunk in column.chunks
+        if len(chunk)
+    ]
+    return np.concatenate([np.zeros((0, 32), np.uint8), *chunks])

@@ -1,84 +1,61 @@
-"""Audio files to a shard set, in two passes that any `map` may run in parallel.
+"""Audio files to a shard set, in two passes that any ordered `map` may run in parallel.
 
 Pass 1 probes every file, splits off what is held out and assigns the rest to shards; the assignment is written before
-anything else. Pass 2 packs each shard by itself and publishes it whole, so a stopped pack goes on where it was. The
-same files, seed and codec give the same tars. A pack that leaves nothing to train on leaves nothing behind.
+anything else. Pass 2 packs each task of it by itself and publishes its shards whole, so a stopped pack goes on where it
+was. The same files, seed and codec give the same tars. A pack that leaves nothing to train on leaves nothing behind.
+Memory grows with the names of the files alone: neither rows, results nor audio stand in it at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import hashlib
-import io
-import json
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import xxhash
+import numpy as np
 
-from cpcscale import audio, config, storage
-from cpcscale.errors import UserError, nearest
-from cpcscale.shards.index import Index
-from cpcscale.shards.sources import Source, find_sources, utterance_keys
-from cpcscale.shards.write import ShardTask, left_out, pack_shard
+from cpcscale import storage
+from cpcscale.errors import UserError
+from cpcscale.shards import quarantine
+from cpcscale.shards.assign import HEAD, NOTES, TABLE, Assignment, PackConfig
+from cpcscale.shards.claim import Claim
+from cpcscale.shards.index import MARKER, Index
+from cpcscale.shards.probe import Chunks, probe_sources
+from cpcscale.shards.publish import IndexWriter
+from cpcscale.shards.quarantine import Quarantine
+from cpcscale.shards.sources import Files, Source, find_sources
+from cpcscale.shards.splits import HELDOUT, TRAIN, UNSEEN
+from cpcscale.shards.write import pack_task
 
-ASSIGNMENT, QUARANTINE = "assignment.json", "quarantine.csv"
-TRAIN, HELDOUT, UNSEEN = "train", "heldout", "unseen"
-_BYTES_A_SECOND = {"wav": 32_000, "flac": 21_700, "opus": 3_600}
-_PROBE_CHUNK = 64
+__all__ = ["HELDOUT", "TRAIN", "UNSEEN", "PackConfig", "Packed", "pack", "pack_sources"]
 
-Map = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+_AT_ONCE = 16
 
-
-@dataclass(kw_only=True)
-class PackConfig:
-    """How audio files become shards."""
-
-    # flac is the default; wav feeds fastest, opus is smallest.
-    codec: Literal["flac", "wav", "opus"] = "flac"
-    # Target size of one shard.
-    shard_mb: float = 64.0
-    # Keys the held-out split and the shuffle over recordings.
-    seed: int = 0
-    # Share split off as `heldout`: of each speaker's utterances, or of the speakers.
-    heldout_share: float = 0.0
-    heldout_by: Literal["utterance", "group"] = "group"
-    # Speakers left out whole, as the set `unseen`.
-    unseen_groups: list[str] = field(default_factory=list)
-    # Files shorter than this go to the quarantine table.
-    min_s: float = 0.2
-
-    def __post_init__(self) -> None:
-        config.at_least(0, heldout_share=self.heldout_share, min_s=self.min_s)
-        config.at_least(0.1, shard_mb=self.shard_mb)
-        if self.heldout_share >= 1:
-            raise UserError(f"heldout_share={self.heldout_share} leaves nothing to train on: give a share below 1")
-
-
-@dataclass(frozen=True)
-class Probed:
-    """What pass 1 saw of a file: its length at 16 kHz, or None with the cause it is left out for."""
-
-    source: Source
-    samples: int | None
-    cause: str = ""
-    why: str = ""
+# Gives `function(item)` of each item, in the order of the items, a bounded number of them ahead.
+Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What a pack made: the index of each split, and the files left out with their cause."""
+    """What a pack made: the index of each split; how many files, and pieces of other recordings, are left out."""
 
+    target: str
     splits: dict[str, Index]
-    quarantine: list[dict[str, str]]
+    files_left_out: int
+    pieces_left_out: int
+
+    @property
+    def quarantine(self) -> list[dict[str, str]]:
+        """The rows of the table of what is left out: path, piece, cause, why."""
+        return list(quarantine.read(self.target))
 
 
-def serial_map(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+def serial_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     """The plain, in-process `map` of both passes."""
-    return [function(item) for item in items]
+    return map(function, items)
 
 
 def pack(source: str, target: str, config: PackConfig, run: Map = serial_map) -> Packed:
@@ -87,184 +64,126 @@ def pack(source: str, target: str, config: PackConfig, run: Map = serial_map) ->
     Runs again without work when the same pack is complete. Raises UserError for a source without audio, an unknown
     speaker in `unseen_groups`, or a target that holds another pack.
     """
-    return pack_sources(find_sources(source), target, config, run)
+    return pack_sources(find_sources(source, config), target, config, run)
 
 
 def pack_sources(sources: Sequence[Source], target: str, config: PackConfig, run: Map = serial_map) -> Packed:
     """`pack` of an explicit list of files, whose names are all different."""
-    chunks = [sources[start : start + _PROBE_CHUNK] for start in range(0, len(sources), _PROBE_CHUNK)]
-    probed = [row for rows in run(probe_sources, chunks) for row in rows]
-    usable = [(row.source, row.samples) for row in probed if row.samples is not None]
-    quarantine = [left_out(row.source, row.cause, row.why) for row in probed if row.samples is None]
-    if not usable:
-        example = f"; the first: {quarantine[0]['why']}" if quarantine else ""
-        raise UserError(f"none of the {len(sources)} files is audio that can be read{example}")
-    tasks = assign(usable, target, config)
+    files = sources if isinstance(sources, Files) else Files.of(sources)
+    with Quarantine() as left_out, contextlib.ExitStack() as stack:
+        samples = _probe(files, left_out, run)
+        usable = samples >= 0
+        if not usable.any():
+            example = f"; the first: {left_out.first['why']}" if left_out.first else ""
+            raise UserError(f"none of the {len(files)} files is audio that can be read{example}")
+        files, samples = files.only(usable), samples[usable]
+        assignment = Assignment(target, config, files, samples)
+        for below in (NOTES, *(f"{split}/utterances" for split in assignment.splits)):
+            stack.enter_context(storage.undoing_folders(storage.join(target, below)))
+        claim = stack.enter_context(Claim(_made(target)))
+        assignment.write()
+        if assignment.resumed:
+            claim.clean([*assignment.splits, NOTES], MARKER)
+        claim.share()
+        complete = _complete(target, assignment) if assignment.resumed else None
+        return complete or _pack_shards(target, assignment, left_out, run)
+
+
+def _probe(files: Files, left_out: Quarantine, run: Map) -> np.ndarray:
+    """int64 [files]: the length of each at 16 kHz, -1 for those left out."""
+    samples = np.empty(len(files), np.int64)
+    at = 0
+    for probed in run(probe_sources, Chunks(files)):
+        samples[at : at + len(probed.samples)] = probed.samples
+        at += len(probed.samples)
+        left_out.add(probed.left_out)
+    return samples
+
+
+def _pack_shards(target: str, assignment: Assignment, left_out: Quarantine, run: Map) -> Packed:
+    indexes: dict[str, Index] = {}
+    trained_on = False
     with contextlib.ExitStack() as stack:
-        for split in tasks:
-            stack.enter_context(storage.undoing_folders(storage.join(target, split)))
-        known = _write_assignment(target, config, tasks, dict(usable))
-        complete = _complete(target, tasks) if known else None
-        return complete or _pack_shards(target, tasks, quarantine, run)
+        writers = {split: stack.enter_context(_writing(target, split, indexes)) for split in assignment.splits}
+        for task, result in enumerate(run(pack_task, assignment)):
+            split = assignment.split(task)
+            for entry in result.entries:
+                writers[split].add(entry)
+                trained_on |= split == TRAIN
+            left_out.add(result.left_out)
+        if not trained_on:
+            raise _nothing_left(target, assignment, left_out)
+        left_out.publish(target)
+        for split, writer in writers.items():
+            indexes[split] = writer.publish()
+    _remove_notes(target)
+    return Packed(target, indexes, left_out.files, left_out.pieces)
 
 
-def _pack_shards(target: str, tasks: dict[str, list[ShardTask]], quarantine: list[dict[str, str]], run: Map) -> Packed:
-    results = run(pack_shard, [task for split in tasks.values() for task in split])
-    quarantine = quarantine + [row for _, rows in results for row in rows]
-    splits, done = {}, iter(results)
-    for split, split_tasks in tasks.items():
-        entries = [entry for entry, _ in (next(done) for _ in split_tasks) if entry is not None]
-        splits[split] = Index.of(storage.join(target, split), entries)
-    if not splits[TRAIN].utterances.num_rows:
-        for index in splits.values():
-            for path in index.shards["path"].to_pylist():
-                storage.remove(storage.join(index.base, path))
-        storage.remove(storage.join(target, ASSIGNMENT))
-        first = quarantine[0]
-        raise UserError(
-            f"nothing is left to train on: {len(quarantine)} files are left out, the first, {first['path']}, because "
-            f"it is {first['cause']} ({first['why']})"
-        )
-    storage.write(storage.join(target, QUARANTINE), _csv(quarantine))
-    for index in splits.values():
-        index.publish()
-    return Packed(splits, quarantine)
-
-
-def probe_sources(sources: Sequence[Source]) -> list[Probed]:
-    """Pass 1, one chunk."""
-    rows = []
-    for source in sources:
-        try:
-            # The name goes into tars and tables, all of them UTF-8.
-            source.name.encode()
-            local = storage.local_path(source.path)
-            info = audio.probe(str(local) if local else storage.read(source.path))
-            rows.append(Probed(source, round(info.duration_s * audio.RATE_HZ)))
-        except UnicodeEncodeError:
-            rows.append(Probed(source, None, "unreadable", "its name is not UTF-8: rename it"))
-        except audio.AudioError as error:
-            rows.append(Probed(source, None, error.cause, str(error)))
-    return rows
-
-
-def assign(usable: Sequence[tuple[Source, int]], target: str, config: PackConfig) -> dict[str, list[ShardTask]]:
-    """Pass 1, its end: the shards of each split with their members, by duration, shuffled over recordings."""
-    keys = utterance_keys([source.name for source, _ in usable])
-    splits: dict[str, list[tuple[str, Source, int]]] = {TRAIN: [], HELDOUT: [], UNSEEN: []}
-    where = _split([source for source, _ in usable], config)
-    for (source, samples), split in zip(usable, where, strict=True):
-        splits[split].append((keys[source.name], source, samples))
-    if not splits[TRAIN]:
-        raise UserError(
-            "every utterance is held out and none is left to train on: lower heldout_share or unseen_groups"
-        )
-    shard_samples = config.shard_mb * 1e6 / _BYTES_A_SECOND[config.codec] * audio.RATE_HZ
-    tasks = {}
-    for split, members in splits.items():
-        if members:
-            members.sort(key=lambda member: (_keyed(config.seed, "order", member[0]), member[0]))
-            tasks[split] = _cut(members, shard_samples, storage.join(target, split), config)
-    return tasks
-
-
-def _complete(target: str, tasks: dict[str, list[ShardTask]]) -> Packed | None:
-    """The pack as it stands when every index is published and every tar is there; no tar is read."""
-    splits = {}
+@contextlib.contextmanager
+def _writing(target: str, split: str, published: dict[str, Index]) -> Iterator[IndexWriter]:
+    """A writer of a split's index, whose files go when the block raises before it is published."""
+    writer = IndexWriter(storage.join(target, split))
     try:
-        for split in tasks:
+        with writer:
+            yield writer
+    except BaseException:
+        if split not in published:
+            writer.discard()
+        raise
+
+
+def _remove_notes(target: str) -> None:
+    folder = storage.join(target, NOTES)
+    # A pack that is done has no use for them, and is not undone by what cannot be removed.
+    with contextlib.suppress(UserError):
+        if storage.local_path(folder):
+            storage.remove(folder)
+        elif storage.exists(folder):
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                list(pool.map(storage.remove, (storage.join(folder, name) for name in storage.list_files(folder))))
+
+
+def _nothing_left(target: str, assignment: Assignment, left_out: Quarantine) -> UserError:
+    """Removes what was made of a pack without training data, and says why there is none."""
+    for split in assignment.splits:
+        base = storage.join(target, split)
+        for name in storage.list_files(base) if storage.exists(base) else []:
+            if name.startswith("shard-") and name.endswith(".tar"):
+                storage.remove(storage.join(base, name))
+    _remove_notes(target)
+    for name in (HEAD, TABLE):
+        storage.remove(storage.join(target, name))
+    assert left_out.first is not None
+    return UserError(
+        f"nothing is left to train on: {left_out.files + left_out.pieces} files or pieces are left out, the first, "
+        f"{left_out.first['path']}, because it is {left_out.first['cause']} ({left_out.first['why']})"
+    )
+
+
+def _complete(target: str, assignment: Assignment) -> Packed | None:
+    """The pack as it stands when every index is published and every tar is there; no tar is read."""
+    splits, left_out = {}, [0, 0]
+    try:
+        for row in quarantine.read(target):
+            left_out[bool(row["piece"])] += 1
+        for split in assignment.splits:
             base = storage.join(target, split)
             splits[split] = Index.load(base)
             if not {*splits[split].shards["path"].to_pylist()} <= {*storage.list_files(base)}:
                 return None
-        table = storage.read(storage.join(target, QUARANTINE)).decode()
-    except UserError:
+    except (UserError, KeyError):
         return None
-    return Packed(splits, list(csv.DictReader(io.StringIO(table, newline=""))))
+    _remove_notes(target)
+    return Packed(target, splits, *left_out)
 
 
-def _cut(
-    members: Sequence[tuple[str, Source, int]], shard_samples: float, target: str, config: PackConfig
-) -> list[ShardTask]:
-    total = sum(samples for _, _, samples in members)
-    shards = max(1, round(total / shard_samples))
-    groups: list[list[tuple[str, Source]]] = [[] for _ in range(shards)]
-    before = 0
-    for key, source, samples in members:
-        groups[min(shards - 1, before * shards // max(1, total))].append((key, source))
-        before += samples
-    least = round(config.min_s * audio.RATE_HZ)
-    filled = [tuple(group) for group in groups if group]
-    return [ShardTask(target, f"shard-{n:06d}.tar", config.codec, least, group) for n, group in enumerate(filled)]
-
-
-def _split(sources: Sequence[Source], config: PackConfig) -> list[str]:
-    """The split of each source: whole speakers first, then a keyed share of what is left."""
-    groups = sorted({source.group for source in sources})
-    for name in config.unseen_groups:
-        if name not in groups:
-            raise UserError(f"unseen_groups names {name!r}, which no file has as its speaker{nearest(name, groups)}")
-    left = [group for group in groups if group not in config.unseen_groups]
-    split = {source.name: UNSEEN if source.group in config.unseen_groups else TRAIN for source in sources}
-    by_group: dict[str, list[str]] = defaultdict(list)
-    for source in sources:
-        if split[source.name] == TRAIN:
-            by_group[source.group].append(source.name)
-    if config.heldout_by == "group":
-        for group in _share(left, config):
-            split |= dict.fromkeys(by_group[group], HELDOUT)
-    else:
-        for names in by_group.values():
-            split |= dict.fromkeys(_share(names, config), HELDOUT)
-    return [split[source.name] for source in sources]
-
-
-def _share(names: Iterable[str], config: PackConfig) -> list[str]:
-    """The keyed `heldout_share` of `names`; at least one where a share is asked for and two or more are there."""
-    ordered = sorted(names, key=lambda name: (_keyed(config.seed, "heldout", name), name))
-    count = round(config.heldout_share * len(ordered))
-    if config.heldout_share > 0 and len(ordered) > 1:
-        count = max(1, count)
-    return ordered[:count]
-
-
-def _keyed(seed: int, purpose: str, name: str) -> int:
-    return xxhash.xxh3_64_intdigest(f"{seed}/{purpose}/{name}".encode())
-
-
-def _write_assignment(
-    target: str, config: PackConfig, tasks: dict[str, list[ShardTask]], samples: dict[Source, int]
-) -> bool:
-    """The restart state, written before any shard; refuses a target with another. Whether it was there already."""
-    columns = ("key", "name", "group", "language", "samples")
-    members = {
-        split: {
-            task.name: [
-                [key, source.name, source.group, source.language, samples[source]] for key, source in task.members
-            ]
-            for task in split_tasks
-        }
-        for split, split_tasks in tasks.items()
-    }
-    state: dict[str, Any] = {"pack": asdict(config), "columns": columns, "splits": members}
-    state["digest"] = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-    url = storage.join(target, ASSIGNMENT)
-    if storage.exists(url):
-        if json.loads(storage.read(url)).get("digest") != state["digest"]:
-            raise UserError(
-                f"{target} holds a pack of other files or settings: name another folder, or remove it first"
-            )
-        return True
-    for base in (storage.join(target, split) for split in tasks):
-        if storage.exists(base) and any(name.endswith(".tar") for name in storage.list_files(base)):
-            raise UserError(f"{base} holds tars of no pack that is known here: name another folder, or remove it first")
-    storage.write(url, json.dumps(state, indent=0, ensure_ascii=False).encode())
-    return False
-
-
-def _csv(rows: Sequence[dict[str, str]]) -> bytes:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, ["path", "cause", "why"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().encode()
+def _made(target: str) -> Path | None:
+    """The local folder of the target, made if it is missing; None for a store."""
+    folder = storage.local_path(target)
+    if folder:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{target} cannot be made a folder ({error.strerror}): name another target") from None
+    return folder

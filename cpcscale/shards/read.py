@@ -1,42 +1,213 @@
-"""Verified audio bytes of an utterance: one ranged read of its shard, checked against the index."""
+"""Verified audio bytes of an utterance, from a local shard, the node's cache, or a ranged read of the store."""
 
 from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
 
 import xxhash
 
 from cpcscale import storage
+from cpcscale.account import Account
 from cpcscale.errors import UserError
+from cpcscale.shards.cache import NoRoomError, ShardCache
 from cpcscale.shards.index import Index
+from cpcscale.shards.rows import ShardRows
+
+log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
+_FILLERS, _RANGED_READERS = 2, 16
+# Another process fills a shard that we want: look again after this long, it may have died.
+_AGAIN_S = 2.0
+# A member that a fill reaches within this time is waited for and not fetched by itself.
+_NEAR_S = 0.25
 
 
 class ShardReader:
-    """Reads members of a shard set by utterance number. Safe to share between threads."""
+    """Reads members of a shard set. Safe to share between threads.
 
-    def __init__(self, index: Index) -> None:
-        self._paths = [storage.join(index.base, path) for path in index.shards["path"].to_pylist()]
-        self._shard = index.utterances["shard"].to_numpy()
-        self._offset = index.utterances["offset"].to_numpy()
-        self._size = index.utterances["size"].to_numpy()
-        self._checksum = index.utterances["checksum"].to_numpy()
+    `keep` shards stay open, with their index rows in memory: as many as are read in turn.
+    """
 
-    def shard_path(self, utterance: int) -> str:
-        """Where the shard of an utterance lies, for messages."""
-        return self._paths[self._shard[utterance]]
+    def __init__(
+        self, index: Index, cache: ShardCache | None = None, *, keep: int = 64, account: Account | None = None
+    ) -> None:
+        self.index, self.account = index, account or Account()
+        self._cache, self._keep = cache, keep
+        self._local = storage.local_path(index.base) is not None
+        self._lock = threading.Lock()
+        self._rows: OrderedDict[int, ShardRows] = OrderedDict()
+        self._files: OrderedDict[int, FileIO] = OrderedDict()
+        # When a shard may be fetched (again): never while a thread is at it.
+        self._not_before: dict[int, float] = {}
+        # The shards that a thread is at, and how fast the last one came.
+        self._filling: set[int] = set()
+        self._bytes_per_s = 0.0
+        self._fillers = ThreadPoolExecutor(_FILLERS, thread_name_prefix="fill")
+        self._ranged = ThreadPoolExecutor(_RANGED_READERS, thread_name_prefix="fetch")
 
-    def member(self, utterance: int) -> bytes:
-        """The audio member's bytes, equal to what was packed.
+    def rows(self, shard: int) -> ShardRows:
+        """The index rows of a shard, kept while it is in use."""
+        with self._lock:
+            if shard in self._rows:
+                self._rows.move_to_end(shard)
+                return self._rows[shard]
+        rows = self.index.rows(shard)
+        with self._lock:
+            self._rows[shard] = rows
+            while len(self._rows) > self._keep:
+                self._rows.popitem(last=False)
+        return rows
 
-        Bytes that fail their checksum are fetched again; when they keep failing, UserError names the shard, since
-        data that changed must stop a run and never silently change what it learns.
+    def want(self, shards: Sequence[int]) -> None:
+        """These shards will be read, in this order: the cache fetches those it lacks. Never waits."""
+        if self._cache is None:
+            return
+        now = time.monotonic()
+        for shard in shards:
+            if now >= self._not_before.get(shard, 0.0) and not self._cache.holds(self._digest(shard)):
+                self._not_before[shard] = math.inf
+                self._fillers.submit(self._fill, shard)
+
+    def ask(self, rows: ShardRows, row: int) -> Future[bytes] | None:
+        """Starts a ranged read of a member that is not on this node; None when it is, or is about to be."""
+        end = int(rows.offset[row] + rows.size[row])
+        if self._local or self._file(rows, end) or self._is_near(rows.shard, end):
+            return None
+        return self._ranged.submit(self._from_store, rows, row)
+
+    def member(self, rows: ShardRows, row: int, asked: Future[bytes] | None = None) -> bytes:
+        """The bytes of an audio member, equal to what was indexed; `asked` is what `ask` returned for it.
+
+        Bytes that fail their checksum are fetched again, past the cache; when they keep failing, UserError names the
+        shard, since data that changed must stop a run and never silently change what it learns.
         """
-        path, offset = self.shard_path(utterance), int(self._offset[utterance])
-        for _ in range(_ATTEMPTS):
-            data = storage.read(path, offset, offset + int(self._size[utterance]))
-            if xxhash.xxh3_64_intdigest(data) == self._checksum[utterance]:
+        for attempt in range(_ATTEMPTS):
+            data = self._bytes(rows, row, asked if attempt == 0 else None, fresh=attempt > 0)
+            self.account.mark("fetch")
+            whole = xxhash.xxh3_64_intdigest(data) == rows.checksum[row]
+            self.account.mark("verify")
+            if whole:
                 return data
+            if self._cache and attempt == 0:
+                self._forget(rows.shard)
+        first = int(rows.offset[row])
         raise UserError(
-            f"{path}: bytes {offset}..{offset + int(self._size[utterance])} fail their checksum {_ATTEMPTS} times: "
-            "the shard changed after it was packed or its store is damaged; restore it, or remove it and pack again"
+            f"{self.index.url(rows.shard)}: bytes {first}..{first + int(rows.size[row])} fail their checksum "
+            f"{_ATTEMPTS} times: the shard changed after it was indexed or its store is damaged; restore it, or remove "
+            "it and index again"
         )
+
+    def close(self) -> None:
+        """Ends the threads; safe to call twice."""
+        for pool in (self._fillers, self._ranged):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _bytes(self, rows: ShardRows, row: int, asked: Future[bytes] | None, fresh: bool) -> bytes:
+        if asked:
+            return asked.result()
+        first, size = int(rows.offset[row]), int(rows.size[row])
+        if not fresh or self._local:
+            file = self._file(rows, first + size) or self._awaited(rows, first + size)
+            if file:
+                data = os.pread(file.fileno(), size, first)
+                if len(data) == size or self._local:
+                    return data
+        return self._from_store(rows, row)
+
+    def _from_store(self, rows: ShardRows, row: int) -> bytes:
+        first = int(rows.offset[row])
+        return storage.read(self.index.url(rows.shard), first, first + int(rows.size[row]))
+
+    def _file(self, rows: ShardRows, end: int) -> FileIO | None:
+        """The shard's file on this node when it holds its first `end` bytes."""
+        shard = rows.shard
+        with self._lock:
+            file = self._files.get(shard)
+            if file:
+                self._files.move_to_end(shard)
+        if file and (self._local or os.fstat(file.fileno()).st_size >= end):
+            return file
+        file = self._open(shard)
+        if file is None or (not self._local and os.fstat(file.fileno()).st_size < end):
+            return None
+        with self._lock:
+            self._files[shard] = file
+            # Never closed by name: a thread may still read it, and the last reference closes it.
+            while len(self._files) > self._keep:
+                self._files.popitem(last=False)
+        return file
+
+    def _is_near(self, shard: int, end: int) -> bool:
+        """Whether this process fills the shard and will soon be at byte `end`: then no one need fetch it twice."""
+        if shard not in self._filling or not self._bytes_per_s:
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            held = self._cache.opened(self._digest(shard), self._size(shard)) if self._cache else None
+            if held:
+                return end - held.stat().st_size < self._bytes_per_s * _NEAR_S
+        return False
+
+    def _awaited(self, rows: ShardRows, end: int) -> FileIO | None:
+        """The shard's file once the fill of this process is at byte `end`; None when that takes too long."""
+        file, deadline = None, time.monotonic() + 4 * _NEAR_S
+        while file is None and rows.shard in self._filling and time.monotonic() < deadline:
+            time.sleep(_NEAR_S / 50)
+            file = self._file(rows, end)
+        return file
+
+    def _open(self, shard: int) -> FileIO | None:
+        if self._local:
+            path = storage.local_path(self.index.url(shard))
+            try:
+                return FileIO(str(path), "rb")
+            except OSError as error:
+                raise UserError(
+                    f"{path} cannot be read ({error.strerror}): restore the shard, or index the folder without it"
+                ) from None
+        if self._cache is None:
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            held = self._cache.opened(self._digest(shard), self._size(shard))
+            return FileIO(str(held), "rb") if held else None
+        return None
+
+    def _forget(self, shard: int) -> None:
+        assert self._cache is not None
+        self._cache.drop(self._digest(shard))
+        with self._lock:
+            self._files.pop(shard, None)
+
+    def _fill(self, shard: int) -> None:
+        """One download. What goes wrong here is not the run's end: the members are read by range, which says it."""
+        assert self._cache is not None
+        wait_s, began = 0.0, time.monotonic()
+        self._filling.add(shard)
+        try:
+            if self._cache.fill(self.index.url(shard), self._digest(shard), self._size(shard)):
+                self._bytes_per_s = self._size(shard) / (time.monotonic() - began)
+            else:
+                wait_s = _AGAIN_S
+        except NoRoomError as error:
+            log.warning("no room to cache %s (%s): reading its members one by one", self.index.url(shard), error)
+            wait_s = 60 * _AGAIN_S
+        except UserError as error:
+            log.warning("caching failed, reading members one by one: %s", error)
+            wait_s = 5 * _AGAIN_S
+        self._filling.discard(shard)
+        self._not_before[shard] = time.monotonic() + wait_s
+
+    def _digest(self, shard: int) -> str:
+        return self.index.shards["sha256"][shard].as_py().hex()
+
+    def _size(self, shard: int) -> int:
+        return int(self.index.shards["bytes"][shard].as_py())

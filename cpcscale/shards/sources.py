@@ -1,24 +1,31 @@
-"""Finding the audio to pack: the files of a tree, with speaker and language from the manifests beside them."""
+"""The audio files of a tree as one table: 8 to 16 bytes and its name a file, so that 10,000,000 files fit a laptop.
+
+Who speaks comes from manifests (see manifests.py), from the folders, or from the files themselves.
+"""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import logging
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
 
 from cpcscale import audio, storage
-from cpcscale.errors import UserError, nearest
+from cpcscale.errors import UserError
+from cpcscale.shards import manifests
+from cpcscale.shards.manifests import Columns
 
-log = logging.getLogger(__name__)
-
-MANIFEST = "manifest.csv"
-_COLUMNS = ("path", "speaker", "language")
+BATCH_ROWS = 65_536
+# What follows a recording's key in the key of a piece.
+_PIECE = re.compile(r"(.*)/[0-9]{5,}")
 
 
 @dataclass(frozen=True)
@@ -31,69 +38,227 @@ class Source:
     language: str
 
 
-def find_sources(root: str) -> list[Source]:
-    """The audio files below `root`, with speaker and language from any `manifest.csv` (path, speaker, language) there.
+@dataclass(kw_only=True)
+class FindConfig:
+    """Who speaks in which file."""
 
-    The manifest nearest to a file counts. A file without a speaker is a group of its own. Raises UserError when there
-    is no folder, no audio in it, or a manifest that is not such a table.
+    # A CSV (or .tsv) with a row a file; without it, every manifest.csv or manifest.tsv in the tree counts.
+    manifest: str = ""
+    # The names of the manifest's columns.
+    columns: Columns = field(default_factory=Columns)
+    # Where a speaker's name comes from: the manifest's column, a folder of the path, or each file is its own.
+    group_from: Literal["manifest", "folder", "file"] = "manifest"
+    # Which folder: 1 is the top one below the source, -1 the one that the file lies in.
+    folder_level: int = -1
+
+    def __post_init__(self) -> None:
+        if self.folder_level == 0:
+            raise UserError("folder_level=0 names no folder: 1 is the top one below the source, -1 the file's own")
+
+
+class Files(Sequence[Source]):
+    """Audio files as an Arrow table; a Source is made when it is asked for.
+
+    Columns: `name` and, where it does not follow from `root`, `path`, both in the bytes of the file system; `group`
+    (null: the file is its own) and `language`, dictionaries.
     """
+
+    def __init__(self, table: pa.Table, root: str = "") -> None:
+        self.table, self.root = table.combine_chunks(), root
+
+    @classmethod
+    def of(cls, sources: Iterable[Source]) -> Files:
+        """The table of these files."""
+        batches = []
+        columns: dict[str, list[Any]]
+        for part in _batched(sources):
+            columns = {"name": [_bytes(one.name) for one in part], "path": [_bytes(one.path) for one in part]}
+            columns["group"] = [None if one.group == one.name else shown_name(one.group) for one in part]
+            columns["language"] = [one.language for one in part]
+            batches.append(pa.RecordBatch.from_pydict(columns, _LISTED))
+        return cls(_encoded(pa.Table.from_batches(batches, _LISTED)))
+
+    def only(self, mask: np.ndarray) -> Files:
+        """The files that the bool [files] `mask` holds true."""
+        return self if mask.all() else Files(self.table.filter(pa.array(mask)), self.root)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Source: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Source]: ...
+
+    def __getitem__(self, at: int | slice) -> Source | list[Source]:
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            return self._rows(start, stop)[::step] if step > 0 else [self[one] for one in range(start, stop, step)]
+        at += len(self) if at < 0 else 0
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        return self._rows(at, at + 1)[0]
+
+    def __iter__(self) -> Iterator[Source]:
+        for start in range(0, len(self), BATCH_ROWS):
+            yield from self._rows(start, start + BATCH_ROWS)
+
+    def at(self, rows: np.ndarray) -> list[Source]:
+        """The files of these numbers."""
+        return self._sources(self.table.take(pa.array(rows)))
+
+    def _rows(self, start: int, stop: int) -> list[Source]:
+        return self._sources(self.table.slice(start, max(0, stop - start)))
+
+    def _sources(self, part: pa.Table) -> list[Source]:
+        names = [_text(name) for name in part["name"].to_pylist()]
+        listed = "path" in part.column_names
+        paths = map(_text, part["path"].to_pylist()) if listed else (storage.join(self.root, name) for name in names)
+        rows = zip(paths, names, part["group"].to_pylist(), part["language"].to_pylist(), strict=True)
+        return [Source(path, name, name if group is None else group, language) for path, name, group, language in rows]
+
+
+def find_sources(root: str, config: FindConfig | None = None) -> Files:
+    """The audio files below `root`, sorted by name, with speaker and language as `config` says.
+
+    By default they come from any `manifest.csv` (path, speaker, language) in the tree, of which the one nearest to a
+    file counts. A file without a speaker is a group of its own. Raises UserError when there is no folder, no audio in
+    it, or a manifest or folders that do not say what they are asked for.
+    """
+    config = config or FindConfig()
     if not root or not storage.exists(root):
         raise UserError(f"there is no folder {root!r}: check the path of the audio to pack")
-    root = storage.absolute(root)
-    names = storage.list_files(root)
-    audible = [name for name in names if name.lower().endswith(audio.SUFFIXES)]
-    if not audible:
+    root = storage.absolute(root).rstrip("/")
+    listed = storage.list_files(root)
+    beside = [name for name in listed if posixpath.basename(name) in manifests.NAMES]
+    batches = [
+        pa.array([_bytes(name) for name in part], pa.large_binary())
+        for part in _batched(name for name in listed if name.lower().endswith(audio.SUFFIXES))
+    ]
+    del listed
+    names = pa.chunked_array(batches, pa.large_binary()).combine_chunks()
+    if not len(names):
         raise UserError(f"no audio below {root}: expected files ending in {', '.join(audio.SUFFIXES)}")
-    known: dict[str, dict[str, str]] = {}
-    manifests = [name for name in names if posixpath.basename(name) == MANIFEST]
-    for name in sorted(manifests, key=lambda name: name.count("/")):
-        known |= _manifest(storage.join(root, name), posixpath.dirname(name), set(audible))
-    return [_source(root, name, known.get(name, {})) for name in audible]
+    told = manifests.read(
+        root, names, beside, config.manifest, config.columns, speakers=config.group_from == "manifest"
+    )
+    match config.group_from:
+        case "manifest":
+            group = told.speaker
+        case "folder":
+            group = _folders(names, config.folder_level)
+        case "file":
+            group = pa.nulls(len(names), pa.large_string())
+    return Files(_encoded(pa.table({"name": names, "group": group, "language": told.language})), root)
 
 
-def utterance_keys(names: Sequence[str]) -> dict[str, str]:
-    """A WebDataset key for each file name: the name without suffix, dots and odd characters replaced, unique.
+def utterance_keys(names: Sequence[str] | pa.LargeStringArray, cut: np.ndarray | None = None) -> pa.LargeStringArray:
+    """A WebDataset key for each of the file names: without suffix, dots and odd characters replaced, unique.
 
-    The key of a name follows from the name and from whether another one wants the same key.
+    The key of a name follows from the name and from whether another one wants the same key. `cut` bool [names]: files
+    whose pieces get the keys KEY/00000 and so on, which no other file then gets.
     """
-    plain = {name: re.sub(r"[^A-Za-z0-9_/-]", "_", name.rpartition(".")[0].lstrip("/")) for name in names}
-    wanted = Counter(plain.values())
-    return {
-        name: key if wanted[key] == 1 else f"{key}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        for name, key in plain.items()
-    }
+    names = names if isinstance(names, pa.Array) else pa.array(list(names), pa.large_string())
+    cut = np.zeros(len(names), bool) if cut is None else cut
+    stems = pc.replace_substring_regex(names, r"(?s)^/*(.*)\.[^.]*$", r"\1")
+    plain = pc.replace_substring_regex(stems, "[^A-Za-z0-9_/-]", "_")
+    hashes = np.fromiter((xxhash.xxh3_64_intdigest(key.encode()) for key in _values(plain)), np.uint64, len(plain))
+    # Hashes find what may clash, the keys themselves decide.
+    suspects = np.flatnonzero(_repeated(hashes))
+    wanted = Counter(plain[int(row)].as_py() for row in suspects)
+    clashing = [int(row) for row in suspects if wanted[plain[int(row)].as_py()] > 1]
+    if cut.any():
+        clashing += _like_pieces(plain, np.unique(hashes[cut]))
+    if not clashing:
+        return plain
+    rows = np.unique(np.array(clashing, np.int64))
+    changed = [
+        f"{plain[int(row)].as_py()}-{hashlib.sha256(names[int(row)].as_py().encode()).hexdigest()[:16]}" for row in rows
+    ]
+    mask = np.zeros(len(names), bool)
+    mask[rows] = True
+    return pc.replace_with_mask(plain, pa.array(mask), pa.array(changed, pa.large_string()))
 
 
-def _source(root: str, name: str, row: dict[str, str]) -> Source:
-    return Source(storage.join(root, name), name, row.get("speaker") or name, row.get("language") or "")
+def shown_name(name: str) -> str:
+    """A file's name as text that any table takes: bytes that are not UTF-8 written out."""
+    return name.encode(errors="backslashreplace").decode()
 
 
-def _manifest(url: str, folder: str, audible: set[str]) -> dict[str, dict[str, str]]:
-    """The rows of one manifest by the file they name, relative to the root as `audible` is."""
-    try:
-        reader = csv.DictReader(io.StringIO(storage.read(url).decode("utf-8-sig"), newline=""))
-        columns = list(reader.fieldnames or [])
-        rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{url} is not a CSV table in UTF-8 ({error}): write it again, or rename the file") from None
-    if "path" not in columns:
-        has = f"it has {', '.join(columns)}" if columns else "it is empty"
-        raise UserError(f"{url} has no column `path` ({has}): add it, or rename the file")
-    if "speaker" not in columns:
-        hint = nearest("speaker", columns)
-        log.warning("%s has no column `speaker`%s: each file counts as a speaker of its own", url, hint)
-    known: dict[str, dict[str, str]] = {}
-    for row in rows:
-        values = {column: (row.get(column) or "").strip() for column in _COLUMNS}
-        name = posixpath.normpath(posixpath.join(folder, values["path"]))
-        if known.setdefault(name, values)["speaker"] != values["speaker"]:
-            raise UserError(
-                f"{url} names {values['path']} for two speakers, {known[name]['speaker']!r} and {values['speaker']!r}: "
-                "a file has one"
-            )
-    lost = [name for name in known if name not in audible]
-    if lost:
-        log.warning(
-            "%s: %d of its %d paths name no audio file here; the first: %s", url, len(lost), len(known), lost[0]
+def _like_pieces(plain: pa.LargeStringArray, recordings: np.ndarray) -> list[int]:
+    """The rows whose key reads as that of a piece of a recording, of whose keys the sorted hashes are given."""
+    rows = []
+    for row in np.flatnonzero(pc.match_substring_regex(plain, r"/[0-9]{5,}$").to_numpy(zero_copy_only=False)):
+        match = _PIECE.fullmatch(plain[int(row)].as_py())
+        if match and np.isin(np.uint64(xxhash.xxh3_64_intdigest(match[1].encode())), recordings):
+            rows.append(int(row))
+    return rows
+
+
+def _repeated(values: np.ndarray) -> np.ndarray:
+    """bool: the values that stand there more than once."""
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return counts[where] > 1
+
+
+def _values(texts: pa.LargeStringArray) -> Iterator[str]:
+    for start in range(0, len(texts), BATCH_ROWS):
+        yield from texts.slice(start, BATCH_ROWS).to_pylist()
+
+
+def _folders(names: pa.LargeBinaryArray, level: int) -> pa.ChunkedArray:
+    """The folder of this level in each name."""
+    parts, missing, first = [], 0, ""
+    for start in range(0, len(names), BATCH_ROWS):
+        folders: list[str | None] = []
+        for name in names.slice(start, BATCH_ROWS).to_pylist():
+            above = _text(name).split("/")[:-1]
+            there = -len(above) <= level <= len(above)
+            folders.append(shown_name(above[level - 1 if level > 0 else level]) if there else None)
+            if not there:
+                missing, first = missing + 1, first or shown_name(_text(name))
+        parts.append(pa.array(folders, pa.large_string()))
+    if missing:
+        raise UserError(
+            f"{missing} of {len(names)} files lie in no folder of folder_level={level}, the first: {first}: give a "
+            "level that every path has, or move the files"
         )
-    return known
+    return pa.chunked_array(parts, pa.large_string())
+
+
+_LISTED = pa.schema(
+    [
+        ("name", pa.large_binary()),
+        ("path", pa.large_binary()),
+        ("group", pa.large_string()),
+        ("language", pa.large_string()),
+    ]
+)
+
+
+def _encoded(table: pa.Table) -> pa.Table:
+    """The table with its few speakers and languages written once."""
+    for column in ("group", "language"):
+        at = table.column_names.index(column)
+        table = table.set_column(at, column, table[column].combine_chunks().dictionary_encode())
+    return table
+
+
+def _batched(items: Iterable[Any]) -> Iterator[list[Any]]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == BATCH_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")

@@ -3,161 +3,175 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterator
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 
-from cpcscale import audio, config
+from cpcscale import config
+from cpcscale.account import Account
+from cpcscale.errors import UserError
+from cpcscale.shards import cache
+from cpcscale.shards.cache import CacheConfig
 from cpcscale.shards.index import Index
 from cpcscale.shards.read import ShardReader
-from cpcscale.stream import window
-from cpcscale.stream.lane import PADDING, Lanes
-from cpcscale.stream.plan import Plan
+from cpcscale.stream.draft import Batch, WindowReader
+from cpcscale.stream.order import Order
 from cpcscale.stream.window import WindowConfig
+
+_WANT_EVERY_S = 1.0
 
 
 @dataclass(kw_only=True)
 class FeedConfig:
     """How batches reach the model; no key changes what is in them."""
 
-    # Threads that read and decode in each rank; 0: one for every two cores of the rank's share, at least one.
+    # threads: decoded in each rank. actors: decoded anywhere in the cluster, for ranks whose cores are busy.
+    kind: Literal["threads", "actors"] = "threads"
+    # Threads that decode in each rank or feeder; 0: half of the rank's share of the node's cores, a feeder's cores.
     decode_threads: int = 0
     # Batches made ahead of the one in use.
     prefetch: int = 4
     # Share of windows whose audio does not decode that stops the run.
     bad_budget: float = 0.01
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    # Feeder actors of each rank, the cores of each, and a Ray resource that their nodes must have (empty: any node).
+    actors: int = 1
+    actor_cpus: int = 1
+    actor_resource: str = ""
 
     def __post_init__(self) -> None:
         config.at_least(0, **{"feed.decode_threads": self.decode_threads, "feed.bad_budget": self.bad_budget})
-        config.at_least(1, **{"feed.prefetch": self.prefetch})
-
-
-@dataclass(frozen=True)
-class BadWindow:
-    """A window whose bytes match their checksum but do not decode: it keeps its place with weight 0."""
-
-    utterance: int
-    number: int
-    cause: str
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The rows of one global batch that a rank's lanes give, lane by lane.
-
-    `wave_BS` int16, zero after `samples_B`; `samples_B` is 0 for padding and for bad windows; `key_B` int64 keys every
-    random choice; `utterance_B` is -1 for padding.
-    """
-
-    step: int
-    epoch: int
-    wave_BS: np.ndarray
-    samples_B: np.ndarray
-    key_B: np.ndarray
-    utterance_B: np.ndarray
-    number_B: np.ndarray
-    bad: tuple[BadWindow, ...]
-
-    @property
-    def audio_s(self) -> float:
-        """Seconds of audio that count in this batch."""
-        return float(self.samples_B.sum()) / audio.RATE_HZ
+        config.at_least(1, **{"feed.prefetch": self.prefetch, "feed.actors": self.actors})
+        config.at_least(1, **{"feed.actor_cpus": self.actor_cpus})
 
 
 class Feed(Protocol):
-    """Batches of consecutive steps, each a pure function of (index, plan, lanes, window spec, step)."""
+    """Batches of consecutive steps, each a pure function of (index, order, window spec, step)."""
 
     def next(self) -> Batch:
         """The next step's batch; raises UserError when its data cannot be had."""
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of the decode threads so far: wait, fetch, verify, decode, collate."""
 
     def close(self) -> None:
         """Ends threads or actors; safe to call twice."""
 
 
-class WindowReader:
-    """Reads and decodes windows of one shard set."""
+@dataclass(frozen=True)
+class Source:
+    """All that the batches of a run are a function of, and the way they are fetched."""
 
-    def __init__(self, index: Index, spec: WindowConfig, seed: int) -> None:
-        self._reader, self._spec, self._seed = ShardReader(index), spec, seed
-        self._samples = index.samples
-
-    def batch(self, step: int, epoch: int, utterance_B: np.ndarray, number_B: np.ndarray) -> Batch:
-        """A batch of these windows; -1 marks padding."""
-        real = utterance_B != PADDING
-        starts, lengths = np.zeros(len(real), np.int64), np.zeros(len(real), np.int64)
-        key_B = np.zeros(len(real), np.int64)
-        rows = utterance_B[real], number_B[real]
-        starts[real], lengths[real] = window.place(
-            self._spec, self._samples[utterance_B[real]], *rows, self._seed, epoch
-        )
-        key_B[real] = window.keys(*rows, self._seed, epoch)
-        wave_BS = np.zeros((len(real), self._spec.samples), np.int16)
-        bad = []
-        for row in np.flatnonzero(real):
-            data = self._reader.member(int(utterance_B[row]))
-            try:
-                wave_BS[row, : lengths[row]] = audio.decode_slice(data, int(starts[row]), int(lengths[row]))
-            except audio.AudioError as error:
-                lengths[row] = 0
-                bad.append(BadWindow(int(utterance_B[row]), int(number_B[row]), str(error)))
-        return Batch(step, epoch, wave_BS, lengths, key_B, utterance_B, number_B, tuple(bad))
+    index: Index
+    order: Order
+    spec: WindowConfig
+    config: FeedConfig
 
 
 class ThreadFeed:
-    """The feed that decodes in the rank: each thread makes the rows of one lane of a coming step.
+    """The feed that decodes in this process: one thread plans the coming steps, others read and decode their rows.
 
-    `lanes_served` are this rank's lanes, `start` the first step (from 0).
+    `lanes` are those served, `start` the first step (from 0); `lanes_on_node` decide whether the cache is large enough.
     """
 
     def __init__(
-        self,
-        reader: WindowReader,
-        plan: Plan,
-        lanes: Lanes,
-        lanes_served: range,
-        start: int,
-        *,
-        threads: int,
-        prefetch: int,
+        self, source: Source, lanes: Sequence[int], start: int, *, threads: int, lanes_on_node: int | None = None
     ) -> None:
-        self._reader, self._plan, self._lanes, self._served = reader, plan, lanes, lanes_served
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._prefetch = prefetch
-        self._step = start
-        self._pending: deque[list[Future[Batch]]] = deque()
+        self.account = Account()
+        largest = int(max(source.index.shards["bytes"].to_numpy(), default=0))
+        kept = cache.choose(source.config.cache, source.index.base, lanes_on_node or len(lanes), largest)
+        keep = len(lanes) * (2 + source.config.cache.ahead) + 8
+        self._shards = ShardReader(source.index, kept, keep=keep, account=self.account)
+        self._reader = WindowReader(self._shards, source.spec, source.order.seed)
+        self._order, self._lanes, self._step = source.order, list(lanes), start
+        self._threads, self._ahead = threads, 1 + source.config.cache.ahead
+        self._slots = threading.Semaphore(source.config.prefetch)
+        self._made: queue.SimpleQueue[Future[Batch] | BaseException] = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._planner = threading.Thread(target=self._plan, name="plan", daemon=True)
+        self._planner.start()
 
     def next(self) -> Batch:
-        while len(self._pending) < self._prefetch:
-            self._submit()
-        parts = [future.result() for future in self._pending.popleft()]
-        self._submit()
-        return _joined(parts)
+        if self._closed.is_set():
+            raise UserError("the feed is closed")
+        made = self._made.get()
+        if isinstance(made, BaseException):
+            # Nothing comes after it: the next call meets it again.
+            self._made.put(made)
+            raise made
+        batch = made.result()
+        self._slots.release()
+        return batch
+
+    def seconds(self) -> dict[str, float]:
+        return self.account.seconds()
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pending.clear()
+        self._closed.set()
+        self._slots.release()
+        self._planner.join()
+        self._decoders.shutdown(wait=True, cancel_futures=True)
+        self._shards.close()
+        while not self._made.empty():
+            self._made.get()
+
+    def _plan(self) -> None:
+        try:
+            wanted: list[int] = []
+            said = 0.0
+            while True:
+                self._slots.acquire()
+                if self._closed.is_set():
+                    return
+                now = time.monotonic()
+                coming = self._coming()
+                if coming != wanted or now - said > _WANT_EVERY_S:
+                    wanted, said = coming, now
+                    self._shards.want(coming)
+                self._submit()
+                self._step += 1
+        except BaseException as error:  # noqa: BLE001 - it is raised where the batches are taken
+            self._made.put(error)
+
+    def _coming(self) -> list[int]:
+        """The shards that all lanes read now, then those after them."""
+        by_lane = [self._order.coming(self._step, lane, self._ahead) for lane in self._lanes]
+        return [shards[turn] for turn in range(self._ahead) for shards in by_lane if turn < len(shards)]
 
     def _submit(self) -> None:
-        # The plan's caches are touched here, in the caller's thread, so that the decode threads share nothing mutable.
-        futures = []
-        for lane in self._served:
-            epoch, positions = self._lanes.positions(self._step, lane)
-            utterance_B, number_B = planned(self._plan, epoch, positions)
-            futures.append(self._pool.submit(self._reader.batch, self._step, epoch, utterance_B, number_B))
-        self._pending.append(futures)
-        self._step += 1
+        draft = self._reader.draft(self._step, *self._order.rows(self._step, self._lanes))
+        rows = len(draft.wave_BS)
+        # Two pieces a thread level out rows of different cost; a single thread needs none of it.
+        pieces = 1 if self._threads == 1 else min(rows, 2 * self._threads)
+        done: Future[Batch] = Future()
+        left = [pieces]
+        lock = threading.Lock()
 
+        def work(piece: int) -> None:
+            self.account.mark("wait")
+            try:
+                self._reader.fill(draft, range(rows * piece // pieces, rows * (piece + 1) // pieces))
+                with lock:
+                    left[0] -= 1
+                    last = not left[0]
+                if last and not done.done():
+                    done.set_result(draft.batch())
+            except BaseException as error:  # noqa: BLE001 - it is raised where the batch is taken
+                with lock:
+                    if not done.done():
+                        done.set_exception(error)
+            self.account.mark("collate")
 
-def planned(plan: Plan, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(utterance, window number) at these positions, -1 where the position is padding."""
-    utterance, number = np.full(len(positions), PADDING), np.full(len(positions), PADDING)
-    real = positions != PADDING
-    utterance[real], number[real] = plan.at(epoch, positions[real])
-    return utterance, number
+        for piece in range(pieces):
+            self._decoders.submit(work, piece)
+        self._made.put(done)
 
 
 def decode_threads(configured: int, ranks_on_node: int) -> int:
@@ -165,20 +179,14 @@ def decode_threads(configured: int, ranks_on_node: int) -> int:
     return configured or max(1, (os.cpu_count() or 1) // ranks_on_node // 2)
 
 
-def fixed_batches(reader: WindowReader, plan: Plan, rows: np.ndarray, size: int) -> Iterator[Batch]:
+def fixed_batches(source: Source, positions: np.ndarray, size: int) -> Iterator[Batch]:
     """The windows at these positions of epoch 0, `size` at a time: what validation scores at every visit."""
-    for start in range(0, len(rows), size):
-        yield reader.batch(0, 0, *planned(plan, 0, rows[start : start + size]))
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    return Batch(
-        step=parts[0].step,
-        epoch=parts[0].epoch,
-        wave_BS=np.concatenate([part.wave_BS for part in parts]),
-        samples_B=np.concatenate([part.samples_B for part in parts]),
-        key_B=np.concatenate([part.key_B for part in parts]),
-        utterance_B=np.concatenate([part.utterance_B for part in parts]),
-        number_B=np.concatenate([part.number_B for part in parts]),
-        bad=tuple(bad for part in parts for bad in part.bad),
-    )
+    shards = ShardReader(source.index)
+    reader = WindowReader(shards, source.spec, source.order.seed)
+    try:
+        for start in range(0, len(positions), size):
+            draft = reader.draft(0, 0, *source.order.plan.at(0, positions[start : start + size]))
+            reader.fill(draft, range(len(draft.wave_BS)))
+            yield draft.batch()
+    finally:
+        shards.close()

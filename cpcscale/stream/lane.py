@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,19 +46,24 @@ class Lanes:
         longest = -(-self.windows // self.lanes)
         return -(-longest // self.per_step)
 
-    def positions(self, step: int, lane: int) -> tuple[int, np.ndarray]:
-        """(epoch, int64 [B/L] positions of the epoch's order) that a lane gives to `step` (from 0); -1 is padding."""
+    def positions(self, step: int, lanes: Sequence[int] | int) -> tuple[int, np.ndarray]:
+        """(epoch, positions of the epoch's order) that these lanes give to `step` (from 0), lane by lane.
+
+        int64 [lanes * B/L]; -1 is padding.
+        """
         epoch, turn = divmod(step, self.steps_per_epoch)
-        first, last = self._owned(lane)
-        rows = first + turn * self.per_step + np.arange(self.per_step)
-        return epoch, np.where(rows < last, rows, PADDING)
+        lane_L = np.atleast_1d(np.asarray(lanes, np.int64))
+        first_L, last_L = self.windows * lane_L // self.lanes, self.windows * (lane_L + 1) // self.lanes
+        rows = first_L[:, None] + turn * self.per_step + np.arange(self.per_step)
+        return epoch, np.where(rows < last_L[:, None], rows, PADDING).reshape(-1)
 
     def cursors(self, step: int) -> list[list[int]]:
         """Where every lane stands before `step`: [epoch, position]; kept in checkpoints as a cross-check of t."""
         epoch, turn = divmod(step, self.steps_per_epoch)
-        return [[epoch, min(first + turn * self.per_step, last)] for first, last in map(self._owned, range(self.lanes))]
+        return [[epoch, min(first + turn * self.per_step, last)] for first, last in map(self.owned, range(self.lanes))]
 
-    def _owned(self, lane: int) -> tuple[int, int]:
+    def owned(self, lane: int) -> tuple[int, int]:
+        """The positions [first, last) of every epoch that are this lane's."""
         return self.windows * lane // self.lanes, self.windows * (lane + 1) // self.lanes
 
 

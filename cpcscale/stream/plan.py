@@ -1,8 +1,14 @@
 """The order of an epoch, as a pure function.
 
 Theorem. Let an epoch have N windows. For every (index, window spec, seed, epoch), positions 0..N-1 map one to one onto
-the windows, and the map needs neither the number of workers nor what was read before. A position is reached by
-arithmetic: the shards stand in a keyed permutation, the windows of each shard in a keyed permutation of their own.
+the windows, and the map needs neither the number of workers nor what was read before. With lanes (stream/lane.py) and
+chapters (stream/order.py): the windows of global batch t, in order, depend on (fingerprint, seed, batch size, lanes,
+window spec, t) alone, and an epoch has each window exactly once.
+
+Proof. The shards of an epoch stand in a permutation keyed by (seed, epoch), the windows of each shard in one keyed by
+(seed, epoch, shard). Position p belongs to the shard whose run of positions holds p, a search in the running sum of
+window counts; the rest of p numbers a window of that shard. Both steps are bijections of things that the index alone
+counts, so their composition is one. A position is reached by this arithmetic, never by reading.
 
 Permutations are argsorts of a 64-bit integer hash, not a library's shuffle, so they are the same under every version
 of every library.
@@ -10,12 +16,14 @@ of every library.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import OrderedDict
 
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _SHARD_ORDER = -1
+# Window orders kept: 64 MiB of them, some thousands of shards.
+_KEPT_WINDOWS = 1 << 23
 
 
 def mix(values: np.ndarray | int, *keys: int) -> np.ndarray:
@@ -35,56 +43,54 @@ def permutation(size: int, *keys: int) -> np.ndarray:
     return np.argsort(mix(np.arange(size), *keys), kind="stable")
 
 
-@dataclass
 class Plan:
-    """The order of every epoch of one shard set.
+    """The order of every epoch of a set whose shards have `windows` int64 [shards] windows."""
 
-    `windows` int64 [utterances]: how many windows each utterance has, in index order; `bounds` int64 [shards + 1]: the
-    utterances of each shard (Index.bounds).
-    """
-
-    windows: np.ndarray
-    bounds: np.ndarray
-    seed: int
-    _epochs: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
-    _shards: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        self._first = np.concatenate([[0], np.cumsum(self.windows)]).astype(np.int64)
-        self._shard_first = self._first[self.bounds]
-
-    @property
-    def total(self) -> int:
-        """N, the number of windows in an epoch."""
-        return int(self._first[-1])
+    def __init__(self, windows: np.ndarray, seed: int) -> None:
+        self.windows, self.seed = np.asarray(windows, np.int64), seed
+        self.total = int(self.windows.sum())
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._shards: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._kept = 0
 
     def at(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(utterance, window number), int64 like `positions`, of these positions of an epoch, each in 0..N-1."""
+        """(shard, ordinal of the window in it), int64 like `positions`, of these positions, each in 0..N-1."""
         shards, ends = self._shard_order(epoch)
         slot = np.searchsorted(ends, positions, side="right")
         shard = shards[slot]
-        within = positions - np.where(slot > 0, ends[slot - 1], 0)
-        ordinals = np.empty(len(positions), dtype=np.int64)
-        for number in np.unique(shard):
+        within = positions - (ends[slot] - self.windows[shard])
+        ordinal = np.empty(len(positions), np.int64)
+        for number in np.unique(shard).tolist():
             rows = shard == number
-            ordinals[rows] = self._shard_first[number] + self._window_order(epoch, int(number))[within[rows]]
-        utterance = np.searchsorted(self._first, ordinals, side="right") - 1
-        return utterance, ordinals - self._first[utterance]
+            ordinal[rows] = self._window_order(epoch, number)[within[rows]]
+        return shard, ordinal
+
+    def shards_between(self, epoch: int, first: int, last: int, most: int) -> list[int]:
+        """The shards that hold positions [first, last) of an epoch, in order, at most `most` of them."""
+        if first >= last:
+            return []
+        shards, ends = self._shard_order(epoch)
+        begin, end = np.searchsorted(ends, [first, last - 1], side="right")
+        slots = shards[begin : end + 1]
+        return slots[self.windows[slots] > 0][:most].tolist()
 
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shards of an epoch in order, and the position after each one's last window."""
         if epoch not in self._epochs:
-            order = permutation(len(self.bounds) - 1, self.seed, epoch, _SHARD_ORDER)
+            order = permutation(len(self.windows), self.seed, epoch, _SHARD_ORDER)
             # A lane looks at most one epoch ahead, so two stay.
-            self._epochs = {e: kept for e, kept in self._epochs.items() if e == epoch - 1}
-            self._epochs[epoch] = order, np.cumsum(np.diff(self._shard_first)[order])
+            self._epochs = {kept: value for kept, value in self._epochs.items() if abs(kept - epoch) == 1}
+            self._epochs[epoch] = order, np.cumsum(self.windows[order])
         return self._epochs[epoch]
 
     def _window_order(self, epoch: int, shard: int) -> np.ndarray:
         key = (epoch, shard)
-        if key not in self._shards:
-            if len(self._shards) >= 256:
-                self._shards.clear()
-            size = int(self._shard_first[shard + 1] - self._shard_first[shard])
-            self._shards[key] = permutation(size, self.seed, epoch, shard)
-        return self._shards[key]
+        if key in self._shards:
+            self._shards.move_to_end(key)
+            return self._shards[key]
+        order = permutation(int(self.windows[shard]), self.seed, epoch, shard)
+        self._shards[key] = order
+        self._kept += len(order)
+        while self._kept > _KEPT_WINDOWS and len(self._shards) > 1:
+            self._kept -= len(self._shards.popitem(last=False)[1])
+        return order

@@ -55,6 +55,19 @@ def place(
     return start, np.minimum(samples, spec.samples)
 
 
+def per_shard(counts: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """int64 [shards]: the windows of each shard, from the `counts` of its utterances; `bounds` as Index.bounds."""
+    ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return np.diff(ends[bounds])
+
+
+def numbered(counts: np.ndarray, ordinal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(utterance of the shard, window number), int64, of the windows `ordinal` of a shard with these `counts`."""
+    ends = np.cumsum(counts)
+    row = np.searchsorted(ends, ordinal, side="right")
+    return row, ordinal - (ends[row] - counts[row])
+
+
 def keys(utterance: np.ndarray, number: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """int64 [windows]: the key of every random choice made for a window: a function of (seed, epoch, window id)."""
     return mix(utterance, seed, epoch).view(np.int64) ^ mix(number, seed, epoch, 1).view(np.int64)

@@ -44,6 +44,8 @@ class Position:
     fingerprint: str
     # Recipe.identity() of the run.
     identity: dict[str, Any]
+    # Order.chapters of the run, as [step, epoch, shards]; empty: one chapter of the whole set.
+    chapters: list[list[int]] = field(default_factory=list)
     # (epoch, position) of every lane before `step`: a cross-check of t.
     cursors: list[list[int]] = field(default_factory=list)
     audio_s: float = 0.0

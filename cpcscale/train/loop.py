@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,10 +15,10 @@ from cpcscale import audio
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
 from cpcscale.shards.index import Index
-from cpcscale.stream import window
-from cpcscale.stream.feed import BadWindow, Batch, ThreadFeed, WindowReader, decode_threads
-from cpcscale.stream.lane import Lanes, served
-from cpcscale.stream.plan import Plan
+from cpcscale.stream.counts import shard_windows
+from cpcscale.stream.draft import BadWindow, Batch
+from cpcscale.stream.feed import Feed, Source, ThreadFeed, decode_threads
+from cpcscale.stream.lane import served
 from cpcscale.train import resume
 from cpcscale.train.checkpoint import Checkpoints, restore
 from cpcscale.train.meter import Meter
@@ -37,6 +38,7 @@ class Observer(Protocol):
     """Who watches a run; called on rank 0 alone.
 
     `replayed` gives metrics that a checkpoint carries when a run goes on: the observer may have died without them.
+    `quarantined` gives all windows so far that do not decode, when there are new ones.
     """
 
     def note(self, text: str) -> None: ...
@@ -44,6 +46,7 @@ class Observer(Protocol):
     def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
     def saved(self) -> None: ...
     def replayed(self, step: int, values: Mapping[str, float]) -> None: ...
+    def quarantined(self, windows: Sequence[Mapping[str, Any]]) -> None: ...
 
 
 class Quiet:
@@ -56,24 +59,47 @@ class Quiet:
     def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
     def saved(self) -> None: ...
     def replayed(self, step: int, values: Mapping[str, float]) -> None: ...
+    def quarantined(self, windows: Sequence[Mapping[str, Any]]) -> None: ...
 
 
 @dataclass(frozen=True)
 class Data:
-    """The shard set to learn from, and the held-out ones by name, such as `heldout` and `unseen`."""
+    """The shard set to learn from, and the held-out ones by name, such as `heldout` and `unseen`.
+
+    `append`: shards that a newer version of the set has come in at the next edge of an epoch.
+    """
 
     train: Index
     validation: Mapping[str, Index]
+    append: bool = False
 
 
-def pretrain(recipe: Recipe, data: Data, run_dir: str, ranks: Ranks, observer: Observer) -> dict[str, Any]:
+# The feed of a rank from a step on; what it hands over is the same whoever makes it.
+FeedMaker = Callable[[Source, Ranks, int], Feed]
+
+
+def thread_feed(source: Source, ranks: Ranks, start: int) -> Feed:
+    """The feed that decodes in the rank."""
+    lanes = served(source.order.lanes.lanes, ranks.rank, ranks.world)
+    threads = decode_threads(source.config.decode_threads, ranks.on_node)
+    return ThreadFeed(source, lanes, start, threads=threads, lanes_on_node=len(lanes) * ranks.on_node)
+
+
+def pretrain(
+    recipe: Recipe,
+    data: Data,
+    run_dir: str,
+    ranks: Ranks,
+    observer: Observer,
+    make_feed: FeedMaker = thread_feed,
+) -> dict[str, Any]:
     """Trains to the recipe's last step, going on from the newest checkpoint in `run_dir` when there is one.
 
     Returns, on every rank, the summary: steps, loss, accuracy_mean, accuracy_chance, audio_s, audio_s_per_s,
     data_wait_share, checkpoint, skipped_updates, bad_windows, and the scores of each validation set.
     """
     torch.set_num_threads(recipe.train.threads or max(1, (os.cpu_count() or 1) // ranks.on_node))
-    run = _Run(recipe, data, run_dir, ranks, observer)
+    run = _Run(recipe, data, run_dir, ranks, observer, make_feed)
     try:
         while run.position.step < run.total:
             batch = run.fetch()
@@ -89,14 +115,16 @@ def pretrain(recipe: Recipe, data: Data, run_dir: str, ranks: Ranks, observer: O
 class _Run:
     """One rank's state; each method is a phase of the loop."""
 
-    def __init__(self, recipe: Recipe, data: Data, run_dir: str, ranks: Ranks, observer: Observer) -> None:
-        self.recipe, self.index, self.ranks, self.observer = recipe, data.train, ranks, observer
-        plan = Plan(window.count(recipe.window, data.train.samples), data.train.bounds, recipe.seed)
-        self.lanes = Lanes(plan.total, recipe.train.lanes, recipe.train.batch)
-        self.total = recipe.train.steps or max(1, round(recipe.train.epochs * self.lanes.steps_per_epoch))
+    def __init__(
+        self, recipe: Recipe, data: Data, run_dir: str, ranks: Ranks, observer: Observer, make_feed: FeedMaker
+    ) -> None:
+        self.recipe, self.ranks, self.observer = recipe, ranks, observer
+        windows = shard_windows(data.train, recipe.window, recipe.feed.cache.path)
         self.checkpoints = Checkpoints(run_dir, recipe.checkpoint.keep)
         restored = resume.newest(self.checkpoints, ranks)
-        self.position = resume.position(restored, recipe, data.train.fingerprint, self.lanes, self.total)
+        self.position = resume.position(restored, recipe, data.train, windows, data.append)
+        self.order = resume.order_of(self.position, recipe, windows)
+        self.total = resume.total_steps(recipe, self.order)
         offset, gain = data.train.wave_scale()
         model = build(recipe.model, recipe.seed, offset=offset, gain=gain).to(ranks.device)
         self.step = TrainStep(model, recipe, ranks)
@@ -106,16 +134,9 @@ class _Run:
                 self.step.scaler.load_state_dict(self.position.scaler)
         self.validations = {name: Validation(index, recipe, ranks) for name, index in data.validation.items()}
         path = recipe.train.log_window_ids
-        self.window_log = WindowLog(path, data.train, self.lanes, ranks, self.position.step) if path else None
-        self.feed = ThreadFeed(
-            WindowReader(data.train, recipe.window, recipe.seed),
-            plan,
-            self.lanes,
-            served(recipe.train.lanes, ranks.rank, ranks.world),
-            self.position.step,
-            threads=decode_threads(recipe.feed.decode_threads, ranks.on_node),
-            prefetch=recipe.feed.prefetch,
-        )
+        self.window_log = WindowLog(path, data.train, self.order.lanes, ranks, self.position.step) if path else None
+        source = Source(data.train, self.order, recipe.window, recipe.feed)
+        self.feed = make_feed(source, ranks, self.position.step)
         self.meter, self.new_bad = Meter(), list[BadWindow]()
         if ranks.first:
             self._announce(data, sum(parameter.numel() for parameter in model.parameters()))
@@ -169,13 +190,14 @@ class _Run:
         if not self._due(self.recipe.checkpoint.every_steps):
             return
         with self.meter.phase("save"):
-            for windows in self.ranks.gathered(self.new_bad):
-                self.position.bad_windows += [{"key": self._key(bad), **vars(bad)} for bad in windows]
-            self.new_bad = []
-            self.position.cursors = self.lanes.cursors(self.position.step)
+            known = len(self.position.bad_windows)
+            self._gather_bad()
+            self.position.cursors = self.order.cursors(self.position.step)
             self.position.scaler = self.step.scaler.state_dict()
             if self.ranks.first:
                 self.checkpoints.save(self.step.model, self.step.optimizer, self.position)
+                if len(self.position.bad_windows) > known:
+                    self.observer.quarantined(self.position.bad_windows)
                 self.observer.saved()
 
     def summary(self) -> dict[str, Any]:
@@ -207,8 +229,11 @@ class _Run:
     def _due(self, every: int) -> bool:
         return self.position.step % every == 0 or self.position.step == self.total
 
-    def _key(self, bad: BadWindow) -> str:
-        return str(self.index.utterances["key"][bad.utterance])
+    def _gather_bad(self) -> None:
+        """The bad windows of all ranks since the last time, into the position."""
+        for windows in self.ranks.gathered(self.new_bad):
+            self.position.bad_windows += [{"step": self.position.step, **vars(bad)} for bad in windows]
+        self.new_bad = []
 
     def _refuse_past_budgets(self) -> None:
         """Both counts are of all ranks, so all stop at the same step."""
@@ -219,21 +244,31 @@ class _Run:
                 f"{train.nonfinite_budget}: lower optim.learning_rate, set optim.clip_norm, or use train.precision=fp32"
             )
         # Of an epoch at least: the first bad window among few is not yet a share.
-        seen = max(position.step * train.batch, self.lanes.windows)
+        seen = max(position.step * train.batch, self.order.lanes.windows)
         if position.bad > self.recipe.feed.bad_budget * seen:
-            example = f"; one is in {self._key(self.new_bad[-1])} ({self.new_bad[-1].cause})" if self.new_bad else ""
+            self._gather_bad()
+            if self.ranks.first:
+                self.observer.quarantined(position.bad_windows)
             raise UserError(
-                f"{position.bad} windows do not decode, past feed.bad_budget={self.recipe.feed.bad_budget} of {seen}"
-                f"{example}: pack the audio again without them, or raise the budget"
+                f"{position.bad} windows do not decode, past feed.bad_budget={self.recipe.feed.bad_budget} of {seen}, "
+                f"{_worst(position.bad_windows)}: leave them out with `cpcscale index --exclude`, or raise the budget"
             )
 
     def _announce(self, data: Data, parameters: int) -> None:
-        train = self.recipe.train
+        train, lanes = self.recipe.train, self.order.lanes
         self.observer.note(
-            f"{parameters:,} parameters; {data.train.duration_s / 3600:.2f} h in {self.lanes.windows:,} windows of "
-            f"{self.recipe.window.seconds:g} s, {self.lanes.steps_per_epoch:,} steps an epoch at batch {train.batch}; "
+            f"{parameters:,} parameters; {data.train.duration_s / 3600:.2f} h in {lanes.windows:,} windows of "
+            f"{self.recipe.window.seconds:g} s, {lanes.steps_per_epoch:,} steps an epoch at batch {train.batch}; "
             f"{self.total:,} steps, {self.ranks.world} worker(s), {train.precision} on {self.ranks.device.type}"
         )
+
+
+def _worst(windows: list[dict[str, Any]]) -> str:
+    """The causes, and the shards with most of the bad windows, in words."""
+    causes = Counter(bad["cause"] for bad in windows).most_common()
+    shards = Counter(bad["shard"] for bad in windows).most_common(3)
+    listed = ", ".join(f"{shard} ({count})" for shard, count in shards)
+    return f"{', '.join(f'{count} {cause}' for cause, count in causes)}, most of them in {listed}"
 
 
 def _grouped(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from cpcscale.errors import UserError
-from cpcscale.stream.lane import Lanes
+from cpcscale.shards.index import Index
+from cpcscale.stream.order import Chapter, Order
 from cpcscale.train.checkpoint import Checkpoints, Position, Restored, read
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
@@ -19,20 +22,18 @@ def newest(checkpoints: Checkpoints, ranks: Ranks) -> Restored | None:
     return read(url) if url and not restored else restored
 
 
-def position(restored: Restored | None, recipe: Recipe, fingerprint: str, lanes: Lanes, total: int) -> Position:
-    """Where to start: the checkpoint's position, or step 0 of a new run.
+def position(restored: Restored | None, recipe: Recipe, index: Index, windows: np.ndarray, append: bool) -> Position:
+    """Where to start: the checkpoint's position, or step 0 of a new run; `windows` as of Order.
 
-    Raises UserError when the checkpoint is of other data, of a recipe whose coming batches would differ, or past the
-    last step asked for.
+    A newer version of the checkpoint's shard set is taken over: excluded utterances count for nothing from now on,
+    appended shards enter at the next edge of an epoch when `append` is set. Raises UserError when the checkpoint is of
+    other data, of a recipe whose coming batches would differ, or past the last step asked for.
     """
     if restored is None:
-        return Position(step=0, fingerprint=fingerprint, identity=recipe.identity())
+        begun = Position(step=0, fingerprint=index.fingerprint, identity=recipe.identity())
+        begun.chapters = [[0, 0, index.shards.num_rows]]
+        return begun
     there = restored.position
-    if there.fingerprint != fingerprint:
-        raise UserError(
-            f"{restored.url} was trained on another shard set (fingerprint {there.fingerprint[:12]}, this one is "
-            f"{fingerprint[:12]}): name another run_dir to start anew, or the shards it was trained on"
-        )
     differing = list(_differing(there.identity, recipe.identity()))
     if differing:
         key, old, new = differing[0]
@@ -41,14 +42,54 @@ def position(restored: Restored | None, recipe: Recipe, fingerprint: str, lanes:
             f"{restored.url} was trained with {key}={old}, this config says {new}{more}: name another run_dir to "
             "start anew, or keep the value"
         )
+    there.chapters = _chapters(restored, recipe, index, windows, append)
+    there.fingerprint = index.fingerprint
+    order = order_of(there, recipe, windows)
+    total = total_steps(recipe, order)
     if there.step > total:
         raise UserError(
             f"{restored.url} is at step {there.step}, past the {total} steps asked for: name another run_dir to start "
             "anew, or raise train.steps"
         )
-    if there.cursors != lanes.cursors(there.step):
+    if there.cursors != order.cursors(there.step):
         raise UserError(f"{restored.url} holds cursors that do not follow from step {there.step}: it is damaged")
     return there
+
+
+def order_of(position: Position, recipe: Recipe, windows: np.ndarray) -> Order:
+    """The order of the run that stands at `position`."""
+    chapters = [Chapter(*values) for values in position.chapters]
+    return Order(windows, recipe.seed, recipe.train.lanes, recipe.train.batch, chapters)
+
+
+def total_steps(recipe: Recipe, order: Order) -> int:
+    """The last step of a run."""
+    return recipe.train.steps or order.steps_for(recipe.train.epochs)
+
+
+def _chapters(restored: Restored, recipe: Recipe, index: Index, windows: np.ndarray, append: bool) -> list[list[int]]:
+    """The chapters of a run that goes on with this version of its shard set."""
+    there = restored.position
+    if there.fingerprint == index.fingerprint:
+        return there.chapters
+    before = index.ancestor(there.fingerprint)
+    if before is None:
+        raise UserError(
+            f"{restored.url} was trained on another shard set (fingerprint {there.fingerprint[:12]}, this one is "
+            f"{index.fingerprint[:12]}): name another run_dir to start anew, or the shards it was trained on"
+        )
+    if before.shards == index.shards.num_rows:
+        return there.chapters
+    if not append:
+        raise UserError(
+            f"{index.base} has {index.shards.num_rows - before.shards} shards more than {restored.url} was trained on: "
+            "set data.append=true to let them in at the next edge of an epoch, or name another run_dir to start anew"
+        )
+    # What was to come in later than here comes in with the newest version.
+    begun = [chapter for chapter in there.chapters if chapter[0] <= there.step]
+    order = Order(windows, recipe.seed, recipe.train.lanes, recipe.train.batch, [Chapter(*each) for each in begun])
+    step, epoch = order.edge(there.step)
+    return [*(chapter for chapter in begun if chapter[0] < step), [step, epoch, index.shards.num_rows]]
 
 
 def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

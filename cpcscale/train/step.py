@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC
 from cpcscale.objective.infonce import InfoNCEConfig, Sums, counts, infonce
-from cpcscale.stream.feed import Batch
+from cpcscale.stream.draft import Batch
 from cpcscale.train import optim
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe

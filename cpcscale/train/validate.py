@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from cpcscale.shards.index import Index
-from cpcscale.stream import window
-from cpcscale.stream.feed import WindowReader, fixed_batches
-from cpcscale.stream.plan import Plan
+from cpcscale.stream.counts import shard_windows
+from cpcscale.stream.feed import Source, fixed_batches
+from cpcscale.stream.order import Order
 from cpcscale.stream.window import WindowConfig
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
@@ -23,10 +23,10 @@ class Validation:
     def __init__(self, index: Index, recipe: Recipe, ranks: Ranks) -> None:
         # Tiles whatever the training windows are: a crop would change with the epoch.
         spec = WindowConfig(kind="tile", seconds=recipe.window.seconds)
-        plan = Plan(window.count(spec, index.samples), index.bounds, _SEED)
-        rows = np.arange(min(plan.total, recipe.train.validate_windows))[ranks.rank :: ranks.world]
+        order = Order(shard_windows(index, spec), _SEED, lanes=1, batch=1)
+        positions = np.arange(min(order.plan.total, recipe.train.validate_windows))[ranks.rank :: ranks.world]
         size = max(1, recipe.train.micro_batch or recipe.train.batch // ranks.world)
-        self._batches = list(fixed_batches(WindowReader(index, spec, _SEED), plan, rows, size))
+        self._batches = list(fixed_batches(Source(index, order, spec, recipe.feed), positions, size))
         self._ranks, self._steps = ranks, recipe.model.predictor.steps
 
     def __call__(self, step: TrainStep) -> dict[str, float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
-from cpcscale.stream.feed import Batch
+from cpcscale.stream.draft import Batch
 from cpcscale.stream.lane import PADDING, Lanes
 from cpcscale.train.ranks import Ranks
 
@@ -26,7 +27,8 @@ class WindowLog:
 
     def __init__(self, path: str, index: Index, lanes: Lanes, ranks: Ranks, step: int) -> None:
         self._path, self._lanes, self._ranks = Path(path), lanes, ranks
-        self._keys = index.utterances["key"].to_pylist()
+        self._bounds, self._shard_of = index.bounds, index.shard_of
+        self._keys_of = lru_cache(maxsize=2 * lanes.lanes)(lambda shard: index.rows(shard).table["key"])
         error = None
         if ranks.first:
             try:
@@ -56,6 +58,11 @@ class WindowLog:
         for rank, (utterance_B, number_B) in enumerate(parts):
             mine = np.stack([utterance_B, number_B], axis=1).reshape(-1, self._lanes.per_step, 2)
             rows[rank :: self._ranks.world] = mine
-        ids = [f"{self._keys[utterance]}#{number}" for utterance, number in rows.reshape(-1, 2) if utterance != PADDING]
+        places = rows.reshape(-1, 2)
+        places = places[places[:, 0] != PADDING]
+        ids = [
+            f"{self._keys_of(shard)[utterance - self._bounds[shard]]}#{number}"
+            for shard, (utterance, number) in zip(self._shard_of(places[:, 0]).tolist(), places.tolist(), strict=True)
+        ]
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "epoch": batch.epoch, "ids": ids}) + "\n")

@@ -1,7 +1,7 @@
 """The whole run killed, through the real command line and Ray: it goes on as if nothing had happened.
 
-`cpcscale pretrain configs/pretrain/quickstart.yaml` with a tiny network is killed in mid-run, started again by the same
-command, killed again, and ends with one worker in place of two. An undisturbed run of the same config, in this process
+`cpcscale pretrain configs/pretrain/quickstart.yaml` with a tiny network and two workers is killed in mid-run, started
+again with three workers fed by actors, killed again, and ends with one worker that decodes by itself. An undisturbed run of the same config, in this process
 and without Ray, says what has to come out: final losses agree to 1e-5, batches exactly.
 """
 
@@ -45,22 +45,23 @@ STATED = {
 WAIT_S = 300
 
 
-def arguments(shards: Path, folder: Path, name: str, workers: int) -> list[str]:
-    """The overrides of a run `name`: the same for every start of it but the number of workers."""
+def arguments(shards: Path, folder: Path, name: str, workers: int, feed: str = "threads") -> list[str]:
+    """The overrides of a run `name`: the same for every start of it but the workers and their feed."""
     places = [f"data.shards={shards}", f"run_dir={folder / name}", f"train.log_window_ids={folder / name}.jsonl"]
     # Long batches, so that there is time to kill between two steps.
     tiny = [key for key in speech.TINY if not key.startswith("train.batch")]
     cadence = [f"train.steps={STEPS}", f"checkpoint.every_steps={EVERY}", "train.validate_every_steps=30"]
-    return [f"workers={workers}", *places, *tiny, *cadence]
+    return [f"workers={workers}", f"feed.kind={feed}", *places, *tiny, *cadence]
 
 
 class Command:
     """One `cpcscale pretrain --json` in a process group of its own, its output in files."""
 
-    def __init__(self, shards: Path, folder: Path, name: str, workers: int) -> None:
+    def __init__(self, shards: Path, folder: Path, name: str, workers: int, feed: str = "threads") -> None:
         self.run_dir, self.ids = folder / name, folder / f"{name}.jsonl"
         self._output = folder / f"{name}.{workers}.{time.monotonic_ns()}"
-        command = [sys.executable, "-m", "cpcscale", "pretrain", CONFIG, *arguments(shards, folder, name, workers)]
+        overrides = arguments(shards, folder, name, workers, feed)
+        command = [sys.executable, "-m", "cpcscale", "pretrain", CONFIG, *overrides]
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         with self._output.with_suffix(".out").open("w") as out, self._output.with_suffix(".err").open("w") as error:
@@ -115,8 +116,8 @@ def drill(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Drill:
     recipe = config.load(PretrainConfig, CONFIG, arguments(shards, folder, "whole", workers=1))
     undisturbed = pretrain(recipe, speech.data(shards, validate=True), recipe.run_dir, Ranks.current(), watcher)
     killed_at, run_ids = [], []
-    for step in KILLS:
-        command = Command(shards, folder, "killed", workers=2)
+    for step, workers, feed in zip(KILLS, (2, 3), ("threads", "actors"), strict=True):
+        command = Command(shards, folder, "killed", workers, feed)
         command.kill_after(step)
         killed_at.append(command.last_step())
         run_ids.append(json.loads((command.run_dir / "run.json").read_text())["run_id"])
@@ -137,7 +138,7 @@ def test_a_run_killed_twice_ends_with_the_loss_of_an_undisturbed_one(drill):
         assert drill.disturbed[name]["loss"] == pytest.approx(drill.undisturbed[name]["loss"], abs=1e-5)
 
 
-def test_every_batch_is_the_same_also_with_one_worker_in_place_of_two(drill):
+def test_every_batch_is_the_same_with_two_workers_three_fed_by_actors_and_one(drill):
     expected = speech.ids(drill.folder / "whole.jsonl")
     assert len(expected) == STEPS
     assert speech.ids(drill.folder / "killed.jsonl") == expected

@@ -21,20 +21,41 @@ def copied(shard_set: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shard_set, tmp_path / "set"))
 
 
+def upload(folder: Path, base: str, kept: int | None = None) -> None:
+    """The shard set at `folder` put at `base`, its tars cut to `kept` bytes."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            name = path.relative_to(folder).as_posix()
+            storage.write(storage.join(base, name), data[:kept] if path.suffix == ".tar" else data)
+
+
 def packed_members(index: Index) -> list[bytes]:
     """The bytes that tar finds under each key, in index order."""
     found = []
-    for row in index.utterances.to_pylist():
-        with tarfile.open(Path(index.base) / index.shards["path"].to_pylist()[row["shard"]]) as tar:
-            member = tar.extractfile(f"{row['key']}.{row['codec']}")
-            assert member is not None
-            found.append(member.read())
+    for shard in range(index.shards.num_rows):
+        for row in index.rows(shard).table.to_pylist():
+            with tarfile.open(index.url(shard)) as tar:
+                member = tar.extractfile(f"{row['key']}.{row['codec']}")
+                assert member is not None
+                found.append(member.read())
     return found
+
+
+def member(reader: ShardReader, utterance: int) -> bytes:
+    """The member of this utterance number, as the feed asks for it."""
+    rows = reader.rows(int(reader.index.shard_of(utterance)))
+    row = utterance - rows.first
+    return reader.member(rows, row, reader.ask(rows, row))
+
+
+def url_of(index: Index, utterance: int) -> str:
+    return index.url(int(index.shard_of(utterance)))
 
 
 def refusal(reader: ShardReader, utterance: int) -> str:
     with pytest.raises(UserError) as caught:
-        reader.member(utterance)
+        member(reader, utterance)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -43,25 +64,24 @@ def test_a_member_is_the_bytes_that_tar_finds_under_its_key(shard_set):
     index = Index.load(str(shard_set))
     reader = ShardReader(index)
     expected = packed_members(index)
-    assert [reader.member(n) for n in range(len(expected))] == expected
+    assert [member(reader, n) for n in range(len(expected))] == expected
 
 
 def test_threads_may_share_a_reader(shard_set):
     index = Index.load(str(shard_set))
     reader, expected = ShardReader(index), packed_members(index)
     with ThreadPoolExecutor(4) as pool:
-        got = list(pool.map(reader.member, list(range(len(expected))) * 10))
+        got = list(pool.map(lambda n: member(reader, n), list(range(len(expected))) * 10))
     assert got == expected * 10
 
 
 def test_a_member_of_a_store_is_the_same_bytes(shard_set, tmp_path, s3: ObjectStore):
     base = storage.join(s3.base, tmp_path.name)
-    for path in shard_set.iterdir():
-        storage.write(storage.join(base, path.name), path.read_bytes())
+    upload(shard_set, base)
     index = Index.load(base)
     reader, expected = ShardReader(index), packed_members(Index.load(str(shard_set)))
-    assert [reader.member(n) for n in range(len(expected))] == expected
-    assert reader.shard_path(0) == storage.join(base, "shard-000000.tar")
+    assert [member(reader, n) for n in range(len(expected))] == expected
+    assert url_of(index, 0) == storage.join(base, "shard-000000.tar")
 
 
 @pytest.mark.parametrize("place", ["first", "middle", "last"])
@@ -69,7 +89,7 @@ def test_a_flipped_bit_in_a_tar_is_refused_with_the_shards_name(copied, place):
     index = Index.load(str(copied))
     expected = packed_members(index)
     row = index.utterances.to_pylist()[7]
-    shard = copied / index.shards["path"].to_pylist()[row["shard"]]
+    shard = Path(url_of(index, 7))
     data = bytearray(shard.read_bytes())
     data[row["offset"] + {"first": 0, "middle": row["size"] // 2, "last": row["size"] - 1}[place]] ^= 1
     shard.write_bytes(data)
@@ -79,7 +99,7 @@ def test_a_flipped_bit_in_a_tar_is_refused_with_the_shards_name(copied, place):
     assert "checksum" in message
     assert str(row["offset"]) in message
     # The shard's other members are still good, and stay readable.
-    assert [reader.member(n) for n in range(len(expected)) if n != 7] == expected[:7] + expected[8:]
+    assert [member(reader, n) for n in range(len(expected)) if n != 7] == expected[:7] + expected[8:]
 
 
 @pytest.mark.parametrize("kept", [0, 600, 20_000])
@@ -88,7 +108,7 @@ def test_a_cut_tar_is_refused_with_the_shards_name(copied, kept):
     shard = copied / "shard-000001.tar"
     shard.write_bytes(shard.read_bytes()[:kept])
     reader = ShardReader(index)
-    utterances = [n for n in range(len(index.samples)) if reader.shard_path(n) == str(shard)]
+    utterances = [n for n in range(index.count) if url_of(index, n) == str(shard)]
     lost = [n for n in utterances if kept < index.utterances["offset"][n].as_py() + index.utterances["size"][n].as_py()]
     assert lost
     for utterance in lost:
@@ -103,9 +123,7 @@ def test_a_tar_that_is_gone_is_refused_with_the_shards_name(copied):
 
 def test_a_cut_tar_in_a_store_is_refused_with_the_shards_name(shard_set, tmp_path, s3: ObjectStore):
     base = storage.join(s3.base, tmp_path.name)
-    for path in shard_set.iterdir():
-        data = path.read_bytes()
-        storage.write(storage.join(base, path.name), data[:600] if path.suffix == ".tar" else data)
-    reader = ShardReader(Index.load(base))
+    upload(shard_set, base, kept=600)
+    index = Index.load(base)
     for utterance in (0, 10):
-        assert reader.shard_path(utterance) in refusal(reader, utterance)
+        assert url_of(index, utterance) in refusal(ShardReader(index), utterance)

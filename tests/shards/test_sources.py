@@ -58,17 +58,17 @@ def test_every_odd_name_has_a_key_of_its_own_that_webdataset_reads(tmp_path):
 @given(st.lists(st.text("ab._-/é語\n", min_size=1, max_size=6), unique=True, min_size=1, max_size=30))
 def test_keys_are_unique_and_are_what_webdataset_takes_for_a_key(stems):
     names = [f"{stem}.wav" for stem in stems]
-    keys = utterance_keys(names)
-    assert sorted(keys) == sorted(names)
-    assert len(set(keys.values())) == len(names)
-    for key in keys.values():
+    keys = utterance_keys(names).to_pylist()
+    assert len(keys) == len(set(keys)) == len(names)
+    for key in keys:
         assert re.fullmatch(r"[A-Za-z0-9_/-]*", key)
         assert not key.startswith("/")
 
 
 def test_a_key_does_not_change_when_other_files_are_added():
     few = ["a/x.wav", "a.b.wav", "a_b.wav", "語.wav", "音.wav"]
-    assert utterance_keys(few).items() <= utterance_keys([*few, "z.wav", "a/y.wav", "a-b.wav", "声.wav"]).items()
+    more = [*few, "z.wav", "a/y.wav", "a-b.wav", "声.wav"]
+    assert utterance_keys(more).to_pylist()[: len(few)] == utterance_keys(few).to_pylist()
 
 
 def test_every_file_with_an_audio_suffix_is_found_and_no_other(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cpcscale.stream import window
 from cpcscale.stream.plan import Plan, mix, permutation
 
 Window = tuple[int, int]
@@ -18,14 +19,28 @@ shard_sets = st.lists(st.lists(st.integers(0, 5), max_size=6), min_size=1, max_s
 seeds = st.integers(-(2**63), 2**64 - 1)
 
 
-def plan_of(shards: list[list[int]], seed: int) -> Plan:
-    bounds = np.cumsum([0, *map(len, shards)])
-    return Plan(np.array([count for shard in shards for count in shard], np.int64), bounds, seed)
+class Epochs(Plan):
+    """A plan that knows the windows of each utterance, and so can number them, as the feed does."""
+
+    def __init__(self, shards: list[list[int]], seed: int) -> None:
+        self.shards = shards
+        self.firsts = np.cumsum([0, *map(len, shards)])
+        bounds = self.firsts
+        counts = np.array([count for shard in shards for count in shard], np.int64)
+        super().__init__(window.per_shard(counts, bounds), seed)
 
 
-def windows_at(plan: Plan, epoch: int, positions: list[int] | np.ndarray) -> list[Window]:
-    utterance, number = plan.at(epoch, np.asarray(positions, np.int64))
-    return list(zip(utterance.tolist(), number.tolist(), strict=True))
+def plan_of(shards: list[list[int]], seed: int) -> Epochs:
+    return Epochs(shards, seed)
+
+
+def windows_at(plan: Epochs, epoch: int, positions: list[int] | np.ndarray) -> list[Window]:
+    shard, ordinal = plan.at(epoch, np.asarray(positions, np.int64))
+    found = np.zeros((len(shard), 2), np.int64)
+    for each in np.unique(shard):
+        row, number = window.numbered(np.array(plan.shards[each], np.int64), ordinal[shard == each])
+        found[shard == each] = np.stack([plan.firsts[each] + row, number], axis=1)
+    return [(utterance, number) for utterance, number in found.tolist()]
 
 
 def slow_mix(value: int, *keys: int) -> int:
@@ -121,26 +136,26 @@ def test_seeds_epochs_and_shards_have_orders_of_their_own():
 
 
 def test_the_windows_are_shuffled():
-    # 40 equal shards of 50 windows over 200 epochs: each shard comes first, and each window first in its shard, about
+    # 40 equal shards of 50 windows over 50 epochs: each shard comes first, and each window first in its shard, about
     # as often as the next; and an utterance's windows do not follow one another.
     plan = plan_of([[5] * 10] * 40, 11)
     first_shard, first_window, neighbours = np.zeros(40), np.zeros(50), 0
-    for epoch in range(200):
-        utterance, number = plan.at(epoch, np.arange(plan.total))
+    for epoch in range(50):
+        utterance, number = np.array(windows_at(plan, epoch, range(plan.total))).T
         first_shard[utterance[0] // 10] += 1
         heads = np.arange(0, plan.total, 50)
         np.add.at(first_window, utterance[heads] % 10 * 5 + number[heads], 1)
         neighbours += (np.diff(utterance) == 0).sum()
     # Chi-square with 39 and 49 degrees of freedom: 99.9 % lie below 73 and 85.
-    assert ((first_shard - 5) ** 2 / 5).sum() < 73
-    assert ((first_window - 160) ** 2 / 160).sum() < 85
+    assert ((first_shard - 1.25) ** 2 / 1.25).sum() < 73
+    assert ((first_window - 40) ** 2 / 40).sum() < 85
     # Two random windows of 50 are of one utterance with probability 4 / 49.
-    assert neighbours / (200 * 40 * 49) == pytest.approx(4 / 49, rel=0.05)
+    assert neighbours / (50 * 40 * 49) == pytest.approx(4 / 49, rel=0.05)
 
 
 def test_a_shard_stays_together_so_that_it_is_read_once_an_epoch():
     plan = plan_of([[2] * 5] * 20, 4)
-    shard = plan.at(3, np.arange(plan.total))[0] // 5
+    shard = plan.at(3, np.arange(plan.total))[0]
     assert sum(a != b for a, b in pairwise(shard.tolist())) == 19
 
 
@@ -155,3 +170,13 @@ def test_a_large_corpus_is_reached_by_arithmetic():
     assert len({utterance // 2 for utterance, _ in got[:3]}) == 1
     assert got[3][0] // 2 != got[0][0] // 2
     assert got == windows_at(plan_of([[25_000, 25_000]] * 100_000, 1), 9, positions)
+
+
+@given(shard_sets, seeds, st.integers(0, 1000), st.data())
+def test_the_shards_between_two_positions_are_those_of_the_windows_between_them(shards, seed, epoch, data):
+    plan = plan_of(shards, seed)
+    first = data.draw(st.integers(0, plan.total))
+    last = data.draw(st.integers(first, plan.total))
+    expected = list(dict.fromkeys(plan.at(epoch, np.arange(first, last))[0].tolist()))
+    assert plan.shards_between(epoch, first, last, most=100) == expected
+    assert plan.shards_between(epoch, first, last, most=1) == expected[:1]

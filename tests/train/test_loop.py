@@ -1,3 +1,5 @@
+import contextlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,9 @@ import speech
 import torch
 
 from cpcscale.errors import UserError
+from cpcscale.shards.index import Index
+from cpcscale.shards.publish import IndexWriter, exclude
+from cpcscale.shards.rows import ShardEntry
 from cpcscale.stream import window
 from cpcscale.train.checkpoint import Checkpoints
 from cpcscale.train.loop import Data, pretrain
@@ -235,6 +240,83 @@ def test_too_many_windows_that_do_not_decode_stop_the_run_in_one_line(shards, tm
     with pytest.raises(UserError, match=r"windows do not decode, past feed\.bad_budget=0\.01") as refusal:
         run(short(tmp_path / "run"), data, tmp_path / "run")
     assert "\n" not in str(refusal.value)
+
+
+def test_bad_windows_are_listed_with_shard_key_and_cause_and_the_worst_shards_are_named(shards, tmp_path):
+    data = Data(speech.spoil(shards, tmp_path / "spoilt", range(0, 30, 2)), {})
+    watcher = speech.Watcher()
+    with pytest.raises(UserError, match=r"unreadable, most of them in shard-\d{6}\.tar \(\d+\)"):
+        run(short(tmp_path / "run"), data, tmp_path / "run", watcher)
+    assert watcher.bad
+    for row in watcher.bad:
+        assert row["cause"] == "unreadable"
+        assert row["key"] == data.train.key(row["utterance"])
+        assert row["shard"] == Path(data.train.url(int(data.train.shard_of(row["utterance"])))).name
+        assert row["step"] >= 1
+
+
+def test_a_run_takes_over_an_index_with_excluded_utterances_in_its_middle(undisturbed, shards, tmp_path):
+    target = Path(shutil.copytree(shards / "train", tmp_path / "set"))
+    recipe = short(tmp_path / "run")
+    with pytest.raises(speech.Killed):
+        run(recipe, Data(Index.load(str(target)), {}), tmp_path / "run", speech.Watcher(5))
+    before = Index.load(str(target))
+    coming = speech.ids(undisturbed[2].with_suffix(".jsonl"))[9]
+    exclude(before, sorted({name.partition("#")[0] for name in coming[:3]}))
+    after = Index.load(str(target))
+    summary, _ = run(recipe, Data(after, {}), tmp_path / "run")
+    assert speech.ids(tmp_path / "run.jsonl") == speech.ids(undisturbed[2].with_suffix(".jsonl"))
+    assert summary["audio_s"] < undisturbed[0]["audio_s"]
+    assert summary["bad_windows"] == 0
+    assert Checkpoints(str(tmp_path / "run")).newest().position.fingerprint == after.fingerprint
+    # The other way round is another data set.
+    with pytest.raises(UserError, match="another shard set"):
+        run(recipe, Data(before, {}), tmp_path / "run")
+
+
+def test_appended_shards_come_in_at_the_edge_of_an_epoch_and_only_when_asked(shards, tmp_path):
+    whole = Index.load(str(shards / "train"))
+    entries = [
+        ShardEntry(row["path"], row["sha256"], row["bytes"], whole.rows(number).table)
+        for number, row in enumerate(whole.shards.to_pylist())
+    ]
+    target = Path(shutil.copytree(shards / "train", tmp_path / "set"))
+    with IndexWriter(str(target)) as writer:
+        for entry in entries[:-1]:
+            writer.add(entry)
+        before = writer.publish()
+    long = {"train__epochs": 3, "train__steps": 0, "window__seconds": 4.0}
+    recipe = short(tmp_path / "run", **long)
+    with pytest.raises(speech.Killed):
+        run(recipe, Data(before, {}), tmp_path / "run", speech.Watcher(3))
+    with IndexWriter(str(target), after=before) as writer:
+        writer.add(entries[-1])
+        after = writer.publish()
+    with pytest.raises(UserError, match=r"1 shards more .*: set data\.append=true"):
+        run(recipe, Data(after, {}), tmp_path / "run")
+    for stop in (9, 0):
+        # Stopped once more behind the edge, and gone on with without the flag being needed again.
+        with contextlib.suppress(speech.Killed):
+            run(recipe, Data(after, {}, append=stop == 9), tmp_path / "run", speech.Watcher(stop))
+    by_epoch: dict[int, list[str]] = {}
+    for line in (tmp_path / "run.jsonl").read_text().splitlines():
+        step = json.loads(line)
+        by_epoch.setdefault(step["epoch"], []).extend(step["ids"])
+    every = [
+        sorted(
+            f"{key}#{number}"
+            for key, windows in zip(
+                index.utterances["key"].to_pylist(), window.count(recipe.window, index.samples), strict=True
+            )
+            for number in range(windows)
+        )
+        for index in (before, after)
+    ]
+    assert [sorted(by_epoch[epoch]) for epoch in range(3)] == [every[0], every[1], every[1]]
+    run(short(tmp_path / "other", **long), Data(before, {}), tmp_path / "other")
+    ids = [speech.ids(tmp_path / f"{name}.jsonl") for name in ("run", "other")]
+    first = [step for step in ids[1] if step <= len(ids[1]) // 3]
+    assert [ids[0][step] for step in first] == [ids[1][step] for step in first]
 
 
 def test_updates_that_are_not_finite_stop_the_run_past_their_budget(shards, tmp_path):

@@ -1,0 +1,44 @@
+"""Where the seconds of several threads go, by name."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+
+
+class Account:
+    """Seconds by name, added up over threads. Each thread calls `mark` at the end of every stretch of its work."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._threads: list[dict[str, float]] = []
+
+    def begin(self) -> None:
+        """Starts this thread's clock, as work begins after a time that counts for nothing."""
+        self._local.since = time.perf_counter()
+
+    def mark(self, name: str) -> None:
+        """Counts the time since this thread's last mark as `name`."""
+        now = time.perf_counter()
+        local = self._local
+        try:
+            local.spent[name] += now - local.since
+        except AttributeError:
+            if not hasattr(local, "spent"):
+                local.spent = defaultdict(float)
+                with self._lock:
+                    self._threads.append(local.spent)
+            if hasattr(local, "since"):
+                local.spent[name] += now - local.since
+        local.since = now
+
+    def seconds(self) -> dict[str, float]:
+        """The sums so far, over all threads."""
+        with self._lock:
+            total: dict[str, float] = defaultdict(float)
+            for spent in self._threads:
+                for name, seconds in list(spent.items()):
+                    total[name] += seconds
+        return dict(total)

@@ -1,0 +1,1 @@
+"""Speed, as ratios measured in one run: the feed against the bare decoder and its peers, the plan at any size."""

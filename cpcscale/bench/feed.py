@@ -1,0 +1,290 @@
+"""`cpcscale bench feed`: the feed against the bare decoder on the same bytes, in the same run, interleaved.
+
+The bare decoder is libsndfile through soundfile: the members of the same windows in plan order, from bytes in memory,
+read into one preallocated batch, with as many threads as the feed decodes with. The feed is measured from its start to
+its last batch with its shards on a RAM disk (`memory`), in the node's cache (`warm`), and in an object store with an
+empty cache (`store`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import soundfile
+
+from cpcscale import audio, config, storage
+from cpcscale.bench import corpus, object_store, peers
+from cpcscale.progress import Progress, note
+from cpcscale.shards.index import Index
+from cpcscale.shards.read import ShardReader
+from cpcscale.stream.counts import shard_windows
+from cpcscale.stream.draft import WindowReader
+from cpcscale.stream.feed import FeedConfig, Source, ThreadFeed, decode_threads
+from cpcscale.stream.order import Order
+from cpcscale.stream.window import WindowConfig
+
+_RAM_DISK = Path("/dev/shm")  # noqa: S108 - measured on purpose
+_CHUNK_THREADS = 2
+
+
+@dataclass(kw_only=True)
+class FeedBenchConfig:
+    """What a feed bench measures."""
+
+    # A shard set that is there, on local disk; empty: one is made of `audio`.
+    shards: str = ""
+    audio: str = "tests/data/speech"
+    codec: Literal["flac", "wav", "opus"] = "flac"
+    hours: float = 4.0
+    utterance_s: float = 15.0
+    shard_mb: float = 32.0
+    # An s3:// prefix that the shards are copied to and read from; empty: a SeaweedFS server on loopback.
+    store: str = ""
+    window: WindowConfig = field(default_factory=lambda: WindowConfig(kind="crop", seconds=10.0))
+    batch: int = 32
+    lanes: int = 4
+    seed: int = 0
+    feed: FeedConfig = field(default_factory=FeedConfig)
+    # Measurements of each, interleaved; the median counts.
+    runs: int = 5
+    # Batches of a measurement; 0: one epoch.
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        config.at_least(1, runs=self.runs, batch=self.batch, lanes=self.lanes)
+        config.at_least(0, steps=self.steps)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What every measurement needs: the index, where the shards lie, and the windows in plan order."""
+
+    config: FeedBenchConfig
+    index: Index
+    order: Order
+    steps: int
+    threads: int
+    audio_s: float
+    used_bytes: int
+    members: list[tuple[bytes, int, int]]
+    places: dict[str, str]
+    cache: Path
+
+
+def bench_feed(spec: FeedBenchConfig, with_peers: bool = False) -> dict[str, Any]:
+    """Measures and returns the figures: see the keys in `_figures`."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cpcscale-bench-")))
+        bench = _prepared(spec, folder, stack)
+        contenders: dict[str, Callable[[], dict[str, Any]]] = {
+            "decoder": lambda: _bare(bench),
+            "memory": lambda: _fed(bench, "memory"),
+            "warm": lambda: _fed(bench, "warm"),
+            "store": lambda: _fed(bench, "store"),
+            "raw": lambda: _raw(bench),
+        }
+        if with_peers:
+            contenders |= {name: lambda run=run: {"wall_s": run()} for name, run in _peer_runs(bench, folder).items()}
+        _fed(bench, "warm")  # fills the cache
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+        with Progress("bench feed", spec.runs * len(contenders), "measurements") as progress:
+            for turn in range(spec.runs):
+                for number, (name, measure) in enumerate(contenders.items()):
+                    rows[name].append(measure())
+                    progress.at(turn * len(contenders) + number + 1, name)
+        return _figures(bench, rows)
+
+
+def _figures(bench: _Bench, rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians over the runs; ratios are medians of the ratios of neighbouring measurements."""
+    rate = {name: [bench.audio_s / row["wall_s"] for row in each] for name, each in rows.items()}
+    median = {name: statistics.median(values) for name, values in rate.items()}
+
+    def ratio(name: str, other: str) -> float:
+        return statistics.median(mine / theirs for mine, theirs in zip(rate[name], rate[other], strict=True))
+
+    accounts = {name: _account(bench, rows[name]) for name in ("memory", "warm", "store")}
+    raw_audio_s_per_s = median.pop("raw")
+    peer_rates = {name: round(median[name], 1) for name in rows if name not in (*accounts, "decoder", "raw")}
+    return {
+        "codec": bench.config.codec,
+        "window": f"{bench.config.window.kind} {bench.config.window.seconds:g} s",
+        "decode_threads": bench.threads,
+        "audio_s": round(bench.audio_s, 1),
+        "runs": bench.config.runs,
+        "decoder_audio_s_per_s": round(median["decoder"], 1),
+        "audio_s_per_s": {name: round(median[name], 1) for name in accounts},
+        "ratio_memory": round(ratio("memory", "decoder"), 4),
+        "ratio_warm": round(ratio("warm", "decoder"), 4),
+        "ratio_store": round(ratio("store", "decoder"), 4),
+        "raw_ranged_audio_s_per_s": round(raw_audio_s_per_s, 1),
+        "raw_ranged_mb_per_s": round(bench.used_bytes / bench.audio_s * raw_audio_s_per_s / 1e6, 1),
+        "ratio_store_to_raw": round(ratio("store", "raw"), 4),
+        "first_batch_s": {name: round(_middle(rows[name], "first_s"), 4) for name in accounts},
+        "fetched_over_used": round(_middle(rows["store"], "fetched_bytes") / bench.used_bytes, 3),
+        "per_core_audio_s_per_s": {name: round(_middle(rows[name], "per_core"), 1) for name in accounts},
+        "seconds": accounts,
+        "peers": peer_rates,
+        "ratio_to_peers": {name: round(ratio("warm", name), 3) for name in peer_rates},
+    }
+
+
+def _account(bench: _Bench, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The median seconds of the decode threads by phase; `other` is what is left of wall time, by thread."""
+    phases = ("wait", "fetch", "verify", "decode", "collate")
+    spent = {name: statistics.median(row["seconds"].get(name, 0.0) for row in rows) for name in phases}
+    wall_s = _middle(rows, "wall_s") * bench.threads
+    named = {name: round(seconds, 4) for name, seconds in spent.items()}
+    return {**named, "other": round(wall_s - sum(spent.values()), 4), "wall": round(wall_s, 4)}
+
+
+def _middle(rows: list[dict[str, Any]], name: str) -> float:
+    return float(statistics.median(row[name] for row in rows))
+
+
+def _prepared(spec: FeedBenchConfig, folder: Path, stack: contextlib.ExitStack) -> _Bench:
+    if spec.shards:
+        index = Index.load(storage.absolute(spec.shards))
+    else:
+        note(f"bench feed: making {spec.hours:g} h of {spec.utterance_s:g} s utterances as {spec.codec}")
+        made = {"codec": spec.codec, "hours": spec.hours, "utterance_s": spec.utterance_s, "shard_mb": spec.shard_mb}
+        index = corpus.make(spec.audio, folder, **made)
+    base = spec.store or stack.enter_context(_loopback(folder / "store"))
+    places = {"memory": str(_in_memory(index, folder, stack)), "store": base, "warm": base}
+    for name in storage.list_files(index.base):
+        storage.write(storage.join(base, name), storage.read(storage.join(index.base, name)))
+    order = Order(shard_windows(index, spec.window), spec.seed, spec.lanes, spec.batch)
+    steps = min(spec.steps or order.lanes.steps_per_epoch, order.lanes.steps_per_epoch)
+    members = list(_members(index, order, spec, steps))
+    audio_s = sum(count for _, _, count in members) / audio.RATE_HZ
+    used = {id(data): len(data) for data, _, _ in members}
+    threads = decode_threads(spec.feed.decode_threads, 1)
+    cached = folder / "cache"
+    return _Bench(spec, index, order, steps, threads, audio_s, sum(used.values()), members, places, cached)
+
+
+@contextlib.contextmanager
+def _loopback(folder: Path) -> Iterator[str]:
+    folder.mkdir()
+    with object_store.running(folder) as store:
+        before = {name: os.environ.get(name) for name in store.environment}
+        os.environ.update(store.environment)
+        try:
+            yield storage.join(store.base, "bench")
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _in_memory(index: Index, folder: Path, stack: contextlib.ExitStack) -> Path:
+    """The shard set copied to a RAM disk; beside the rest, which is in the page cache, where there is none."""
+    where = _RAM_DISK if _RAM_DISK.is_dir() else folder
+    copy = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=where))) / "set"
+    shutil.copytree(index.base, copy)
+    return copy
+
+
+def _members(index: Index, order: Order, spec: FeedBenchConfig, steps: int) -> Iterator[tuple[bytes, int, int]]:
+    """(bytes, start, samples) of every window of the steps, in plan order; windows of one member share its bytes."""
+    shards = ShardReader(index)
+    reader = WindowReader(shards, spec.window, spec.seed)
+    held: dict[int, bytes] = {}
+    for step in range(steps):
+        draft = reader.draft(step, *order.rows(step, range(spec.lanes)))
+        for slot, place in enumerate(draft.member_B):
+            if place:
+                utterance = int(draft.utterance_B[slot])
+                if utterance not in held:
+                    held[utterance] = shards.member(*place)
+                yield held[utterance], int(draft.start_B[slot]), int(draft.samples_B[slot])
+    shards.close()
+
+
+def _bare(bench: _Bench) -> dict[str, Any]:
+    """The decoder alone: each thread takes every n-th window of the plan and reads it into its row of a batch."""
+    rows = bench.config.batch
+    batch = np.zeros((rows, bench.config.window.samples), np.int16)
+
+    def work(first: int) -> None:
+        for number in range(first, len(bench.members), bench.threads):
+            data, start, count = bench.members[number]
+            with soundfile.SoundFile(BytesIO(data)) as file:
+                file.seek(start)
+                file.read(count, dtype="int16", out=batch[number % rows])
+
+    began = time.perf_counter()
+    workers = [threading.Thread(target=work, args=(first,)) for first in range(bench.threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return {"wall_s": time.perf_counter() - began}
+
+
+def _fed(bench: _Bench, place: str) -> dict[str, Any]:
+    """The feed from its start to its last batch; with the cache emptied before for the store."""
+    kept = bench.cache if place == "warm" else bench.cache.with_name("cold")
+    if place == "store":
+        shutil.rmtree(kept, ignore_errors=True)
+    feed_config = replace(bench.config.feed, cache=replace(bench.config.feed.cache, folder=str(kept)))
+    index = replace(bench.index, base=bench.places[place])
+    source = Source(index, bench.order, bench.config.window, feed_config)
+    before, cpu = storage.counters(), time.process_time()
+    began = time.perf_counter()
+    feed = ThreadFeed(source, range(bench.config.lanes), 0, threads=bench.threads)
+    try:
+        feed.next()
+        first_s = time.perf_counter() - began
+        for _ in range(bench.steps - 1):
+            feed.next()
+        wall_s = time.perf_counter() - began
+        seconds = feed.seconds()
+    finally:
+        feed.close()
+    spent = time.process_time() - cpu
+    fetched = (storage.counters() - before).bytes_read
+    per_core = bench.audio_s / max(spent, 1e-9)
+    return {"wall_s": wall_s, "first_s": first_s, "seconds": seconds, "fetched_bytes": fetched, "per_core": per_core}
+
+
+def _raw(bench: _Bench) -> dict[str, Any]:
+    """The shards read from the store by range and thrown away, with as many threads as fill the cache."""
+    began = time.perf_counter()
+
+    def read(shard: int) -> None:
+        for _ in storage.chunks(storage.join(bench.places["store"], bench.index.shards["path"][shard].as_py())):
+            pass
+
+    with ThreadPoolExecutor(_CHUNK_THREADS) as pool:
+        list(pool.map(read, range(bench.index.shards.num_rows)))
+    return {"wall_s": time.perf_counter() - began}
+
+
+def _peer_runs(bench: _Bench, folder: Path) -> dict[str, Callable[[], float]]:
+    job = peers.Job(
+        base=bench.places["memory"],
+        shards=[path for path in bench.index.shards["path"].to_pylist()],
+        codec=bench.config.codec,
+        samples=bench.config.window.samples,
+        batch=bench.config.batch,
+        windows=len(bench.members),
+        workers=bench.threads,
+        # As many utterances in the shuffle as our lanes hold shards open.
+        shuffle=round(bench.config.lanes * bench.index.count / bench.index.shards.num_rows),
+        seed=bench.config.seed,
+        folder=folder,
+    )
+    return peers.installed(job)

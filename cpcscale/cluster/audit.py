@@ -1,0 +1,117 @@
+"""The audit of a shard set on Ray: a task a tar, and what they find put together in memory that the set cannot grow."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpcscale import config, storage
+from cpcscale.cluster.index import in_order
+from cpcscale.errors import UserError
+from cpcscale.shards import audit as shards
+from cpcscale.shards.audit import ShardAudit
+from cpcscale.shards.index import Index
+from cpcscale.shards.tally import Tally
+from cpcscale.stream import counts, shuffle, window
+from cpcscale.stream.lane import PADDING
+from cpcscale.stream.order import Order
+from cpcscale.stream.window import WindowConfig
+
+
+@dataclass(kw_only=True)
+class AuditConfig:
+    """What is looked at beyond every byte, and the plan whose shuffle is measured."""
+
+    # Keyed share of members that is decoded.
+    share: float = 1.0
+    # Keys the share, and the plan.
+    seed: int = 0
+    # The plan: train.lanes, train.batch and the windows of a run.
+    lanes: int = 64
+    batch: int = 64
+    window: WindowConfig = field(default_factory=WindowConfig)
+    # Batches of an epoch that are looked at; all when it has no more.
+    batches: int = 100
+
+    def __post_init__(self) -> None:
+        config.at_least(0, share=self.share)
+        config.at_least(1, lanes=self.lanes, batch=self.batch, batches=self.batches)
+        if self.share > 1:
+            raise UserError(f"share={self.share} is above 1, which is every member")
+        if self.batch % self.lanes:
+            raise UserError(
+                f"batch={self.batch} is not a multiple of lanes={self.lanes}: every lane gives as many rows"
+            )
+
+
+def audit(base: str, spec: AuditConfig) -> dict[str, Any]:
+    """Checks every tar of the set at `base` and says what is in it, as plain values; `ok` is false for any problem.
+
+    Raises UserError for a folder that is no shard set; what is wrong with its shards is in the result.
+    """
+    index = Index.load(storage.absolute(base))
+    with tempfile.TemporaryDirectory() as folder:
+        tally = Tally(index, Path(folder))
+        every = range(index.shards.num_rows)
+        for done, recording, windows in in_order(_audit, every, (index, spec), what="auditing", unit="tars"):
+            tally.add(done, recording, windows)
+        result = tally.result(storage.list_files(index.base))
+        _, total, same = tally.windows_by_recording
+    result["share"] = spec.share
+    result["shuffle"] = _shuffle(index, spec, total, same)
+    return result
+
+
+def _audit(shard: int, shared: tuple[Index, AuditConfig]) -> tuple[ShardAudit, np.ndarray, np.ndarray]:
+    """(the audit of a tar, hash of each recording in it, how many windows that has here)."""
+    index, spec = shared
+    done = shards.audit_shard(index, shard, spec.share, spec.seed)
+    windows = window.count(spec.window, done.samples[done.counts])
+    recording, at = np.unique(done.recording[done.counts], return_inverse=True)
+    return done, recording, np.bincount(at, weights=windows, minlength=len(recording)).astype(np.int64)
+
+
+def _shuffle(index: Index, spec: AuditConfig, windows: int, same: int) -> dict[str, Any]:
+    """The shuffle figure of the first epoch under the plan, or `why` there is none."""
+    plan = {"lanes": spec.lanes, "batch": spec.batch, "window": f"{spec.window.kind} {spec.window.seconds:g} s"}
+    try:
+        by_shard = counts.shard_windows(index, spec.window)
+        steps_all = Order(by_shard, spec.seed, spec.lanes, spec.batch).lanes.steps_per_epoch
+        steps = shuffle.chosen_steps(steps_all, spec.batches, spec.seed)
+        pieces = np.array_split(steps, min(len(steps), 64))
+        shared = index, spec, by_shard
+        found = [row for rows in in_order(_pairs, pieces, shared, what="shuffle", unit="parts") for row in rows]
+    except UserError as error:
+        return {**plan, "why": str(error)}
+    figure = shuffle.measured(found, windows, same, exact=len(steps) == steps_all)
+    return {
+        **plan,
+        "pairs": figure.pairs,
+        "perfect": figure.perfect,
+        "ratio": figure.ratio,
+        "error": figure.error,
+        "batches": figure.batches,
+        "exact": figure.exact,
+    }
+
+
+def _pairs(steps: np.ndarray, shared: tuple[Index, AuditConfig, np.ndarray]) -> list[tuple[int, int]]:
+    """(rows that count, pairs of one recording) of the global batches of these steps."""
+    index, spec, by_shard = shared
+    order = Order(by_shard, spec.seed, spec.lanes, spec.batch)
+    return [_pairs_of(index, spec, *order.rows(step, range(spec.lanes))[1:]) for step in steps.tolist()]
+
+
+def _pairs_of(index: Index, spec: AuditConfig, shard_B: np.ndarray, ordinal_B: np.ndarray) -> tuple[int, int]:
+    recordings = []
+    for shard in np.unique(shard_B[shard_B != PADDING]).tolist():
+        rows = index.rows(shard)
+        row, _ = window.numbered(window.count(spec.window, rows.samples), ordinal_B[shard_B == shard])
+        row = row[~rows.excluded[row]]
+        recordings.append(shards.hashes(rows.table["recording"].take(row)))
+    batch = np.concatenate([np.zeros(0, np.uint64), *recordings])
+    return len(batch), shuffle.pairs(batch)

@@ -1,0 +1,136 @@
+"""What `cpcscale index` and `cpcscale audit` print: a few lines for a person, out of the same values as their JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cpcscale import storage
+from cpcscale.shards.adopt import QUARANTINE, Adopted
+
+_NAMES = 6
+
+
+def index_values(adopted: Adopted) -> dict[str, Any]:
+    """What an index is and what was done for it, as plain values."""
+    index = adopted.index
+    return {
+        "shards": index.base,
+        "state": adopted.state,
+        "fingerprint": index.fingerprint,
+        "parent": index.lineage[-1].fingerprint if index.lineage else None,
+        "tars": index.shards.num_rows,
+        "new_tars": adopted.new_shards,
+        "utterances": index.count,
+        "hours": index.duration_s / 3600,
+        "excluded": len(index.excluded),
+        "left_out": dict(adopted.left_out),
+        "damaged_tars": list(adopted.damaged),
+        "groups_from": _found(adopted.origins, "group"),
+        "languages_from": _found(adopted.origins, "language"),
+        "notes": dict(adopted.notes),
+    }
+
+
+def index_lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of `index_values`."""
+    place = storage.shown(values["shards"])
+    done = {
+        "made": f"indexed {place}",
+        "appended": f"appended {values['new_tars']} tars to {place}",
+        "excluded": f"excluded utterances of {place}",
+        "unchanged": f"{place} is indexed, and its tars are those of the index",
+    }[values["state"]]
+    yield (
+        f"{done}: {values['tars']:,} tars, {values['utterances']:,} utterances, {values['hours']:,.2f} h, "
+        f"fingerprint {values['fingerprint'][:12]}"
+    )
+    if values["parent"]:
+        yield _line("parent", values["parent"][:12])
+    for name in ("groups", "languages"):
+        if values[f"{name}_from"]:
+            yield _line(name, "from " + _counts(values[f"{name}_from"]))
+    if values["excluded"]:
+        yield _line("excluded", f"{values['excluded']:,} utterances keep their place and count for nothing")
+    if values["state"] in ("made", "appended"):
+        left_out = values["left_out"]
+        where = f" ({_counts(left_out)}), listed in {storage.join(place, QUARANTINE)}" if left_out else ""
+        yield _line("left out", f"{sum(left_out.values()):,} members{where}")
+    if values["damaged_tars"]:
+        yield _line("damaged", f"{_some(values['damaged_tars'])} left out whole: see {storage.join(place, QUARANTINE)}")
+    for note, count in values["notes"].items():
+        yield _line("note", f"{count:,} {note}")
+
+
+def audit_lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of an audit's result, problems last."""
+    yield (
+        f"audited {storage.shown(values['shards'])}: {values['tars']:,} tars, {values['utterances']:,} utterances, "
+        f"{values['hours']:,.2f} h, {values['bytes'] / 1e9:,.2f} GB, fingerprint {values['fingerprint'][:12]}"
+    )
+    yield _line("checked", f"every byte; {values['decoded']:,} members decoded ({values['share']:.0%} asked for)")
+    if values["duration_s"]:
+        yield _line("durations", "{least:.2f} s to {most:.2f} s, median {median:.2f} s".format(**values["duration_s"]))
+    yield _line("languages", _hours(values["hours_by_language"], values["languages"]))
+    alone = values["hours_without_group"]
+    others = f"; {alone:,.2f} h of no group but their recording" if alone else ""
+    yield _line("groups", _hours(values["hours_by_group"], values["groups"]) + others)
+    yield _line("recordings", f"{values['recordings']:,}")
+    yield _line("duplicates", _duplicates(values["duplicates"]))
+    if values["excluded"]:
+        yield _line("excluded", f"{values['excluded']:,} utterances, {values['excluded_hours']:,.2f} h")
+    if values["members_not_indexed"]:
+        yield _line("not indexed", f"{values['members_not_indexed']:,} audio members of these tars")
+    if values["tars_not_indexed"]:
+        yield _line("not indexed", f"{values['tars_not_indexed']:,} tars beside them")
+    yield _line("shuffle", _shuffle(values["shuffle"]))
+    yield _line("problems", f"{values['problem_count']:,}" if values["problem_count"] else "none")
+    yield from (f"    {problem}" for problem in values["problems"])
+
+
+def _found(origins: Counter[str], field: str) -> dict[str, int]:
+    """Where a field was found, and how often, the most first."""
+    start = f"{field}: "
+    return {name.removeprefix(start): count for name, count in origins.most_common() if name.startswith(start)}
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:11} {text}"
+
+
+def _counts(by_name: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in by_name.items())
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _hours(by_name: Mapping[str, float], total: int) -> str:
+    shown = list(by_name.items())[:_NAMES]
+    texts = [f"{name or 'none named'} {hours:,.2f} h" for name, hours in shown]
+    others = total - sum(bool(name) for name, _ in shown)
+    more = [f"and {others:,} more"] if others else []
+    return f"{total:,}" + (f": {', '.join([*texts, *more])}" if texts else "")
+
+
+def _duplicates(found: Mapping[str, Any]) -> str:
+    if not found["utterances"]:
+        return "none"
+    first = "; ".join(" = ".join(group) for group in found["first"])
+    return f"{found['utterances']:,} utterances have the bytes of another one: {first}"
+
+
+def _shuffle(figure: Mapping[str, Any]) -> str:
+    plan = f"batch {figure['batch']}, {figure['lanes']} lanes, {figure['window']}"
+    if "why" in figure:
+        return f"not measured ({plan}): {figure['why']}"
+    ratio = "" if figure["ratio"] is None else f", ratio {figure['ratio']:.2f}"
+    how = f"all {figure['batches']}" if figure["exact"] else f"{figure['batches']} keyed"
+    error = "" if figure["exact"] else f" +- {figure['error']:.2g}"
+    return (
+        f"{figure['pairs']:.3g}{error} pairs of one recording a batch, {figure['perfect']:.3g} if shuffled perfectly"
+        f"{ratio} ({how} batches; {plan})"
+    )

@@ -1,0 +1,269 @@
+"""Tars that others made, taken over where they lie: only the index beside them is written, and new versions of it.
+
+A version is valid until the marker of the next one stands. What cannot be trained on stays out of the index and stands
+in `quarantine.csv` beside it with its cause.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+from cpcscale import audio, config, storage
+from cpcscale.errors import UserError, nearest
+from cpcscale.shards import labels
+from cpcscale.shards.foreign import IndexConfig, LeftOut, TarTask, read_tar
+from cpcscale.shards.index import MARKER, Index
+from cpcscale.shards.labels import Manifest
+from cpcscale.shards.members import COMPRESSED, WAY_OUT
+from cpcscale.shards.publish import IndexWriter, exclude
+
+log = logging.getLogger(__name__)
+
+QUARANTINE, SETTINGS = "quarantine.csv", "index-settings.json"
+_COLUMNS = ("shard", "member", "cause", "why")
+_ANEW = f"remove {MARKER} and index again"
+_ASKING = 32
+
+# Runs a function of (item, what all share) on each item and hands the results on in order, as they come.
+Stream = Callable[[Callable[[Any, Any], Any], Sequence[Any], Any], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """An index as it stands now, and what was done for it: `state` is made, appended, excluded or unchanged.
+
+    `left_out` counts members by cause, `damaged` names tars that are left out whole. `origins` counts where groups and
+    languages were found, `notes` what is odd about members; both of the tars that were read now.
+    """
+
+    index: Index
+    state: str
+    new_shards: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    damaged: tuple[str, ...] = ()
+    origins: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+
+def serial(function: Callable[[Any, Any], Any], items: Sequence[Any], shared: Any) -> Iterator[Any]:
+    """The plain, in-process `Stream`."""
+    return (function(item, shared) for item in items)
+
+
+def adopt(base: str, spec: IndexConfig, *, append: bool = False, run: Stream = serial) -> Adopted:
+    """Indexes the tars below `base`; with `append`, those that its index lacks, as a new version after the old one.
+
+    On a folder that is indexed, without `append`: checks that its tars are those of the index. Raises UserError when
+    they are not, for a folder without usable tars, and for tars that are compressed or sets of their own.
+    """
+    base = storage.absolute(base)
+    names = storage.list_files(base)
+    if append or MARKER in names:
+        index = Index.load(base)
+        spec = _as_before(base, names, spec, append)
+        tars = _tars(base, names, spec.pattern)
+        _refuse_changed(index, names)
+        return _append(index, tars, names, spec, run) if append else _verified(index, tars, names)
+    tars = _tars(base, names, spec.pattern)
+    if not tars:
+        raise UserError(f"{base} holds no file named {spec.pattern}: name the folder of the tars, or set pattern=")
+    return _read(base, tars, names, spec, None, run)
+
+
+def exclude_from(base: str, texts: Sequence[str]) -> Adopted:
+    """Publishes a version of the index at `base` without these utterances: KEY or SHARD:KEY, or `@FILE` of a line each.
+
+    Raises UserError for a key that no utterance has.
+    """
+    keys: list[str] = []
+    for text in texts:
+        if text.startswith("@"):
+            try:
+                lines = storage.read(storage.absolute(text[1:])).decode().splitlines()
+            except UnicodeDecodeError as error:
+                raise UserError(f"--exclude {text}: it is not a text in UTF-8 ({error})") from None
+            keys += [line for line in lines if line.strip()]
+        else:
+            keys += [key for key in text.split(",") if key]
+    if not keys:
+        raise UserError("--exclude names no key: give KEY, SHARD:KEY, several with commas between, or @FILE")
+    index = Index.load(storage.absolute(base))
+    descendant = exclude(index, keys)
+    return Adopted(descendant, "unchanged" if descendant is index else "excluded")
+
+
+def _tars(base: str, names: Sequence[str], pattern: str) -> list[str]:
+    packed = [name for name in names if name.lower().endswith(COMPRESSED)]
+    if packed:
+        raise UserError(f"{storage.join(base, packed[0])} is compressed: {WAY_OUT}")
+    sets = [name for name in names if name.endswith(f"/{MARKER}")]
+    if sets:
+        raise UserError(
+            f"{base} holds {len(sets)} shard sets of their own, the first {sets[0][: -len(MARKER) - 1]}: index each by "
+            f"itself, so that held-out sets stay apart, or remove their {MARKER}"
+        )
+    tars = [name for name in names if name.lower().endswith(".tar") and fnmatchcase(name, pattern)]
+    for name in tars:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{name.encode(errors='backslashreplace').decode()} has no name in UTF-8: rename it"
+            ) from None
+    return tars
+
+
+def _read(
+    base: str, tars: Sequence[str], names: Sequence[str], spec: IndexConfig, after: Index | None, run: Stream
+) -> Adopted:
+    """Reads these tars and publishes the version that has them after those of `after`."""
+    manifest = Manifest(storage.absolute(spec.manifest), spec.columns) if spec.manifest else None
+    cuts = {name for name in names if name.endswith(".jsonl.gz")}
+    tasks = [TarTask(base, name, beside if (beside := labels.cuts_beside(name)) in cuts else "", spec) for name in tars]
+    left_out, origins, notes = Counter[str](), Counter[str](), Counter[str]()
+    damaged: list[LeftOut] = []
+    fields: set[str] = set()
+    new = 0
+    with IndexWriter(base, after) as writer:
+        with _quarantine(base, set(tars) if after else None) as write:
+            for shard in run(read_tar, tasks, manifest):
+                if shard.entry:
+                    writer.add(shard.entry)
+                    new += 1
+                else:
+                    damaged += shard.left_out
+                left_out.update(row.cause for row in shard.left_out if row.member)
+                write(shard.left_out)
+                origins += shard.origins
+                notes += shard.notes
+                fields.update(shard.fields)
+            _refuse_useless(base, tars, left_out, damaged, origins)
+            for text in _unfound(spec, manifest, origins, fields):
+                # What is appended may lack what the first tars had.
+                if after is None:
+                    raise UserError(text)
+                log.warning("%s", text)
+        storage.write(storage.join(base, SETTINGS), json.dumps(config.flat(spec), indent=1).encode() + b"\n")
+        index = writer.publish()
+    state = "appended" if after else "made"
+    return Adopted(index, state, new, left_out, tuple(row.shard for row in damaged), origins, notes)
+
+
+def _append(index: Index, tars: Sequence[str], names: Sequence[str], spec: IndexConfig, run: Stream) -> Adopted:
+    known = set(index.shards["path"].to_pylist())
+    new = [name for name in tars if name not in known]
+    return _read(index.base, new, names, spec, index, run) if new else Adopted(index, "unchanged")
+
+
+def _verified(index: Index, tars: Sequence[str], names: Sequence[str]) -> Adopted:
+    damaged = {row["shard"] for row in _quarantined(index.base) if not row["member"]} if QUARANTINE in names else set()
+    known = set(index.shards["path"].to_pylist())
+    new = [name for name in tars if name not in known | damaged]
+    if new:
+        raise UserError(
+            f"{len(new)} tars are not in the index of {index.base}, the first {new[0]}: add them with --append"
+        )
+    return Adopted(index, "unchanged", damaged=tuple(sorted(damaged & set(tars))))
+
+
+def _refuse_changed(index: Index, names: Sequence[str]) -> None:
+    """Refuses a folder where a tar of the index is gone or has another size; no tar is read."""
+    paths, sizes = index.shards["path"].to_pylist(), index.shards["bytes"].to_numpy()
+    there = set(names)
+    gone = [path for path in paths if path not in there]
+    if gone:
+        raise UserError(f"{_named(gone)} of the index at {index.base} {_is(gone)} gone: restore, or {_ANEW}")
+    with ThreadPoolExecutor(_ASKING) as pool:
+        found = pool.map(lambda path: storage.size(storage.join(index.base, path)), paths)
+        other = [path for path, size, indexed in zip(paths, found, sizes, strict=True) if size != indexed]
+    if other:
+        raise UserError(
+            f"{_named(other)} of the index at {index.base} {_is(other)} of another size than indexed: restore, or "
+            f"{_ANEW}"
+        )
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _as_before(base: str, names: Sequence[str], spec: IndexConfig, append: bool) -> IndexConfig:
+    """The settings of an indexed folder: those it was indexed with, and over them, for an append, what is given now."""
+    plain, given = config.flat(IndexConfig()), config.flat(spec)
+    before = dict(plain)
+    if SETTINGS in names:
+        try:
+            before |= dict(json.loads(storage.read(storage.join(base, SETTINGS))))
+        except (ValueError, TypeError):
+            raise UserError(f"{storage.join(base, SETTINGS)} is not a JSON object: remove it") from None
+    changed = [name for name, value in given.items() if value not in (plain[name], before[name])]
+    if changed and not append:
+        name = changed[0]
+        raise UserError(
+            f"{base} is indexed already, with {name}={before[name]!r}: to have {given[name]!r} instead, {_ANEW}"
+        )
+    merged = {name: given[name] if name in changed else before[name] for name in plain}
+    return config.load(IndexConfig, None, [f"{name}={json.dumps(value)}" for name, value in merged.items()])
+
+
+def _refuse_useless(
+    base: str, tars: Sequence[str], left_out: Counter[str], damaged: Sequence[LeftOut], origins: Counter[str]
+) -> None:
+    if origins:
+        return
+    if damaged:
+        raise UserError(f"nothing to index: {damaged[0].shard} cannot be used: {damaged[0].why}; fetch it again")
+    if left_out:
+        causes = ", ".join(f"{count} {cause}" for cause, count in left_out.most_common())
+        raise UserError(f"none of the audio members of {len(tars)} tars can be used: {causes}")
+    raise UserError(f"there is no audio in {len(tars)} tars below {base}: expected {', '.join(audio.SUFFIXES)}")
+
+
+def _unfound(spec: IndexConfig, manifest: Manifest | None, origins: Counter[str], fields: set[str]) -> Iterator[str]:
+    """What is wrong with a manifest or a column that the user named and that says nothing about any member."""
+    if manifest and not any(": manifest " in origin for origin in origins):
+        yield (
+            f"{manifest.url} names none of the members, but such as {manifest.example!r}: name the column with their "
+            "keys as columns.key="
+        )
+    for name in ("group", "language"):
+        column = getattr(spec.columns, name)
+        if column and not any(origin.startswith(f"{name}: ") and origin.endswith(f" {column}") for origin in origins):
+            has = f"a JSON here has {', '.join(sorted(fields))}" if fields else "there is no JSON beside the members"
+            yield f"columns.{name}={column} is found for no member{nearest(column, sorted(fields))}: {has}"
+
+
+@contextlib.contextmanager
+def _quarantine(base: str, again: set[str] | None) -> Iterator[Callable[[Sequence[LeftOut]], None]]:
+    """Writes what is left out, a line each, after what the table holds of other shards than `again`; None: anew."""
+    with (
+        storage.publishing(storage.join(base, QUARANTINE)) as aside,
+        aside.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        if again is not None:
+            writer.writerows(row for row in _quarantined(base) if row["shard"] not in again)
+        yield lambda rows: writer.writerows(vars(row) for row in rows)
+
+
+def _quarantined(base: str) -> Iterator[dict[str, str]]:
+    """The rows of the quarantine table; none where there is no table."""
+    with contextlib.suppress(storage.NotFoundError), storage.opened(storage.join(base, QUARANTINE)) as raw:
+        text = io.TextIOWrapper(io.BufferedReader(cast(io.RawIOBase, raw)), encoding="utf-8", newline="")
+        yield from (row for row in csv.DictReader(text) if row.keys() >= set(_COLUMNS))

@@ -1,0 +1,245 @@
+"""The end of pass 1: which file goes to which split, task and shard. It is written down before any shard is made.
+
+The same files, lengths, seed and settings give the same assignment in any order of the files. It is columnar: a file
+costs its name, its key and some 50 bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cpcscale import audio, config, storage
+from cpcscale.errors import UserError
+from cpcscale.shards import splits
+from cpcscale.shards.pieces import Member, PackTask, piece_counts
+from cpcscale.shards.rows import table_digest
+from cpcscale.shards.sources import BATCH_ROWS, Files, FindConfig, utterance_keys
+from cpcscale.shards.splits import SPLITS
+
+HEAD, TABLE, NOTES = "assignment.json", "assignment.parquet", ".packing"
+_BYTES_A_SECOND = {"wav": 32_000, "flac": 21_700, "opus": 3_600}
+# `shard` is the first of the `shards` that the task of the file fills.
+_COLUMNS = pa.schema(
+    [
+        ("split", pa.string()),
+        ("task", pa.int32()),
+        ("shard", pa.int32()),
+        ("shards", pa.int32()),
+        ("key", pa.string()),
+        ("name", pa.string()),
+        ("group", pa.string()),
+        ("language", pa.string()),
+        ("samples", pa.int64()),
+        ("pieces", pa.int32()),
+    ]
+)
+
+
+@dataclass(kw_only=True)
+class PackConfig(FindConfig):
+    """How audio files become shards."""
+
+    # flac is the default; wav feeds fastest, opus is smallest.
+    codec: Literal["flac", "wav", "opus"] = "flac"
+    # Target size of one shard.
+    shard_mb: float = 64.0
+    # Keys the held-out split and the shuffle over recordings.
+    seed: int = 0
+    # Share split off as `heldout`: of each speaker's utterances, or of the speakers.
+    heldout_share: float = 0.0
+    heldout_by: Literal["utterance", "group"] = "group"
+    # Speakers left out whole, as the set `unseen`.
+    unseen_groups: list[str] = field(default_factory=list)
+    # Files shorter than this go to the quarantine table.
+    min_s: float = 0.2
+    # Longer files are cut into pieces of nearly equal length, none longer than this; 0: never.
+    max_s: float = 60.0
+    # Where files are cut: shards that a task fills at a time, and over which it shuffles the pieces.
+    group_shards: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config.at_least(0, heldout_share=self.heldout_share, min_s=self.min_s, max_s=self.max_s)
+        config.at_least(0.1, shard_mb=self.shard_mb)
+        config.at_least(1, group_shards=self.group_shards)
+        if self.heldout_share >= 1:
+            raise UserError(f"heldout_share={self.heldout_share} leaves nothing to train on: give a share below 1")
+        if 0 < self.max_s < max(1.0, 2 * self.min_s):
+            raise UserError(
+                f"max_s={self.max_s} would cut pieces shorter than min_s={self.min_s} or a second: give at least "
+                f"{max(1.0, 2 * self.min_s)}, or 0 to cut nothing"
+            )
+
+
+class Assignment(Sequence[PackTask]):
+    """The tasks of pass 2, each made when it is asked for, and the table behind them.
+
+    `rows` int64: the files in the order of the assignment; task t has rows[starts[t]:starts[t + 1]].
+    """
+
+    def __init__(self, target: str, config: PackConfig, files: Files, samples: np.ndarray) -> None:
+        names = files.table["name"].combine_chunks().cast(pa.large_string())
+        self._target, self._config, self._files, self._samples = target, config, files, samples
+        self._pieces = piece_counts(samples, round(config.max_s * audio.RATE_HZ))
+        self._keys = utterance_keys(names, self._pieces > 1)
+        split = splits.split(files, names, config.seed, config.heldout_share, config.heldout_by, config.unseen_groups)
+        ranked = splits.ranked(config.seed, "order", self._keys)
+        _refuse_one_name_twice(self._keys, ranked, names)
+        parts = [_tasks_of(ranked[split[ranked] == number], samples, self._pieces, config) for number in range(3)]
+        self.rows = np.concatenate([part.rows for part in parts])
+        counts = np.concatenate([np.diff(part.starts) for part in parts])
+        self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._split = np.repeat(np.arange(3), [len(part.shards) for part in parts])
+        self._shards = np.concatenate([part.shards for part in parts])
+        self._first = np.concatenate([np.cumsum(part.shards) - part.shards for part in parts])
+        self.resumed = False
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, at: int) -> PackTask:  # type: ignore[override]
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        rows = self.rows[self.starts[at] : self.starts[at + 1]]
+        keys, sources = pc.take(self._keys, pa.array(rows)).to_pylist(), self._files.at(rows)
+        return PackTask(
+            target=storage.join(self._target, self.split(at)),
+            note=storage.join(self.notes, f"{at:06d}.json"),
+            first_shard=int(self._first[at]),
+            shards=int(self._shards[at]),
+            codec=self._config.codec,
+            min_samples=round(self._config.min_s * audio.RATE_HZ),
+            seed=self._config.seed,
+            resumed=self.resumed,
+            members=tuple(
+                Member(key, source, int(self._samples[row]), int(self._pieces[row]))
+                for key, source, row in zip(keys, sources, rows, strict=True)
+            ),
+        )
+
+    def split(self, task: int) -> str:
+        """The name of the split that a task belongs to."""
+        return SPLITS[self._split[task]]
+
+    @property
+    def splits(self) -> list[str]:
+        """The names of the splits that have any file."""
+        return [SPLITS[number] for number in np.unique(self._split)]
+
+    @property
+    def notes(self) -> str:
+        """The hidden folder where tasks write down what they made, for a pack that is started again."""
+        return storage.join(self._target, NOTES, self.head["digest"][:16])
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What vouches for the table: the settings that shape it and a digest over its rows."""
+        if self._head is None:
+            found = {one.name for one in fields(FindConfig)}
+            settings = {name: value for name, value in asdict(self._config).items() if name not in found}
+            digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+            for batch in self._batches():
+                digest.update(table_digest(pa.Table.from_batches([batch]), _COLUMNS.names))
+            self._head = {"format": 2, "pack": settings, "files": len(self.rows), "digest": digest.hexdigest()}
+        return self._head
+
+    _head: dict[str, Any] | None = None
+
+    def write(self) -> None:
+        """Writes the restart state at the target, the head last; refuses a target with another, and tars of no pack.
+
+        When the same one is there already, the tasks are told that they may have been done.
+        """
+        head, url = self.head, storage.join(self._target, HEAD)
+        if storage.exists(url):
+            try:
+                known = dict(json.loads(storage.read(url))).get("digest")
+            except ValueError:
+                known = None
+            if known != head["digest"]:
+                raise UserError(
+                    f"{self._target} holds a pack of other files or settings: name another folder, or remove it first"
+                )
+            self.resumed = True
+            return
+        for base in (storage.join(self._target, split) for split in self.splits):
+            if storage.exists(base) and any(name.endswith(".tar") for name in storage.list_files(base)):
+                raise UserError(
+                    f"{base} holds tars of no pack that is known here: name another folder, or remove it first"
+                )
+        with (
+            storage.publishing(storage.join(self._target, TABLE)) as aside,
+            pq.ParquetWriter(aside, _COLUMNS) as table,
+        ):
+            for batch in self._batches():
+                table.write_batch(batch)
+        storage.write(url, json.dumps(head, indent=1, ensure_ascii=False).encode() + b"\n")
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        table = self._files.table
+        for start in range(0, len(self.rows), BATCH_ROWS):
+            rows = self.rows[start : start + BATCH_ROWS]
+            at = np.searchsorted(self.starts, np.arange(start, start + len(rows)), side="right") - 1
+            taken = table.take(pa.array(rows))
+            name = taken["name"].combine_chunks().cast(pa.string())
+            group = pc.fill_null(taken["group"].combine_chunks().dictionary_decode().cast(pa.string()), name)
+            language = taken["language"].combine_chunks().dictionary_decode().cast(pa.string())
+            key = pc.take(self._keys, pa.array(rows)).cast(pa.string())
+            split = pc.take(pa.array(SPLITS), pa.array(self._split[at]))
+            numbers = (at, self._first[at], self._shards[at], self._samples[rows], self._pieces[rows])
+            task, shard, shards, samples, pieces = (pa.array(column) for column in numbers)
+            columns = [split, task, shard, shards, key, name, group, language, samples, pieces]
+            yield pa.RecordBatch.from_arrays(
+                [column.cast(kind) for column, kind in zip(columns, _COLUMNS.types, strict=True)], schema=_COLUMNS
+            )
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """Those of one split: its rows in order, where each task starts among them, and how many shards each fills."""
+
+    rows: np.ndarray
+    starts: np.ndarray
+    shards: np.ndarray
+
+
+def _tasks_of(rows: np.ndarray, samples: np.ndarray, pieces: np.ndarray, config: PackConfig) -> _Tasks:
+    """The files of one split, in order, shared out by duration."""
+    if not len(rows):
+        return _Tasks(rows, np.zeros(1, np.int64), np.zeros(0, np.int64))
+    shard_samples = config.shard_mb * 1e6 / _BYTES_A_SECOND[config.codec] * audio.RATE_HZ
+    lengths, counts = samples[rows], pieces[rows]
+    whole = bool((counts == 1).all())
+    total = int(lengths.sum())
+    groups = max(1, round(total / (shard_samples if whole else shard_samples * config.group_shards)))
+    before = np.cumsum(lengths) - lengths
+    # The group of a file is the integer before * groups / total, which may not fit 64 bits; its edges do.
+    edges = np.fromiter((-(-max(1, total) * group // groups) for group in range(groups)), np.int64, groups)
+    starts = np.unique(np.searchsorted(edges, before, side="right") - 1, return_index=True)[1]
+    ends = np.append(starts, len(rows))
+    if whole:
+        return _Tasks(rows, ends, np.ones(len(starts), np.int64))
+    size = np.add.reduceat(lengths, starts)
+    longest = np.maximum.reduceat(-(-lengths // counts), starts)
+    # So few that no shard is empty, however the pieces are shuffled: each shard's share holds the start of a piece.
+    most = np.maximum(1, size // np.maximum(1, longest))
+    return _Tasks(rows, ends, np.clip(np.rint(size / shard_samples).astype(np.int64), 1, most))
+
+
+def _refuse_one_name_twice(keys: pa.LargeStringArray, ranked: np.ndarray, names: pa.LargeStringArray) -> None:
+    """Keys are unique where names are; equal keys are neighbours in their ranking."""
+    for start in range(0, len(ranked) - 1, BATCH_ROWS):
+        rows = ranked[start : start + BATCH_ROWS + 1]
+        same = pc.equal(pc.take(keys, pa.array(rows[1:])), pc.take(keys, pa.array(rows[:-1])))
+        at = pc.index(same, True).as_py()
+        if at >= 0:
+            raise UserError(f"two files have the name {names[int(rows[at])].as_py()!r}: names tell utterances apart")

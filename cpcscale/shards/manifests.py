@@ -1,0 +1,199 @@
+"""Tables that say who speaks which language in which file: CSV, or TSV where the name ends so, of any size."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cpcscale import storage
+from cpcscale.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+NAMES = ("manifest.csv", "manifest.tsv")
+_BATCH_ROWS = 65_536
+_ROWS = pa.schema([("path", pa.large_binary()), ("speaker", pa.large_string()), ("language", pa.large_string())])
+
+
+@dataclass(kw_only=True)
+class Columns:
+    """The columns of a manifest."""
+
+    path: str = "path"
+    speaker: str = "speaker"
+    language: str = "language"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What manifests say of each file: `speaker` (null where none is named) and `language` (perhaps empty)."""
+
+    speaker: pa.ChunkedArray
+    language: pa.ChunkedArray
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One manifest: its rows, the first of each path, and the folder that paths are relative to."""
+
+    url: str
+    rows: pa.Table
+
+
+def read(
+    root: str,
+    names: pa.LargeBinaryArray,
+    beside: Sequence[str],
+    given: str,
+    columns: Columns,
+    *,
+    speakers: bool,
+) -> Told:
+    """Speaker and language of each of the files `names` below `root`.
+
+    They come from the manifest `given`, else from those in the tree, `beside` the files, of which the nearest counts.
+    With `speakers` false the column of speakers need not be there. Raises UserError for a manifest that is not such a
+    table.
+    """
+    if given:
+        tables = [_given(root, names, storage.absolute(given), columns, speakers)]
+    else:
+        deepest_first = sorted(beside, key=lambda name: -name.count("/"))
+        tables = [_beside(root, name, columns, speakers) for name in deepest_first]
+    rows = pa.concat_tables([_ROWS.empty_table(), *(table.rows for table in tables)]).combine_chunks()
+    known = pc.is_in(rows["path"], value_set=names)
+    for table in tables:
+        _warn_of_lost(table, known.slice(0, table.rows.num_rows))
+        known = known.slice(table.rows.num_rows)
+    at = pc.index_in(names, value_set=rows["path"])
+    speaker, language = (pc.take(rows[name], at) for name in ("speaker", "language"))
+    speaker = pc.if_else(pc.equal(speaker, ""), pa.scalar(None, pa.large_string()), speaker)
+    return Told(speaker, pc.fill_null(language, ""))
+
+
+def _beside(root: str, name: str, columns: Columns, speakers: bool) -> _Table:
+    """A manifest in the tree, whose paths are relative to its folder."""
+    return _table(storage.join(root, name), root, posixpath.dirname(name), columns, speakers)
+
+
+def _given(root: str, names: pa.LargeBinaryArray, url: str, columns: Columns, speakers: bool) -> _Table:
+    """The user's own manifest, whose paths are relative to the source, or to its own folder when that lies in it."""
+    table = _table(url, root, "", columns, speakers)
+    known = pc.is_in(table.rows["path"], value_set=names)
+    folder = posixpath.dirname(url)
+    if folder.startswith(f"{root}/") and not pc.any(known).as_py():
+        table = _table(url, root, folder[len(root) + 1 :], columns, speakers)
+        known = pc.is_in(table.rows["path"], value_set=names)
+    if table.rows.num_rows and not pc.any(known).as_py():
+        raise UserError(
+            f"none of the {table.rows.num_rows} paths in {url} names an audio file below {root}, the first: "
+            f"{_shown(table.rows['path'][0])}: name the folder that they are relative to as the source, or another "
+            "column with columns.path"
+        )
+    told = pc.is_in(names, value_set=table.rows["path"])
+    silent = len(names) - (pc.sum(told).as_py() or 0)
+    if silent and speakers:
+        first = _shown(names[pc.index(told, False).as_py()])
+        log.warning("%s has no row for %d of %d files, so each is a speaker: %s", url, silent, len(names), first)
+    return table
+
+
+def _table(url: str, root: str, folder: str, columns: Columns, speakers: bool) -> _Table:
+    batches = list(_batches(url, root, folder, columns, speakers))
+    rows = pa.Table.from_batches(batches, _ROWS).combine_chunks()
+    first = pc.index_in(rows["path"], value_set=rows["path"]).to_numpy()
+    again = first != np.arange(len(first))
+    if again.any():
+        _refuse_two_speakers(url, rows, first)
+        rows = rows.filter(pa.array(~again)).combine_chunks()
+    return _Table(url, rows)
+
+
+def _batches(url: str, root: str, folder: str, columns: Columns, speakers: bool) -> Iterator[pa.RecordBatch]:
+    """The rows of a manifest, paths relative to the root."""
+    # Tables of tabs, such as Common Voice's, hold quotation marks that mean nothing.
+    tabs = url.lower().endswith(".tsv")
+    form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+    try:
+        with storage.opened(url) as file:
+            buffered = io.BufferedReader(cast(io.RawIOBase, file), 1 << 20)
+            reader = csv.reader(io.TextIOWrapper(buffered, encoding="utf-8-sig", newline=""), **form)
+            places = _places(url, next(reader, []), columns, speakers)
+            batch: list[tuple[bytes, str, str]] = []
+            for row in filter(None, reader):
+                path, speaker, language = (row[at].strip() if at is not None and at < len(row) else "" for at in places)
+                batch.append((_relative(path, root, folder).encode("utf-8", "surrogateescape"), speaker, language))
+                if len(batch) == _BATCH_ROWS:
+                    yield _batch(batch)
+                    batch = []
+            yield _batch(batch)
+    except (UnicodeDecodeError, csv.Error) as error:
+        kind = "TSV" if tabs else "CSV"
+        raise UserError(f"{url} is not a {kind} table in UTF-8 ({error}): write it again, or rename the file") from None
+
+
+def _batch(rows: Sequence[tuple[bytes, str, str]]) -> pa.RecordBatch:
+    columns = zip(*rows, strict=True) if rows else ([], [], [])
+    return pa.RecordBatch.from_arrays(
+        [pa.array(column, kind) for column, kind in zip(columns, _ROWS.types, strict=True)], schema=_ROWS
+    )
+
+
+def _places(url: str, header: list[str], columns: Columns, speakers: bool) -> tuple[int | None, int | None, int | None]:
+    """Where the three columns stand; a column that the user named must be there, else only that of paths."""
+    for key, name, needed in (
+        ("path", columns.path, True),
+        ("speaker", columns.speaker, speakers and columns.speaker != Columns().speaker),
+        ("language", columns.language, columns.language != Columns().language),
+    ):
+        if needed and name not in header:
+            has = f"it has {', '.join(header)}" if header else "it is empty"
+            raise UserError(
+                f"{url} has no column `{name}` ({has}){nearest(name, header)}: add it, name another with "
+                f"columns.{key}, or rename the file"
+            )
+    if speakers and columns.speaker not in header:
+        hint = nearest(columns.speaker, header)
+        log.warning("%s has no column `%s`%s: each file counts as a speaker of its own", url, columns.speaker, hint)
+    path, speaker, language = (
+        header.index(name) if name in header else None for name in (columns.path, columns.speaker, columns.language)
+    )
+    return path, speaker, language
+
+
+def _relative(path: str, root: str, folder: str) -> str:
+    """A manifest's path, relative to the root; one that is absolute may stand there too."""
+    if path.startswith(f"{root}/"):
+        return posixpath.normpath(path[len(root) + 1 :])
+    return posixpath.normpath(posixpath.join(folder, path))
+
+
+def _refuse_two_speakers(url: str, rows: pa.Table, first: np.ndarray) -> None:
+    other = pc.not_equal(rows["speaker"], pc.take(rows["speaker"], pa.array(first)))
+    at = pc.index(other, True).as_py()
+    if at >= 0:
+        raise UserError(
+            f"{url} names {_shown(rows['path'][at])} for two speakers, {rows['speaker'][int(first[at])].as_py()!r} and "
+            f"{rows['speaker'][at].as_py()!r}: a file has one"
+        )
+
+
+def _warn_of_lost(table: _Table, known: pa.ChunkedArray) -> None:
+    rows = len(known)
+    lost = rows - (pc.sum(known).as_py() or 0)
+    if lost:
+        first = _shown(table.rows["path"][pc.index(known, False).as_py()])
+        log.warning("%s: %d of its %d paths name no audio file here; the first: %s", table.url, lost, rows, first)
+
+
+def _shown(path: pa.Scalar) -> str:
+    return str(path.as_py().decode("utf-8", "backslashreplace"))

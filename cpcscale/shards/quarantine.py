@@ -1,0 +1,60 @@
+"""The table of what is left out, with its cause: written row by row, so that it may be long."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from cpcscale import storage
+from cpcscale.errors import UserError
+
+NAME = "quarantine.csv"
+# `piece` is the number of a piece of a recording, empty for a whole file.
+_COLUMNS = ("path", "piece", "cause", "why")
+
+
+class Quarantine:
+    """Rows as they come, in a temporary file; published at the end. Use it as a context manager."""
+
+    def __init__(self) -> None:
+        self.files = self.pieces = 0
+        self.first: dict[str, str] | None = None
+        self._file = tempfile.TemporaryFile("w+", encoding="utf-8", newline="")  # noqa: SIM115
+        self._rows = csv.DictWriter(self._file, _COLUMNS, lineterminator="\n")
+        self._rows.writeheader()
+
+    def __enter__(self) -> Quarantine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, rows: Sequence[dict[str, str]]) -> None:
+        self.first = self.first or next(iter(rows), None)
+        pieces = sum(1 for row in rows if row["piece"])
+        self.files, self.pieces = self.files + len(rows) - pieces, self.pieces + pieces
+        self._rows.writerows(rows)
+
+    def publish(self, target: str) -> None:
+        """Writes the table into the folder of the pack."""
+        self._file.seek(0)
+        with (
+            storage.publishing(storage.join(target, NAME)) as aside,
+            aside.open("w", encoding="utf-8", newline="") as out,
+        ):
+            shutil.copyfileobj(self._file, out)
+
+
+def read(target: str) -> Iterator[dict[str, str]]:
+    """The rows of the table of a pack. Raises UserError when it is not there or not such a table."""
+    url = storage.join(target, NAME)
+    try:
+        with storage.opened(url) as file:
+            buffered = io.BufferedReader(cast(io.RawIOBase, file), 1 << 20)
+            yield from csv.DictReader(io.TextIOWrapper(buffered, encoding="utf-8", newline=""))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{url} is not the table that a pack writes ({error}): remove it and pack again") from None

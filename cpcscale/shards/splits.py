@@ -1,0 +1,112 @@
+"""What is held out: by keyed hash, of speakers or of each speaker's files, before anything is shuffled.
+
+A recording is on one side whole, whatever it is cut into. Who is held out does not change with the other speakers, the
+codec or the size of shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cpcscale.errors import UserError, nearest
+from cpcscale.shards.pieces import keyed
+from cpcscale.shards.sources import BATCH_ROWS, Files
+
+SPLITS = TRAIN, HELDOUT, UNSEEN = ("train", "heldout", "unseen")
+_TRAIN, _HELDOUT, _UNSEEN = range(3)
+# Names that a wrong one is compared with.
+_HINTS = 10_000
+
+
+def split(
+    files: Files, names: pa.LargeStringArray, seed: int, share: float, by: str, unseen: Sequence[str]
+) -> np.ndarray:
+    """int8 [files]: the number in SPLITS of each file. Raises UserError for an unknown speaker, or nothing to train on.
+
+    `share` is split off as `heldout`, by `group` or by `utterance`; the speakers `unseen` are left out whole.
+    """
+    groups = _Groups(files, names)
+    numbers = np.full(len(names), _TRAIN, np.int8)
+    numbers[np.isin(groups.ids, [groups.find(name) for name in unseen])] = _UNSEEN
+    if share > 0:
+        left = np.flatnonzero(numbers == _TRAIN)
+        if by == "group":
+            there = np.unique(groups.ids[left])
+            ranking = there[ranked(seed, "heldout", groups.texts(there))]
+            held = np.isin(groups.ids[left], ranking[: int(_shares(np.array([len(there)]), share)[0])])
+            numbers[left[held]] = _HELDOUT
+        else:
+            ranking = left[ranked(seed, "heldout", pc.take(names, pa.array(left)))]
+            ranking = ranking[np.argsort(groups.ids[ranking], kind="stable")]
+            _, starts, counts = np.unique(groups.ids[ranking], return_index=True, return_counts=True)
+            place = np.arange(len(ranking)) - np.repeat(starts, counts)
+            numbers[ranking[place < np.repeat(_shares(counts, share), counts)]] = _HELDOUT
+    if not (numbers == _TRAIN).any():
+        raise UserError(
+            "every utterance is held out and none is left to train on: lower heldout_share or unseen_groups"
+        )
+    return numbers
+
+
+def ranked(seed: int, purpose: str, texts: pa.LargeStringArray) -> np.ndarray:
+    """int64: the rows of `texts` in a keyed order, that of their hashes and, where those are equal, of the texts."""
+    hashes = np.fromiter((keyed(seed, purpose, text) for text in _values(texts)), np.uint64, len(texts))
+    order = np.argsort(hashes, kind="stable")
+    ties = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    for first, last in _runs(ties):
+        order[first:last] = sorted(order[first:last], key=lambda row: texts[int(row)].as_py())
+    return order
+
+
+class _Groups:
+    """The speaker of each file as a number: that of its name in the table of names, or past them the file's own."""
+
+    def __init__(self, files: Files, names: pa.LargeStringArray) -> None:
+        column = files.table["group"].combine_chunks()
+        self._named, self._names = column.dictionary, names
+        self.ids = pc.fill_null(column.indices, -1).to_numpy().astype(np.int64)
+        own = np.flatnonzero(self.ids < 0)
+        # A file without a speaker may have the name that another file gives as its speaker.
+        same = pc.fill_null(pc.index_in(pc.take(names, pa.array(own)), value_set=self._named), -1).to_numpy()
+        self.ids[own] = np.where(same >= 0, same, len(self._named) + own)
+
+    def texts(self, ids: np.ndarray) -> pa.LargeStringArray:
+        """The names of these speakers, given in rising order."""
+        named = int(np.searchsorted(ids, len(self._named)))
+        parts = [
+            pc.take(self._named, pa.array(ids[:named])),
+            pc.take(self._names, pa.array(ids[named:] - len(self._named))),
+        ]
+        return pa.concat_arrays([part.cast(pa.large_string()) for part in parts])
+
+    def find(self, name: str) -> int:
+        """The number of a speaker that some file has."""
+        at = pc.index(self._named, pa.scalar(name, self._named.type)).as_py()
+        if at >= 0 and (self.ids == at).any():
+            return int(at)
+        row = pc.index(self._names, pa.scalar(name, self._names.type)).as_py()
+        if row >= 0 and self.ids[row] == len(self._named) + row:
+            return int(self.ids[row])
+        known = sorted(self.texts(np.unique(self.ids)[:_HINTS]).to_pylist())
+        raise UserError(f"unseen_groups names {name!r}, which no file has as its speaker{nearest(name, known)}")
+
+
+def _shares(counts: np.ndarray, share: float) -> np.ndarray:
+    """How many of `counts` are held out; at least one of two or more."""
+    return np.maximum(np.rint(share * counts).astype(np.int64), counts > 1)
+
+
+def _values(texts: pa.LargeStringArray) -> Iterator[str]:
+    for start in range(0, len(texts), BATCH_ROWS):
+        yield from texts.slice(start, BATCH_ROWS).to_pylist()
+
+
+def _runs(ties: np.ndarray) -> Iterator[tuple[int, int]]:
+    """The (first, last) of each run of equal neighbours, from the places whose next one is equal."""
+    for run in np.split(ties, np.flatnonzero(np.diff(ties) > 1) + 1):
+        if len(run):
+            yield int(run[0]), int(run[-1]) + 2

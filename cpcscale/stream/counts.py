@@ -1,0 +1,41 @@
+"""How many windows each shard has: one streaming pass over the utterances' lengths, kept for large sets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from cpcscale.shards.index import Index
+from cpcscale.stream import window
+from cpcscale.stream.window import WindowConfig
+
+# Below this a pass takes well under a second.
+_KEPT_FROM = 1_000_000
+
+
+def shard_windows(index: Index, spec: WindowConfig, kept_in: Path | None = None) -> np.ndarray:
+    """int64 [shards]: the windows of each shard. Memory is that of one part of the index.
+
+    A large set's counts are kept in the folder `kept_in`, by fingerprint and window spec.
+    """
+    if spec.kind == "crop":
+        return index.shards["utterances"].to_numpy()
+    kept = None
+    if kept_in and index.count >= _KEPT_FROM:
+        kept = kept_in / f"windows-{index.fingerprint}-{spec.kind}-{spec.samples}.npy"
+        if kept.exists():
+            return np.load(kept, allow_pickle=False)
+    counts = np.zeros(index.shards.num_rows, np.int64)
+    for first, samples in index.samples_by_part():
+        # The part ends where its rows end; shards without utterances at its edges have no windows.
+        last = int(np.searchsorted(index.bounds, index.bounds[first] + len(samples), side="right")) - 1
+        bounds = index.bounds[first : last + 1] - index.bounds[first]
+        counts[first:last] = window.per_shard(window.count(spec, samples), bounds)
+    if kept:
+        kept_in.mkdir(parents=True, exist_ok=True)  # type: ignore[union-attr]
+        aside = kept.with_name(f".{kept.name}.{os.getpid()}.tmp.npy")
+        np.save(aside, counts, allow_pickle=False)
+        aside.replace(kept)
+    return counts
