@@ -125,7 +125,7 @@ def blocks(source: Source) -> Iterator[np.ndarray]:
         raise AudioError("empty", f"{_name(source)} holds no samples")
 
 
-def decode_slice(data: bytes, start: int, count: int, out: np.ndarray | None = None) -> np.ndarray:
+def decode_slice(data: bytes | memoryview, start: int, count: int, out: np.ndarray | None = None) -> np.ndarray:
     """Samples [start, start + count) of a member at 16 kHz mono, as int16 [count]; into `out` where it is given.
 
     A member of another rate or with more channels is decoded whole and then cut, as `decode` does, so that the samples
@@ -141,7 +141,7 @@ def decode_slice(data: bytes, start: int, count: int, out: np.ndarray | None = N
         try:
             with _in_memory(data) as file:
                 if (file.samplerate, file.channels) != (RATE_HZ, 1):
-                    part = to_int16(decode(data))[start : start + count]
+                    part = to_int16(decode(bytes(data)))[start : start + count]
                 else:
                     # What is there is read even when the slice starts past the end, which seeking refuses.
                     file.seek(min(start, file.frames))
@@ -184,7 +184,7 @@ def _with_serial_zero(ogg: bytes) -> bytes:
     return bytes(pages)
 
 
-def _in_memory(data: bytes) -> soundfile.SoundFile:
+def _in_memory(data: bytes | memoryview) -> soundfile.SoundFile:
     """The bytes as an open file that libsndfile reads by itself.
 
     From a Python file object it takes the interpreter's lock at every read, and so waits for whatever else runs; from a
@@ -202,7 +202,7 @@ def _in_memory(data: bytes) -> soundfile.SoundFile:
     return soundfile.SoundFile(descriptor, closefd=False)
 
 
-def _pcm16(data: bytes) -> np.ndarray | None:
+def _pcm16(data: bytes | memoryview) -> np.ndarray | None:
     """The samples of a 16 kHz mono 16-bit WAV as they stand in `data`, not copied; None for anything else."""
     if len(data) < 36 or data[:4] != b"RIFF" or data[8:16] != b"WAVEfmt ":
         return None

@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _sweep(options)
             case "compare":
                 _compare(options)
+            case "bench":
+                _bench(options)
     except UserError as error:
         print(f"cpcscale: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -82,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     compare = verbs.add_parser("compare", help="tracked runs -> table and one HTML page")
     compare.add_argument("--format", choices=("table", "json", "csv"), default="table")
     compare.add_argument("--html", metavar="PATH", help="also write one self-contained page with plots")
+    bench = verbs.add_parser("bench", help="how fast: `feed CONFIG` against the bare decoder, `plan` at any size")
+    bench.add_argument("what", choices=("feed", "plan"))
+    bench.add_argument("config", nargs="?", help="of feed: YAML file, such as configs/bench/feed.yaml")
+    bench.add_argument("--peers", action="store_true", help="of feed: also the other loaders that are installed")
+    bench.add_argument("--shards", type=int, default=1_000_000, help="of plan: shards of the made set")
+    bench.add_argument("--lanes", type=int, default=1024, help="of plan: lanes of the run")
+    bench.add_argument("--rows", type=int, default=24_000_000, help="of plan: utterances whose windows are counted")
     for verb, subparser in verbs.choices.items():
         subparser.add_argument("overrides", **overrides)  # type: ignore[arg-type]
         if verb != "compare":
@@ -236,6 +245,27 @@ def _compare(options: argparse.Namespace) -> None:
 
         write_html(runs, options.html)
         print(f"page: {options.html}", file=sys.stderr)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from cpcscale import config
+    from cpcscale.report import bench as report
+
+    if options.what == "plan":
+        from cpcscale.bench.plan import bench_plan
+
+        result = bench_plan(options.shards, options.lanes, options.rows)
+        lines = report.plan_lines(result)
+    else:
+        from cpcscale.bench.feed import FeedBenchConfig, bench_feed
+
+        spec = config.load(FeedBenchConfig, options.config, options.overrides)
+        result = bench_feed(spec, options.peers)
+        lines = report.feed_lines(result)
+    if options.json:
+        _emit(result)
+    else:
+        print("\n".join(lines))
 
 
 def _emit(result: dict[str, Any]) -> None:

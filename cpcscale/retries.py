@@ -50,7 +50,7 @@ class StorageConfig:
     connect_timeout_s: float = 5.0
     """Seconds for one connection to stand."""
     request_timeout_s: float = 30.0
-    """Seconds one request may be silent; bytes it carries add 4 s a MiB."""
+    """Seconds one try of a request may take; what it carries adds 4 s a MiB."""
     total_timeout_s: float = 120.0
     """Seconds from the first try of a request in which another may start; then the operation fails."""
     backoff_base_s: float = 0.2
@@ -77,6 +77,9 @@ class Counters:
     """Bytes of objects that the store took."""
     seconds: float = 0.0
     """Seconds in tries, added up over requests at the same time; pauses between tries are not in it."""
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
     def __sub__(self, earlier: Counters) -> Counters:
         return Counters(*(getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__))
@@ -159,7 +162,7 @@ async def persist(
                 raise GaveUpError(number, now - began, error) from error
             if not said and now - began > _SAY_AFTER_S:
                 said = True
-                why = " ".join(f"{type(error).__name__}: {error}".split())
+                why = config.redact(" ".join(f"{type(error).__name__}: {error}".split()))
                 log.warning("%s: no good answer (%s), trying for up to %g s", what, why, settings.total_timeout_s)
         finally:
             TALLY.add(seconds=time.monotonic() - tried)

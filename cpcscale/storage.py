@@ -370,4 +370,4 @@ def _errors() -> tuple[retries.Errors, retries.Errors]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return config.redact(" ".join(str(error).split()))

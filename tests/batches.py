@@ -18,6 +18,10 @@ def made(rows: slice = slice(None), lengths: tuple[int, ...] = LENGTHS, seed: in
     samples_B = np.array(lengths, np.int64)
     wave_BS[np.arange(SAMPLES) >= samples_B[:, None]] = 0
     number_B = np.arange(len(lengths), dtype=np.int64)
-    bad = tuple(BadWindow(int(row), 0, "made", "made bad", f"u{row}", "made.tar") for row in number_B[rows] if row == 5 and not samples_B[row])
+    bad = tuple(
+        BadWindow(int(row), 0, "made", "made bad", f"u{row}", "made.tar")
+        for row in number_B[rows]
+        if row == 5 and not samples_B[row]
+    )
     key_B = random.integers(-(2**62), 2**62, len(lengths))
     return Batch(0, 0, wave_BS[rows], samples_B[rows], key_B[rows], number_B[rows], number_B[rows], bad)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -14,7 +15,15 @@ from cpcscale.shards.pack import PackConfig, pack
 from cpcscale.shards.sources import find_sources
 
 
-def make(speech: str, folder: Path, *, codec: str, hours: float, utterance_s: float, shard_mb: float) -> Index:
+def make(
+    speech: str,
+    folder: Path,
+    *,
+    codec: Literal["flac", "wav", "opus"],
+    hours: float,
+    utterance_s: float,
+    shard_mb: float,
+) -> Index:
     """Packs about `hours` of utterances of `utterance_s`, the speech below `speech` joined and begun anew as needed."""
     length = round(utterance_s * audio.RATE_HZ)
     wanted = max(1, round(hours * 3600 / utterance_s))

@@ -36,7 +36,7 @@ from cpcscale.stream.feed import FeedConfig, Source, ThreadFeed, decode_threads
 from cpcscale.stream.order import Order
 from cpcscale.stream.window import WindowConfig
 
-_RAM_DISK = Path("/dev/shm")  # noqa: S108 - measured on purpose
+_RAM_DISK = Path("/dev/shm")
 _CHUNK_THREADS = 2
 
 
@@ -97,7 +97,7 @@ def bench_feed(spec: FeedBenchConfig, with_peers: bool = False) -> dict[str, Any
             "raw": lambda: _raw(bench),
         }
         if with_peers:
-            contenders |= {name: lambda run=run: {"wall_s": run()} for name, run in _peer_runs(bench, folder).items()}
+            contenders |= {name: _timed(run) for name, run in _peer_runs(bench, folder).items()}
         _fed(bench, "warm")  # fills the cache
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
         with Progress("bench feed", spec.runs * len(contenders), "measurements") as progress:
@@ -160,8 +160,14 @@ def _prepared(spec: FeedBenchConfig, folder: Path, stack: contextlib.ExitStack) 
         index = Index.load(storage.absolute(spec.shards))
     else:
         note(f"bench feed: making {spec.hours:g} h of {spec.utterance_s:g} s utterances as {spec.codec}")
-        made = {"codec": spec.codec, "hours": spec.hours, "utterance_s": spec.utterance_s, "shard_mb": spec.shard_mb}
-        index = corpus.make(spec.audio, folder, **made)
+        index = corpus.make(
+            spec.audio,
+            folder,
+            codec=spec.codec,
+            hours=spec.hours,
+            utterance_s=spec.utterance_s,
+            shard_mb=spec.shard_mb,
+        )
     base = spec.store or stack.enter_context(_loopback(folder / "store"))
     places = {"memory": str(_in_memory(index, folder, stack)), "store": base, "warm": base}
     for name in storage.list_files(index.base):
@@ -208,7 +214,7 @@ def _members(index: Index, order: Order, spec: FeedBenchConfig, steps: int) -> I
             if place:
                 utterance = int(draft.utterance_B[slot])
                 if utterance not in held:
-                    held[utterance] = shards.member(*place)
+                    held[utterance] = bytes(shards.member(*place))
                 yield held[utterance], int(draft.start_B[slot]), int(draft.samples_B[slot])
     shards.close()
 
@@ -273,10 +279,14 @@ def _raw(bench: _Bench) -> dict[str, Any]:
     return {"wall_s": time.perf_counter() - began}
 
 
+def _timed(run: Callable[[], float]) -> Callable[[], dict[str, Any]]:
+    return lambda: {"wall_s": run()}
+
+
 def _peer_runs(bench: _Bench, folder: Path) -> dict[str, Callable[[], float]]:
     job = peers.Job(
         base=bench.places["memory"],
-        shards=[path for path in bench.index.shards["path"].to_pylist()],
+        shards=bench.index.shards["path"].to_pylist(),
         codec=bench.config.codec,
         samples=bench.config.window.samples,
         batch=bench.config.batch,

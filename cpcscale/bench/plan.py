@@ -133,7 +133,10 @@ def _make_rows(folder: Path, rows: int) -> None:
     with IndexWriter(str(folder)) as writer:
         for first in range(0, rows, _ROWS_AT_ONCE):
             count = min(_ROWS_AT_ONCE, rows - first)
-            same = {name: pa.repeat(_plain(kind), count) for name, kind in zip(UTTERANCE_COLUMNS.names, UTTERANCE_COLUMNS.types, strict=True)}
+            same = {
+                name: pa.repeat(_plain(kind), count)
+                for name, kind in zip(UTTERANCE_COLUMNS.names, UTTERANCE_COLUMNS.types, strict=True)
+            }
             same["samples"] = pa.array(random.integers(16_000, 320_000, count))
             writer.add(ShardEntry(f"shard-{first:09d}.tar", bytes(32), 1, pa.table(same, UTTERANCE_COLUMNS)))
         writer.publish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class AuditConfig:
             )
 
 
-def audit(base: str, spec: AuditConfig) -> dict[str, Any]:
+def audit(base: str, spec: AuditConfig, run: Callable[..., Iterable[Any]] = in_order) -> dict[str, Any]:
     """Checks every tar of the set at `base` and says what is in it, as plain values; `ok` is false for any problem.
 
     Raises UserError for a folder that is no shard set; what is wrong with its shards is in the result.
@@ -57,12 +58,12 @@ def audit(base: str, spec: AuditConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         tally = Tally(index, Path(folder))
         every = range(index.shards.num_rows)
-        for done, recording, windows in in_order(_audit, every, (index, spec), what="auditing", unit="tars"):
+        for done, recording, windows in run(_audit, every, (index, spec), what="auditing", unit="tars"):
             tally.add(done, recording, windows)
         result = tally.result(storage.list_files(index.base))
         _, total, same = tally.windows_by_recording
     result["share"] = spec.share
-    result["shuffle"] = _shuffle(index, spec, total, same)
+    result["shuffle"] = _shuffle(index, spec, total, same, run)
     return result
 
 
@@ -75,7 +76,9 @@ def _audit(shard: int, shared: tuple[Index, AuditConfig]) -> tuple[ShardAudit, n
     return done, recording, np.bincount(at, weights=windows, minlength=len(recording)).astype(np.int64)
 
 
-def _shuffle(index: Index, spec: AuditConfig, windows: int, same: int) -> dict[str, Any]:
+def _shuffle(
+    index: Index, spec: AuditConfig, windows: int, same: int, run: Callable[..., Iterable[Any]]
+) -> dict[str, Any]:
     """The shuffle figure of the first epoch under the plan, or `why` there is none."""
     plan = {"lanes": spec.lanes, "batch": spec.batch, "window": f"{spec.window.kind} {spec.window.seconds:g} s"}
     try:
@@ -84,7 +87,7 @@ def _shuffle(index: Index, spec: AuditConfig, windows: int, same: int) -> dict[s
         steps = shuffle.chosen_steps(steps_all, spec.batches, spec.seed)
         pieces = np.array_split(steps, min(len(steps), 64))
         shared = index, spec, by_shard
-        found = [row for rows in in_order(_pairs, pieces, shared, what="shuffle", unit="parts") for row in rows]
+        found = [row for rows in run(_pairs, pieces, shared, what="shuffle", unit="parts") for row in rows]
     except UserError as error:
         return {**plan, "why": str(error)}
     figure = shuffle.measured(found, windows, same, exact=len(steps) == steps_all)

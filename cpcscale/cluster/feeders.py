@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 
 from cpcscale import storage
 from cpcscale.errors import UserError
-from cpcscale.storage import StorageConfig
+from cpcscale.storage import Counters, StorageConfig
 from cpcscale.stream.draft import Batch
 from cpcscale.stream.feed import Feed, FeedConfig, Source, ThreadFeed
 from cpcscale.stream.lane import served
@@ -30,6 +30,14 @@ _DEATHS = 5
 _PLACING_S = 30.0
 
 
+class Made(NamedTuple):
+    """A feeder's answer: a batch, or a user's error as a value, which Ray does not wrap; and its Feed figures so far."""
+
+    batch: Batch | UserError
+    seconds: dict[str, float]
+    traffic: Counters
+
+
 class Feeder:
     """The actor: batches of its lanes, of any step; cheapest in the order of steps."""
 
@@ -39,29 +47,25 @@ class Feeder:
         self._feed: ThreadFeed | None = None
         self._step = -1
 
-    def batch(self, step: int) -> Batch | UserError:
-        """The rows that its lanes give to `step`; a user's error as a value, which Ray does not wrap."""
+    def batch(self, step: int) -> Made:
+        """The rows that its lanes give to `step`."""
         try:
-            if self._feed is None or step != self._step:
-                self._start(step)
-            assert self._feed is not None
-            batch = self._feed.next()
+            feed = self._feed_at(step)
+            batch = feed.next()
         except UserError as error:
-            return error
+            return Made(error, {}, storage.counters())
         self._step = step + 1
-        return batch
+        return Made(batch, feed.seconds(), feed.traffic())
 
-    def seconds(self) -> dict[str, float]:
-        """As Feed.seconds."""
-        return self._feed.seconds() if self._feed else {}
-
-    def _start(self, step: int) -> None:
+    def _feed_at(self, step: int) -> ThreadFeed:
+        if self._feed and step == self._step:
+            return self._feed
         if self._feed:
             self._feed.close()
         config = self._source.config
         threads = config.decode_threads or config.actor_cpus
-        self._feed = ThreadFeed(self._source, self._lanes, step, threads=threads)
-        self._step = step
+        self._feed, self._step = ThreadFeed(self._source, self._lanes, step, threads=threads), step
+        return self._feed
 
 
 class ActorFeed:
@@ -89,9 +93,16 @@ class ActorFeed:
     def seconds(self) -> dict[str, float]:
         total: dict[str, float] = defaultdict(float)
         for feeder in self._feeders:
-            for name, spent in feeder.seconds().items():
+            for name, spent in feeder.seconds.items():
                 total[name] += spent
         return dict(total)
+
+    def traffic(self) -> Counters:
+        # A rank saves checkpoints itself.
+        total = storage.counters()
+        for feeder in self._feeders:
+            total += feeder.traffic
+        return total
 
     def close(self) -> None:
         for feeder in self._feeders:
@@ -110,6 +121,9 @@ class _Remote:
         self._config, self._arguments = config, (source, lanes, stored)
         self._asked: deque[tuple[int, Any]] = deque()
         self._deaths = 0
+        # As of its last batch.
+        self.seconds: dict[str, float] = {}
+        self.traffic = Counters()
         self._start()
 
     def ask(self, steps: range) -> None:
@@ -123,27 +137,22 @@ class _Remote:
         while True:
             assert self._asked[0][0] == step
             try:
-                batch = self._wait(self._asked[0][1])
+                made = self._wait(self._asked[0][1])
             except RayActorError as error:
                 self._replace(error)
                 continue
             self._asked.popleft()
             self._deaths = 0
-            if isinstance(batch, UserError):
-                raise batch
-            return batch
-
-    def seconds(self) -> dict[str, float]:
-        try:
-            return ray.get(self._actor.seconds.remote(), timeout=10)
-        except (RayActorError, ray.exceptions.GetTimeoutError):
-            return {}
+            if isinstance(made.batch, UserError):
+                raise made.batch
+            self.seconds, self.traffic = made.seconds, made.traffic
+            return made.batch
 
     def kill(self) -> None:
         self._asked.clear()
         ray.kill(self._actor)
 
-    def _wait(self, reference: Any) -> Batch | UserError:
+    def _wait(self, reference: Any) -> Made:
         while True:
             ready, _ = ray.wait([reference], timeout=_PLACING_S)
             if ready:

@@ -258,7 +258,7 @@ def _check(config: PretrainConfig, data: Data) -> None:
     resume.order_of(resume.position(restored, config, data.train, windows, data.append), config, windows)
     largest = int(max(data.train.shards["bytes"].to_numpy(), default=0))
     # A worker checks again for all the lanes of its node.
-    cache.choose(config.feed.cache, data.train.base, -(-config.train.lanes // config.workers), largest)
+    cache.holds_lanes(config.feed.cache, data.train.base, -(-config.train.lanes // config.workers), largest)
 
 
 def _use_gpu(config: PretrainConfig) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from cpcscale import storage
 from cpcscale.errors import UserError
-from cpcscale.report.plots import _STYLE, BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, _plain
+from cpcscale.report.plots import _STYLE, BLUE, GREEN, INK, ORANGE, PURPLE, _plain
 
 _LONGEST_NAME = 24
 
@@ -29,7 +29,7 @@ def write_plot(values: Mapping[str, Any], path: str) -> None:
 
 
 def _figure(values: Mapping[str, Any]) -> Figure:
-    languages, groups = _bars(values["hours_by_language"], values["languages"], values["hours"]), _group_bars(values)
+    languages, groups = _named(values["hours_by_language"]), _named(values["hours_by_group"])
     rows = max(len(languages), len(groups), 4)
     figure = Figure(figsize=(9, 3.1 + 0.6 + 0.2 * rows), layout="constrained")
     figure.suptitle(
@@ -45,8 +45,11 @@ def _figure(values: Mapping[str, Any]) -> Figure:
     ((durations, sizes), (by_language, by_group)) = figure.subplots(2, 2, height_ratios=[2.4, 0.2 * rows])
     _durations(durations, values)
     _sizes(sizes, values)
-    _horizontal(by_language, f"Languages: {values['languages']:,}", languages, GREEN, rows)
-    _horizontal(by_group, f"Groups: {values['groups']:,}", groups, PURPLE, rows)
+    unnamed = values["hours_by_language"].get("", 0.0)
+    rest = _rest(values["languages"], languages, values["hours"] - unnamed, unnamed)
+    _horizontal(by_language, f"Languages: {values['languages']:,}", languages, rest, GREEN, rows)
+    rest = _rest(values["groups"], groups, values["hours_of_groups"], values["hours_without_group"])
+    _horizontal(by_group, f"Groups: {values['groups']:,}", groups, rest, PURPLE, rows)
     return figure
 
 
@@ -63,9 +66,14 @@ def _durations(axes: Any, values: Mapping[str, Any]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(top=1.12 * max(counts))
+    axes.yaxis.set_major_formatter(_count)
     median = values["duration_s"]["median"]
     axes.axvline(median, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
     axes.text(median, 1.0, f" median {median:.2g} s", transform=axes.get_xaxis_transform(), va="top", color=INK)
+
+
+def _count(value: float, _: int) -> str:
+    return f"{value:,.0f}"
 
 
 def _sizes(axes: Any, values: Mapping[str, Any]) -> None:
@@ -77,35 +85,33 @@ def _sizes(axes: Any, values: Mapping[str, Any]) -> None:
         widths = [end - begin for begin, end in pairwise(begins)]
         axes.bar(begins[:-1], tars, widths, align="edge", color=ORANGE, edgecolor="white", linewidth=0.6)
         axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_formatter(_count)
         axes.set_xlim(0, 1.05 * begins[-1])
 
 
-def _horizontal(axes: Any, title: str, bars: Sequence[tuple[str, float, bool]], colour: str, rows: int) -> None:
-    """One bar for each (name, hours, whether it is a name and no rest), the first on top, in room for `rows`."""
+def _horizontal(axes: Any, title: str, bars: Mapping[str, float], rest: str, colour: str, rows: int) -> None:
+    """One bar of hours for each name, the first on top, in room for `rows`; `rest` says what is not drawn."""
     axes.set_title(title)
-    places = range(len(bars))
-    axes.barh(places, [hours for _, hours, _ in bars], color=[colour if named else FAINT for *_, named in bars])
-    axes.set_yticks(places, [_plain(_short(name)) for name, *_ in bars])
+    axes.barh(range(len(bars)), bars.values(), color=colour)
+    axes.set_yticks(range(len(bars)), [_plain(_short(name)) for name in bars])
     axes.tick_params(axis="y", labelcolor=INK)
-    axes.set(ylim=(rows - 0.4, -0.6), xlabel="hours")
+    axes.set(ylim=(rows - 0.4, -0.6), xlabel=f"hours{rest}")
+    axes.set_xlim(0, 1.15 * max(bars.values(), default=1.0))
     axes.grid(axis="y", visible=False)
-    for place, (_, hours, _) in enumerate(bars):
+    for place, hours in enumerate(bars.values()):
         axes.text(hours, place, f" {hours:,.3g}", va="center", color=INK, fontsize=7.5)
-    axes.margins(x=0.12)
 
 
-def _bars(by_name: Mapping[str, float], total: int, hours: float) -> list[tuple[str, float, bool]]:
-    """`total` counts the names; hours without one are no name."""
-    bars = [(name or "none named", value, bool(name)) for name, value in by_name.items()]
-    others = total - sum(named for *_, named in bars)
-    rest = hours - sum(value for _, value, _ in bars)
-    return [*bars, (f"{others:,} others", rest, False)] if others else bars
+def _named(by_name: Mapping[str, float]) -> dict[str, float]:
+    return {name: hours for name, hours in by_name.items() if name}
 
 
-def _group_bars(values: Mapping[str, Any]) -> list[tuple[str, float, bool]]:
-    bars = _bars(values["hours_by_group"], values["groups"], values["hours_of_groups"])
-    alone = values["hours_without_group"]
-    return [*bars, ("none named", alone, False)] if alone else bars
+def _rest(total: int, bars: Mapping[str, float], hours: float, unnamed: float) -> str:
+    """What the bars leave out: other names, and hours without one."""
+    others = total - len(bars)
+    parts = [f"{others:,} others: {hours - sum(bars.values()):,.3g}"] if others else []
+    parts += [f"none named: {unnamed:,.3g}"] if unnamed > 0 else []
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _short(name: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cpcscale import config, storage
 from cpcscale.errors import UserError
@@ -60,10 +60,18 @@ class CacheConfig:
 def choose(spec: CacheConfig, base: str, lanes: int, largest_bytes: int) -> ShardCache | None:
     """The cache of a node that serves this many lanes; None where members are read one by one.
 
+    Raises UserError as `holds_lanes` does, and for a folder that cannot be made.
+    """
+    return ShardCache(spec.path, spec.max_bytes) if holds_lanes(spec, base, lanes, largest_bytes) else None
+
+
+def holds_lanes(spec: CacheConfig, base: str, lanes: int, largest_bytes: int) -> bool:
+    """Whether a node that serves this many lanes is to keep whole shards of the set at `base`.
+
     Raises UserError when `mode: shards` is asked for and the cache is smaller than the lanes need.
     """
     if storage.local_path(base) or spec.mode == "ranged":
-        return None
+        return False
     least = spec.least_bytes(lanes, largest_bytes)
     if spec.max_bytes < least:
         why = (
@@ -73,12 +81,19 @@ def choose(spec: CacheConfig, base: str, lanes: int, largest_bytes: int) -> Shar
         if spec.mode == "shards":
             raise UserError(f"{why}: raise it, lower train.lanes or feed.cache.ahead, or use feed.cache.mode=ranged")
         log.warning("%s: reading each member by itself instead", why)
-        return None
-    return ShardCache(spec.path, spec.max_bytes)
+        return False
+    return True
 
 
 class NoRoomError(Exception):
     """The cache cannot hold a shard now: read its members by range."""
+
+
+class Found(NamedTuple):
+    """A file of the cache: a whole shard, or the part of one."""
+
+    path: Path
+    whole: bool
 
 
 class ShardCache:
@@ -93,16 +108,16 @@ class ShardCache:
                 f"feed.cache.folder={folder} cannot be made ({error.strerror}): name another folder"
             ) from None
 
-    def opened(self, digest: str, size: int) -> Path | None:
-        """Where the bytes of a shard stand, whole or as far as they are filled; None when there are none."""
+    def found(self, digest: str, size: int) -> Found | None:
+        """Where the bytes of a shard stand, as far as they are filled; None when there are none."""
         whole = self._folder / digest
         if whole.exists():
             # The least recently used goes first, by this time.
             with contextlib.suppress(OSError):
                 os.utime(whole)
-            return whole
+            return Found(whole, True)
         part = self._part(digest, size)
-        return part if part.exists() else None
+        return Found(part, False) if part.exists() else None
 
     def holds(self, digest: str) -> bool:
         """Whether the shard is here whole."""

@@ -28,7 +28,7 @@ class Remote(io.RawIOBase):
         self._chunks: dict[int, bytes] = {}
         self._file: io.RawIOBase | io.BufferedReader | None = None
         # A small file comes whole with the first request, and nobody asks for its size.
-        first = storage.read(url, 0, chunk_bytes)
+        first = _start(url, chunk_bytes)
         self._chunks[0] = first
         if len(first) < chunk_bytes:
             self._size = len(first)
@@ -104,3 +104,15 @@ def opened(path: str, chunk_bytes: int = 0) -> Iterator[audio.Source]:
             finally:
                 if remote.error:
                     raise remote.error
+
+
+def _start(url: str, count: int) -> bytes:
+    try:
+        return storage.read(url, 0, count)
+    except storage.NotFoundError:
+        raise
+    except UserError:
+        # A store refuses every range of an object without bytes.
+        if storage.size(url):
+            raise
+        return b""

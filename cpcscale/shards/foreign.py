@@ -6,6 +6,7 @@ member, else (but for recordings) a folder of its path; a member without a group
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ import xxhash
 
 from cpcscale import audio, config, storage
 from cpcscale.errors import UserError
-from cpcscale.shards import labels
+from cpcscale.shards import labels, mp3
 from cpcscale.shards.labels import Columns, Labels, Manifest
 from cpcscale.shards.members import Member, TarScan
 from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry
@@ -25,6 +26,8 @@ from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry
 _EXACT = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b".snd", b"NIST_1A")
 _MP3_IN_WAV = b"\x55\x00"
 _FIELDS = 30
+# By how many frames a length that follows from a bit rate may be off.
+_FRAMES_OFF = 4
 
 
 @dataclass(kw_only=True)
@@ -198,18 +201,17 @@ def measured(data: bytes, min_s: float, decode: bool) -> dict[str, Any]:
     if not data:
         raise audio.AudioError("empty", "it has no bytes")
     info = audio.probe(data)
-    samples, mean, square = resampled(info.samples, info.rate_hz), float("nan"), float("nan")
-    wave = None
-    if decode or not _states_length(data):
-        wave = decoded(data)
-        samples = len(wave)
+    exact = _states_length(data)
+    if not exact:
+        _refuse_guess(data, info)
+    wave = decoded(data) if decode or not exact else None
+    samples = info.length if wave is None else len(wave)
     if samples < min_s * audio.RATE_HZ:
         raise audio.AudioError("short", f"{samples / audio.RATE_HZ:.3f} s is below min_s")
-    if wave is not None:
-        mean, square = _level(wave)
-        if not square:
-            raise audio.AudioError("silent", "every sample is zero")
-    short = samples < resampled(info.samples, info.rate_hz)
+    mean, square = (float("nan"), float("nan")) if wave is None else _level(wave)
+    if not square:
+        raise audio.AudioError("silent", "every sample is zero")
+    short = samples < info.length
     return {"samples": samples, "rate_hz": info.rate_hz, "mean": mean, "mean_square": square, "short_of": short}
 
 
@@ -224,9 +226,17 @@ def decoded(data: bytes) -> np.ndarray:
         raise audio.AudioError("unreadable", f"it cannot be decoded: {' '.join(str(error).split())}") from None
 
 
-def resampled(samples: int, rate_hz: int) -> int:
-    """The length at 16 kHz of a signal at another rate: soxr rounds samples * 16000 / rate_hz, halves up."""
-    return (2 * samples * audio.RATE_HZ + rate_hz) // (2 * rate_hz)
+def _refuse_guess(data: bytes, info: audio.AudioInfo) -> None:
+    """Refuses an MP3 of changing bit rate that has no length: libsndfile guesses one, and decodes no further."""
+    if not data.startswith((b"ID3", b"\xff")):
+        return
+    frames = mp3.count(io.BufferedReader(io.BytesIO(data)))
+    if frames and frames[0] - info.samples > _FRAMES_OFF * frames[1]:
+        raise audio.AudioError(
+            "unreadable",
+            f"an MP3 without a length in its header, of {info.duration_s:.1f} s by its bit rate and "
+            f"{frames[0] / info.rate_hz:.1f} s by its frames: write it again, as `ffmpeg -c copy` does",
+        )
 
 
 def _states_length(data: bytes) -> bool:

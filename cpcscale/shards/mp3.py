@@ -18,7 +18,8 @@ def count(file: io.RawIOBase | io.BufferedReader) -> tuple[int, int] | None:
     frames, samples, data, at = 0, 1152, b"", 0
     while True:
         if len(data) - at < _FRAME_BYTES:
-            data, at = data[at:] + (file.read(_READ_BYTES) or b""), 0
+            # The first frame may tell, and then no more is read.
+            data, at = data[at:] + (file.read(_READ_BYTES if frames else _FRAME_BYTES) or b""), 0
             if len(data) < 4:
                 return frames * samples, samples
         size, here = _frame(int.from_bytes(data[at : at + 4], "big"))

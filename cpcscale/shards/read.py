@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import FileIO
 
 import xxhash
 
@@ -19,6 +17,7 @@ from cpcscale import storage
 from cpcscale.account import Account
 from cpcscale.errors import UserError
 from cpcscale.shards.cache import NoRoomError, ShardCache
+from cpcscale.shards.held import Held
 from cpcscale.shards.index import Index
 from cpcscale.shards.rows import ShardRows
 
@@ -46,7 +45,7 @@ class ShardReader:
         self._local = storage.local_path(index.base) is not None
         self._lock = threading.Lock()
         self._rows: OrderedDict[int, ShardRows] = OrderedDict()
-        self._files: OrderedDict[int, FileIO] = OrderedDict()
+        self._files: OrderedDict[int, Held] = OrderedDict()
         # When a shard may be fetched (again): never while a thread is at it.
         self._not_before: dict[int, float] = {}
         # The shards that a thread is at, and how fast the last one came.
@@ -69,7 +68,12 @@ class ShardReader:
         return rows
 
     def want(self, shards: Sequence[int]) -> None:
-        """These shards will be read, in this order: the cache fetches those it lacks. Never waits."""
+        """These shards will be read, in this order: their rows and, into the cache, they are fetched. Never waits."""
+        if not self._local:
+            # A row group is a request or two, which nobody need wait for later.
+            for shard in shards:
+                if shard not in self._rows:
+                    self._ranged.submit(self._rows_ahead, shard)
         if self._cache is None:
             return
         now = time.monotonic()
@@ -81,11 +85,11 @@ class ShardReader:
     def ask(self, rows: ShardRows, row: int) -> Future[bytes] | None:
         """Starts a ranged read of a member that is not on this node; None when it is, or is about to be."""
         end = int(rows.offset[row] + rows.size[row])
-        if self._local or self._file(rows, end) or self._is_near(rows.shard, end):
+        if self._local or self._held(rows, end) or self._is_near(rows.shard, end):
             return None
         return self._ranged.submit(self._from_store, rows, row)
 
-    def member(self, rows: ShardRows, row: int, asked: Future[bytes] | None = None) -> bytes:
+    def member(self, rows: ShardRows, row: int, asked: Future[bytes] | None = None) -> bytes | memoryview:
         """The bytes of an audio member, equal to what was indexed; `asked` is what `ask` returned for it.
 
         Bytes that fail their checksum are fetched again, past the cache; when they keep failing, UserError names the
@@ -112,14 +116,14 @@ class ShardReader:
         for pool in (self._fillers, self._ranged):
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _bytes(self, rows: ShardRows, row: int, asked: Future[bytes] | None, fresh: bool) -> bytes:
+    def _bytes(self, rows: ShardRows, row: int, asked: Future[bytes] | None, fresh: bool) -> bytes | memoryview:
         if asked:
             return asked.result()
         first, size = int(rows.offset[row]), int(rows.size[row])
         if not fresh or self._local:
-            file = self._file(rows, first + size) or self._awaited(rows, first + size)
-            if file:
-                data = os.pread(file.fileno(), size, first)
+            held = self._held(rows, first + size) or self._awaited(rows, first + size)
+            if held:
+                data = held.read(first, size)
                 if len(data) == size or self._local:
                     return data
         return self._from_store(rows, row)
@@ -128,48 +132,45 @@ class ShardReader:
         first = int(rows.offset[row])
         return storage.read(self.index.url(rows.shard), first, first + int(rows.size[row]))
 
-    def _file(self, rows: ShardRows, end: int) -> FileIO | None:
+    def _held(self, rows: ShardRows, end: int) -> Held | None:
         """The shard's file on this node when it holds its first `end` bytes."""
         shard = rows.shard
         with self._lock:
-            file = self._files.get(shard)
-            if file:
+            held = self._files.get(shard)
+            if held:
                 self._files.move_to_end(shard)
-        if file and (self._local or os.fstat(file.fileno()).st_size >= end):
-            return file
-        file = self._open(shard)
-        if file is None or (not self._local and os.fstat(file.fileno()).st_size < end):
+        if held and (self._local or held.size_bytes >= end):
+            return held
+        held = self._open(shard)
+        if held is None or (not self._local and held.size_bytes < end):
             return None
         with self._lock:
-            self._files[shard] = file
-            # Never closed by name: a thread may still read it, and the last reference closes it.
+            self._files[shard] = held
             while len(self._files) > self._keep:
                 self._files.popitem(last=False)
-        return file
+        return held
 
     def _is_near(self, shard: int, end: int) -> bool:
         """Whether this process fills the shard and will soon be at byte `end`: then no one need fetch it twice."""
         if shard not in self._filling or not self._bytes_per_s:
             return False
-        with contextlib.suppress(FileNotFoundError):
-            held = self._cache.opened(self._digest(shard), self._size(shard)) if self._cache else None
-            if held:
-                return end - held.stat().st_size < self._bytes_per_s * _NEAR_S
-        return False
+        held = self._open(shard)
+        return held is not None and end - held.size_bytes < self._bytes_per_s * _NEAR_S
 
-    def _awaited(self, rows: ShardRows, end: int) -> FileIO | None:
+    def _awaited(self, rows: ShardRows, end: int) -> Held | None:
         """The shard's file once the fill of this process is at byte `end`; None when that takes too long."""
-        file, deadline = None, time.monotonic() + 4 * _NEAR_S
-        while file is None and rows.shard in self._filling and time.monotonic() < deadline:
+        held, deadline = None, time.monotonic() + 4 * _NEAR_S
+        while held is None and rows.shard in self._filling and time.monotonic() < deadline:
             time.sleep(_NEAR_S / 50)
-            file = self._file(rows, end)
-        return file
+            held = self._held(rows, end)
+        return held
 
-    def _open(self, shard: int) -> FileIO | None:
+    def _open(self, shard: int) -> Held | None:
         if self._local:
             path = storage.local_path(self.index.url(shard))
+            assert path
             try:
-                return FileIO(str(path), "rb")
+                return Held(path, whole=False)
             except OSError as error:
                 raise UserError(
                     f"{path} cannot be read ({error.strerror}): restore the shard, or index the folder without it"
@@ -177,8 +178,8 @@ class ShardReader:
         if self._cache is None:
             return None
         with contextlib.suppress(FileNotFoundError):
-            held = self._cache.opened(self._digest(shard), self._size(shard))
-            return FileIO(str(held), "rb") if held else None
+            found = self._cache.found(self._digest(shard), self._size(shard))
+            return Held(found.path, whole=found.whole) if found else None
         return None
 
     def _forget(self, shard: int) -> None:
@@ -186,6 +187,11 @@ class ShardReader:
         self._cache.drop(self._digest(shard))
         with self._lock:
             self._files.pop(shard, None)
+
+    def _rows_ahead(self, shard: int) -> None:
+        # What cannot be had is met again, and said, by who needs it.
+        with contextlib.suppress(UserError):
+            self.rows(shard)
 
     def _fill(self, shard: int) -> None:
         """One download. What goes wrong here is not the run's end: the members are read by range, which says it."""

@@ -161,9 +161,11 @@ def utterance_keys(names: Sequence[str] | pa.LargeStringArray, cut: np.ndarray |
     """
     names = names if isinstance(names, pa.Array) else pa.array(list(names), pa.large_string())
     cut = np.zeros(len(names), bool) if cut is None else cut
-    stems = pc.replace_substring_regex(names, r"(?s)^/*(.*)\.[^.]*$", r"\1")
-    plain = pc.replace_substring_regex(stems, "[^A-Za-z0-9_/-]", "_")
-    hashes = np.fromiter((xxhash.xxh3_64_intdigest(key.encode()) for key in _values(plain)), np.uint64, len(plain))
+    plain = pa.concat_arrays(
+        [pa.array([], pa.large_string())]
+        + [_plain(names.slice(start, BATCH_ROWS)) for start in range(0, len(names), BATCH_ROWS)]
+    )
+    hashes = np.fromiter((xxhash.xxh3_64_intdigest(key.encode()) for key in values(plain)), np.uint64, len(plain))
     # Hashes find what may clash, the keys themselves decide.
     suspects = np.flatnonzero(_repeated(hashes))
     wanted = Counter(plain[int(row)].as_py() for row in suspects)
@@ -181,6 +183,16 @@ def utterance_keys(names: Sequence[str] | pa.LargeStringArray, cut: np.ndarray |
     return pc.replace_with_mask(plain, pa.array(mask), pa.array(changed, pa.large_string()))
 
 
+def values(texts: pa.LargeStringArray, rows: np.ndarray | None = None) -> Iterator[str]:
+    """The texts (of these rows) one by one, a batch of them as Python objects."""
+    for start in range(0, len(texts) if rows is None else len(rows), BATCH_ROWS):
+        if rows is None:
+            part = texts.slice(start, BATCH_ROWS)
+        else:
+            part = pc.take(texts, pa.array(rows[start : start + BATCH_ROWS]))
+        yield from part.to_pylist()
+
+
 def shown_name(name: str) -> str:
     """A file's name as text that any table takes: bytes that are not UTF-8 written out."""
     return name.encode(errors="backslashreplace").decode()
@@ -196,15 +208,15 @@ def _like_pieces(plain: pa.LargeStringArray, recordings: np.ndarray) -> list[int
     return rows
 
 
-def _repeated(values: np.ndarray) -> np.ndarray:
-    """bool: the values that stand there more than once."""
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return counts[where] > 1
+def _plain(names: pa.LargeStringArray) -> pa.LargeStringArray:
+    stems = pc.replace_substring_regex(names, r"(?s)^/*(.*)\.[^.]*$", r"\1")
+    return pc.replace_substring_regex(stems, "[^A-Za-z0-9_/-]", "_")
 
 
-def _values(texts: pa.LargeStringArray) -> Iterator[str]:
-    for start in range(0, len(texts), BATCH_ROWS):
-        yield from texts.slice(start, BATCH_ROWS).to_pylist()
+def _repeated(numbers: np.ndarray) -> np.ndarray:
+    """bool: the numbers that stand there more than once."""
+    ordered = np.sort(numbers)
+    return np.isin(numbers, ordered[1:][ordered[1:] == ordered[:-1]])
 
 
 def _folders(names: pa.LargeBinaryArray, level: int) -> pa.ChunkedArray:

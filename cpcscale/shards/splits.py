@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from cpcscale.errors import UserError, nearest
 from cpcscale.shards.pieces import keyed
-from cpcscale.shards.sources import BATCH_ROWS, Files
+from cpcscale.shards.sources import Files, values
 
 SPLITS = TRAIN, HELDOUT, UNSEEN = ("train", "heldout", "unseen")
 _TRAIN, _HELDOUT, _UNSEEN = range(3)
@@ -40,7 +40,7 @@ def split(
             held = np.isin(groups.ids[left], ranking[: int(_shares(np.array([len(there)]), share)[0])])
             numbers[left[held]] = _HELDOUT
         else:
-            ranking = left[ranked(seed, "heldout", pc.take(names, pa.array(left)))]
+            ranking = ranked(seed, "heldout", names, left)
             ranking = ranking[np.argsort(groups.ids[ranking], kind="stable")]
             _, starts, counts = np.unique(groups.ids[ranking], return_index=True, return_counts=True)
             place = np.arange(len(ranking)) - np.repeat(starts, counts)
@@ -52,11 +52,13 @@ def split(
     return numbers
 
 
-def ranked(seed: int, purpose: str, texts: pa.LargeStringArray) -> np.ndarray:
-    """int64: the rows of `texts` in a keyed order, that of their hashes and, where those are equal, of the texts."""
-    hashes = np.fromiter((keyed(seed, purpose, text) for text in _values(texts)), np.uint64, len(texts))
+def ranked(seed: int, purpose: str, texts: pa.LargeStringArray, rows: np.ndarray | None = None) -> np.ndarray:
+    """int64: the rows of `texts` (all, or these) in a keyed order: by their hashes and, where equal, the texts."""
+    rows = np.arange(len(texts)) if rows is None else rows
+    hashes = np.fromiter((keyed(seed, purpose, text) for text in values(texts, rows)), np.uint64, len(rows))
     order = np.argsort(hashes, kind="stable")
-    ties = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    hashes = hashes[order]
+    ties, order = np.flatnonzero(hashes[1:] == hashes[:-1]), rows[order]
     for first, last in _runs(ties):
         order[first:last] = sorted(order[first:last], key=lambda row: texts[int(row)].as_py())
     return order
@@ -98,11 +100,6 @@ class _Groups:
 def _shares(counts: np.ndarray, share: float) -> np.ndarray:
     """How many of `counts` are held out; at least one of two or more."""
     return np.maximum(np.rint(share * counts).astype(np.int64), counts > 1)
-
-
-def _values(texts: pa.LargeStringArray) -> Iterator[str]:
-    for start in range(0, len(texts), BATCH_ROWS):
-        yield from texts.slice(start, BATCH_ROWS).to_pylist()
 
 
 def _runs(ties: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -23,7 +23,7 @@ _MOST_PROBLEMS, _MOST_NAMES, _MOST_DUPLICATES, _MOST_COPIES = 1000, 20, 5, 4
 _HOUR_SAMPLES = 3600 * audio.RATE_HZ
 # Classes of durations as they are shown: four an octave.
 _MERGED = OCTAVE // 4
-_SIZE_CLASSES = 40
+_SIZE_CLASSES = 30
 
 
 class Buckets:

@@ -215,7 +215,9 @@ def _note(task: PackTask, result: TaskResult) -> None:
         }
         for entry in result.entries
     ]
-    storage.write(task.note, json.dumps({"shards": shards, "left_out": result.left_out}).encode())
+    # Another pack of the same set may end now, and remove the notes: they save work, and are no more than that.
+    with contextlib.suppress(storage.NotFoundError):
+        storage.write(task.note, json.dumps({"shards": shards, "left_out": result.left_out}).encode())
 
 
 def _noted(task: PackTask) -> TaskResult | None:

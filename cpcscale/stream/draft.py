@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+import sys
+from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -14,6 +15,10 @@ from cpcscale.shards.rows import ShardRows
 from cpcscale.stream import window
 from cpcscale.stream.lane import PADDING
 from cpcscale.stream.window import WindowConfig
+
+# References to an array that only the pool's list holds, as sys.getrefcount counts them.
+_UNUSED = 2
+_ARRAYS_KEPT = 15
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,9 @@ class Batch:
 class Draft:
     """The arrays of a batch (see Batch), the place of each row's window in its utterance, and what is on its way."""
 
-    def __init__(self, step: int, epoch: int, rows: int, samples: int) -> None:
-        self.step, self.epoch = step, epoch
-        self.wave_BS = np.empty((rows, samples), np.int16)
+    def __init__(self, step: int, epoch: int, wave_BS: np.ndarray) -> None:
+        self.step, self.epoch, self.wave_BS = step, epoch, wave_BS
+        rows = len(wave_BS)
         self.start_B, self.samples_B, self.key_B = (np.zeros(rows, np.int64) for _ in range(3))
         self.utterance_B, self.number_B = (np.full(rows, PADDING, np.int64) for _ in range(2))
         self.member_B: list[tuple[ShardRows, int] | None] = [None] * rows
@@ -79,10 +84,11 @@ class WindowReader:
     def __init__(self, shards: ShardReader, spec: WindowConfig, seed: int) -> None:
         self._shards, self._spec, self._seed = shards, spec, seed
         self._counts: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._waves = _Arrays()
 
     def draft(self, step: int, epoch: int, shard_B: np.ndarray, ordinal_B: np.ndarray) -> Draft:
         """A draft of these windows, -1 marking padding; members that are not on this node are on their way."""
-        draft = Draft(step, epoch, len(shard_B), self._spec.samples)
+        draft = Draft(step, epoch, self._waves.empty((len(shard_B), self._spec.samples)))
         for shard in np.unique(shard_B[shard_B != PADDING]).tolist():
             here = np.flatnonzero(shard_B == shard)
             rows = self._shards.rows(shard)
@@ -140,6 +146,21 @@ class WindowReader:
         return counts
 
 
-def by_cause(windows: list[BadWindow]) -> dict[str, int]:
-    """How many bad windows there are of each cause."""
-    return dict(Counter(window.cause for window in windows))
+class _Arrays:
+    """int16 arrays that are used again once nobody refers to them: fresh pages cost as much as a twentieth of decoding.
+
+    An array that a batch, a view or a tensor still holds is never given out.
+    """
+
+    def __init__(self) -> None:
+        self._made: list[np.ndarray] = []
+
+    def empty(self, shape: tuple[int, int]) -> np.ndarray:
+        """An array of this shape with anything in it. For one thread."""
+        for number in range(len(self._made)):
+            # The list's reference and the argument's.
+            if self._made[number].shape == shape and sys.getrefcount(self._made[number]) == _UNUSED:
+                return self._made[number]
+        made = np.empty(shape, np.int16)
+        self._made = [*self._made[-_ARRAYS_KEPT:], made]
+        return made

@@ -9,18 +9,21 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import numpy as np
 
-from cpcscale import config
+from cpcscale import config, storage
 from cpcscale.account import Account
 from cpcscale.errors import UserError
 from cpcscale.shards import cache
 from cpcscale.shards.cache import CacheConfig
 from cpcscale.shards.index import Index
 from cpcscale.shards.read import ShardReader
-from cpcscale.stream.draft import Batch, WindowReader
+from cpcscale.storage import Counters
+from cpcscale.stream.draft import Batch, Draft, WindowReader
+from cpcscale.stream.lane import PADDING
 from cpcscale.stream.order import Order
 from cpcscale.stream.window import WindowConfig
 
@@ -60,6 +63,9 @@ class Feed(Protocol):
     def seconds(self) -> dict[str, float]:
         """Seconds of the decode threads so far: wait, fetch, verify, decode, collate."""
 
+    def traffic(self) -> Counters:
+        """What the processes that make the batches have moved to and from object stores so far."""
+
     def close(self) -> None:
         """Ends threads or actors; safe to call twice."""
 
@@ -92,7 +98,8 @@ class ThreadFeed:
         self._order, self._lanes, self._step = source.order, list(lanes), start
         self._threads, self._ahead = threads, 1 + source.config.cache.ahead
         self._slots = threading.Semaphore(source.config.prefetch)
-        self._made: queue.SimpleQueue[Future[Batch] | BaseException] = queue.SimpleQueue()
+        self._made: queue.SimpleQueue[tuple[Draft, list[Future[None]]] | BaseException] = queue.SimpleQueue()
+        self._failed: BaseException | None = None
         self._closed = threading.Event()
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._planner = threading.Thread(target=self._plan, name="plan", daemon=True)
@@ -101,17 +108,27 @@ class ThreadFeed:
     def next(self) -> Batch:
         if self._closed.is_set():
             raise UserError("the feed is closed")
-        made = self._made.get()
-        if isinstance(made, BaseException):
-            # Nothing comes after it: the next call meets it again.
-            self._made.put(made)
-            raise made
-        batch = made.result()
-        self._slots.release()
-        return batch
+        if self._failed is None:
+            made = self._made.get()
+            try:
+                if isinstance(made, BaseException):
+                    raise made
+                draft, pieces = made
+                for piece in pieces:
+                    piece.result()
+                self._slots.release()
+                return draft.batch()
+            except BaseException as error:
+                self._failed = error
+                raise
+        # No batch comes after the one that cannot be had.
+        raise self._failed
 
     def seconds(self) -> dict[str, float]:
         return self.account.seconds()
+
+    def traffic(self) -> Counters:
+        return storage.counters()
 
     def close(self) -> None:
         self._closed.set()
@@ -124,54 +141,38 @@ class ThreadFeed:
 
     def _plan(self) -> None:
         try:
-            wanted: list[int] = []
-            said = 0.0
+            reading, said = set[int](), 0.0
             while True:
                 self._slots.acquire()
                 if self._closed.is_set():
                     return
-                now = time.monotonic()
-                coming = self._coming()
-                if coming != wanted or now - said > _WANT_EVERY_S:
-                    wanted, said = coming, now
-                    self._shards.want(coming)
-                self._submit()
+                epoch, shard_B, ordinal_B = self._order.rows(self._step, self._lanes)
+                # Again now and then: who was to fetch a shard may have died.
+                if not reading.issuperset(shard_B.tolist()) or time.monotonic() - said > _WANT_EVERY_S:
+                    reading, said = {PADDING, *self._want()}, time.monotonic()
+                self._submit(self._reader.draft(self._step, epoch, shard_B, ordinal_B))
                 self._step += 1
         except BaseException as error:  # noqa: BLE001 - it is raised where the batches are taken
             self._made.put(error)
 
-    def _coming(self) -> list[int]:
-        """The shards that all lanes read now, then those after them."""
+    def _want(self) -> list[int]:
+        """Has the shards of the lanes fetched, those they read now first; returns these."""
         by_lane = [self._order.coming(self._step, lane, self._ahead) for lane in self._lanes]
-        return [shards[turn] for turn in range(self._ahead) for shards in by_lane if turn < len(shards)]
+        by_turn = [[shards[turn] for shards in by_lane if turn < len(shards)] for turn in range(self._ahead)]
+        self._shards.want([shard for shards in by_turn for shard in shards])
+        return by_turn[0]
 
-    def _submit(self) -> None:
-        draft = self._reader.draft(self._step, *self._order.rows(self._step, self._lanes))
+    def _submit(self, draft: Draft) -> None:
         rows = len(draft.wave_BS)
         # Two pieces a thread level out rows of different cost; a single thread needs none of it.
-        pieces = 1 if self._threads == 1 else min(rows, 2 * self._threads)
-        done: Future[Batch] = Future()
-        left = [pieces]
-        lock = threading.Lock()
+        count = 1 if self._threads == 1 else min(rows, 2 * self._threads)
+        cuts = [rows * number // count for number in range(count + 1)]
+        pieces = [self._decoders.submit(self._fill, draft, range(*cut)) for cut in pairwise(cuts)]
+        self._made.put((draft, pieces))
 
-        def work(piece: int) -> None:
-            self.account.mark("wait")
-            try:
-                self._reader.fill(draft, range(rows * piece // pieces, rows * (piece + 1) // pieces))
-                with lock:
-                    left[0] -= 1
-                    last = not left[0]
-                if last and not done.done():
-                    done.set_result(draft.batch())
-            except BaseException as error:  # noqa: BLE001 - it is raised where the batch is taken
-                with lock:
-                    if not done.done():
-                        done.set_exception(error)
-            self.account.mark("collate")
-
-        for piece in range(pieces):
-            self._decoders.submit(work, piece)
-        self._made.put(done)
+    def _fill(self, draft: Draft, rows: range) -> None:
+        self.account.mark("wait")
+        self._reader.fill(draft, rows)
 
 
 def decode_threads(configured: int, ranks_on_node: int) -> int:

@@ -172,6 +172,7 @@ class _Run:
             if self._due(self.recipe.train.log_every_steps) or self._due(self.recipe.checkpoint.every_steps):
                 values = scores(self.result, self.ranks) | self.meter.lap()
                 values["audio_hours"] = self.position.audio_s / 3600
+                values |= self._traffic()
                 self.position.metrics |= values
                 self._record(values)
             if self.ranks.first:
@@ -221,6 +222,17 @@ class _Run:
             **{name: _grouped(metrics, f"{name}_") for name in self.validations},
         }
 
+    def _traffic(self) -> dict[str, float]:
+        """What all ranks and their feeders moved to and from object stores since this start; nothing when none did."""
+        moved = self.feed.traffic()
+        numbers = [moved.bytes_read, moved.bytes_written, moved.requests, moved.retries]
+        totals = self.ranks.sum(torch.tensor(numbers, dtype=torch.float64, device=self.ranks.device)).tolist()
+        read, written, requests, retries = totals
+        if not requests:
+            return {}
+        traffic = {"store_read_mb": read / 1e6, "store_written_mb": written / 1e6}
+        return {**traffic, "store_requests": requests, "store_retries": retries}
+
     def _record(self, values: Mapping[str, float]) -> None:
         self.position.records = [*self.position.records, [self.position.step, dict(values)]][-_RECORDS:]
         if self.ranks.first:
@@ -231,8 +243,13 @@ class _Run:
 
     def _gather_bad(self) -> None:
         """The bad windows of all ranks since the last time, into the position."""
+        known = {(bad["utterance"], bad["number"]) for bad in self.position.bad_windows}
         for windows in self.ranks.gathered(self.new_bad):
-            self.position.bad_windows += [{"step": self.position.step, **vars(bad)} for bad in windows]
+            for bad in windows:
+                # Once, though an epoch meets it again.
+                if (bad.utterance, bad.number) not in known:
+                    known.add((bad.utterance, bad.number))
+                    self.position.bad_windows.append({"step": self.position.step, **vars(bad)})
         self.new_bad = []
 
     def _refuse_past_budgets(self) -> None:

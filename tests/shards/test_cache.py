@@ -62,12 +62,12 @@ def test_a_filled_shard_is_the_stores_bytes_and_is_not_fetched_twice(remote, tmp
     url, digest, size = remote.shard(0)
     kept = ShardCache(tmp_path / "cache", 10 * SIZE)
     assert not kept.holds(digest)
-    assert kept.opened(digest, size) is None
+    assert kept.found(digest, size) is None
     assert kept.fill(url, digest, size)
     assert kept.fill(url, digest, size)
     assert remote.asked == ["0.tar@0"]
     assert kept.holds(digest)
-    assert Path(kept.opened(digest, size)).read_bytes() == Path(url).read_bytes()
+    assert kept.found(digest, size).path.read_bytes() == Path(url).read_bytes()
     assert {path.name for path in (tmp_path / "cache" / "shards").iterdir()} == {digest, "lock"}
 
 
@@ -125,7 +125,7 @@ def test_what_a_process_filled_before_it_was_killed_is_not_fetched_again(remote,
     kept = ShardCache(tmp_path / "cache", 10 * SIZE)
     assert not kept.fill(url, digest, size), "a live process holds it"
     # What stands in the part may be read, and is what the store has.
-    part = Path(kept.opened(digest, size)).read_bytes()
+    part = kept.found(digest, size).path.read_bytes()
     assert Path(url).read_bytes().startswith(part)
     assert len(part) >= 300_000
     os.kill(process.pid, signal.SIGKILL)
@@ -142,7 +142,7 @@ def test_a_part_with_other_bytes_is_fetched_again_from_its_start(remote, tmp_pat
     (tmp_path / "cache" / "shards" / f"{digest}.{size}.part").write_bytes(bytes(500_000))
     assert kept.fill(url, digest, size)
     assert remote.asked == ["0.tar@500000", "0.tar@0"]
-    assert Path(kept.opened(digest, size)).read_bytes() == Path(url).read_bytes()
+    assert kept.found(digest, size).path.read_bytes() == Path(url).read_bytes()
 
 
 @pytest.mark.parametrize("harm", ["flipped", "cut", "longer"])
@@ -170,7 +170,7 @@ def test_the_least_recently_used_shards_make_room(remote, tmp_path):
     for number, shard in enumerate(shards[:3]):
         kept.fill(*shard)
         os.utime(tmp_path / "cache" / "shards" / shard[1], (number, number))
-    kept.opened(*shards[0][1:])  # used again: now the second is the oldest
+    kept.found(*shards[0][1:])  # used again: now the second is the oldest
     kept.fill(*shards[3])
     assert held(tmp_path / "cache") == sorted(shard[1] for shard in (shards[0], shards[2], shards[3]))
 
@@ -204,7 +204,7 @@ def test_a_shard_that_an_open_reader_holds_stays_readable_when_it_is_evicted(rem
     first, second = remote.shard(0), remote.shard(1)
     kept = ShardCache(tmp_path / "cache", SIZE)
     kept.fill(*first)
-    with Path(kept.opened(*first[1:])).open("rb") as file:
+    with kept.found(*first[1:]).path.open("rb") as file:
         kept.fill(*second)
         assert held(tmp_path / "cache") == [second[1]]
         assert hashlib.sha256(file.read()).hexdigest() == first[1]

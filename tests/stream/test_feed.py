@@ -24,7 +24,7 @@ from cpcscale.shards.publish import exclude, publish
 from cpcscale.shards.rows import scan
 from cpcscale.stream import window
 from cpcscale.stream.counts import shard_windows
-from cpcscale.stream.draft import Batch
+from cpcscale.stream.draft import Batch, Draft
 from cpcscale.stream.feed import FeedConfig, Source, ThreadFeed, decode_threads, fixed_batches
 from cpcscale.stream.lane import PADDING, Lanes, served
 from cpcscale.stream.order import Order
@@ -279,12 +279,15 @@ def test_bytes_that_changed_stop_the_feed_with_the_shards_name_and_give_no_batch
 
 
 def decoding() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("decode", "plan", "fill", "fetch"))]
+    return [
+        thread.name for thread in threading.enumerate() if thread.name.startswith(("decode", "plan", "fill", "fetch"))
+    ]
 
 
 def batches_in_memory() -> int:
+    """Those that were handed out and are held, and those made ahead."""
     gc.collect()
-    return sum(isinstance(thing, Batch) for thing in gc.get_objects())
+    return sum(isinstance(thing, Batch | Draft) for thing in gc.get_objects())
 
 
 def test_closing_ends_the_threads_and_frees_the_batches_made_ahead(shard_set):

@@ -1,0 +1,98 @@
+"""Promises of packing on Ray: what packing here gives, a bounded number of tasks under way, and errors as they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from trees import corpus, noise, promised, write_tree
+
+from cpcscale.cluster import pack as on_ray
+from cpcscale.cluster import session
+from cpcscale.errors import UserError
+from cpcscale.shards.pack import PackConfig, pack
+
+SPEC = PackConfig(shard_mb=0.1, max_s=1.0, heldout_share=0.2, group_shards=2)
+
+
+class Counted(Sequence[int]):
+    """Numbers below `count`, and the highest that was asked for."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.asked = count, -1
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, at: int) -> int:  # type: ignore[override]
+        self.asked = max(self.asked, at)
+        return at
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here() -> None:
+    session.connect()
+
+
+def test_packing_on_ray_gives_the_same_bytes(tmp_path, capsys):
+    root = corpus(tmp_path / "audio")
+    write_tree(root, {"s0/long.flac": noise(9, 77), "s0/bad.wav": b"no audio"})
+    here = pack(str(root), str(tmp_path / "here"), SPEC)
+    there = on_ray.pack(str(root), str(tmp_path / "there"), SPEC)
+    assert promised(tmp_path / "here") == promised(tmp_path / "there")
+    assert there.quarantine == here.quarantine != []
+    said = capsys.readouterr().err
+    assert "probing: 1/1 groups of files" in said
+    assert "packing: " in said
+
+
+def test_results_come_in_order_and_no_more_are_asked_for_than_are_under_way():
+    import ray
+
+    items = Counted(200)
+    most = max(8, 4 * int(ray.cluster_resources()["CPU"]))
+
+    def later_is_faster(number: int) -> int:
+        time.sleep(0.02 if number % 5 == 0 else 0)
+        return number * number
+
+    for number, result in enumerate(session.stream_tasks(later_is_faster, items, what="squares")):
+        assert result == number * number
+        assert items.asked <= number + most
+    assert number == 199
+    assert session.map_tasks(later_is_faster, range(3), what="squares") == [0, 1, 4]
+
+
+def test_a_users_mistake_in_a_task_is_raised_as_it_is_and_what_waits_is_cancelled(tmp_path):
+    import ray
+
+    def work(number: int) -> int:
+        if number == 1:
+            raise UserError("the disk is full: free some")
+        while number and not (tmp_path / "gate").exists():
+            time.sleep(0.05)
+        (tmp_path / f"{number}").write_text("done")
+        return number
+
+    results = session.stream_tasks(work, range(40), what="work")
+    assert next(results) == 0
+    with pytest.raises(UserError, match=r"^the disk is full: free some$"):
+        next(results)
+    (tmp_path / "gate").write_text("open")
+    cores = int(ray.cluster_resources()["CPU"])
+    # These come after all that was asked for before.
+    session.map_tasks(lambda number: number, range(2 * cores), what="others")
+    assert len(list(tmp_path.iterdir())) <= 2 + cores
+
+
+def test_a_worker_that_dies_again_and_again_is_one_line():
+    def dying(number: int) -> Any:
+        import os
+
+        os._exit(1)
+
+    with pytest.raises(UserError, match="a worker process died") as caught:
+        session.map_tasks(dying, range(1), what="work")
+    assert "\n" not in str(caught.value)
