@@ -1,11 +1,15 @@
+"""litdata: its chunked format in a local folder, chunks shuffled, then items in each.
+
+Set up as https://github.com/Lightning-AI/litData#readme advises: StreamingDataset on the folder, which maps chunks into
+memory in place, with its defaults for the shuffle inside of chunks; chunks are as large as our shards.
+"""
+
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +17,28 @@ import litdata
 from litdata.streaming import Cache
 
 from cpcscale.bench import peers
-from cpcscale.bench.peers import Crops, Job
+from cpcscale.bench.peers import Job
 
 
 @contextlib.contextmanager
 def opened(job: Job) -> Iterator[Callable[[], Iterable[Any]]]:
-    folder = job.folder / "litdata"
-    if not folder.exists():
-        _convert(job, folder)
-    workers = int(os.environ.get("W", job.workers))
-    dataset = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=False, seed=job.seed)
+    dataset = litdata.StreamingDataset(str(peers.converted(job, "litdata", _convert)), shuffle=True, seed=job.seed)
+    # What its own loader tells it; that loader batches decoded items, this one decodes into the batch.
     dataset.set_batch_size(job.batch)
-    dataset.set_num_workers(workers)
-    loader = peers.loader(peers.Passes(job, partial(_plain, job, dataset, Crops(job))), workers)
-    yield partial(iter, loader)
+    dataset.set_num_workers(peers.worker_processes(job))
+    yield partial(iter, peers.loader(job, partial(_members, dataset)))
 
 
-def _plain(job, dataset, crops):
+def _members(dataset: litdata.StreamingDataset) -> Iterator[bytes]:
     dataset.set_epoch(dataset.current_epoch + 1)
-    members = iter(dataset)
-    while len(batch := list(islice(members, job.batch))) == job.batch:
-        yield crops(batch)
+    yield from dataset
 
 
 def _convert(job: Job, folder: Path) -> None:
-    folder.mkdir()
-    cache = Cache(str(folder), chunk_bytes="64MB")
-    n = 0
-    for path in job.paths:
-        for _, data in peers.members_of(path, job.codec):
-            cache[n] = data
-            n += 1
-    cache.done()
-    cache.merge()
+    with contextlib.redirect_stdout(io.StringIO()):
+        chunks = Cache(str(folder), chunk_bytes=job.shard_bytes)
+        audio = (data for path in job.paths for _, data in peers.members(path, job.codec))
+        for number, data in enumerate(audio):
+            chunks[number] = data
+        chunks.done()
+        chunks.merge()

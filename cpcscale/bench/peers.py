@@ -1,18 +1,23 @@
-"""The libraries that a feed is weighed against, each reading the same shard set the way its documentation advises.
+"""The libraries that the feed is weighed against, each reading the same shard set as its own documentation advises.
 
 Every peer decodes alike: soundfile on a member's bytes, one seek to a random start, one read into a row of the batch.
-All have as many decoders as the feed has decode threads, shuffle as many utterances, and read from memory: a RAM disk
-or the page cache. A data set is converted, a library imported and a worker process started before the clock runs, since
-a training run pays for them once; filling a shuffle buffer is inside, as it is for the feed.
+Each has as many decoders as the feed has decode threads, shuffles as many utterances and reads from memory: a RAM disk
+or the page cache. Before the clock starts, the library is imported, the set is converted to its format and the worker
+processes are up, since a training run pays for these once; filling the shuffle buffer counts, as it does for the feed.
 
-Two need no more than `pip install 'cpcscale[bench]'` beside what cpcscale needs: lhotse, and Ray Data. Others ask for
-versions that would change what cpcscale runs on, and take part when they are installed without their dependencies:
-`pip install --no-deps litdata mosaicml-streaming`, then what their import asks for.
+With one decoder the PyTorch datasets run in this process. Measured with webdataset, lhotse, litdata and streaming, a
+worker process is slower by 5-30 %: it hands over each batch through shared memory and its decoder has no other work.
+
+webdataset and Ray Data come with cpcscale, lhotse with `pip install 'cpcscale[bench]'`. Two ask for versions that would
+change what cpcscale runs on, and take part where they are installed without what they ask for:
+`pip install --constraint constraints.txt boto3` and `pip install --no-deps litdata`, or `mosaicml-streaming` likewise
+with catalogue, Brotli, python-snappy, zstd, `transformers<5` and the torchvision of the torch that is installed.
 """
 
 from __future__ import annotations
 
 import random
+import shutil
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,13 +33,17 @@ import numpy as np
 import soundfile
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from cpcscale.errors import UserError
+
+_PREFETCH = 4
+
 
 @dataclass(frozen=True)
 class Job:
-    """What every peer does alike: `windows` crops of `samples` each, in batches of `batch`.
+    """What every peer has to do: `windows` random crops of `samples` each, in batches of `batch`.
 
     `base` is a local folder, `shards` the tars of KEY.codec and KEY.json in it; every utterance is longer than a crop.
-    `workers` decode, `shuffle` utterances are held to draw from; copies of the set in other formats go to `folder`.
+    `workers` decode, and `shuffle` utterances are held to draw from. Conversions of the set go to `folder`, once.
     """
 
     base: str
@@ -52,8 +61,18 @@ class Job:
     def paths(self) -> list[str]:
         return [str(Path(self.base, shard)) for shard in self.shards]
 
+    @property
+    def batches(self) -> int:
+        """Whole batches that hold the windows."""
+        return -(-self.windows // self.batch)
 
-# Opens a peer: inside of the context all is ready, and a call begins to read; batches are int16 [rows, samples].
+    @property
+    def shard_bytes(self) -> int:
+        """The size of the largest shard: other formats get shards like ours."""
+        return max(Path(path).stat().st_size for path in self.paths)
+
+
+# Opens a peer: inside of the context all is ready, a call starts to read, and batches are int16 [rows, samples].
 Opener = Callable[[Job], AbstractContextManager[Callable[[], Iterable[Any]]]]
 
 
@@ -72,14 +91,24 @@ def found() -> dict[str, Opener]:
         peers["lhotse"] = peer_lhotse.opened
     except ModuleNotFoundError:
         pass
-    for name in ("ray", "litdata", "mosaic"):
-        try:
-            import importlib
+    try:
+        from cpcscale.bench import peer_ray
 
-            m = importlib.import_module("cpcscale.bench.peer_" + name)
-            peers[name] = m.opened
-        except ModuleNotFoundError as e:
-            pass
+        peers["ray.data"] = peer_ray.opened
+    except ModuleNotFoundError:
+        pass
+    try:
+        from cpcscale.bench import peer_litdata
+
+        peers["litdata"] = peer_litdata.opened
+    except ModuleNotFoundError:
+        pass
+    try:
+        from cpcscale.bench import peer_streaming
+
+        peers["mosaicml-streaming"] = peer_streaming.opened
+    except ModuleNotFoundError:
+        pass
     return peers
 
 
@@ -89,13 +118,13 @@ def installed(job: Job) -> dict[str, Callable[[], float]]:
 
 
 def _measured(opened: Opener, job: Job) -> float:
+    rows, taken_s = 0, 0.0
     with opened(job) as start:
-        rows, taken_s = 0, 0.0
         began = time.perf_counter()
         for batch in start():
             rows += len(batch)
             if rows >= job.windows and not taken_s:
-                # The last batch is whole, so a few windows may have come on top.
+                # Batches are whole, so the last one may bring a few windows too many.
                 taken_s = (time.perf_counter() - began) * job.windows / rows
     if not taken_s:
         raise RuntimeError(f"only {rows} of {job.windows} windows were delivered")
@@ -103,7 +132,7 @@ def _measured(opened: Opener, job: Job) -> float:
 
 
 class Crops:
-    """Members' bytes to a batch of their random crops, int16 [members, samples]."""
+    """Members' bytes to a batch of random crops, int16 [members, samples]."""
 
     def __init__(self, job: Job) -> None:
         self._samples, self._random = job.samples, random.Random(job.seed)
@@ -112,41 +141,55 @@ class Crops:
         wave_BS = np.empty((len(members), self._samples), np.int16)
         for wave_S, member in zip(wave_BS, members, strict=True):
             with soundfile.SoundFile(BytesIO(member)) as file:
+                if file.frames < self._samples:
+                    raise UserError(
+                        f"an utterance has {file.frames} samples and a window {self._samples}: peers read whole windows "
+                        "only, lower window.seconds or take a set of longer utterances"
+                    )
                 file.seek(self._random.randint(0, file.frames - self._samples))
                 file.read(self._samples, dtype="int16", out=wave_S)
         return wave_BS
 
 
-class Passes(IterableDataset[np.ndarray]):
-    """Batches for a DataLoader: none in the first pass, which only starts the workers, then a worker's share of a job.
+class Batches(IterableDataset[np.ndarray]):
+    """Decoded batches for a DataLoader, of the members that `epoch()` gives in shuffled order, again and again.
 
-    The share is whole, so that a worker is at rest when it is ended: PyTorch's abort in the middle of a batch.
+    The first pass is empty and only starts the workers. The next gives each worker's share of the job to its end:
+    PyTorch aborts a worker that is ended in the middle of a batch.
     """
 
-    def __init__(self, job: Job, read: Callable[[], Iterable[np.ndarray]]) -> None:
-        self._batches, self._read = -(-job.windows // job.batch), read
-        self._ready = False
+    def __init__(self, job: Job, epoch: Callable[[], Iterable[bytes]]) -> None:
+        self._rows, self._batches, self._epoch = job.batch, job.batches, epoch
+        self._crops, self._started = Crops(job), False
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        ready, self._ready = self._ready, True
-        if ready:
+        if self._started:
             worker = get_worker_info()
-            yield from islice(self._endless(), -(-self._batches // (worker.num_workers if worker else 1)))
+            members = self._members()
+            for _ in range(-(-self._batches // (worker.num_workers if worker else 1))):
+                yield self._crops(list(islice(members, self._rows)))
+        self._started = True
 
-    def _endless(self) -> Iterator[np.ndarray]:
+    def _members(self) -> Iterator[bytes]:
         while True:
-            yield from self._read()
+            empty = True
+            for member in self._epoch():
+                yield member
+                empty = False
+            if empty:
+                raise RuntimeError("a worker was given no shard to read")
 
 
-def loader(dataset: IterableDataset[np.ndarray], workers: int) -> DataLoader[np.ndarray]:
-    """The DataLoader of PyTorch over a dataset of batches, its workers started; 0 workers read in this process."""
+def loader(job: Job, epoch: Callable[[], Iterable[bytes]]) -> DataLoader[np.ndarray]:
+    """PyTorch's DataLoader over the members of `epoch()`, its workers started."""
+    workers = worker_processes(job)
     made: DataLoader[np.ndarray] = DataLoader(
-        dataset,
+        Batches(job, epoch),
         batch_size=None,
         num_workers=workers,
-        # A fork of a process whose threads hold locks may never run.
+        # A fork of a process with threads may hang.
         multiprocessing_context="spawn" if workers else None,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=_PREFETCH if workers else None,
         persistent_workers=workers > 0,
     )
     for _ in made:
@@ -154,7 +197,12 @@ def loader(dataset: IterableDataset[np.ndarray], workers: int) -> DataLoader[np.
     return made
 
 
-def members_of(path: str, codec: str) -> Iterator[tuple[str, bytes]]:
+def worker_processes(job: Job) -> int:
+    """How many processes decode beside this one; a worker must have a shard."""
+    return 0 if job.workers == 1 else min(job.workers, len(job.shards))
+
+
+def members(path: str, codec: str) -> Iterator[tuple[str, bytes]]:
     """(key, bytes) of every audio member of a tar, in order."""
     with tarfile.open(path) as tar:
         for entry in tar:
@@ -162,3 +210,14 @@ def members_of(path: str, codec: str) -> Iterator[tuple[str, bytes]]:
             file = tar.extractfile(entry)
             if suffix == codec and file:
                 yield key, file.read()
+
+
+def converted(job: Job, name: str, convert: Callable[[Job, Path], None]) -> Path:
+    """The set in another format, below `job.folder`; `convert` fills an empty folder, the first time only."""
+    folder, making = job.folder / name, job.folder / f"{name}.part"
+    if not folder.exists():
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        convert(job, making)
+        making.rename(folder)
+    return folder

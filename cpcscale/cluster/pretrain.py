@@ -246,7 +246,7 @@ def _pack_first(config: PretrainConfig) -> None:
     base = config.data.shards
     if not config.data.audio or any(storage.exists(storage.join(base, *at, MARKER)) for at in ((), (TRAIN,))):
         return
-    sources = find_sources(config.data.audio)
+    sources = find_sources(config.data.audio, config.data.pack)
     note(f"pretrain: no shard set at {storage.shown(base)} yet, packing {storage.shown(config.data.audio)} into it")
     packing.pack_sources(sources, base, config.data.pack)
 

@@ -55,6 +55,21 @@ class Adopted:
     notes: Counter[str] = field(default_factory=Counter)
 
 
+class _Tasks(Sequence[TarTask]):
+    """A task for each tar, made when it is asked for; `cuts` are the files that may be lhotse's."""
+
+    def __init__(self, base: str, tars: Sequence[str], cuts: frozenset[str], spec: IndexConfig) -> None:
+        self._base, self._tars, self._cuts, self._spec = base, tars, cuts, spec
+
+    def __len__(self) -> int:
+        return len(self._tars)
+
+    def __getitem__(self, at: int) -> TarTask:  # type: ignore[override]
+        name = self._tars[at]
+        beside = labels.cuts_beside(name)
+        return TarTask(self._base, name, beside if beside in self._cuts else "", self._spec)
+
+
 def serial(function: Callable[[Any, Any], Any], items: Sequence[Any], shared: Any) -> Iterator[Any]:
     """The plain, in-process `Stream`."""
     return (function(item, shared) for item in items)
@@ -128,8 +143,7 @@ def _read(
 ) -> Adopted:
     """Reads these tars and publishes the version that has them after those of `after`."""
     manifest = Manifest(storage.absolute(spec.manifest), spec.columns) if spec.manifest else None
-    cuts = {name for name in names if name.endswith(".jsonl.gz")}
-    tasks = [TarTask(base, name, beside if (beside := labels.cuts_beside(name)) in cuts else "", spec) for name in tars]
+    tasks = _Tasks(base, tars, frozenset(name for name in names if name.endswith(".jsonl.gz")), spec)
     left_out, origins, notes = Counter[str](), Counter[str](), Counter[str]()
     damaged: list[LeftOut] = []
     fields: set[str] = set()

@@ -102,6 +102,7 @@ class Assignment(Sequence[PackTask]):
         self._shards = np.concatenate([part.shards for part in parts])
         self._first = np.concatenate([np.cumsum(part.shards) - part.shards for part in parts])
         self.resumed = False
+        self._head: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -152,8 +153,6 @@ class Assignment(Sequence[PackTask]):
             self._head = {"format": 2, "pack": settings, "files": len(self.rows), "digest": digest.hexdigest()}
         return self._head
 
-    _head: dict[str, Any] | None = None
-
     def write(self) -> None:
         """Writes the restart state at the target, the head last; refuses a target with another, and tars of no pack.
 
@@ -163,7 +162,7 @@ class Assignment(Sequence[PackTask]):
         if storage.exists(url):
             try:
                 known = dict(json.loads(storage.read(url))).get("digest")
-            except ValueError:
+            except (ValueError, TypeError):
                 known = None
             if known != head["digest"]:
                 raise UserError(

@@ -101,10 +101,9 @@ def _probe(files: Files, left_out: Quarantine, run: Map) -> np.ndarray:
 
 
 def _pack_shards(target: str, assignment: Assignment, left_out: Quarantine, run: Map) -> Packed:
-    indexes: dict[str, Index] = {}
     trained_on = False
     with contextlib.ExitStack() as stack:
-        writers = {split: stack.enter_context(_writing(target, split, indexes)) for split in assignment.splits}
+        writers = {split: stack.enter_context(IndexWriter(storage.join(target, split))) for split in assignment.splits}
         for task, result in enumerate(run(pack_task, assignment)):
             split = assignment.split(task)
             for entry in result.entries:
@@ -114,23 +113,9 @@ def _pack_shards(target: str, assignment: Assignment, left_out: Quarantine, run:
         if not trained_on:
             raise _nothing_left(target, assignment, left_out)
         left_out.publish(target)
-        for split, writer in writers.items():
-            indexes[split] = writer.publish()
+        indexes = {split: writer.publish() for split, writer in writers.items()}
     _remove_notes(target)
     return Packed(target, indexes, left_out.files, left_out.pieces)
-
-
-@contextlib.contextmanager
-def _writing(target: str, split: str, published: dict[str, Index]) -> Iterator[IndexWriter]:
-    """A writer of a split's index, whose files go when the block raises before it is published."""
-    writer = IndexWriter(storage.join(target, split))
-    try:
-        with writer:
-            yield writer
-    except BaseException:
-        if split not in published:
-            writer.discard()
-        raise
 
 
 def _remove_notes(target: str) -> None:

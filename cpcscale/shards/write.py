@@ -70,7 +70,7 @@ def pack_task(task: PackTask) -> TaskResult:
             _refuse_missing(task, number, shards[number], there[number], rows)
         for number, pieces in enumerate(shards):
             members = [piece for piece in pieces if piece in spooled]
-            if number not in there and members:
+            if members:
                 entries[number] = _write(task, number, [spooled[piece] for piece in members], spool)
     ordered = [rows[piece] for piece in sorted(rows)]
     result = TaskResult(tuple(entries[number] for number in sorted(entries)), ordered)

@@ -14,6 +14,8 @@ from trees import backwards, contents, corpus, members, noise, threads, write_tr
 from cpcscale import audio
 from cpcscale.cli import main
 from cpcscale.errors import UserError
+from cpcscale.shards import publish as publishing
+from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack, pack_sources
 from cpcscale.shards.sources import find_sources
 
@@ -94,6 +96,27 @@ def test_a_failed_pack_leaves_nothing_behind_and_is_one_line(tmp_path, case):
     (tmp_path / "mine" / "train" / "notes").write_text("x")
     refusal(lambda: pack(str(root), str(tmp_path / "mine"), spec))
     assert [path.name for path in sorted((tmp_path / "mine").rglob("*"))] == ["train", "notes"]
+
+
+def test_an_index_that_is_published_stays_whole_when_the_next_one_fails(tmp_path, monkeypatch):
+    root, target = corpus(tmp_path / "audio", speakers=2), tmp_path / "shards"
+    spec = PackConfig(shard_mb=0.12, heldout_share=0.3, heldout_by="utterance")
+    published: list[str] = []
+    publish = publishing.publish
+
+    def failing(index: Index) -> None:
+        if published:
+            raise UserError("the store is away")
+        publish(index)
+        published.append(index.base)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "publish", failing)
+        assert refusal(lambda: pack(str(root), str(target), spec)) == "the store is away"
+    first = Index.load(published[0]).utterances
+    packed = pack(str(root), str(target), spec)
+    assert packed.splits["train"].utterances == first
+    assert len(members(packed)) == 12
 
 
 def test_a_target_that_cannot_be_written_is_one_line(tmp_path):

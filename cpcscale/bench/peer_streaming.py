@@ -1,0 +1,67 @@
+"""mosaicml-streaming: its MDS format in a local folder, shuffled by its default algorithm in blocks of our size.
+
+Set up as https://docs.mosaicml.com/projects/streaming/en/latest/distributed_training/performance_tuning.html advises:
+`batch_size` given and py1e, the default; shards are as large as ours, so that a block spans as many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import streaming
+from streaming.base.shared import SharedMemory
+
+from cpcscale.bench import peers
+from cpcscale.bench.peers import Job
+
+
+@contextlib.contextmanager
+def opened(job: Job) -> Iterator[Callable[[], Iterable[Any]]]:
+    folder = peers.converted(job, "streaming", _convert)
+    with tempfile.TemporaryDirectory() as locks:
+        dataset = _dataset(job, folder, locks)
+        try:
+            yield partial(iter, peers.loader(job, partial(_members, dataset)))
+        finally:
+            _unlink(dataset)
+
+
+def _dataset(job: Job, folder: Path, locks: str) -> streaming.StreamingDataset:
+    before, tempfile.tempdir = tempfile.tempdir, locks
+    try:
+        return streaming.StreamingDataset(
+            local=str(folder),
+            shuffle=True,
+            shuffle_seed=job.seed,
+            shuffle_block_size=job.shuffle,
+            num_canonical_nodes=1,
+            batch_size=job.batch,
+        )
+    finally:
+        tempfile.tempdir = before
+
+
+def _members(dataset: streaming.StreamingDataset) -> Iterator[bytes]:
+    for sample in dataset:
+        yield sample["audio"]
+
+
+def _unlink(dataset: streaming.StreamingDataset) -> None:
+    """Ends its shared memory, which would stay until this process ends."""
+    for part in vars(dataset).values():
+        array = getattr(part, "_arr", part)
+        memory = getattr(array, "shm", array)
+        if isinstance(memory, SharedMemory):
+            memory.cleanup()
+
+
+def _convert(job: Job, folder: Path) -> None:
+    with streaming.MDSWriter(out=str(folder), columns={"audio": "bytes"}, size_limit=job.shard_bytes) as writer:
+        for path in job.paths:
+            for _, data in peers.members(path, job.codec):
+                writer.write({"audio": data})
