@@ -186,20 +186,18 @@ def test_the_hash_changes_with_every_other_key():
         "shards",
         "workers",
         "threads",
-        "decode_threads",
-        "prefetch",
         "log_window_ids",
         "log_every_steps",
     }
     changes: list[Any] = []
     for name, value in config.flat(Run()).items():
-        if name.rpartition(".")[2] in places or name.startswith("tracking."):
+        if name.rpartition(".")[2] in places or name.startswith(("tracking.", "feed.")):
             continue
         values = {"exact": "fast", True: "false", None: "x"} if isinstance(value, str | bool | None) else {}
         text = {"speakers": "[a]", "extra": "{a: b}"}.get(name) or values.get(value) or f"{value}5"
         changes.append(config.digest(config.load(Run, None, [f"{name}={text}"])))
     assert len({config.digest(Run()), *changes}) == len(changes) + 1
-    assert len(changes) >= 9
+    assert len(changes) >= 8
 
 
 def test_the_hash_does_not_depend_on_how_a_value_was_written(tmp_path):

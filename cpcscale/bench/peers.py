@@ -143,8 +143,8 @@ class Crops:
             with soundfile.SoundFile(BytesIO(member)) as file:
                 if file.frames < self._samples:
                     raise UserError(
-                        f"an utterance has {file.frames} samples and a window {self._samples}: peers read whole windows "
-                        "only, lower window.seconds or take a set of longer utterances"
+                        f"an utterance has {file.frames} samples and a window {self._samples}, and peers read whole "
+                        "windows only: lower window.seconds, or take a set of longer utterances"
                     )
                 file.seek(self._random.randint(0, file.frames - self._samples))
                 file.read(self._samples, dtype="int16", out=wave_S)

@@ -31,7 +31,7 @@ _PLACING_S = 30.0
 
 
 class Made(NamedTuple):
-    """A feeder's answer: a batch, or a user's error as a value, which Ray does not wrap; and its Feed figures so far."""
+    """A feeder's answer: a batch, or a user's error as a value, which Ray does not wrap; and its figures (see Feed)."""
 
     batch: Batch | UserError
     seconds: dict[str, float]

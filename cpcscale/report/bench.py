@@ -12,7 +12,8 @@ def plan_lines(result: dict[str, Any]) -> list[str]:
     return [
         f"{result['shards']:,} shards, {result['windows']:,} windows, {result['lanes']:,} lanes",
         f"  planned in {result['seconds']:.2f} s (from the shard table on disk), {result['peak_mib']:.0f} MiB at most",
-        f"  position of a run {result['position_kib']:.1f} KiB; a later step reached in {result['resume_seconds']:.2f} s",
+        f"  position of a run {result['position_kib']:.1f} KiB, a later step reached in "
+        f"{result['resume_seconds']:.2f} s",
         f"  windows of an epoch that no step has: {result['lost_share']:.0%}",
         f"  windows of {result['count_rows']:,} utterances counted in {result['count_seconds']:.2f} s, "
         f"{result['count_peak_mib']:.0f} MiB at most",

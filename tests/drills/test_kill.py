@@ -1,8 +1,9 @@
 """The whole run killed, through the real command line and Ray: it goes on as if nothing had happened.
 
 `cpcscale pretrain configs/pretrain/quickstart.yaml` with a tiny network and two workers is killed in mid-run, started
-again with three workers fed by actors, killed again, and ends with one worker that decodes by itself. An undisturbed run of the same config, in this process
-and without Ray, says what has to come out: final losses agree to 1e-5, batches exactly.
+again with three workers fed by actors, killed again, and ends with one worker that decodes by itself. An undisturbed
+run of the same config, in this process and without Ray, says what has to come out: final losses agree to 1e-5, batches
+exactly.
 """
 
 from __future__ import annotations
