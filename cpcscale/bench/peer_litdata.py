@@ -25,7 +25,7 @@ def opened(job: Job) -> Iterator[Callable[[], Iterable[Any]]]:
     dataset = litdata.StreamingDataset(str(peers.converted(job, "litdata", _convert)), shuffle=True, seed=job.seed)
     # What its own loader tells it; that loader batches decoded items, this one decodes into the batch.
     dataset.set_batch_size(job.batch)
-    dataset.set_num_workers(peers.worker_processes(job))
+    dataset.set_num_workers(job.processes)
     yield partial(iter, peers.loader(job, partial(_members, dataset)))
 
 

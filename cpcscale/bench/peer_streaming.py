@@ -36,6 +36,8 @@ def _dataset(job: Job, folder: Path, locks: str) -> streaming.StreamingDataset:
     try:
         return streaming.StreamingDataset(
             local=str(folder),
+            # One epoch is the whole job: its workers wait for each other at the start of an epoch.
+            epoch_size=job.share * max(1, job.processes) * job.batch,
             shuffle=True,
             shuffle_seed=job.seed,
             shuffle_block_size=job.shuffle,
@@ -54,9 +56,11 @@ def _members(dataset: streaming.StreamingDataset) -> Iterator[bytes]:
 def _unlink(dataset: streaming.StreamingDataset) -> None:
     """Ends its shared memory, which would stay until this process ends."""
     for part in vars(dataset).values():
-        array = getattr(part, "_arr", part)
-        memory = getattr(array, "shm", array)
-        if isinstance(memory, SharedMemory):
+        memory: Any = part
+        while memory is not None and not isinstance(memory, SharedMemory):
+            # A scalar and a barrier hold an array, and that its memory.
+            memory = getattr(memory, "arr", None) or getattr(memory, "_arr", None) or getattr(memory, "shm", None)
+        if memory:
             memory.cleanup()
 
 

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 
 from cpcscale.errors import UserError
 
@@ -62,9 +62,14 @@ class Job:
         return [str(Path(self.base, shard)) for shard in self.shards]
 
     @property
-    def batches(self) -> int:
-        """Whole batches that hold the windows."""
-        return -(-self.windows // self.batch)
+    def processes(self) -> int:
+        """Worker processes beside this one; each must have a shard of its own."""
+        return 0 if self.workers == 1 else min(self.workers, len(self.shards))
+
+    @property
+    def share(self) -> int:
+        """Batches that each of them makes: whole ones, which together hold the windows."""
+        return -(-self.windows // (self.batch * max(1, self.processes)))
 
     @property
     def shard_bytes(self) -> int:
@@ -159,14 +164,13 @@ class Batches(IterableDataset[np.ndarray]):
     """
 
     def __init__(self, job: Job, epoch: Callable[[], Iterable[bytes]]) -> None:
-        self._rows, self._batches, self._epoch = job.batch, job.batches, epoch
+        self._rows, self._batches, self._epoch = job.batch, job.share, epoch
         self._crops, self._started = Crops(job), False
 
     def __iter__(self) -> Iterator[np.ndarray]:
         if self._started:
-            worker = get_worker_info()
             members = self._members()
-            for _ in range(-(-self._batches // (worker.num_workers if worker else 1))):
+            for _ in range(self._batches):
                 yield self._crops(list(islice(members, self._rows)))
         self._started = True
 
@@ -182,24 +186,18 @@ class Batches(IterableDataset[np.ndarray]):
 
 def loader(job: Job, epoch: Callable[[], Iterable[bytes]]) -> DataLoader[np.ndarray]:
     """PyTorch's DataLoader over the members of `epoch()`, its workers started."""
-    workers = worker_processes(job)
     made: DataLoader[np.ndarray] = DataLoader(
         Batches(job, epoch),
         batch_size=None,
-        num_workers=workers,
+        num_workers=job.processes,
         # A fork of a process with threads may hang.
-        multiprocessing_context="spawn" if workers else None,
-        prefetch_factor=_PREFETCH if workers else None,
-        persistent_workers=workers > 0,
+        multiprocessing_context="spawn" if job.processes else None,
+        prefetch_factor=_PREFETCH if job.processes else None,
+        persistent_workers=job.processes > 0,
     )
     for _ in made:
         raise AssertionError("the first pass is empty")
     return made
-
-
-def worker_processes(job: Job) -> int:
-    """How many processes decode beside this one; a worker must have a shard."""
-    return 0 if job.workers == 1 else min(job.workers, len(job.shards))
 
 
 def members(path: str, codec: str) -> Iterator[tuple[str, bytes]]:

@@ -86,7 +86,9 @@ def _sizes(axes: Any, values: Mapping[str, Any]) -> None:
         axes.bar(begins[:-1], tars, widths, align="edge", color=ORANGE, edgecolor="white", linewidth=0.6)
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.set_major_formatter(_count)
-        axes.set_xlim(0, 1.05 * begins[-1])
+        # Tars of one pack are nearly equal: from 0 on they would be a line.
+        margin = max(0.05 * (begins[-1] - begins[0]), 0.002 * begins[-1])
+        axes.set_xlim(begins[0] - margin, begins[-1] + margin)
 
 
 def _horizontal(axes: Any, title: str, bars: Mapping[str, float], rest: str, colour: str, rows: int) -> None:

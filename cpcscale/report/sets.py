@@ -9,7 +9,7 @@ from typing import Any
 from cpcscale import storage
 from cpcscale.shards.adopt import QUARANTINE, Adopted
 
-_NAMES = 6
+_NAMES, _COPIES = 6, 3
 
 
 def index_values(adopted: Adopted) -> dict[str, Any]:
@@ -72,12 +72,14 @@ def audit_lines(values: Mapping[str, Any]) -> Iterator[str]:
     yield _line("checked", f"every byte; {values['decoded']:,} members decoded ({values['share']:.0%} asked for)")
     if values["duration_s"]:
         yield _line("durations", "{least:.2f} s to {most:.2f} s, median {median:.2f} s".format(**values["duration_s"]))
-    yield _line("languages", _hours(values["hours_by_language"], values["languages"]))
+    yield _line("languages", _hours(values["hours_by_language"], values["languages"], values["hours"]))
     alone = values["hours_without_group"]
     others = f"; {alone:,.2f} h of no group but their recording" if alone else ""
-    yield _line("groups", _hours(values["hours_by_group"], values["groups"]) + others)
+    yield _line("groups", _hours(values["hours_by_group"], values["groups"], values["hours_of_groups"]) + others)
     yield _line("recordings", f"{values['recordings']:,}")
-    yield _line("duplicates", _duplicates(values["duplicates"]))
+    copies, first = values["duplicates"]["utterances"], values["duplicates"]["first"][:_COPIES]
+    yield _line("duplicates", f"{copies:,} utterances have the bytes of another one, as" if copies else "none")
+    yield from (f"    {' = '.join(group[:2])}" for group in first)
     if values["excluded"]:
         yield _line("excluded", f"{values['excluded']:,} utterances, {values['excluded_hours']:,.2f} h")
     if values["members_not_indexed"]:
@@ -108,19 +110,13 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _hours(by_name: Mapping[str, float], total: int) -> str:
+def _hours(by_name: Mapping[str, float], total: int, hours: float) -> str:
+    """The first names with their hours, and the rest of `total` names and `hours`."""
     shown = list(by_name.items())[:_NAMES]
-    texts = [f"{name or 'none named'} {hours:,.2f} h" for name, hours in shown]
+    texts = [f"{name or 'none named'} {value:,.2f} h" for name, value in shown]
     others = total - sum(bool(name) for name, _ in shown)
-    more = [f"and {others:,} more"] if others else []
+    more = [f"{others:,} more {hours - sum(value for _, value in shown):,.2f} h"] if others else []
     return f"{total:,}" + (f": {', '.join([*texts, *more])}" if texts else "")
-
-
-def _duplicates(found: Mapping[str, Any]) -> str:
-    if not found["utterances"]:
-        return "none"
-    first = "; ".join(" = ".join(group) for group in found["first"])
-    return f"{found['utterances']:,} utterances have the bytes of another one: {first}"
 
 
 def _shuffle(figure: Mapping[str, Any]) -> str:

@@ -173,10 +173,11 @@ class Tally:
         return {"edges_s": edges.round(4).tolist(), "utterances": merged[first:last].tolist()}
 
     def _sizes(self) -> dict[str, list[Any]]:
+        """Tars in each class of sizes, from 0 bytes to the largest."""
         sizes = self._index.shards["bytes"].to_numpy()
         if not len(sizes):
             return {"edges": [], "tars": []}
-        tars, edges = np.histogram(sizes, bins=min(_SIZE_CLASSES, max(1, len(sizes))))
+        tars, edges = np.histogram(sizes, bins=_SIZE_CLASSES, range=(0, max(1, int(sizes.max()))))
         return {"edges": edges.round().astype(np.int64).tolist(), "tars": tars.tolist()}
 
     def _duplicates(self) -> dict[str, Any]:

@@ -112,9 +112,10 @@ def test_a_peer_delivers_shuffled_windows_of_real_utterances_and_leaves_nothing_
     # A short name: Ray's sockets lie below it.
     with tempfile.TemporaryDirectory() as scratch:
         environment = {**os.environ, "TMPDIR": scratch}
-        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
         assert process.returncode == 0, process.stderr
-        assert list(Path(scratch).iterdir()) == []
+        # PyTorch's compiler makes a folder when it is imported, as some peers do.
+        assert [path for path in Path(scratch).iterdir() if not path.name.startswith("torchinductor_")] == []
     # No banners, bars or warnings of the library either.
     assert process.stderr == ""
     told = json.loads(process.stdout)

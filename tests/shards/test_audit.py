@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,19 @@ def test_an_index_that_says_something_else_than_its_tars_is_found(foreign, chang
     values = audited(foreign)
     problems = [problem for problem in values["problems"] if words in problem]
     assert {problem.partition(":")[0] for problem in problems} == {"0.tar", "1.tar", "2.tar"}
+
+
+@pytest.mark.parametrize("name", ["samples", "mean", "mean_square"])
+def test_a_shard_table_that_does_not_add_up_is_found(foreign, name):
+    index = Index.load(str(foreign))
+    values = index.shards[name].to_pylist()
+    values[1] = values[1] * 2 + 1
+    place = index.shards.column_names.index(name)
+    column = pa.array(values, index.shards.schema.types[place])
+    publish(replace(index, shards=index.shards.set_column(place, index.shards.schema[place], column)))
+    values = audited(foreign)
+    assert values["problem_count"] == 1
+    assert f"1.tar: its rows give {name}=" in values["problems"][0]
 
 
 def test_a_member_that_matches_its_checksum_and_does_not_decode_is_found(tmp_path):
