@@ -132,8 +132,8 @@ def _index(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.cluster.index import index
     from cpcscale.report.sets import index_lines, index_values
-    from cpcscale.shards.adopt import exclude_from
-    from cpcscale.shards.foreign import IndexConfig
+    from cpcscale.shards.adoption.adopt import exclude_from
+    from cpcscale.shards.adoption.foreign import IndexConfig
 
     spec = config.load(IndexConfig, None, options.overrides)
     if options.exclude and (options.append or options.overrides):

@@ -48,6 +48,20 @@ def faulty_s3(s3: ObjectStore, tmp_path: Path) -> Iterator[FaultyStore]:
             storage.configure(StorageConfig())
 
 
+@pytest.fixture(scope="module")
+def ray_here(s3: ObjectStore) -> Iterator[None]:
+    """A small Ray on this machine, whose workers can reach the S3 server."""
+    import ray
+
+    from cpcscale.cluster import session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        session.connect(4)
+        yield
+        ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def shard_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A packed set of 24 utterances of 4 speakers in several flac shards. Read only: copy it to change it."""

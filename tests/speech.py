@@ -14,8 +14,8 @@ from typing import Any
 from cpcscale import config
 from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack_sources
+from cpcscale.shards.packing.sources import Source
 from cpcscale.shards.rows import scan
-from cpcscale.shards.sources import Source
 from cpcscale.train.loop import Data
 from cpcscale.train.recipe import Recipe
 

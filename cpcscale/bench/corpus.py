@@ -12,7 +12,7 @@ from cpcscale import audio, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack
-from cpcscale.shards.sources import find_sources
+from cpcscale.shards.packing.sources import find_sources
 
 
 def make(

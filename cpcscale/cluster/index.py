@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from cpcscale.cluster import session
-from cpcscale.shards import adopt
-from cpcscale.shards.adopt import Adopted
-from cpcscale.shards.foreign import IndexConfig
+from cpcscale.shards.adoption import adopt
+from cpcscale.shards.adoption.adopt import Adopted
+from cpcscale.shards.adoption.foreign import IndexConfig
 
 
 def index(base: str, spec: IndexConfig, *, append: bool = False) -> Adopted:

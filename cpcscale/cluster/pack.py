@@ -9,8 +9,8 @@ from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.shards import pack as shards
 from cpcscale.shards.pack import PackConfig, Packed
-from cpcscale.shards.probe import probe_sources
-from cpcscale.shards.sources import Source, find_sources
+from cpcscale.shards.packing.probe import probe_sources
+from cpcscale.shards.packing.sources import Source, find_sources
 
 
 def pack(source: str, target: str, config: PackConfig) -> Packed:

@@ -20,7 +20,7 @@ from cpcscale.progress import Progress, note
 from cpcscale.shards import cache
 from cpcscale.shards.index import MARKER, Index
 from cpcscale.shards.pack import HELDOUT, TRAIN, UNSEEN, PackConfig
-from cpcscale.shards.sources import find_sources
+from cpcscale.shards.packing.sources import find_sources
 from cpcscale.storage import StorageConfig
 from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.lane import served

@@ -29,7 +29,7 @@ from cpcscale.emotion.splits import Split
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, ModelConfig, build
 from cpcscale.model.frontend import mfcc
-from cpcscale.shards.sources import Source as AudioFile
+from cpcscale.shards.packing.sources import Source as AudioFile
 from cpcscale.train.checkpoint import load_encoder
 
 COEFFICIENTS = 40

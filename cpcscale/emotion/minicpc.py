@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cpcscale import storage
 from cpcscale.model.cpc import CPC
 from cpcscale.shards.pack import TRAIN, PackConfig, pack_sources
-from cpcscale.shards.sources import Source
+from cpcscale.shards.packing.sources import Source
 from cpcscale.train.checkpoint import load_encoder
 from cpcscale.train.loop import Data, Quiet, pretrain
 from cpcscale.train.ranks import Ranks

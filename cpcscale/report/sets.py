@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cpcscale import storage
-from cpcscale.shards.adopt import QUARANTINE, Adopted
+from cpcscale.shards.adoption.adopt import QUARANTINE, Adopted
 
 _NAMES, _COPIES = 6, 3
 

@@ -11,9 +11,9 @@ import xxhash
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
-from cpcscale.shards.foreign import decoded
+from cpcscale.shards.adoption.foreign import decoded
+from cpcscale.shards.adoption.members import Member, TarScan
 from cpcscale.shards.index import Index
-from cpcscale.shards.members import Member, TarScan
 from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry, ShardRows
 
 # Durations fall into classes of 1/32 octave from 1/64 s on: 2 % wide, up to three days.

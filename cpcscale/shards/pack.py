@@ -19,16 +19,16 @@ import numpy as np
 
 from cpcscale import storage
 from cpcscale.errors import UserError
-from cpcscale.shards import quarantine
-from cpcscale.shards.assign import HEAD, NOTES, TABLE, Assignment, PackConfig
-from cpcscale.shards.claim import Claim
 from cpcscale.shards.index import MARKER, Index
-from cpcscale.shards.probe import Chunks, probe_sources
+from cpcscale.shards.packing import quarantine
+from cpcscale.shards.packing.assign import HEAD, NOTES, TABLE, Assignment, PackConfig
+from cpcscale.shards.packing.claim import Claim
+from cpcscale.shards.packing.probe import Chunks, probe_sources
+from cpcscale.shards.packing.quarantine import Quarantine
+from cpcscale.shards.packing.sources import Files, Source, find_sources
+from cpcscale.shards.packing.splits import HELDOUT, TRAIN, UNSEEN
+from cpcscale.shards.packing.write import pack_task
 from cpcscale.shards.publish import IndexWriter
-from cpcscale.shards.quarantine import Quarantine
-from cpcscale.shards.sources import Files, Source, find_sources
-from cpcscale.shards.splits import HELDOUT, TRAIN, UNSEEN
-from cpcscale.shards.write import pack_task
 
 __all__ = ["HELDOUT", "TRAIN", "UNSEEN", "PackConfig", "Packed", "pack", "pack_sources"]
 

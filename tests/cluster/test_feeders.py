@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,10 @@ import soundfile
 import speech
 from trees import noise
 
-from cpcscale.cluster import session
 from cpcscale.cluster.feeders import ActorFeed
 from cpcscale.errors import UserError
-from cpcscale.shards.adopt import adopt
-from cpcscale.shards.foreign import IndexConfig
+from cpcscale.shards.adoption.adopt import adopt
+from cpcscale.shards.adoption.foreign import IndexConfig
 from cpcscale.shards.index import Index
 from cpcscale.storage import StorageConfig
 from cpcscale.stream.counts import shard_windows
@@ -54,17 +52,6 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 tar.addfile(member, out)
     adopt(str(folder), IndexConfig())
     return folder
-
-
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        session.connect(4)
-        yield
-        ray.shutdown()
 
 
 def taken(feed: Feed, steps: int) -> list[Batch]:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,6 @@ import pytest
 from faulty_store import FaultyStore
 
 from cpcscale import storage
-from cpcscale.cluster import session
 from cpcscale.errors import UserError
 from cpcscale.shards.cache import CacheConfig
 from cpcscale.shards.index import Index
@@ -94,12 +93,11 @@ def refusal(action: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    ("kind", "share"),
-    [("unavailable", 0.3), ("reset", 0.2), ("reset_in_body", 0.2), ("cut", 0.2), ("short", 0.2), ("flip", 0.15)],
-)
-def test_requests_that_fail_now_and_then_change_nothing(stored, faulty_s3, undisturbed, tmp_path, mode, kind, share):
-    fault = faulty_s3.fail(kind, share=share, method="GET", path="shard-")
+@pytest.mark.parametrize("kind", ["unavailable", "reset", "reset_in_body", "cut", "short", "flip"])
+def test_requests_that_fail_now_and_then_change_nothing(stored, faulty_s3, undisturbed, tmp_path, mode, kind):
+    # A third flip of one member's bytes would rightly end the run.
+    often = {"times": 2} if kind == "flip" else {"share": 0.2}
+    fault = faulty_s3.fail(kind, method="GET", path="shard-", **often)
     assert_same(taken(feed_of(stored, cache_in(tmp_path, mode))), undisturbed)
     assert fault.struck, "the fault was met"
 
@@ -222,17 +220,6 @@ def test_a_process_killed_while_it_fills_the_cache_disturbs_no_other(stored, und
     assert_same(taken(feed_of(stored, kept), disturb), undisturbed)
 
 
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        session.connect(4)
-        yield
-        ray.shutdown()
-
-
 def feeders() -> list[psutil.Process]:
     """The processes of feeder actors below this one."""
     found = []
@@ -264,12 +251,10 @@ def test_a_killed_feeder_is_replaced_and_its_batches_are_the_same(shard_set, und
     assert len(set(killed)) == len(kills)
 
 
-def test_feeder_actors_over_a_store_that_fails_give_the_same_batches(
-    stored, faulty_s3, undisturbed, ray_here, tmp_path
-):
+def test_feeder_actors_over_a_store_give_the_same_batches(stored, faulty_s3, undisturbed, ray_here, tmp_path):
     from cpcscale.cluster.feeders import ActorFeed
 
-    # Actors take the store's address from the process that started Ray: theirs is the healthy one.
+    # Actors take the store's address from the process that started Ray: theirs is without the proxy.
     kept = cache_in(tmp_path, "shards")
     feed = ActorFeed(source_of(stored, kept, actors=2), range(LANES), 0, _STORED)
     assert_same(taken(feed), undisturbed)

@@ -9,7 +9,7 @@ import speech
 import torch
 
 from cpcscale.emotion.minicpc import pretrain_on
-from cpcscale.shards.sources import Source, find_sources
+from cpcscale.shards.packing.sources import Source, find_sources
 
 
 def _weights(folder: Path, work: Path) -> torch.Tensor:

@@ -26,12 +26,12 @@ from trees import contents, noise, write_tree
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
-from cpcscale.shards import foreign
-from cpcscale.shards.adopt import Adopted, adopt, exclude_from
-from cpcscale.shards.foreign import IndexConfig, measured
+from cpcscale.shards.adoption import foreign
+from cpcscale.shards.adoption.adopt import Adopted, adopt, exclude_from
+from cpcscale.shards.adoption.foreign import IndexConfig, measured
+from cpcscale.shards.adoption.labels import Columns
+from cpcscale.shards.adoption.members import TarScan
 from cpcscale.shards.index import Index
-from cpcscale.shards.labels import Columns
-from cpcscale.shards.members import TarScan
 
 
 def refusal(action: Callable[[], Any]) -> str:
@@ -585,8 +585,8 @@ def test_a_killed_append_leaves_the_old_version_and_can_be_run_again(some):
         by_hand(some / f"{shard}.tar", {f"{n}.flac": flac(seed=10 * shard + n) for n in range(3)})
     program = (
         "import os, signal, sys\n"
-        "from cpcscale.shards.adopt import adopt, serial\n"
-        "from cpcscale.shards.foreign import IndexConfig\n"
+        "from cpcscale.shards.adoption.adopt import adopt, serial\n"
+        "from cpcscale.shards.adoption.foreign import IndexConfig\n"
         "def run(function, items, shared):\n"
         "    for number, result in enumerate(serial(function, items, shared)):\n"
         "        if number == 3: os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -25,8 +25,8 @@ from cpcscale.errors import UserError
 from cpcscale.report.audit_plot import write_plot
 from cpcscale.report.sets import audit_lines
 from cpcscale.shards import tally
-from cpcscale.shards.adopt import adopt, exclude_from
-from cpcscale.shards.foreign import IndexConfig
+from cpcscale.shards.adoption.adopt import adopt, exclude_from
+from cpcscale.shards.adoption.foreign import IndexConfig
 from cpcscale.shards.index import Index
 from cpcscale.shards.publish import publish
 from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry

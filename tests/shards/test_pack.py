@@ -19,12 +19,12 @@ from trees import backwards, contents, corpus, hidden, members, noise, promised,
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
-from cpcscale.shards import write
 from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack
+from cpcscale.shards.packing import write
+from cpcscale.shards.packing.write import pack_task
 from cpcscale.shards.read import ShardReader
 from cpcscale.shards.rows import scan
-from cpcscale.shards.write import pack_task
 
 SETTINGS: dict[str, Any] = {
     "shard_mb": 0.12,

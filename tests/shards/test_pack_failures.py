@@ -17,7 +17,7 @@ from cpcscale.errors import UserError
 from cpcscale.shards import publish as publishing
 from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack, pack_sources
-from cpcscale.shards.sources import find_sources
+from cpcscale.shards.packing.sources import find_sources
 
 
 def refusal(action: Callable[[], Any]) -> str:

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 from trees import contents, hidden, noise, promised, write_tree
 
-from cpcscale.shards.claim import Claim
 from cpcscale.shards.index import MARKER
 from cpcscale.shards.pack import PackConfig, pack
+from cpcscale.shards.packing.claim import Claim
 
 SETTINGS = {"shard_mb": 0.1, "max_s": 1.0, "group_shards": 2}
 SPEC = PackConfig(**SETTINGS)  # type: ignore[arg-type]
 # Ends a pack in the middle of `function` of `module`, at its call number `at`: no handler runs.
 KILLED = """
 import os, signal
-from cpcscale.shards import pack, publish, write
+from cpcscale.shards import pack, publish
+from cpcscale.shards.packing import write
 from cpcscale import storage
 
 def dying(*arguments, **keywords):

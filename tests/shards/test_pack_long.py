@@ -24,9 +24,9 @@ from cpcscale import audio, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack, pack_sources
-from cpcscale.shards.pieces import Member, PackTask, cut, layout, piece_counts
-from cpcscale.shards.sources import Source, find_sources
-from cpcscale.shards.write import pack_task
+from cpcscale.shards.packing.pieces import Member, PackTask, cut, layout, piece_counts
+from cpcscale.shards.packing.sources import Source, find_sources
+from cpcscale.shards.packing.write import pack_task
 
 # Shards of 4.6 s, four a group, pieces of a second.
 SPEC = PackConfig(shard_mb=0.1, max_s=1.0)

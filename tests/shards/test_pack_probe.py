@@ -13,10 +13,10 @@ from trees import members, noise, write_tree
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
-from cpcscale.shards import fetch, mp3
 from cpcscale.shards.pack import PackConfig, pack
-from cpcscale.shards.probe import probe_sources
-from cpcscale.shards.sources import Source
+from cpcscale.shards.packing import fetch, mp3
+from cpcscale.shards.packing.probe import probe_sources
+from cpcscale.shards.packing.sources import Source
 from cpcscale.storage import StorageConfig
 
 # By what is read beside the first 64 KB: Ogg's length stands in its last page, that of an MP3 in its first frame.

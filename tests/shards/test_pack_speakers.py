@@ -13,9 +13,9 @@ from trees import members, noise, write_tree
 from cpcscale import audio, config, storage
 from cpcscale.cli import main
 from cpcscale.errors import UserError
-from cpcscale.shards.manifests import Columns
 from cpcscale.shards.pack import PackConfig, pack, pack_sources
-from cpcscale.shards.sources import FindConfig, find_sources
+from cpcscale.shards.packing.manifests import Columns
+from cpcscale.shards.packing.sources import FindConfig, find_sources
 
 SOUND = audio.encode(noise(0.3), "wav")
 LIBRI = ["train/19/198/19-198-0001.wav", "train/19/227/19-227-0000.wav", "dev/84/121/84-121-0000.wav"]

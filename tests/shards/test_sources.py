@@ -18,7 +18,7 @@ from trees import noise, write_tree
 from cpcscale import audio
 from cpcscale.errors import UserError
 from cpcscale.shards.pack import PackConfig, pack
-from cpcscale.shards.sources import Source, find_sources, utterance_keys
+from cpcscale.shards.packing.sources import Source, find_sources, utterance_keys
 
 SOUND = audio.encode(noise(0.1), "wav")
 

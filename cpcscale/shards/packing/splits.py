@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cpcscale.errors import UserError, nearest
-from cpcscale.shards.pieces import keyed
-from cpcscale.shards.sources import Files, values
+from cpcscale.shards.packing.pieces import keyed
+from cpcscale.shards.packing.sources import Files, values
 
 SPLITS = TRAIN, HELDOUT, UNSEEN = ("train", "heldout", "unseen")
 _TRAIN, _HELDOUT, _UNSEEN = range(3)

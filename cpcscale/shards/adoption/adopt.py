@@ -20,11 +20,11 @@ from typing import Any, cast
 
 from cpcscale import audio, config, storage
 from cpcscale.errors import UserError, nearest
-from cpcscale.shards import labels
-from cpcscale.shards.foreign import IndexConfig, LeftOut, TarTask, read_tar
+from cpcscale.shards.adoption import labels
+from cpcscale.shards.adoption.foreign import IndexConfig, LeftOut, TarTask, read_tar
+from cpcscale.shards.adoption.labels import Manifest
+from cpcscale.shards.adoption.members import COMPRESSED, WAY_OUT
 from cpcscale.shards.index import MARKER, Index
-from cpcscale.shards.labels import Manifest
-from cpcscale.shards.members import COMPRESSED, WAY_OUT
 from cpcscale.shards.publish import IndexWriter, exclude
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ import xxhash
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
-from cpcscale.shards import manifests
-from cpcscale.shards.manifests import Columns
+from cpcscale.shards.packing import manifests
+from cpcscale.shards.packing.manifests import Columns
 
 BATCH_ROWS = 65_536
 # What follows a recording's key in the key of a piece.

@@ -1,6 +1,6 @@
 """Who speaks, in what language, and from which recording: found in the JSON beside a member, a manifest, or cuts.
 
-A field that a source does not have is left to the next source: manifest, cuts, JSON, folder (shards/adopt.py).
+A field that a source does not have is left to the next source: manifest, cuts, JSON, folder (shards/adoption/adopt.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pyarrow import csv as arrow_csv
 
 from cpcscale import storage
 from cpcscale.errors import UserError, nearest
-from cpcscale.shards.members import Member
+from cpcscale.shards.adoption.members import Member
 
 FIELDS = ("group", "language", "recording")
 USUAL = {

@@ -23,9 +23,9 @@ import numpy as np
 from cpcscale import audio, storage
 from cpcscale.audio import RATE_HZ
 from cpcscale.errors import UserError
-from cpcscale.shards import fetch
-from cpcscale.shards.pieces import Member, PackTask, Piece, cut, layout
-from cpcscale.shards.probe import left_out
+from cpcscale.shards.packing import fetch
+from cpcscale.shards.packing.pieces import Member, PackTask, Piece, cut, layout
+from cpcscale.shards.packing.probe import left_out
 from cpcscale.shards.rows import ShardEntry, scan
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 
 from cpcscale import audio, config, storage
 from cpcscale.errors import UserError
-from cpcscale.shards import splits
-from cpcscale.shards.pieces import Member, PackTask, piece_counts
+from cpcscale.shards.packing import splits
+from cpcscale.shards.packing.pieces import Member, PackTask, piece_counts
+from cpcscale.shards.packing.sources import BATCH_ROWS, Files, FindConfig, utterance_keys
+from cpcscale.shards.packing.splits import SPLITS
 from cpcscale.shards.rows import table_digest
-from cpcscale.shards.sources import BATCH_ROWS, Files, FindConfig, utterance_keys
-from cpcscale.shards.splits import SPLITS
 
 HEAD, TABLE, NOTES = "assignment.json", "assignment.parquet", ".packing"
 _BYTES_A_SECOND = {"wav": 32_000, "flac": 21_700, "opus": 3_600}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from cpcscale.shards.sources import Source
+from cpcscale.shards.packing.sources import Source
 
 
 @dataclass(frozen=True)

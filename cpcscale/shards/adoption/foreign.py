@@ -17,9 +17,10 @@ import xxhash
 
 from cpcscale import audio, config, storage
 from cpcscale.errors import UserError
-from cpcscale.shards import labels, mp3
-from cpcscale.shards.labels import Columns, Labels, Manifest
-from cpcscale.shards.members import Member, TarScan
+from cpcscale.shards.adoption import labels
+from cpcscale.shards.adoption.labels import Columns, Labels, Manifest
+from cpcscale.shards.adoption.members import Member, TarScan
+from cpcscale.shards.packing import mp3
 from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry
 
 # Files whose header states the exact number of samples, by how they begin. MP3 states a guess, if any.

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from cpcscale import audio, storage
-from cpcscale.shards import fetch, mp3
-from cpcscale.shards.sources import Files, Source, shown_name
+from cpcscale.shards.packing import fetch, mp3
+from cpcscale.shards.packing.sources import Files, Source, shown_name
 
 PROBE_FILES = 64
 # Requests for headers wait for the store, not for a core.
