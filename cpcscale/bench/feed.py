@@ -60,22 +60,23 @@ class FeedBenchConfig:
     feed: FeedConfig = field(default_factory=FeedConfig)
     # Measurements of each, interleaved; the median counts.
     runs: int = 5
-    # Batches of a measurement; 0: one epoch.
-    steps: int = 0
+    # Epochs of a measurement; the cold store is measured over one.
+    epochs: int = 1
 
     def __post_init__(self) -> None:
-        config.at_least(1, runs=self.runs, batch=self.batch, lanes=self.lanes)
-        config.at_least(0, steps=self.steps)
+        config.at_least(1, runs=self.runs, batch=self.batch, lanes=self.lanes, epochs=self.epochs)
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """What every measurement needs: the index, where the shards lie, and the windows in plan order."""
+    """What every measurement needs: the index, where the shards lie, and the windows in plan order.
+
+    `audio_s` and `used_bytes` are of one epoch, `members` of all that are measured.
+    """
 
     config: FeedBenchConfig
     index: Index
     order: Order
-    steps: int
     threads: int
     audio_s: float
     used_bytes: int
@@ -97,7 +98,7 @@ def bench_feed(spec: FeedBenchConfig, with_peers: bool = False) -> dict[str, Any
             "raw": lambda: _raw(bench),
         }
         if with_peers:
-            contenders |= {name: _timed(run) for name, run in _peer_runs(bench, folder).items()}
+            contenders |= {name: _timed(bench, run) for name, run in _peer_runs(bench, folder).items()}
         _fed(bench, "warm")  # fills the cache
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
         with Progress("bench feed", spec.runs * len(contenders), "measurements") as progress:
@@ -110,7 +111,7 @@ def bench_feed(spec: FeedBenchConfig, with_peers: bool = False) -> dict[str, Any
 
 def _figures(bench: _Bench, rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Medians over the runs; ratios are medians of the ratios of neighbouring measurements."""
-    rate = {name: [bench.audio_s / row["wall_s"] for row in each] for name, each in rows.items()}
+    rate = {name: [row["audio_s"] / row["wall_s"] for row in each] for name, each in rows.items()}
     median = {name: statistics.median(values) for name, values in rate.items()}
 
     def ratio(name: str, other: str) -> float:
@@ -173,13 +174,12 @@ def _prepared(spec: FeedBenchConfig, folder: Path, stack: contextlib.ExitStack) 
     for name in storage.list_files(index.base):
         storage.write(storage.join(base, name), storage.read(storage.join(index.base, name)))
     order = Order(shard_windows(index, spec.window), spec.seed, spec.lanes, spec.batch)
-    steps = min(spec.steps or order.lanes.steps_per_epoch, order.lanes.steps_per_epoch)
-    members = list(_members(index, order, spec, steps))
-    audio_s = sum(count for _, _, count in members) / audio.RATE_HZ
+    members = list(_members(index, order, spec))
+    audio_s = sum(count for _, _, count in members) / audio.RATE_HZ / spec.epochs
     used = {id(data): len(data) for data, _, _ in members}
     threads = decode_threads(spec.feed.decode_threads, 1)
     cached = folder / "cache"
-    return _Bench(spec, index, order, steps, threads, audio_s, sum(used.values()), members, places, cached)
+    return _Bench(spec, index, order, threads, audio_s, sum(used.values()), members, places, cached)
 
 
 @contextlib.contextmanager
@@ -203,12 +203,12 @@ def _in_memory(index: Index, folder: Path, stack: contextlib.ExitStack) -> Path:
     return copy
 
 
-def _members(index: Index, order: Order, spec: FeedBenchConfig, steps: int) -> Iterator[tuple[bytes, int, int]]:
-    """(bytes, start, samples) of every window of the steps, in plan order; windows of one member share its bytes."""
+def _members(index: Index, order: Order, spec: FeedBenchConfig) -> Iterator[tuple[bytes, int, int]]:
+    """(bytes, start, samples) of every window of the epochs, in plan order; windows of one member share its bytes."""
     shards = ShardReader(index)
     reader = WindowReader(shards, spec.window, spec.seed)
     held: dict[int, bytes] = {}
-    for step in range(steps):
+    for step in range(spec.epochs * order.lanes.steps_per_epoch):
         draft = reader.draft(step, *order.rows(step, range(spec.lanes)))
         for slot, place in enumerate(draft.member_B):
             if place:
@@ -237,11 +237,12 @@ def _bare(bench: _Bench) -> dict[str, Any]:
         worker.start()
     for worker in workers:
         worker.join()
-    return {"wall_s": time.perf_counter() - began}
+    return {"wall_s": time.perf_counter() - began, "audio_s": bench.audio_s * bench.config.epochs}
 
 
 def _fed(bench: _Bench, place: str) -> dict[str, Any]:
     """The feed from its start to its last batch; with the cache emptied before for the store."""
+    epochs = 1 if place == "store" else bench.config.epochs
     kept = bench.cache if place == "warm" else bench.cache.with_name("cold")
     if place == "store":
         shutil.rmtree(kept, ignore_errors=True)
@@ -254,7 +255,7 @@ def _fed(bench: _Bench, place: str) -> dict[str, Any]:
     try:
         feed.next()
         first_s = time.perf_counter() - began
-        for _ in range(bench.steps - 1):
+        for _ in range(epochs * bench.order.lanes.steps_per_epoch - 1):
             feed.next()
         wall_s = time.perf_counter() - began
         seconds = feed.seconds()
@@ -262,8 +263,9 @@ def _fed(bench: _Bench, place: str) -> dict[str, Any]:
         feed.close()
     spent = time.process_time() - cpu
     fetched = (storage.counters() - before).bytes_read
-    per_core = bench.audio_s / max(spent, 1e-9)
-    return {"wall_s": wall_s, "first_s": first_s, "seconds": seconds, "fetched_bytes": fetched, "per_core": per_core}
+    heard = bench.audio_s * epochs
+    times = {"wall_s": wall_s, "first_s": first_s, "seconds": seconds}
+    return {**times, "audio_s": heard, "fetched_bytes": fetched, "per_core": heard / max(spent, 1e-9)}
 
 
 def _raw(bench: _Bench) -> dict[str, Any]:
@@ -276,11 +278,11 @@ def _raw(bench: _Bench) -> dict[str, Any]:
 
     with ThreadPoolExecutor(_CHUNK_THREADS) as pool:
         list(pool.map(read, range(bench.index.shards.num_rows)))
-    return {"wall_s": time.perf_counter() - began}
+    return {"wall_s": time.perf_counter() - began, "audio_s": bench.audio_s}
 
 
-def _timed(run: Callable[[], float]) -> Callable[[], dict[str, Any]]:
-    return lambda: {"wall_s": run()}
+def _timed(bench: _Bench, run: Callable[[], float]) -> Callable[[], dict[str, Any]]:
+    return lambda: {"wall_s": run(), "audio_s": bench.audio_s}
 
 
 def _peer_runs(bench: _Bench, folder: Path) -> dict[str, Callable[[], float]]:
@@ -290,7 +292,7 @@ def _peer_runs(bench: _Bench, folder: Path) -> dict[str, Callable[[], float]]:
         codec=bench.config.codec,
         samples=bench.config.window.samples,
         batch=bench.config.batch,
-        windows=len(bench.members),
+        windows=len(bench.members) // bench.config.epochs,
         workers=bench.threads,
         # As many utterances in the shuffle as our lanes hold shards open.
         shuffle=round(bench.config.lanes * bench.index.count / bench.index.shards.num_rows),

@@ -28,7 +28,9 @@ _FILLERS, _RANGED_READERS = 2, 16
 # Another process fills a shard that we want: look again after this long, it may have died.
 _AGAIN_S = 2.0
 # A member that a fill reaches within this time is waited for and not fetched by itself.
-_NEAR_S = 0.25
+_NEAR_S, _POLL_S = 1.0, 0.005
+# How fast one fill is taken to be before any was, and how long it takes to tell.
+_GUESS_BYTES_PER_S, _TELLING_S = 50e6, 0.2
 
 
 class ShardReader:
@@ -48,9 +50,10 @@ class ShardReader:
         self._files: OrderedDict[int, Held] = OrderedDict()
         # When a shard may be fetched (again): never while a thread is at it.
         self._not_before: dict[int, float] = {}
-        # The shards that a thread is at, and how fast the last one came.
-        self._filling: set[int] = set()
-        self._bytes_per_s = 0.0
+        # The shards that wait for a thread, in order; those that one is at, since when; how fast the last one came.
+        self._queued: dict[int, None] = {}
+        self._filling: dict[int, float] = {}
+        self._bytes_per_s = _GUESS_BYTES_PER_S
         self._fillers = ThreadPoolExecutor(_FILLERS, thread_name_prefix="fill")
         self._ranged = ThreadPoolExecutor(_RANGED_READERS, thread_name_prefix="fetch")
 
@@ -80,6 +83,8 @@ class ShardReader:
         for shard in shards:
             if now >= self._not_before.get(shard, 0.0) and not self._cache.holds(self._digest(shard)):
                 self._not_before[shard] = math.inf
+                with self._lock:
+                    self._queued[shard] = None
                 self._fillers.submit(self._fill, shard)
 
     def ask(self, rows: ShardRows, row: int) -> Future[bytes] | None:
@@ -151,19 +156,34 @@ class ShardReader:
         return held
 
     def _is_near(self, shard: int, end: int) -> bool:
-        """Whether this process fills the shard and will soon be at byte `end`: then no one need fetch it twice."""
-        if shard not in self._filling or not self._bytes_per_s:
-            return False
+        """Whether a fill of this process will soon be at byte `end` of the shard: then no one need fetch it twice.
+
+        A ranged read costs a store and this machine many times what the same bytes cost in a whole shard.
+        """
+        now = time.monotonic()
+        with self._lock:
+            began, ahead_bytes = self._filling.get(shard), 0
+            if began is None:
+                if shard not in self._queued:
+                    return False
+                for other in self._queued:
+                    if other == shard:
+                        break
+                    ahead_bytes += self._size(other)
         held = self._open(shard)
-        return held is not None and end - held.size_bytes < self._bytes_per_s * _NEAR_S
+        filled = held.size_bytes if held else 0
+        rate = self._bytes_per_s
+        if began is not None and now - began > _TELLING_S:
+            rate = filled / (now - began)
+        return end - filled + ahead_bytes / _FILLERS < rate * _NEAR_S
 
     def _awaited(self, rows: ShardRows, end: int) -> Held | None:
-        """The shard's file once the fill of this process is at byte `end`; None when that takes too long."""
-        held, deadline = None, time.monotonic() + 4 * _NEAR_S
-        while held is None and rows.shard in self._filling and time.monotonic() < deadline:
-            time.sleep(_NEAR_S / 50)
-            held = self._held(rows, end)
-        return held
+        """The shard's file once a fill of this process is at byte `end`; None when that is not near."""
+        while self._is_near(rows.shard, end):
+            time.sleep(_POLL_S)
+            if held := self._held(rows, end):
+                return held
+        return self._held(rows, end)
 
     def _open(self, shard: int) -> Held | None:
         if self._local:
@@ -197,7 +217,9 @@ class ShardReader:
         """One download. What goes wrong here is not the run's end: the members are read by range, which says it."""
         assert self._cache is not None
         wait_s, began = 0.0, time.monotonic()
-        self._filling.add(shard)
+        with self._lock:
+            self._queued.pop(shard, None)
+            self._filling[shard] = began
         try:
             if self._cache.fill(self.index.url(shard), self._digest(shard), self._size(shard)):
                 self._bytes_per_s = self._size(shard) / (time.monotonic() - began)
@@ -209,7 +231,8 @@ class ShardReader:
         except UserError as error:
             log.warning("caching failed, reading members one by one: %s", error)
             wait_s = 5 * _AGAIN_S
-        self._filling.discard(shard)
+        with self._lock:
+            self._filling.pop(shard, None)
         self._not_before[shard] = time.monotonic() + wait_s
 
     def _digest(self, shard: int) -> str:
