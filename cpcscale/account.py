@@ -15,10 +15,6 @@ class Account:
         self._lock = threading.Lock()
         self._threads: list[dict[str, float]] = []
 
-    def begin(self) -> None:
-        """Starts this thread's clock, as work begins after a time that counts for nothing."""
-        self._local.since = time.perf_counter()
-
     def mark(self, name: str) -> None:
         """Counts the time since this thread's last mark as `name`."""
         now = time.perf_counter()

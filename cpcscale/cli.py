@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cpcscale: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("cpcscale: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = "goes on from the last checkpoint" if options.verb == "pretrain" else "begins again"
+        goes_on = "goes on where it was" if options.verb == "pack" else goes_on
+        print(f"cpcscale: stopped; the same command {goes_on}", file=sys.stderr)
         return 130
     return 0
 
@@ -251,7 +253,12 @@ def _bench(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.report import bench as report
 
+    # Without a config the first override stands in its place.
+    if options.config and "=" in options.config:
+        options.config, options.overrides = None, [options.config, *options.overrides]
     if options.what == "plan":
+        if options.config or options.overrides:
+            raise UserError("`bench plan` takes no config: give --shards, --lanes and --rows")
         from cpcscale.bench.plan import bench_plan
 
         result = bench_plan(options.shards, options.lanes, options.rows)

@@ -13,7 +13,6 @@ import os
 import shutil
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ import soundfile
 
 from cpcscale import audio, config, storage
 from cpcscale.bench import corpus, object_store, peers
+from cpcscale.errors import UserError
 from cpcscale.progress import Progress, note
 from cpcscale.shards.index import Index
 from cpcscale.shards.read import ShardReader
@@ -159,6 +159,8 @@ def _middle(rows: list[dict[str, Any]], name: str) -> float:
 def _prepared(spec: FeedBenchConfig, folder: Path, stack: contextlib.ExitStack) -> _Bench:
     if spec.shards:
         index = Index.load(storage.absolute(spec.shards))
+        if not storage.local_path(index.base):
+            raise UserError(f"shards={spec.shards} is on a store: name a local set, and the store as `store`")
     else:
         note(f"bench feed: making {spec.hours:g} h of {spec.utterance_s:g} s utterances as {spec.codec}")
         index = corpus.make(
@@ -231,12 +233,9 @@ def _bare(bench: _Bench) -> dict[str, Any]:
                 file.seek(start)
                 file.read(count, dtype="int16", out=batch[number % rows])
 
-    began = time.perf_counter()
-    workers = [threading.Thread(target=work, args=(first,)) for first in range(bench.threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(bench.threads) as pool:
+        began = time.perf_counter()
+        list(pool.map(work, range(bench.threads)))
     return {"wall_s": time.perf_counter() - began, "audio_s": bench.audio_s * bench.config.epochs}
 
 

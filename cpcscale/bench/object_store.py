@@ -11,8 +11,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from cpcscale.errors import UserError
+
+_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -34,32 +37,44 @@ def running(folder: Path) -> Iterator[ObjectStore]:
     (folder / "s3.json").write_text(
         json.dumps({"identities": [{"name": "t", "credentials": [key], "actions": actions}]})
     )
-    master, volume, filer, port = (_free_port() for _ in range(4))
-    command = [str(weed), "-logtostderr=true", "mini", f"-dir={folder}"]
-    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}"]
-    command += [f"-filer.port={filer}", f"-s3.port={port}", f"-s3.config={folder / 's3.json'}", "-webdav=false"]
-    command += [
-        "-admin.ui=false",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        "-bucket=speech",
-        "-master.telemetry=false",
-    ]
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": key["accessKey"],
-        "AWS_SECRET_ACCESS_KEY": key["secretKey"],
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
     with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+        server, port = _started(weed, folder, log)
+        environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": key["accessKey"],
+            "AWS_SECRET_ACCESS_KEY": key["secretKey"],
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
         try:
-            _wait_for(port, server, folder / "log")
             yield ObjectStore("s3://speech", environment)
         finally:
             server.kill()
             server.wait()
+
+
+def _started(weed: Path, folder: Path, log: IO[bytes]) -> tuple[subprocess.Popen[bytes], int]:
+    """A server that answers, and the port of its S3 side."""
+    for _ in range(_STARTS):
+        master, volume, filer, port = (_free_port() for _ in range(4))
+        command = [str(weed), "-logtostderr=true", "mini", f"-dir={folder}"]
+        command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}"]
+        command += [f"-filer.port={filer}", f"-s3.port={port}", f"-s3.config={folder / 's3.json'}", "-webdav=false"]
+        command += ["-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-bucket=speech"]
+        server = subprocess.Popen(
+            [*command, "-master.telemetry=false"], stdout=log, stderr=subprocess.STDOUT, cwd=folder
+        )
+        for _ in range(600):
+            if server.poll() is not None:
+                # Between our asking and its taking, another program took one of the ports.
+                break
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return server, port
+            time.sleep(0.1)
+        server.kill()
+        server.wait()
+    raise UserError(f"the S3 server does not start: {(folder / 'log').read_text(errors='replace')[-300:]}")
 
 
 def _free_port() -> int:
@@ -75,13 +90,3 @@ def _free_port() -> int:
             except OSError:
                 continue
             return port
-
-
-def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        assert server.poll() is None, log.read_text(errors="replace")
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError(f"no S3 server on port {port}:\n{log.read_text(errors='replace')}")

@@ -36,6 +36,8 @@ def bench_plan(shards: int, lanes: int, rows: int) -> dict[str, Any]:
     `position_kib` (a checkpoint's position), `resume_seconds` (every lane's windows at a step far on), `lost_share`
     (windows of an epoch that no step has), and of the counting pass `count_rows`, `count_seconds`, `count_peak_mib`.
     """
+    if min(shards, lanes, rows) < 1:
+        raise UserError(f"--shards {shards}, --lanes {lanes}, --rows {rows}: give at least 1 of each")
     if shards < lanes:
         raise UserError(f"--shards {shards} is fewer than --lanes {lanes}: every lane needs windows")
     with tempfile.TemporaryDirectory() as folder:

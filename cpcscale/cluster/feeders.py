@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError, RayTaskError
 
 from cpcscale import storage
 from cpcscale.errors import UserError
@@ -41,9 +41,9 @@ class Made(NamedTuple):
 class Feeder:
     """The actor: batches of its lanes, of any step; cheapest in the order of steps."""
 
-    def __init__(self, source: Source, lanes: Sequence[int], stored: StorageConfig) -> None:
+    def __init__(self, source: Source, lanes: Sequence[int], lanes_on_node: int, stored: StorageConfig) -> None:
         storage.configure(stored)
-        self._source, self._lanes = source, lanes
+        self._source, self._lanes, self._lanes_on_node = source, lanes, lanes_on_node
         self._feed: ThreadFeed | None = None
         self._step = -1
 
@@ -64,7 +64,8 @@ class Feeder:
             self._feed.close()
         config = self._source.config
         threads = config.decode_threads or config.actor_cpus
-        self._feed, self._step = ThreadFeed(self._source, self._lanes, step, threads=threads), step
+        self._feed = ThreadFeed(self._source, self._lanes, step, threads=threads, lanes_on_node=self._lanes_on_node)
+        self._step = step
         return self._feed
 
 
@@ -78,8 +79,11 @@ class ActorFeed:
         self._ahead = source.config.prefetch
         # Put once: the feeders of a node share the index.
         shared = ray.put(source)
+        # Feeders are spread over the nodes, and share the cache of each.
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        on_node = max(len(lanes) // count, -(-source.order.lanes.lanes // nodes))
         self._feeders = [
-            _Remote(source.config, shared, list(lanes[cuts[number] : cuts[number + 1]]), stored)
+            _Remote(source.config, (shared, list(lanes[cuts[number] : cuts[number + 1]]), on_node, stored))
             for number in range(count)
         ]
         self._step = start
@@ -117,8 +121,8 @@ def actor_feed(stored: StorageConfig, source: Source, ranks: Ranks, start: int) 
 class _Remote:
     """One feeder as the rank sees it: a bounded number of steps asked for, a new actor when the old one is dead."""
 
-    def __init__(self, config: FeedConfig, source: Any, lanes: list[int], stored: StorageConfig) -> None:
-        self._config, self._arguments = config, (source, lanes, stored)
+    def __init__(self, config: FeedConfig, arguments: tuple[Any, ...]) -> None:
+        self._config, self._arguments = config, arguments
         self._asked: deque[tuple[int, Any]] = deque()
         self._deaths = 0
         # As of its last batch.
@@ -138,7 +142,10 @@ class _Remote:
             assert self._asked[0][0] == step
             try:
                 made = self._wait(self._asked[0][1])
-            except RayActorError as error:
+            except RayTaskError:
+                raise
+            except RayError as error:
+                # The actor died, or its node with the batches that it had made.
                 self._replace(error)
                 continue
             self._asked.popleft()
@@ -163,8 +170,9 @@ class _Remote:
                 f" and a unit of the resource {self._config.actor_resource}" if self._config.actor_resource else "",
             )
 
-    def _replace(self, error: RayActorError) -> None:
+    def _replace(self, error: RayError) -> None:
         self._deaths += 1
+        ray.kill(self._actor)
         why = " ".join(str(error).split())[:200]
         if self._deaths > _DEATHS:
             raise UserError(
@@ -187,4 +195,5 @@ def _joined(parts: list[Batch]) -> Batch:
     """One batch of several, its arrays this process's own: what Ray hands over is read-only and stays in its store."""
     names = ("wave_BS", "samples_B", "key_B", "utterance_B", "number_B")
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Batch(parts[0].step, parts[0].epoch, **arrays, bad=tuple(bad for part in parts for bad in part.bad))
+    bad = tuple(sorted((bad for part in parts for bad in part.bad), key=lambda bad: (bad.utterance, bad.number)))
+    return Batch(parts[0].step, parts[0].epoch, **arrays, bad=bad)

@@ -102,7 +102,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     )
     status = "FAILED"
     try:
-        summary = _fit(config, use_gpu, tracker)
+        summary = _fit(config, data.train.fingerprint, use_gpu, tracker)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -161,7 +161,7 @@ class _Console:
             self._bar.close()
 
 
-def _fit(config: PretrainConfig, use_gpu: bool, tracker: Tracker) -> dict[str, Any]:
+def _fit(config: PretrainConfig, fingerprint: str, use_gpu: bool, tracker: Tracker) -> dict[str, Any]:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -172,7 +172,7 @@ def _fit(config: PretrainConfig, use_gpu: bool, tracker: Tracker) -> dict[str, A
     ray_folder = storage.join(config.run_dir, "ray")
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": config, "mailbox": mailbox},
+        train_loop_config={"config": config, "mailbox": mailbox, "fingerprint": fingerprint},
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="train", storage_path=ray_folder, failure_config=FailureConfig(max_failures=config.max_failures)
@@ -218,7 +218,13 @@ def _work(spec: dict[str, Any]) -> None:
     ranks = Ranks.current(get_device())
     make_feed = partial(actor_feed, config.storage) if config.feed.kind == "actors" else thread_feed
     try:
-        summary = train(config, _open_data(config), config.run_dir, ranks, MailboxObserver(mailbox), make_feed)
+        data = _open_data(config)
+        if data.train.fingerprint != spec["fingerprint"]:
+            raise UserError(
+                f"the index at {data.train.base} is another version than when this run was started: start the same "
+                "command again to take it over"
+            )
+        summary = train(config, data, config.run_dir, ranks, MailboxObserver(mailbox), make_feed)
     except UserError as failure:
         ray.get(mailbox.fail.remote(str(failure)))
         raise

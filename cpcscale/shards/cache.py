@@ -12,6 +12,7 @@ import errno
 import fcntl
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -96,11 +97,16 @@ class Found(NamedTuple):
     whole: bool
 
 
+class StoppedError(Exception):
+    """The download of a shard was ended on purpose."""
+
+
 class ShardCache:
     """The cache in `folder`, of at most `max_bytes`. Any number of processes may use one folder, and die."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder / "shards", max_bytes
+        self._stopped = threading.Event()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -110,18 +116,27 @@ class ShardCache:
 
     def found(self, digest: str, size: int) -> Found | None:
         """Where the bytes of a shard stand, as far as they are filled; None when there are none."""
-        whole = self._folder / digest
-        if whole.exists():
-            # The least recently used goes first, by this time.
-            with contextlib.suppress(OSError):
-                os.utime(whole)
-            return Found(whole, True)
+        if self.holds(digest, size):
+            return Found(self._folder / digest, True)
         part = self._part(digest, size)
         return Found(part, False) if part.exists() else None
 
-    def holds(self, digest: str) -> bool:
-        """Whether the shard is here whole."""
-        return (self._folder / digest).exists()
+    def holds(self, digest: str, size: int) -> bool:
+        """Whether the shard is here whole; it then counts as used now: the least recently used goes first."""
+        whole = self._folder / digest
+        try:
+            # A crash of the machine may leave a file of this name that is short.
+            if whole.stat().st_size == size:
+                os.utime(whole)
+                return True
+            self.drop(digest)
+        except OSError:
+            pass
+        return False
+
+    def stop(self) -> None:
+        """Ends the downloads of this process at their next chunk; what came stays for the next start."""
+        self._stopped.set()
 
     def drop(self, digest: str) -> None:
         """Forgets a shard whose bytes turned out wrong; it is fetched again when it is next wanted."""
@@ -134,7 +149,7 @@ class ShardCache:
         match its sha256 twice, or cannot be had.
         """
         whole, part = self._folder / digest, self._part(digest, size)
-        if whole.exists():
+        if self.holds(digest, size):
             return True
         with self._filling(part) as descriptor:
             if descriptor is None:
@@ -166,6 +181,8 @@ class ShardCache:
             return digest.hexdigest()
         os.lseek(descriptor, position, os.SEEK_SET)
         for chunk in storage.chunks(url, position):
+            if self._stopped.is_set():
+                raise StoppedError
             self._write(descriptor, chunk, part)
             digest.update(chunk)
         return digest.hexdigest()

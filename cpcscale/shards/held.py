@@ -19,6 +19,9 @@ class Held:
         self._file = FileIO(str(path), "rb")
         size = os.fstat(self._file.fileno()).st_size
         self._view = memoryview(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)) if whole and size else None
+        if self._view:
+            # The mapping has a descriptor of its own.
+            self._file.close()
 
     @property
     def size_bytes(self) -> int:

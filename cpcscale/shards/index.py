@@ -68,6 +68,10 @@ class Index:
     excluded: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     lineage: tuple[Ancestor, ...] = ()
 
+    def __post_init__(self) -> None:
+        # Of this process and this object; a frozen dataclass is set up in this way alone.
+        self.__dict__["_files"], self.__dict__["_lock"] = dict[str, pq.ParquetFile](), threading.Lock()
+
     @classmethod
     def of(cls, base: str, entries: Sequence[ShardEntry]) -> Index:
         """The index of these tars in this order, all of it in memory."""
@@ -173,7 +177,8 @@ class Index:
             return
         for part in self.parts:
             with self._reading(part) as file:
-                yield part.first_shard, file.read(columns=["samples"])["samples"].to_numpy()
+                samples = file.read(columns=["samples"])["samples"].to_numpy()
+            yield part.first_shard, samples
 
     @property
     def samples(self) -> np.ndarray:
@@ -219,15 +224,7 @@ class Index:
         return table.slice(first - int(self.bounds[part.first_shard]) - before, last - first)
 
     def _reading(self, part: Part) -> _PartFile:
-        return _PartFile(self._files, self._lock, storage.join(self.base, part.path))
-
-    @cached_property
-    def _files(self) -> dict[str, pq.ParquetFile]:
-        return {}
-
-    @cached_property
-    def _lock(self) -> Any:
-        return threading.Lock()
+        return _PartFile(self.__dict__["_files"], self.__dict__["_lock"], storage.join(self.base, part.path))
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files and locks stay with the process.
@@ -235,6 +232,7 @@ class Index:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.__post_init__()
 
 
 class _PartFile:

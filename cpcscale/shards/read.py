@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import resource
 import threading
 import time
 from collections import OrderedDict
@@ -16,7 +17,7 @@ import xxhash
 from cpcscale import storage
 from cpcscale.account import Account
 from cpcscale.errors import UserError
-from cpcscale.shards.cache import NoRoomError, ShardCache
+from cpcscale.shards.cache import NoRoomError, ShardCache, StoppedError
 from cpcscale.shards.held import Held
 from cpcscale.shards.index import Index
 from cpcscale.shards.rows import ShardRows
@@ -43,6 +44,7 @@ class ShardReader:
         self, index: Index, cache: ShardCache | None = None, *, keep: int = 64, account: Account | None = None
     ) -> None:
         self.index, self.account = index, account or Account()
+        _allow_open_files(2 * keep)
         self._cache, self._keep = cache, keep
         self._local = storage.local_path(index.base) is not None
         self._lock = threading.Lock()
@@ -81,7 +83,9 @@ class ShardReader:
             return
         now = time.monotonic()
         for shard in shards:
-            if now >= self._not_before.get(shard, 0.0) and not self._cache.holds(self._digest(shard)):
+            # Asked first, for it also marks the shard as in use.
+            here = self._cache.holds(self._digest(shard), self._size(shard))
+            if not here and now >= self._not_before.get(shard, 0.0):
                 self._not_before[shard] = math.inf
                 with self._lock:
                     self._queued[shard] = None
@@ -107,8 +111,8 @@ class ShardReader:
             self.account.mark("verify")
             if whole:
                 return data
-            if self._cache and attempt == 0:
-                self._forget(rows.shard)
+            # A shard that was put in its place meanwhile is another file.
+            self._forget(rows.shard, drop=attempt == 0)
         first = int(rows.offset[row])
         raise UserError(
             f"{self.index.url(rows.shard)}: bytes {first}..{first + int(rows.size[row])} fail their checksum "
@@ -117,7 +121,9 @@ class ShardReader:
         )
 
     def close(self) -> None:
-        """Ends the threads; safe to call twice."""
+        """Ends the threads; what they fill stays as far as it came. Safe to call twice."""
+        if self._cache:
+            self._cache.stop()
         for pool in (self._fillers, self._ranged):
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -128,7 +134,12 @@ class ShardReader:
         if not fresh or self._local:
             held = self._held(rows, first + size) or self._awaited(rows, first + size)
             if held:
-                data = held.read(first, size)
+                try:
+                    data = held.read(first, size)
+                except OSError as error:
+                    # As bytes that are not there: tried again, and in the end the run's end.
+                    log.warning("%s cannot be read: %s", self.index.url(rows.shard), error)
+                    data = b""
                 if len(data) == size or self._local:
                     return data
         return self._from_store(rows, row)
@@ -197,14 +208,14 @@ class ShardReader:
                 ) from None
         if self._cache is None:
             return None
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             found = self._cache.found(self._digest(shard), self._size(shard))
             return Held(found.path, whole=found.whole) if found else None
         return None
 
-    def _forget(self, shard: int) -> None:
-        assert self._cache is not None
-        self._cache.drop(self._digest(shard))
+    def _forget(self, shard: int, *, drop: bool) -> None:
+        if self._cache and drop:
+            self._cache.drop(self._digest(shard))
         with self._lock:
             self._files.pop(shard, None)
 
@@ -228,15 +239,26 @@ class ShardReader:
         except NoRoomError as error:
             log.warning("no room to cache %s (%s): reading its members one by one", self.index.url(shard), error)
             wait_s = 60 * _AGAIN_S
-        except UserError as error:
+        except (UserError, OSError) as error:
             log.warning("caching failed, reading members one by one: %s", error)
             wait_s = 5 * _AGAIN_S
-        with self._lock:
-            self._filling.pop(shard, None)
-        self._not_before[shard] = time.monotonic() + wait_s
+        except StoppedError:
+            pass
+        finally:
+            with self._lock:
+                self._filling.pop(shard, None)
+            self._not_before[shard] = time.monotonic() + wait_s
 
     def _digest(self, shard: int) -> str:
         return self.index.shards["sha256"][shard].as_py().hex()
 
     def _size(self, shard: int) -> int:
         return int(self.index.shards["bytes"][shard].as_py())
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises this process's limit of open files, as far as it may, by so many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = max(soft, 1024 + count)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))

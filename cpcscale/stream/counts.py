@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -25,8 +26,10 @@ def shard_windows(index: Index, spec: WindowConfig, kept_in: Path | None = None)
     kept = None
     if kept_in and index.count >= _KEPT_FROM:
         kept = kept_in / f"windows-{index.fingerprint}-{spec.kind}-{spec.samples}.npy"
-        if kept.exists():
-            return np.load(kept, allow_pickle=False)
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            counts = np.load(kept, allow_pickle=False)
+            if len(counts) == index.shards.num_rows:
+                return counts
     counts = np.zeros(index.shards.num_rows, np.int64)
     for first, samples in index.samples_by_part():
         # The part ends where its rows end; shards without utterances at its edges have no windows.
@@ -34,8 +37,10 @@ def shard_windows(index: Index, spec: WindowConfig, kept_in: Path | None = None)
         bounds = index.bounds[first : last + 1] - index.bounds[first]
         counts[first:last] = window.per_shard(window.count(spec, samples), bounds)
     if kept:
-        kept_in.mkdir(parents=True, exist_ok=True)  # type: ignore[union-attr]
-        aside = kept.with_name(f".{kept.name}.{os.getpid()}.tmp.npy")
-        np.save(aside, counts, allow_pickle=False)
-        aside.replace(kept)
+        # Kept to save a pass, and no reason to stop where it cannot be.
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            aside = kept.with_name(f".{kept.name}.{os.getpid()}.tmp.npy")
+            np.save(aside, counts, allow_pickle=False)
+            aside.replace(kept)
     return counts

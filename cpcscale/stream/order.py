@@ -47,8 +47,9 @@ class Order:
 
     def steps_for(self, epochs: float) -> int:
         """The steps of a run of this many epochs."""
-        last = self.chapters[-1]
-        return max(1, last.step + round((epochs - last.epoch) * self.lanes.steps_per_epoch))
+        number = max((n for n, chapter in enumerate(self.chapters) if chapter.epoch <= epochs), default=0)
+        begun = self.chapters[number]
+        return max(1, begun.step + round((epochs - begun.epoch) * self._lanes[number].steps_per_epoch))
 
     def rows(self, step: int, lanes: Sequence[int]) -> tuple[int, np.ndarray, np.ndarray]:
         """(epoch, shard, ordinal of the window in it) that these lanes give to `step`, lane by lane; -1 is padding."""

@@ -49,7 +49,7 @@ def position(restored: Restored | None, recipe: Recipe, index: Index, windows: n
     if there.step > total:
         raise UserError(
             f"{restored.url} is at step {there.step}, past the {total} steps asked for: name another run_dir to start "
-            "anew, or raise train.steps"
+            "anew, or raise train.steps or train.epochs"
         )
     if there.cursors != order.cursors(there.step):
         raise UserError(f"{restored.url} holds cursors that do not follow from step {there.step}: it is damaged")

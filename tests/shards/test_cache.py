@@ -61,12 +61,12 @@ def held(folder: Path) -> list[str]:
 def test_a_filled_shard_is_the_stores_bytes_and_is_not_fetched_twice(remote, tmp_path):
     url, digest, size = remote.shard(0)
     kept = ShardCache(tmp_path / "cache", 10 * SIZE)
-    assert not kept.holds(digest)
+    assert not kept.holds(digest, size)
     assert kept.found(digest, size) is None
     assert kept.fill(url, digest, size)
     assert kept.fill(url, digest, size)
     assert remote.asked == ["0.tar@0"]
-    assert kept.holds(digest)
+    assert kept.holds(digest, size)
     assert kept.found(digest, size).path.read_bytes() == Path(url).read_bytes()
     assert {path.name for path in (tmp_path / "cache" / "shards").iterdir()} == {digest, "lock"}
 
