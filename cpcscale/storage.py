@@ -22,7 +22,7 @@ from pathlib import Path
 
 import fsspec
 
-from cpcscale import config, retries
+from cpcscale import config, ranged, retries
 from cpcscale.errors import UserError
 from cpcscale.retries import Counters, StorageConfig
 
@@ -109,7 +109,7 @@ def opened(url: str) -> io.RawIOBase | io.BufferedReader:
             filesystem._call_s3.get(bucket, key, start, stop, etag), filesystem.loop
         )
 
-    return retries.Ranged(count, send_for, partial(_failures, url))
+    return ranged.Ranged(count, send_for, partial(_failures, url))
 
 
 def chunks(url: str, start: int = 0, chunk_bytes: int = _PART_BYTES) -> Iterator[bytes]:
@@ -123,7 +123,7 @@ def chunks(url: str, start: int = 0, chunk_bytes: int = _PART_BYTES) -> Iterator
         if start > count:
             raise UserError(f"{url} has {count} bytes and none at {start} to go on with: it was replaced, begin anew")
         file.seek(start)
-        if isinstance(file, retries.Ranged):
+        if isinstance(file, ranged.Ranged):
             yield from file.chunks(chunk_bytes)
         else:
             yield from iter(partial(file.read, chunk_bytes), b"")
@@ -344,7 +344,7 @@ def _failures(url: str) -> Iterator[None]:
     except UserError:
         raise
     except retries.GaveUpError as error:
-        check = "check that the store runs, and AWS_ENDPOINT_URL, or raise storage.total_timeout_s"
+        check = "check that the store runs, and AWS_ENDPOINT_URL (a pretraining waits longer: storage.total_timeout_s)"
         raise UserError(f"{url} cannot be read or written, {_one_line(error)}: {check}") from None
     except FileNotFoundError:
         raise NotFoundError(f"there is nothing at {url}: check the path") from None

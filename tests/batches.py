@@ -19,7 +19,7 @@ def made(rows: slice = slice(None), lengths: tuple[int, ...] = LENGTHS, seed: in
     wave_BS[np.arange(SAMPLES) >= samples_B[:, None]] = 0
     number_B = np.arange(len(lengths), dtype=np.int64)
     bad = tuple(
-        BadWindow(int(row), 0, "made", "made bad", f"u{row}", "made.tar")
+        BadWindow(int(row), 0, "made", "made bad", f"u{row}", "made.tar", 1)
         for row in number_B[rows]
         if row == 5 and not samples_B[row]
     )

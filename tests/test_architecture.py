@@ -15,7 +15,7 @@ MODULES = sorted([*ROOT.glob("cpcscale/**/*.py"), *ROOT.glob("jobs/*.py")])
 ORDER = (
     ("errors",),
     ("config",),
-    ("retries",),
+    ("retries", "ranged"),
     ("storage", "audio", "progress", "account"),
     ("shards",),
     ("stream",),

@@ -32,7 +32,7 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.read import ShardReader
 from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.draft import WindowReader
-from cpcscale.stream.feed import FeedConfig, Source, ThreadFeed, decode_threads
+from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed, decode_threads
 from cpcscale.stream.order import Order
 from cpcscale.stream.window import WindowConfig
 
@@ -247,7 +247,7 @@ def _fed(bench: _Bench, place: str) -> dict[str, Any]:
         shutil.rmtree(kept, ignore_errors=True)
     feed_config = replace(bench.config.feed, cache=replace(bench.config.feed.cache, folder=str(kept)))
     index = replace(bench.index, base=bench.places[place])
-    source = Source(index, bench.order, bench.config.window, feed_config)
+    source = FeedSource(index, bench.order, bench.config.window, feed_config)
     before, cpu = storage.counters(), time.process_time()
     began = time.perf_counter()
     feed = ThreadFeed(source, range(bench.config.lanes), 0, threads=bench.threads)

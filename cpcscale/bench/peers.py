@@ -21,7 +21,7 @@ import shutil
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -84,36 +84,26 @@ Opener = Callable[[Job], AbstractContextManager[Callable[[], Iterable[Any]]]]
 def found() -> dict[str, Opener]:
     """The peers that are installed here."""
     peers: dict[str, Opener] = {}
-    try:
+    with suppress(ModuleNotFoundError):
         from cpcscale.bench import peer_webdataset
 
         peers["webdataset"] = peer_webdataset.opened
-    except ModuleNotFoundError:
-        pass
-    try:
+    with suppress(ModuleNotFoundError):
         from cpcscale.bench import peer_lhotse
 
         peers["lhotse"] = peer_lhotse.opened
-    except ModuleNotFoundError:
-        pass
-    try:
+    with suppress(ModuleNotFoundError):
         from cpcscale.bench import peer_ray
 
         peers["ray.data"] = peer_ray.opened
-    except ModuleNotFoundError:
-        pass
-    try:
+    with suppress(ModuleNotFoundError):
         from cpcscale.bench import peer_litdata
 
         peers["litdata"] = peer_litdata.opened
-    except ModuleNotFoundError:
-        pass
-    try:
+    with suppress(ModuleNotFoundError):
         from cpcscale.bench import peer_streaming
 
         peers["mosaicml-streaming"] = peer_streaming.opened
-    except ModuleNotFoundError:
-        pass
     return peers
 
 

@@ -19,7 +19,7 @@ from cpcscale import storage
 from cpcscale.errors import UserError
 from cpcscale.storage import Counters, StorageConfig
 from cpcscale.stream.draft import Batch
-from cpcscale.stream.feed import Feed, FeedConfig, Source, ThreadFeed
+from cpcscale.stream.feed import Feed, FeedConfig, FeedSource, ThreadFeed
 from cpcscale.stream.lane import served
 from cpcscale.train.ranks import Ranks
 
@@ -41,7 +41,7 @@ class Made(NamedTuple):
 class Feeder:
     """The actor: batches of its lanes, of any step; cheapest in the order of steps."""
 
-    def __init__(self, source: Source, lanes: Sequence[int], lanes_on_node: int, stored: StorageConfig) -> None:
+    def __init__(self, source: FeedSource, lanes: Sequence[int], lanes_on_node: int, stored: StorageConfig) -> None:
         storage.configure(stored)
         self._source, self._lanes, self._lanes_on_node = source, lanes, lanes_on_node
         self._feed: ThreadFeed | None = None
@@ -72,7 +72,7 @@ class Feeder:
 class ActorFeed:
     """The feed of a rank whose batches are made by feeder actors; see stream.feed.Feed."""
 
-    def __init__(self, source: Source, lanes: Sequence[int], start: int, stored: StorageConfig) -> None:
+    def __init__(self, source: FeedSource, lanes: Sequence[int], start: int, stored: StorageConfig) -> None:
         count = min(source.config.actors, len(lanes))
         # Consecutive lanes stay together, so that the rows of the feeders one after the other are those of the rank.
         cuts = [len(lanes) * number // count for number in range(count + 1)]
@@ -113,7 +113,7 @@ class ActorFeed:
             feeder.kill()
 
 
-def actor_feed(stored: StorageConfig, source: Source, ranks: Ranks, start: int) -> Feed:
+def actor_feed(stored: StorageConfig, source: FeedSource, ranks: Ranks, start: int) -> Feed:
     """The feed of a rank, by feeder actors."""
     return ActorFeed(source, served(source.order.lanes.lanes, ranks.rank, ranks.world), start, stored)
 

@@ -84,13 +84,13 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     folder = storage.local_path(config.run_dir)
     if folder and folder.exists() and not folder.is_dir():
         raise UserError(f"run_dir={storage.shown(config.run_dir)} is a file: name a folder for the run")
-    if not config.data.audio:
-        _check(config, _open_data(config))
+    # A set that is there is refused before Ray starts, one that is packed first after it.
+    data = None if config.data.audio else _checked_data(config)
     session.connect(config.workers + feeder_cores(config))
     use_gpu = _use_gpu(config)
-    _pack_first(config)
-    data = _open_data(config)
-    _check(config, data)
+    if data is None:
+        _pack_first(config)
+        data = _checked_data(config)
     tracker = Tracker.start(
         config.tracking,
         kind="pretrain",
@@ -257,14 +257,16 @@ def _pack_first(config: PretrainConfig) -> None:
     packing.pack_sources(sources, base, config.data.pack)
 
 
-def _check(config: PretrainConfig, data: Data) -> None:
-    """What the workers would refuse, refused before they start."""
+def _checked_data(config: PretrainConfig) -> Data:
+    """The shard sets; what the workers would refuse is refused before they start."""
+    data = _open_data(config)
     windows = shard_windows(data.train, config.window, config.feed.cache.path)
     restored = Checkpoints(config.run_dir).newest()
     resume.order_of(resume.position(restored, config, data.train, windows, data.append), config, windows)
     largest = int(max(data.train.shards["bytes"].to_numpy(), default=0))
     # A worker checks again for all the lanes of its node.
     cache.holds_lanes(config.feed.cache, data.train.base, -(-config.train.lanes // config.workers), largest)
+    return data
 
 
 def _use_gpu(config: PretrainConfig) -> bool:

@@ -25,7 +25,7 @@ BLUE, SKY, GREEN, ORANGE, RED, PURPLE = "#0072b2", "#56b4e9", "#009e73", "#e69f0
 _SYSTEMS = {"precpc": BLUE, "minicpc": SKY, "raw": GREEN, "mfcc": ORANGE, "logmel": PURPLE}
 _CONTROLS = {"mean": "#9aa3ad", "random": "#6b7580"}
 _MOST_POINTS = 500  # of one curve; more are not seen at the width of a panel
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "cpcscale",
     "font.size": 8.5,
@@ -64,7 +64,7 @@ def colour_of(system: str) -> str:
 
 def loss_plot(loss: Curve, heldout: Curve, chance: float | None) -> str:
     """InfoNCE loss in nats over optimiser steps, with the loss of a guess as a dashed line."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _panel(3.5, 2.8, "Loss")
         _noisy(axes, loss, BLUE, "training")
         _line(axes, heldout, ORANGE, "held-out")
@@ -76,7 +76,7 @@ def loss_plot(loss: Curve, heldout: Curve, chance: float | None) -> str:
 
 def accuracy_plot(training: Curve, heldout: Curve, unseen: Curve, chance: float | None) -> str:
     """Accuracy, mean over the prediction steps, over optimiser steps, against chance."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _panel(3.5, 2.8, "Accuracy, mean over k")
         _noisy(axes, training, BLUE, "training")
         _line(axes, heldout, ORANGE, "held-out")
@@ -90,7 +90,7 @@ def accuracy_plot(training: Curve, heldout: Curve, unseen: Curve, chance: float 
 
 def accuracy_by_k_plot(by_source: Mapping[str, Mapping[int, float]], chance: float | None) -> str:
     """Accuracy of each prediction step k (10 ms each) at the last logged optimiser step, against chance."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _panel(3.5, 2.8, "Accuracy for each k")
         for (source, by_k), colour in zip(by_source.items(), (BLUE, ORANGE, GREEN), strict=False):
             steps = sorted(by_k)
@@ -107,7 +107,7 @@ def interval_plot(
     title: str, rows: Sequence[tuple[str, str, float, Sequence[float] | None]], limits: tuple[float, float]
 ) -> str:
     """One line for each (label, system, CCC, interval or None), the first on top."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _panel(2.75, 0.62 + 0.27 * len(rows), title)
         axes.axvline(0, color=FAINT, linewidth=0.9)
         for place, (_, system, value, interval) in enumerate(rows):
@@ -115,7 +115,7 @@ def interval_plot(
             if interval:
                 axes.plot(interval, [place, place], color=colour, linewidth=2.2, alpha=0.55)
             axes.plot([value], [place], "o", color=colour, markersize=6, markeredgecolor="white", markeredgewidth=0.9)
-        axes.set_yticks(range(len(rows)), [_plain(label) for label, *_ in rows])
+        axes.set_yticks(range(len(rows)), [plain(label) for label, *_ in rows])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set(xlim=limits, ylim=(len(rows) - 0.4, -0.6), xlabel="CCC")
         axes.grid(axis="y", visible=False)
@@ -124,7 +124,7 @@ def interval_plot(
 
 def scatter_plot(title: str, system: str, true: np.ndarray, predicted: np.ndarray, limits: tuple[float, float]) -> str:
     """Predicted against true in the corpus's own units, on equal axes with the identity line."""
-    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure, axes = _panel(2.1, 2.1, title)
         axes.plot(limits, limits, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)))
         alpha, size = (0.5, 9) if len(true) <= 600 else (0.15, 4)
@@ -136,7 +136,7 @@ def scatter_plot(title: str, system: str, true: np.ndarray, predicted: np.ndarra
 
 def folds_plot(title: str, system: str, folds: Sequence[Curve], limits: tuple[float, float]) -> str:
     """Development CCC by epoch: each fold thin, their mean (while all folds run) thick."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _panel(2.1, 1.75, title)
         colour = colour_of(system)
         for fold in folds:
@@ -161,11 +161,11 @@ def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
 def _panel(width: float, height: float, title: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), dpi=220, layout="constrained")
     axes = figure.subplots()
-    axes.set_title(_plain(title))
+    axes.set_title(plain(title))
     return figure, axes
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A dollar sign would begin a formula."""
     return text.replace("$", r"\$")
 

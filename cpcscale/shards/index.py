@@ -8,6 +8,7 @@ the shard table alone; the rows of a shard are read when they are asked for and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -115,11 +116,9 @@ class Index:
         )
         named = sha256(pairs.tobytes())
         excluded = self.excluded[self.excluded < self.bounds[shards]]
-        return (
-            sha256(named.digest() + excluded.astype("<i8").tobytes()).hexdigest()
-            if len(excluded)
-            else (named.hexdigest())
-        )
+        if not len(excluded):
+            return named.hexdigest()
+        return sha256(named.digest() + excluded.astype("<i8").tobytes()).hexdigest()
 
     @cached_property
     def contents(self) -> str:
@@ -223,8 +222,23 @@ class Index:
             raise UserError(f"{storage.join(self.base, part.path)} has other columns than an index: {_AGAIN}")
         return table.slice(first - int(self.bounds[part.first_shard]) - before, last - first)
 
-    def _reading(self, part: Part) -> _PartFile:
-        return _PartFile(self.__dict__["_files"], self.__dict__["_lock"], storage.join(self.base, part.path))
+    @contextlib.contextmanager
+    def _reading(self, part: Part) -> Iterator[pq.ParquetFile]:
+        """The open file of a part, for one thread at a time; the newest few stay open, for a footer is a request."""
+        url, files = storage.join(self.base, part.path), self.__dict__["_files"]
+        with self.__dict__["_lock"]:
+            try:
+                file = files.pop(url, None) or pq.ParquetFile(storage.opened(url))
+                yield file
+                # Only one that was read well is kept.
+                files[url] = file
+                while len(files) > _OPEN_PARTS:
+                    files.pop(next(iter(files))).close(force=True)
+            except UserError:
+                raise
+            except (pa.ArrowException, OSError, ValueError) as error:
+                why = " ".join(str(error).split())
+                raise UserError(f"{url} is not a Parquet table of an index ({why}): {_AGAIN}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files and locks stay with the process.
@@ -233,40 +247,6 @@ class Index:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.__post_init__()
-
-
-class _PartFile:
-    """An open part while a thread reads it; the newest few stay open, since a footer costs a request of its own."""
-
-    def __init__(self, files: dict[str, pq.ParquetFile], lock: Any, url: str) -> None:
-        self._files, self._lock, self._url = files, lock, url
-
-    def __enter__(self) -> pq.ParquetFile:
-        self._lock.acquire()
-        try:
-            file = self._files.pop(self._url, None)
-            if file is None:
-                file = pq.ParquetFile(storage.opened(self._url))
-            self._files[self._url] = file
-            while len(self._files) > _OPEN_PARTS:
-                self._files.pop(next(iter(self._files))).close()
-        except BaseException as error:
-            self._lock.release()
-            self._explain(error)
-            raise
-        return file
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if error is not None:
-            self._files.pop(self._url, None)
-        self._lock.release()
-        if error is not None:
-            self._explain(error)
-
-    def _explain(self, error: BaseException) -> None:
-        if isinstance(error, pa.ArrowException | OSError | ValueError) and not isinstance(error, UserError):
-            why = " ".join(str(error).split())
-            raise UserError(f"{self._url} is not a Parquet table of an index ({why}): {_AGAIN}") from None
 
 
 _AGAIN = "remove index.json and run `cpcscale index` on the folder, or pack the set again"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -16,8 +15,6 @@ from cpcscale.stream import window
 from cpcscale.stream.lane import PADDING
 from cpcscale.stream.window import WindowConfig
 
-# References to an array that only the pool's list holds, as sys.getrefcount counts them.
-_UNUSED = 2
 _ARRAYS_KEPT = 15
 
 
@@ -25,7 +22,7 @@ _ARRAYS_KEPT = 15
 class BadWindow:
     """A window whose bytes match their checksum but do not decode: it keeps its place with weight 0.
 
-    `cause` is one word, `why` a sentence; `key` and `shard` name the utterance and the tar.
+    `cause` is one word, `why` a sentence; `key` and `shard` name the utterance and the tar, `step` (from 1) the update.
     """
 
     utterance: int
@@ -34,6 +31,7 @@ class BadWindow:
     why: str
     key: str
     shard: str
+    step: int
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,6 @@ class WindowReader:
 
     def __init__(self, shards: ShardReader, spec: WindowConfig, seed: int) -> None:
         self._shards, self._spec, self._seed = shards, spec, seed
-        self._counts: OrderedDict[int, np.ndarray] = OrderedDict()
         self._waves = _Arrays()
 
     def draft(self, step: int, epoch: int, shard_B: np.ndarray, ordinal_B: np.ndarray) -> Draft:
@@ -92,7 +89,7 @@ class WindowReader:
         for shard in np.unique(shard_B[shard_B != PADDING]).tolist():
             here = np.flatnonzero(shard_B == shard)
             rows = self._shards.rows(shard)
-            row, number = window.numbered(self._windows(rows), ordinal_B[here])
+            row, number = window.numbered(window.count(self._spec, rows.samples), ordinal_B[here])
             utterance = rows.first + row
             which = utterance, number, self._seed, epoch
             draft.start_B[here], lengths = window.place(self._spec, rows.samples[row], *which)
@@ -133,17 +130,7 @@ class WindowReader:
         shard = self._shards.index.shards["path"][rows.shard].as_py()
         key = str(rows.table["key"][row].as_py())
         place = int(draft.utterance_B[slot]), int(draft.number_B[slot])
-        return BadWindow(*place, error.cause, str(error), key, shard)
-
-    def _windows(self, rows: ShardRows) -> np.ndarray:
-        """The windows of each utterance of a shard, kept for the shards in use."""
-        counts = self._counts.get(rows.shard)
-        if counts is None:
-            counts = window.count(self._spec, rows.samples)
-            self._counts[rows.shard] = counts
-            while len(self._counts) > 4096:
-                self._counts.popitem(last=False)
-        return counts
+        return BadWindow(*place, error.cause, str(error), key, shard, draft.step + 1)
 
 
 class _Arrays:
@@ -158,9 +145,16 @@ class _Arrays:
     def empty(self, shape: tuple[int, int]) -> np.ndarray:
         """An array of this shape with anything in it. For one thread."""
         for number in range(len(self._made)):
-            # The list's reference and the argument's.
-            if self._made[number].shape == shape and sys.getrefcount(self._made[number]) == _UNUSED:
+            if self._made[number].shape == shape and _references(self._made, number) == _UNUSED:
                 return self._made[number]
         made = np.empty(shape, np.int16)
         self._made = [*self._made[-_ARRAYS_KEPT:], made]
         return made
+
+
+def _references(arrays: list[np.ndarray], number: int) -> int:
+    return sys.getrefcount(arrays[number])
+
+
+# As this interpreter counts the references to an array that the list alone holds.
+_UNUSED = _references([np.empty(0)], 0)

@@ -71,7 +71,7 @@ class Feed(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class FeedSource:
     """All that the batches of a run are a function of, and the way they are fetched."""
 
     index: Index
@@ -87,7 +87,7 @@ class ThreadFeed:
     """
 
     def __init__(
-        self, source: Source, lanes: Sequence[int], start: int, *, threads: int, lanes_on_node: int | None = None
+        self, source: FeedSource, lanes: Sequence[int], start: int, *, threads: int, lanes_on_node: int | None = None
     ) -> None:
         self.account = Account()
         largest = int(max(source.index.shards["bytes"].to_numpy(), default=0))
@@ -98,8 +98,8 @@ class ThreadFeed:
         self._order, self._lanes, self._step = source.order, list(lanes), start
         self._threads, self._ahead = threads, 1 + source.config.cache.ahead
         self._slots = threading.Semaphore(source.config.prefetch)
-        self._made: queue.SimpleQueue[tuple[Draft, list[Future[None]]] | BaseException] = queue.SimpleQueue()
-        self._failed: BaseException | None = None
+        self._made: queue.SimpleQueue[tuple[Draft, list[Future[None]]] | Exception] = queue.SimpleQueue()
+        self._failed: Exception | None = None
         self._closed = threading.Event()
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._planner = threading.Thread(target=self._plan, name="plan", daemon=True)
@@ -111,14 +111,14 @@ class ThreadFeed:
         if self._failed is None:
             made = self._made.get()
             try:
-                if isinstance(made, BaseException):
+                if isinstance(made, Exception):
                     raise made
                 draft, pieces = made
                 for piece in pieces:
                     piece.result()
                 self._slots.release()
                 return draft.batch()
-            except BaseException as error:
+            except Exception as error:
                 self._failed = error
                 raise
         # No batch comes after the one that cannot be had.
@@ -152,7 +152,7 @@ class ThreadFeed:
                     reading, said = {PADDING, *self._want()}, time.monotonic()
                 self._submit(self._reader.draft(self._step, epoch, shard_B, ordinal_B))
                 self._step += 1
-        except BaseException as error:  # noqa: BLE001 - it is raised where the batches are taken
+        except Exception as error:  # noqa: BLE001 - it is raised where the batches are taken
             self._made.put(error)
 
     def _want(self) -> list[int]:
@@ -180,7 +180,7 @@ def decode_threads(configured: int, ranks_on_node: int) -> int:
     return configured or max(1, (os.cpu_count() or 1) // ranks_on_node // 2)
 
 
-def fixed_batches(source: Source, positions: np.ndarray, size: int) -> Iterator[Batch]:
+def fixed_batches(source: FeedSource, positions: np.ndarray, size: int) -> Iterator[Batch]:
     """The windows at these positions of epoch 0, `size` at a time: what validation scores at every visit."""
     shards = ShardReader(source.index)
     reader = WindowReader(shards, source.spec, source.order.seed)

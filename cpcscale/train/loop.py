@@ -17,7 +17,7 @@ from cpcscale.model.cpc import build
 from cpcscale.shards.index import Index
 from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.draft import BadWindow, Batch
-from cpcscale.stream.feed import Feed, Source, ThreadFeed, decode_threads
+from cpcscale.stream.feed import Feed, FeedSource, ThreadFeed, decode_threads
 from cpcscale.stream.lane import served
 from cpcscale.train import resume
 from cpcscale.train.checkpoint import Checkpoints, restore
@@ -75,10 +75,10 @@ class Data:
 
 
 # The feed of a rank from a step on; what it hands over is the same whoever makes it.
-FeedMaker = Callable[[Source, Ranks, int], Feed]
+FeedMaker = Callable[[FeedSource, Ranks, int], Feed]
 
 
-def thread_feed(source: Source, ranks: Ranks, start: int) -> Feed:
+def thread_feed(source: FeedSource, ranks: Ranks, start: int) -> Feed:
     """The feed that decodes in the rank."""
     lanes = served(source.order.lanes.lanes, ranks.rank, ranks.world)
     threads = decode_threads(source.config.decode_threads, ranks.on_node)
@@ -135,7 +135,7 @@ class _Run:
         self.validations = {name: Validation(index, recipe, ranks) for name, index in data.validation.items()}
         path = recipe.train.log_window_ids
         self.window_log = WindowLog(path, data.train, self.order.lanes, ranks, self.position.step) if path else None
-        source = Source(data.train, self.order, recipe.window, recipe.feed)
+        source = FeedSource(data.train, self.order, recipe.window, recipe.feed)
         self.feed = make_feed(source, ranks, self.position.step)
         self.meter, self.new_bad = Meter(), list[BadWindow]()
         if ranks.first:
@@ -249,7 +249,7 @@ class _Run:
                 # Once, though an epoch meets it again.
                 if (bad.utterance, bad.number) not in known:
                     known.add((bad.utterance, bad.number))
-                    self.position.bad_windows.append({"step": self.position.step, **vars(bad)})
+                    self.position.bad_windows.append(dict(vars(bad)))
         self.new_bad = []
 
     def _refuse_past_budgets(self) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from cpcscale.shards.index import Index
 from cpcscale.stream.counts import shard_windows
-from cpcscale.stream.feed import Source, fixed_batches
+from cpcscale.stream.feed import FeedSource, fixed_batches
 from cpcscale.stream.order import Order
 from cpcscale.stream.window import WindowConfig
 from cpcscale.train.ranks import Ranks
@@ -26,7 +26,7 @@ class Validation:
         order = Order(shard_windows(index, spec), _SEED, lanes=1, batch=1)
         positions = np.arange(min(order.plan.total, recipe.train.validate_windows))[ranks.rank :: ranks.world]
         size = max(1, recipe.train.micro_batch or recipe.train.batch // ranks.world)
-        self._batches = list(fixed_batches(Source(index, order, spec, recipe.feed), positions, size))
+        self._batches = list(fixed_batches(FeedSource(index, order, spec, recipe.feed), positions, size))
         self._ranks, self._steps = ranks, recipe.model.predictor.steps
 
     def __call__(self, step: TrainStep) -> dict[str, float]:

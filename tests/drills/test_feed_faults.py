@@ -27,7 +27,7 @@ from cpcscale.shards.index import Index
 from cpcscale.storage import StorageConfig
 from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.draft import Batch
-from cpcscale.stream.feed import Feed, FeedConfig, Source, ThreadFeed
+from cpcscale.stream.feed import Feed, FeedConfig, FeedSource, ThreadFeed
 from cpcscale.stream.order import Order
 from cpcscale.stream.window import WindowConfig
 
@@ -36,10 +36,10 @@ MODES = ["ranged", "shards"]
 _STORED = StorageConfig(request_timeout_s=2, total_timeout_s=15, backoff_base_s=0.01, backoff_cap_s=0.1)
 
 
-def source_of(base: str | Path, kept: CacheConfig, **feed: int) -> Source:
+def source_of(base: str | Path, kept: CacheConfig, **feed: int) -> FeedSource:
     index = Index.load(str(base))
     order = Order(shard_windows(index, SPEC), 7, LANES, 2 * LANES)
-    return Source(index, order, SPEC, FeedConfig(cache=kept, prefetch=2, **feed))
+    return FeedSource(index, order, SPEC, FeedConfig(cache=kept, prefetch=2, **feed))
 
 
 def feed_of(base: str | Path, kept: CacheConfig) -> ThreadFeed:

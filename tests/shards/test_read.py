@@ -12,6 +12,7 @@ from object_store import ObjectStore
 
 from cpcscale import storage
 from cpcscale.errors import UserError
+from cpcscale.shards.cache import ShardCache
 from cpcscale.shards.index import Index
 from cpcscale.shards.read import ShardReader
 
@@ -127,3 +128,34 @@ def test_a_cut_tar_in_a_store_is_refused_with_the_shards_name(shard_set, tmp_pat
     index = Index.load(base)
     for utterance in (0, 10):
         assert url_of(index, utterance) in refusal(ShardReader(index), utterance)
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_its_members_are_read_by_range(
+    shard_set, tmp_path, s3: ObjectStore, caplog
+):
+    base = storage.join(s3.base, tmp_path.name)
+    upload(shard_set, base)
+    index, expected = Index.load(base), packed_members(Index.load(str(shard_set)))
+    kept = ShardCache(tmp_path / "cache", 10**9)
+    # The folder goes under the run, as when a user cleans up.
+    shutil.rmtree(tmp_path / "cache")
+    reader = ShardReader(index, kept)
+    reader.want(range(index.shards.num_rows))
+    assert [member(reader, n) for n in range(len(expected))] == expected
+    reader.close()
+    assert "caching failed, reading members one by one" in caplog.text
+    assert not reader._filling and not reader._queued
+
+
+def test_a_shard_that_was_put_back_is_read_again(copied):
+    index = Index.load(str(copied))
+    expected = packed_members(index)
+    shard = copied / "shard-000000.tar"
+    whole = shard.read_bytes()
+    reader = ShardReader(index)
+    shard.write_bytes(bytes(len(whole)))
+    refusal(reader, 0)
+    # By rename: the file that the reader had open is another one now.
+    (copied / "restored").write_bytes(whole)
+    (copied / "restored").replace(shard)
+    assert member(reader, 0) == expected[0]

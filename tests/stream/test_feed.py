@@ -25,7 +25,7 @@ from cpcscale.shards.rows import scan
 from cpcscale.stream import window
 from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.draft import Batch, Draft
-from cpcscale.stream.feed import FeedConfig, Source, ThreadFeed, decode_threads, fixed_batches
+from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed, decode_threads, fixed_batches
 from cpcscale.stream.lane import PADDING, Lanes, served
 from cpcscale.stream.order import Order
 from cpcscale.stream.plan import Plan
@@ -62,7 +62,7 @@ def run_of(
 
 
 def feed_of(run: Run, start: int = 0, rank: int = 0, world: int = 1, threads: int = 2, prefetch: int = 3) -> ThreadFeed:
-    source = Source(run.index, run.order, run.spec, FeedConfig(prefetch=prefetch, cache=run.cache))
+    source = FeedSource(run.index, run.order, run.spec, FeedConfig(prefetch=prefetch, cache=run.cache))
     return ThreadFeed(source, served(run.lanes.lanes, rank, world), start, threads=threads)
 
 
@@ -322,7 +322,7 @@ def test_no_more_than_the_prefetch_is_made_ahead(shard_set):
 def test_the_fixed_windows_of_validation_are_those_of_epoch_0(shard_set):
     run = run_of(shard_set)
     rows = np.array([3, 1, 4, 1, 5])
-    batches = list(fixed_batches(Source(run.index, run.order, run.spec, FeedConfig()), rows, 2))
+    batches = list(fixed_batches(FeedSource(run.index, run.order, run.spec, FeedConfig()), rows, 2))
     assert [len(batch.utterance_B) for batch in batches] == [2, 2, 1]
     places = [slow_number(run, *(int(part[0]) for part in run.plan.at(0, rows[n : n + 1]))) for n in range(len(rows))]
     utterance, number = np.array(places).T

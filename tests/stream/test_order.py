@@ -96,6 +96,17 @@ def test_a_run_of_whole_epochs_ends_at_an_edge(order, epochs):
     assert order.steps_for(epochs) >= 1
 
 
+def test_shards_that_come_in_after_the_end_of_a_run_do_not_move_its_end():
+    # Four steps an epoch, then, from the third epoch on, more.
+    windows = np.array([10, 3, 100])
+    alone = Order(windows, 0, 2, 4, [Chapter(0, 0, 2)])
+    appended = Order(windows, 0, 2, 4, [Chapter(0, 0, 2), Chapter(12, 3, 3)])
+    for epochs in (0.5, 1, 2.5, 2.75):
+        assert appended.steps_for(epochs) == alone.steps_for(epochs)
+    assert appended.steps_for(3) == alone.steps_for(3) == 12
+    assert appended.steps_for(4) == 12 + appended.lanes.steps_per_epoch > alone.steps_for(4)
+
+
 def test_an_edge_is_where_an_epoch_begins():
     order = Order(np.array([10, 3]), 0, 2, 4)
     assert order.lanes.steps_per_epoch == 4

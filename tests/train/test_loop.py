@@ -244,15 +244,17 @@ def test_too_many_windows_that_do_not_decode_stop_the_run_in_one_line(shards, tm
 
 def test_bad_windows_are_listed_with_shard_key_and_cause_and_the_worst_shards_are_named(shards, tmp_path):
     data = Data(speech.spoil(shards, tmp_path / "spoilt", range(0, 30, 2)), {})
-    watcher = speech.Watcher()
     with pytest.raises(UserError, match=r"unreadable, most of them in shard-\d{6}\.tar \(\d+\)"):
-        run(short(tmp_path / "run"), data, tmp_path / "run", watcher)
+        run(short(tmp_path / "stopped"), data, tmp_path / "stopped")
+    _, watcher = run(short(tmp_path / "run", feed__bad_budget=1), data, tmp_path / "run")
     assert watcher.bad
+    by_step = speech.ids(tmp_path / "run.jsonl")
     for row in watcher.bad:
         assert row["cause"] == "unreadable"
         assert row["key"] == data.train.key(row["utterance"])
         assert row["shard"] == Path(data.train.url(int(data.train.shard_of(row["utterance"])))).name
-        assert row["step"] >= 1
+        # The update that met it, as train.log_window_ids numbers them.
+        assert f"{row['key']}#{row['number']}" in by_step[row["step"]]
 
 
 def test_a_run_takes_over_an_index_with_excluded_utterances_in_its_middle(undisturbed, shards, tmp_path):
