@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         verbs.add_parser(verb, help=text).add_argument(
             "config", help="YAML file, such as configs/" + verb + "/quickstart.yaml"
         )
+    verbs.choices["pretrain"].add_argument(
+        "--take-over", action="store_true", help="go on with a run that another driver holds, and stop that one"
+    )
     compare = verbs.add_parser("compare", help="tracked runs -> table and one HTML page")
     compare.add_argument("--format", choices=("table", "json", "csv"), default="table")
     compare.add_argument("--html", metavar="PATH", help="also write one self-contained page with plots")
@@ -175,7 +178,7 @@ def _pretrain(options: argparse.Namespace) -> None:
     from cpcscale import config, storage
     from cpcscale.cluster.pretrain import PretrainConfig, pretrain
 
-    summary = pretrain(config.load(PretrainConfig, options.config, options.overrides))
+    summary = pretrain(config.load(PretrainConfig, options.config, options.overrides), take_over=options.take_over)
     if options.json:
         _emit(summary)
         return

@@ -27,7 +27,7 @@ T = TypeVar("T")
 _PLACE = frozenset(
     {"run_dir", "workers", "threads", "tracking", "log_window_ids", "log_every_steps"}
     # The fingerprint names the data, wherever it lies; the feed and the store change when a batch comes, never what.
-    | {"shards", "audio", "name", "feed", "storage"}
+    | {"shards", "audio", "name", "feed", "storage", "lease"}
 )
 _SECRET = re.compile(r"secret|password|token|access_key", re.IGNORECASE)
 # Up to the last @ of the authority: a password may hold one. A query can carry secrets too.
@@ -44,7 +44,7 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     Raises UserError for a missing or malformed file, an unknown key, a value of another type, and whatever the
     dataclasses themselves refuse.
     """
-    tree = OmegaConf.structured(root)
+    tree = _schema(root)
     known = [key for key, _ in _leaves(OmegaConf.to_container(tree))] + list(_branches(OmegaConf.to_container(tree)))
     layers = [] if path is None else [(path, _read(path))]
     layers += [(f"override {text!r}", _override(text)) for text in overrides]
@@ -64,7 +64,7 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
 def build(root: type[T], values: dict[str, Any]) -> T:
     """An instance of the dataclass `root` from plain values, such as a checkpoint's; as strict as `load`."""
     try:
-        return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(root), OmegaConf.create(values))))
+        return cast(T, OmegaConf.to_object(OmegaConf.merge(_schema(root), OmegaConf.create(values))))
     except OmegaConfBaseException as error:
         raise UserError(f"{root.__name__} cannot be made from what is stored: {_first_line(error)}") from None
 
@@ -98,6 +98,16 @@ def at_least(least: float, **values: float) -> None:
             raise UserError(f"{name}={value} is not a number to count with: give one of {least} or more")
         if value < least:
             raise UserError(f"{name}={value} is below {least}, the least that makes sense")
+
+
+def _schema(root: Any) -> Any:
+    """The tree of `root` with the defaults that its classes state. Those of instances would not do: what a part fills
+    in for itself when it is built would stay though what it followed from is then loaded."""
+    tree = OmegaConf.structured(root)
+    for field in dataclasses.fields(root):
+        if dataclasses.is_dataclass(field.default_factory):
+            tree[field.name] = _schema(field.default_factory)
+    return tree
 
 
 def _read(path: str) -> dict[str, Any]:

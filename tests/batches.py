@@ -24,4 +24,7 @@ def made(rows: slice = slice(None), lengths: tuple[int, ...] = LENGTHS, seed: in
         if row == 5 and not samples_B[row]
     )
     key_B = random.integers(-(2**62), 2**62, len(lengths))
-    return Batch(0, 0, wave_BS[rows], samples_B[rows], key_B[rows], number_B[rows], number_B[rows], bad)
+    # Two groups, each with rows on every rank.
+    group_B = number_B // 2 % 2
+    ids = key_B[rows], group_B[rows], number_B[rows], number_B[rows]
+    return Batch(0, 0, wave_BS[rows], samples_B[rows], *ids, bad)

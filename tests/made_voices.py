@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
 
 from cpcscale.emotion.corpora.corpus import CorpusConfig
 from cpcscale.emotion.fit import FitConfig
@@ -14,7 +13,9 @@ from cpcscale.emotion.recogniser import RecogniserConfig
 from cpcscale.model.context import ContextConfig
 from cpcscale.model.cpc import ModelConfig, build
 from cpcscale.model.encoder import EncoderConfig
-from cpcscale.train.checkpoint import Checkpoints, Position
+from cpcscale.train.checkpoint import Position, contents
+from cpcscale.train.ledger import Ledger
+from cpcscale.train.publisher import Publisher
 from cpcscale.train.recipe import Recipe
 
 TINY = ModelConfig(encoder=EncoderConfig(channels=6), context=ContextConfig(width=8))
@@ -40,7 +41,9 @@ def put_checkpoint(run_dir: Path, seed: int = 7) -> str:
     """A pretraining run of TINY that stopped at step 1, with a level unlike that of the corpus."""
     network = build(TINY, seed, offset=0.01, gain=3.0)
     position = Position(step=1, fingerprint="f" * 64, identity={"model": asdict(TINY)})
-    Checkpoints(str(run_dir)).save(network, torch.optim.Adam(network.parameters()), position)
+    ledger = Ledger(str(run_dir))
+    publisher = Publisher(ledger, ledger.head(), 0, keep=1)
+    publisher.publish(1, None, contents({"model": network.state_dict()}, position, Recipe(model=TINY)))
     return str(run_dir)
 
 

@@ -193,7 +193,7 @@ class _Remote:
 
 def _joined(parts: list[Batch]) -> Batch:
     """One batch of several, its arrays this process's own: what Ray hands over is read-only and stays in its store."""
-    names = ("wave_BS", "samples_B", "key_B", "utterance_B", "number_B")
+    names = ("wave_BS", "samples_B", "key_B", "group_B", "utterance_B", "number_B")
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     bad = tuple(sorted((bad for part in parts for bad in part.bad), key=lambda bad: (bad.utterance, bad.number)))
     return Batch(parts[0].step, parts[0].epoch, **arrays, bad=bad)

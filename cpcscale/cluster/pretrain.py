@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import signal
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -15,8 +12,9 @@ from cpcscale import config as configs
 from cpcscale import storage
 from cpcscale.cluster import pack as packing
 from cpcscale.cluster import session
+from cpcscale.cluster.console import Console
 from cpcscale.errors import UserError
-from cpcscale.progress import Progress, note
+from cpcscale.progress import note
 from cpcscale.shards import cache
 from cpcscale.shards.index import MARKER, Index
 from cpcscale.shards.pack import HELDOUT, TRAIN, UNSEEN, PackConfig
@@ -25,16 +23,15 @@ from cpcscale.storage import StorageConfig
 from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.lane import served
 from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
-from cpcscale.train import resume
-from cpcscale.train.checkpoint import Checkpoints
+from cpcscale.train import checkpoint, resume
+from cpcscale.train.lease import Lease, LeaseConfig, free, hold
+from cpcscale.train.ledger import Ledger
 from cpcscale.train.loop import Data, thread_feed
 from cpcscale.train.loop import pretrain as train
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
-
-QUARANTINE_COLUMNS = ("shard", "key", "number", "cause", "why", "step")
 
 
 @dataclass(kw_only=True)
@@ -62,6 +59,7 @@ class PretrainConfig(Recipe):
     # Restarts of the worker group after a worker died, before the run fails.
     max_failures: int = 3
     data: DataConfig = field(default_factory=DataConfig)
+    lease: LeaseConfig = field(default_factory=LeaseConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -74,10 +72,11 @@ class PretrainConfig(Recipe):
         served(self.train.lanes, 0, self.workers)
 
 
-def pretrain(config: PretrainConfig) -> dict[str, Any]:
+def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, Any]:
     """Runs or resumes a pretraining and returns its summary: that of train.loop.pretrain, with run_id and run_dir.
 
-    Everything a user can get wrong is refused here, before a worker starts or a file is written.
+    Everything a user can get wrong is refused here, before a worker starts or a file is written; so is a run that
+    another driver holds and that lives, unless `take_over`. Raises OvertakenError when another one takes this run over.
     """
     config = _absolute(config)
     storage.configure(config.storage)
@@ -86,82 +85,46 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         raise UserError(f"run_dir={storage.shown(config.run_dir)} is a file: name a folder for the run")
     # A set that is there is refused before Ray starts, one that is packed first after it.
     data = None if config.data.audio else _checked_data(config)
+    before = free(Ledger(config.run_dir), take_over=take_over, say=_say)
     session.connect(config.workers + feeder_cores(config))
     use_gpu = _use_gpu(config)
     if data is None:
         _pack_first(config)
         data = _checked_data(config)
+    gone = before.holder.id if before.holder else ""
+    with hold(config.run_dir, config.lease, take_over=take_over, say=_say, gone=gone) as lease:
+        return _tracked(config, data.train.fingerprint, use_gpu, lease)
+
+
+def _say(text: str) -> None:
+    note(f"pretrain: {text}")
+
+
+def _tracked(config: PretrainConfig, fingerprint: str, use_gpu: bool, lease: Lease) -> dict[str, Any]:
     tracker = Tracker.start(
         config.tracking,
         kind="pretrain",
         name=config.name,
         run_dir=config.run_dir,
-        tags=environment_tags()
-        | {"cpcscale.config_hash": configs.digest(config), "cpcscale.fingerprint": data.train.fingerprint},
+        tags=environment_tags() | {"cpcscale.config_hash": configs.digest(config), "cpcscale.fingerprint": fingerprint},
         params=configs.flat(config),
+        allowed=lease.held,
     )
     status = "FAILED"
     try:
-        summary = _fit(config, data.train.fingerprint, use_gpu, tracker)
+        summary = _fit(config, fingerprint, use_gpu, tracker, lease.id)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        tracker.finish(status)
+        # The tracked run is another driver's when this one was overtaken.
+        if lease.held(now=True):
+            tracker.finish(status)
     return {**summary, "run_id": tracker.run_id, "run_dir": config.run_dir}
 
 
-class _Console:
-    """The observer in the driver: a bar or lines for the person, everything for the tracker."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker, self._detail = tracker, ""
-        self._bar: Progress | None = None
-
-    def note(self, text: str) -> None:
-        note(f"pretrain: {text}")
-
-    def progress(self, step: int, total: int) -> None:
-        if self._bar is None:
-            self._bar = Progress("pretrain", total, "steps")
-        self._bar.at(step, self._detail)
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self._tracker.log(step, values)
-        if "loss" in values:
-            self._detail = (
-                f"loss {values['loss']:.3f}, accuracy {values['accuracy_mean']:.3f}, "
-                f"{values['audio_s_per_s']:.0f} audio s/s, waiting {values['data_wait_share']:.1%}"
-            )
-        for name in (HELDOUT, UNSEEN):
-            if f"{name}_loss" in values:
-                note(
-                    f"pretrain: step {step}, {name}: loss {values[f'{name}_loss']:.3f}, accuracy "
-                    f"{values[f'{name}_accuracy_mean']:.3f} (k=1 {values[f'{name}_accuracy_k01']:.3f})"
-                )
-
-    def replayed(self, step: int, values: Mapping[str, float]) -> None:
-        # What the tracker has already, it drops.
-        self._tracker.log(step, values)
-
-    def quarantined(self, windows: Sequence[Mapping[str, Any]]) -> None:
-        out = io.StringIO()
-        writer = csv.DictWriter(out, QUARANTINE_COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(windows)
-        self._tracker.artifact("quarantine.csv", out.getvalue())
-
-    def saved(self) -> None:
-        # A resumed run starts from here: what was logged before it is not made again.
-        self._tracker.flush()
-
-    def close(self) -> None:
-        if self._bar:
-            self._bar.close()
-
-
-def _fit(config: PretrainConfig, fingerprint: str, use_gpu: bool, tracker: Tracker) -> dict[str, Any]:
+def _fit(config: PretrainConfig, fingerprint: str, use_gpu: bool, tracker: Tracker, holder: str) -> dict[str, Any]:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -172,13 +135,13 @@ def _fit(config: PretrainConfig, fingerprint: str, use_gpu: bool, tracker: Track
     ray_folder = storage.join(config.run_dir, "ray")
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": config, "mailbox": mailbox, "fingerprint": fingerprint},
+        train_loop_config={"config": config, "mailbox": mailbox, "fingerprint": fingerprint, "holder": holder},
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="train", storage_path=ray_folder, failure_config=FailureConfig(max_failures=config.max_failures)
         ),
     )
-    console = _Console(tracker)
+    console = Console(tracker)
     interrupts = signal.getsignal(signal.SIGINT)
     try:
         with Delivery(mailbox, console):
@@ -224,7 +187,8 @@ def _work(spec: dict[str, Any]) -> None:
                 f"the index at {data.train.base} is another version than when this run was started: start the same "
                 "command again to take it over"
             )
-        summary = train(config, data, config.run_dir, ranks, MailboxObserver(mailbox), make_feed)
+        observer = MailboxObserver(mailbox)
+        summary = train(config, data, config.run_dir, ranks, observer, make_feed, holder=spec["holder"])
     except UserError as failure:
         ray.get(mailbox.fail.remote(str(failure)))
         raise
@@ -261,7 +225,8 @@ def _checked_data(config: PretrainConfig) -> Data:
     """The shard sets; what the workers would refuse is refused before they start."""
     data = _open_data(config)
     windows = shard_windows(data.train, config.window, config.feed.cache.path)
-    restored = Checkpoints(config.run_dir).newest()
+    ledger = Ledger(config.run_dir)
+    restored = checkpoint.newest(ledger, ledger.head())
     resume.order_of(resume.position(restored, config, data.train, windows, data.append), config, windows)
     largest = int(max(data.train.shards["bytes"].to_numpy(), default=0))
     # A worker checks again for all the lanes of its node.

@@ -3,28 +3,66 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
 from cpcscale import config
+from cpcscale.errors import UserError
+from cpcscale.model import attention
+from cpcscale.model.recurrent import gru
+
+_MOST_RECURRENT_LAYERS = 4
 
 
 @dataclass(kw_only=True)
 class ContextConfig:
-    """The recurrent layer over frames."""
+    """The network over frames. What is left at 0 or auto is filled in by ModelConfig with what `model.size` has."""
 
-    width: int = 256
+    kind: Literal["auto", "gru", "lstm", "transformer"] = "auto"
+    # 1 to 4 of a gru or lstm, any number of a transformer.
+    layers: int = 0
+    width: int = 0
+    # Of a transformer, as are positions; relative ones were made for audio longer than the windows of training.
+    heads: int = 0
+    positions: Literal["rotary", "relative"] = "rotary"
 
     def __post_init__(self) -> None:
-        config.at_least(1, **{"model.context.width": self.width})
+        config.at_least(0, **{f"model.context.{name}": getattr(self, name) for name in ("layers", "width", "heads")})
+        if self.kind in ("gru", "lstm") and self.layers > _MOST_RECURRENT_LAYERS:
+            raise UserError(
+                f"model.context.layers={self.layers} of kind {self.kind} would be slow to train and hard to fit: use "
+                f"1 to {_MOST_RECURRENT_LAYERS}, or kind=transformer"
+            )
+        if self.kind == "transformer" and self.heads:
+            attention.check("model.context", self.heads, self.width, self.positions)
 
 
 class Context(nn.Module):
-    """z_BTC -> c_BTD by one unidirectional GRU."""
+    """z_BTC -> c_BTD, causal: c at t is a function of z up to t.
+
+    `gru` and `lstm`: torch's, of any depth (the paper: one GRU; Riviere et al. 2020: one LSTM). `transformer`: a
+    linear map from C to D, then attention.Transformer.
+    """
 
     def __init__(self, config: ContextConfig, channels: int) -> None:
         super().__init__()
-        self.gru = nn.GRU(channels, config.width, batch_first=True)
+        assert config.kind != "auto", "ModelConfig fills in what a ContextConfig leaves to the size"
+        self._kind = config.kind
+        match config.kind:
+            case "gru":
+                self.gru = nn.GRU(channels, config.width, config.layers, batch_first=True)
+            case "lstm":
+                self.lstm = nn.LSTM(channels, config.width, config.layers, batch_first=True)
+            case "transformer":
+                self.project = nn.Linear(channels, config.width)
+                self.transformer = attention.Transformer(config.width, config.layers, config.heads, config.positions)
 
     def forward(self, z_BTC: Tensor) -> Tensor:
-        return self.gru(z_BTC)[0]
+        match self._kind:
+            case "gru":
+                return gru(z_BTC, self.gru)
+            case "lstm":
+                return self.lstm(z_BTC)[0]
+            case _:
+                return self.transformer(self.project(z_BTC))

@@ -7,18 +7,34 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from cpcscale.model import attention
 from cpcscale.model.context import Context, ContextConfig
 from cpcscale.model.encoder import Encoder, EncoderConfig
 from cpcscale.model.predictor import Predictor, PredictorConfig
+from cpcscale.model.presets import Size, filled, preset
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """The network of a run; the defaults are the paper's."""
+    """The network of a run. `size` is its one dial (presets.py); a key that a part sets itself wins over it.
 
+    Once built, every key of every part has the value that counts, so a stored config needs no presets. Raises UserError
+    for parts that do not fit together.
+    """
+
+    size: Size = "paper"
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
+
+    def __post_init__(self) -> None:
+        encoder, context, predictor = preset(self.size)
+        self.encoder = filled(self.encoder, encoder)
+        self.context = filled(self.context, context)
+        self.predictor = filled(self.predictor, predictor)
+        if self.predictor.kind != "linear":
+            heads, positions = self.predictor.heads, self.predictor.positions
+            attention.check("model.predictor", heads, self.context.width, positions)
 
 
 class CPC(nn.Module):

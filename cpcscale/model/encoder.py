@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cpcscale import config
 from cpcscale.errors import UserError
+from cpcscale.model.strided import convolved
 
 
 @dataclass(kw_only=True)
 class EncoderConfig:
-    """The convolution stack; kernels and strides pair up layer by layer."""
+    """The convolution stack; kernels and strides pair up layer by layer. What is left at 0, [] or auto is filled in by
+    ModelConfig with what `model.size` has."""
 
-    channels: int = 128
-    kernels: list[int] = field(default_factory=lambda: [10, 8, 8, 4])
-    strides: list[int] = field(default_factory=lambda: [5, 4, 4, 2])
+    channels: int = 0
+    kernels: list[int] = field(default_factory=list)
+    strides: list[int] = field(default_factory=list)
+    # Between each convolution and its ReLU; over channels of one frame only, never over time.
+    norm: Literal["auto", "none", "channel", "group"] = "auto"
+    # Of channels, for norm: group.
+    groups: int = 8
 
     def __post_init__(self) -> None:
-        config.at_least(1, **{"model.encoder.channels": self.channels})
-        if len(self.kernels) != len(self.strides) or not self.kernels:
+        config.at_least(0, **{"model.encoder.channels": self.channels})
+        config.at_least(1, **{"model.encoder.groups": self.groups})
+        if self.norm == "group" and self.channels % self.groups:
+            raise UserError(
+                f"model.encoder.groups={self.groups} does not split channels={self.channels} into equal groups: use "
+                f"groups={math.gcd(self.groups, self.channels)}, or norm=channel"
+            )
+        if not self.kernels or not self.strides:
+            return
+        if len(self.kernels) != len(self.strides):
             raise UserError(
                 f"model.encoder.kernels={self.kernels} and strides {self.strides} differ in length: one each a layer"
             )
@@ -38,31 +52,58 @@ class EncoderConfig:
         """Samples a frame: the product of the strides (160 in the paper, 10 ms)."""
         return math.prod(self.strides)
 
+    @property
+    def receptive_samples(self) -> int:
+        """Samples that a frame of z is a function of, its own hop included."""
+        spacings = [math.prod(self.strides[:layer]) for layer in range(len(self.strides))]
+        return 1 + sum((kernel - 1) * spacing for kernel, spacing in zip(self.kernels, spacings, strict=True))
+
 
 class Encoder(nn.Module):
     """wave_BS -> z_BTC with T = S // hop, causal: frame t sees samples before (t + 1) * hop alone.
 
     Each layer is padded on the left by kernel - stride, so whole hops in give whole frames out and what follows an
-    utterance never reaches its frames. The paper states no normalisation; there is none. Weights start from Kaiming's
-    initialisation for ReLU with zero biases: without it and without the corpus gain, all frames start alike and CPC
-    does not take off.
+    utterance never reaches its frames. The norms keep that, being of each frame by itself: `channel` over all channels
+    (Riviere et al. 2020, arXiv 2002.02848, whose reason is that statistics over time leak the future), `group` over
+    groups of them (Wu and He 2018, arXiv 1803.08494, without their pooling over positions); both with a gain and a
+    shift for each channel. The paper states no normalisation. Weights start from Kaiming's initialisation for ReLU with
+    zero biases: without it and without the corpus gain, all frames start alike and CPC does not take off.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        assert config.channels and config.kernels, "ModelConfig fills in what an EncoderConfig leaves to the size"
         widths = [1] + [config.channels] * len(config.kernels)
         layers = [
             nn.Conv1d(before, after, kernel, stride)
             for before, after, kernel, stride in zip(widths, widths[1:], config.kernels, config.strides, strict=False)
         ]
         self.layers = nn.ModuleList(layers)
-        self._pads = [kernel - stride for kernel, stride in zip(config.kernels, config.strides, strict=True)]
+        self.norms = nn.ModuleList([_norm(config) for _ in layers])
         for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, wave_BS: Tensor) -> Tensor:
-        x_BCS = wave_BS.unsqueeze(1)
-        for layer, pad in zip(self.layers, self._pads, strict=True):
-            x_BCS = F.relu(layer(F.pad(x_BCS, (pad, 0))))
-        return x_BCS.transpose(1, 2).contiguous()
+        x_BSC = wave_BS.unsqueeze(2)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x_BSC = F.relu(norm(convolved(x_BSC, cast(nn.Conv1d, layer))), inplace=True)
+        return x_BSC.contiguous()
+
+
+class _FrameGroupNorm(nn.GroupNorm):
+    """x_BSC -> x_BSC, the groups of channels of each frame to zero mean and unit variance."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        # As rows of their own, frames do not share statistics.
+        return super().forward(input.flatten(0, 1)).view_as(input)
+
+
+def _norm(config: EncoderConfig) -> nn.Module:
+    match config.norm:
+        case "channel":
+            return nn.LayerNorm(config.channels)
+        case "group":
+            return _FrameGroupNorm(config.groups, config.channels)
+        case _:
+            return nn.Identity()

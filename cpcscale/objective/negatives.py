@@ -1,45 +1,103 @@
-"""Which frames a prediction is compared with: drawn from its own utterance, never the positive, by a keyed hash.
+"""Which frames a prediction is compared with: drawn from its scope, never the positive, by a keyed hash.
 
-Frame t predicting frame t + k draws N frames, with replacement, from the utterance's other frames: 0..n-1 without
-t + k, where n counts the frames of real audio. N may exceed n. The draw is a function of (window key, k, t, draw
-number) alone: the same under every batch size, worker count and device.
+A scope is the frames of the utterance itself, of all windows of its group, or of the whole global batch; its frames are
+numbered 0..n-1, window after window in the order of their keys, real audio alone. N may exceed n.
+
+`each`: frame t predicting frame t + k draws N frames of its own, with replacement, from the scope without t + k.
+`shared`: a window draws N frames for step k, and frame t compares with these; where one of them is t + k, with a spare
+one instead, which was drawn from all other frames. So each negative of each prediction is as likely any frame but
+t + k, as it is under `each`; only predictions of one window and step share them.
+
+A draw is a function of (window key, k, t, draw number) and the scope alone: the same under every batch layout, worker
+count and device.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
-# splitmix64's constants as signed 64-bit integers, which is what torch multiplies with wrap-around.
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
-_SECOND = 0x94D049BB133111EB - (1 << 64)
+from cpcscale.objective.keyed import bounded, hashed
 
 
-def draw(key_B: Tensor, frames_B: Tensor, k: int, targets: int, negatives: int) -> Tensor:
-    """int64 [B, targets, negatives]: the frames compared with z[t + k] for t = 0..targets-1.
+@dataclass(frozen=True)
+class Scope:
+    """The numbering of frames that B rows draw from, in a pool of R rows of `frames` frames each.
 
-    Rows whose target lies beyond `frames_B` hold frame numbers too, of no meaning; the caller masks them.
+    Row b draws from `size_B` frames; its own first frame has the number `own_B`. `first_B` is where its scope begins
+    in the numbering of the whole pool, whose rows `row_R` begin at `start_R`, ascending.
+    """
+
+    frames: int
+    own_B: Tensor
+    size_B: Tensor
+    first_B: Tensor
+    start_R: Tensor
+    row_R: Tensor
+
+    @classmethod
+    def of_rows(cls, frames_B: Tensor, frames: int) -> Scope:
+        """Each row by itself: the scope `utterance`."""
+        start_B = frames_B.cumsum(0) - frames_B
+        rows_B = torch.arange(len(frames_B), device=frames_B.device)
+        return cls(frames, torch.zeros_like(frames_B), frames_B, start_B, start_B, rows_B)
+
+    @classmethod
+    def of_pool(cls, frames_R: Tensor, key_R: Tensor, label_R: Tensor, frames: int, rows: slice) -> Scope:
+        """The scopes of these `rows` of a pool: all rows that have the same label, in the order of their keys."""
+        by_key_R = key_R.argsort()
+        row_R = by_key_R[label_R[by_key_R].argsort(stable=True)]
+        count_R, label_R = frames_R[row_R], label_R[row_R]
+        start_R = count_R.cumsum(0) - count_R
+        begins_R = torch.searchsorted(label_R, label_R)
+        ends_R = torch.searchsorted(label_R, label_R, right=True) - 1
+        first_R = start_R[begins_R]
+        size_R = start_R[ends_R] + count_R[ends_R] - first_R
+        place_R = row_R.argsort()[rows]
+        own_B = (start_R - first_R)[place_R]
+        return cls(frames, own_B, size_R[place_R], first_R[place_R], start_R, row_R)
+
+    def __getitem__(self, piece: slice) -> Scope:
+        """The numbering of these rows alone, in the same pool."""
+        return replace(self, own_B=self.own_B[piece], size_B=self.size_B[piece], first_B=self.first_B[piece])
+
+    def flat(self, numbers: Tensor) -> Tensor:
+        """[B, ...] numbers of a scope as places in the pool's frames laid out flat, [R * frames]."""
+        numbers = numbers + self.first_B.view(-1, *[1] * (numbers.dim() - 1))
+        # Of rows that begin at one number, the last alone has frames.
+        place = (torch.searchsorted(self.start_R, numbers, right=True) - 1).clamp(min=0)
+        # Rows that draw nothing hold numbers past the end.
+        return ((self.row_R * self.frames - self.start_R)[place] + numbers).clamp(max=len(self.row_R) * self.frames - 1)
+
+
+def each(key_B: Tensor, scope: Scope, k: int, targets: int, negatives: int) -> Tensor:
+    """int64 [B, targets, negatives]: the numbers of the frames compared with frame t + k, for t = 0..targets-1.
+
+    Rows whose target is no real audio hold numbers too, of no meaning; the caller masks them.
     """
     t_1TN = (torch.arange(targets, device=key_B.device) * negatives).view(1, -1, 1)
     n_11N = torch.arange(negatives, device=key_B.device).view(1, 1, -1)
+    drawn_BTN = bounded(hashed(_step_key(key_B, k).view(-1, 1, 1), t_1TN + n_11N), _others(scope).view(-1, 1, 1))
+    target_1T1 = (torch.arange(targets, device=key_B.device) + k).view(1, -1, 1)
+    return drawn_BTN + (drawn_BTN >= scope.own_B.view(-1, 1, 1) + target_1T1)
+
+
+def shared(key_B: Tensor, scope: Scope, k: int, negatives: int) -> tuple[Tensor, Tensor]:
+    """(numbers, spares), both int64 [B, negatives]: the frames of step k, and those that stand in for the positive."""
+    n_1N = torch.arange(2 * negatives, device=key_B.device).view(1, -1)
+    hashed_BN = hashed(_step_key(key_B, k).view(-1, 1), n_1N)
+    others_B1 = _others(scope).view(-1, 1)
+    drawn_BN = bounded(hashed_BN[:, :negatives], scope.size_B.clamp(min=1).view(-1, 1))
+    spare_BN = bounded(hashed_BN[:, negatives:], others_B1)
+    return drawn_BN, spare_BN + (spare_BN >= drawn_BN)
+
+
+def _step_key(key_B: Tensor, k: int) -> Tensor:
     # k is hashed into the key, not added to it: added, steps k and k + 1 would draw the same frames one place apart.
-    keyed_B11 = _hash(key_B.view(-1, 1, 1), torch.tensor(k, device=key_B.device))
-    hashed_BTN = _hash(keyed_B11, t_1TN + n_11N)
-    others_B11 = (frames_B - 1).clamp(min=1).view(-1, 1, 1)
-    # 31 bits times the range: unbiased to one part in 2^31 / n, and no division.
-    drawn_BTN = ((hashed_BTN & 0x7FFFFFFF) * others_B11) >> 31
-    positive_1T1 = (torch.arange(targets, device=key_B.device) + k).view(1, -1, 1)
-    return drawn_BTN + (drawn_BTN >= positive_1T1)
+    return hashed(key_B, torch.tensor(k, device=key_B.device))
 
 
-def _hash(key: Tensor, value: Tensor) -> Tensor:
-    state = key + (value + 1) * _GOLDEN
-    state = (state ^ _shift(state, 30)) * _FIRST
-    state = (state ^ _shift(state, 27)) * _SECOND
-    return state ^ _shift(state, 31)
-
-
-def _shift(state: Tensor, bits: int) -> Tensor:
-    """A logical right shift; torch's >> on int64 copies the sign."""
-    return (state >> bits) & ((1 << (64 - bits)) - 1)
+def _others(scope: Scope) -> Tensor:
+    return (scope.size_B - 1).clamp(min=1)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from cpcscale import audio
@@ -121,6 +122,14 @@ class ShardRows:
     @cached_property
     def samples(self) -> np.ndarray:
         return self.table["samples"].to_numpy()
+
+    @cached_property
+    def group(self) -> np.ndarray:
+        """int64 [utterances of the shard]: a hash of each one's group, or of its recording where it has none."""
+        named = pc.if_else(pc.equal(self.table["group"], ""), self.table["recording"], self.table["group"])
+        encoded = named.combine_chunks().dictionary_encode()
+        hashes = [xxhash.xxh3_64_intdigest(name.encode()) for name in encoded.dictionary.to_pylist()]
+        return np.array(hashes, np.uint64).view(np.int64)[encoded.indices.to_numpy()]
 
     @cached_property
     def excluded(self) -> np.ndarray:

@@ -39,7 +39,8 @@ class Batch:
     """The rows of one global batch that some lanes give, lane by lane.
 
     `wave_BS` int16; after `samples_B` it is zero, or the crop of a short utterance repeated. `samples_B` is 0 for
-    padding, and for bad and excluded windows; `key_B` int64 keys every random choice; `utterance_B` is -1 for padding.
+    padding, and for bad and excluded windows; `key_B` int64 keys every random choice; `group_B` int64 is the same for
+    windows of one group (speaker, else recording); `utterance_B` is -1 for padding.
     """
 
     step: int
@@ -47,6 +48,7 @@ class Batch:
     wave_BS: np.ndarray
     samples_B: np.ndarray
     key_B: np.ndarray
+    group_B: np.ndarray
     utterance_B: np.ndarray
     number_B: np.ndarray
     bad: tuple[BadWindow, ...]
@@ -63,7 +65,7 @@ class Draft:
     def __init__(self, step: int, epoch: int, wave_BS: np.ndarray) -> None:
         self.step, self.epoch, self.wave_BS = step, epoch, wave_BS
         rows = len(wave_BS)
-        self.start_B, self.samples_B, self.key_B = (np.zeros(rows, np.int64) for _ in range(3))
+        self.start_B, self.samples_B, self.key_B, self.group_B = (np.zeros(rows, np.int64) for _ in range(4))
         self.utterance_B, self.number_B = (np.full(rows, PADDING, np.int64) for _ in range(2))
         self.member_B: list[tuple[ShardRows, int] | None] = [None] * rows
         self.asked_B: list[Future[bytes] | None] = [None] * rows
@@ -72,7 +74,7 @@ class Draft:
     def batch(self) -> Batch:
         """The batch, once every row is filled."""
         bad = tuple(sorted(self.bad, key=lambda window: (window.utterance, window.number)))
-        arrays = self.wave_BS, self.samples_B, self.key_B, self.utterance_B, self.number_B
+        arrays = self.wave_BS, self.samples_B, self.key_B, self.group_B, self.utterance_B, self.number_B
         return Batch(self.step, self.epoch, *arrays, bad)
 
 
@@ -96,6 +98,7 @@ class WindowReader:
             # An excluded utterance keeps its place and counts for nothing.
             draft.samples_B[here] = np.where(rows.excluded[row], 0, lengths)
             draft.key_B[here] = window.keys(*which)
+            draft.group_B[here] = rows.group[row]
             draft.utterance_B[here], draft.number_B[here] = utterance, number
             for slot, member in zip(here.tolist(), row.tolist(), strict=True):
                 if draft.samples_B[slot]:

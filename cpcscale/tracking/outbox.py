@@ -51,12 +51,16 @@ class Sink(Protocol):
 
 
 class Outbox:
-    """What one run has still to send. `spill_url` is where it is kept when the process ends and the store is away."""
+    """What one run has still to send. `spill_url` is where it is kept when the process ends and the store is away.
 
-    def __init__(self, run_id: str, sink: Sink, spill_url: str | None) -> None:
+    Nothing is sent or kept while `allowed` says no.
+    """
+
+    def __init__(self, run_id: str, sink: Sink, spill_url: str | None, allowed: Callable[[], bool]) -> None:
         self._run_id = run_id
         self._sink = sink
         self._spill_url = spill_url
+        self._allowed = allowed
         self._known: dict[str, int] | None = None  # the highest step by key; None until the store was asked
         self._values: deque[Record] = deque()
         self._in_flight: list[Record] = []
@@ -108,8 +112,10 @@ class Outbox:
         return sent
 
     def send(self, last: Callable[[], None] | None = None) -> bool:
-        """Sends all there is, then runs `last`; False, with one warning for an outage, when the store is away."""
+        """Sends all there is, then runs `last`; False when it may not, or, with one warning, when the store is away."""
         with self._sending:
+            if not self._allowed():
+                return False
             try:
                 self._send_values()
                 self._send_artifacts()
@@ -164,7 +170,7 @@ class Outbox:
                     del self._artifacts[name]
 
     def _spill(self) -> None:
-        if not self._spill_url:
+        if not self._spill_url or not self._allowed():
             return
         with self._lock:
             artifacts = {name: base64.b64encode(data).decode() for name, data in self._artifacts.items()}
@@ -182,6 +188,11 @@ class Outbox:
             self._spilled = True
             self._values.extend((key, value, at_ms, step) for key, value, at_ms, step in note["values"])
             self._artifacts.update({name: base64.b64decode(text) for name, text in note["artifacts"].items()})
+
+
+def always() -> bool:
+    """For a run that nobody else writes to."""
+    return True
 
 
 def read_json(url: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 from cpcscale import storage
 from cpcscale.config import choose, redact, redacted
 from cpcscale.errors import UserError
-from cpcscale.tracking.outbox import Outbox, Record, StoreAwayError, read_json
+from cpcscale.tracking.outbox import Outbox, Record, StoreAwayError, always, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +71,11 @@ class TrackingConfig:
 class Tracker:
     """One MLflow run, open for writing. Only `start` raises when the store is away; the rest keep and send later."""
 
-    def __init__(self, client: Any, run_id: str, run_dir: str | None) -> None:
+    def __init__(self, client: Any, run_id: str, run_dir: str | None, allowed: Callable[[], bool] = always) -> None:
         self.run_id = run_id
         self._sink = _MlflowSink(client, run_id)
         self._unsent_url = storage.join(run_dir, "unsent.json") if run_dir else None
-        self._outbox = Outbox(run_id, self._sink, self._unsent_url)
+        self._outbox = Outbox(run_id, self._sink, self._unsent_url, allowed)
 
     @classmethod
     def start(
@@ -89,12 +89,14 @@ class Tracker:
         params: Mapping[str, Any],
         parent: str | None = None,
         patient: bool = False,
+        allowed: Callable[[], bool] = always,
     ) -> Tracker:
         """Goes on with the run named in `run_dir/run.json` when the store still has it, else makes one, named there.
 
         Tags are written anew; params once: one that changed keeps its first value and is named in the tag
         `cpcscale.changed`. Raises StoreError (a UserError) when the store cannot be used, unless `patient` (a worker
-        started again) and there is a run to go on with: then its records wait for the store.
+        started again) and there is a run to go on with: then its records wait for the store. Nothing is sent or kept
+        while `allowed` says no: the run may be another process's by now.
         """
         note_url = storage.join(run_dir, "run.json") if run_dir else None
         note = read_json(note_url) if note_url else {}
@@ -110,11 +112,11 @@ class Tracker:
             if not (patient and known_id):
                 raise
             logger.warning("%s; the run goes on and its records wait", error)
-            return cls(connect(config), known_id, run_dir)
+            return cls(connect(config), known_id, run_dir, allowed)
         if note_url and run.info.run_id != known_id:
             note = {"run_id": run.info.run_id, "kind": kind, "name": name, "experiment": config.experiment}
             storage.write(note_url, (json.dumps(note, indent=1) + "\n").encode())
-        return cls(client, run.info.run_id, run_dir)
+        return cls(client, run.info.run_id, run_dir, allowed)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Queues the values of one step, sent within about 2 s; a value whose key already has this step is dropped."""

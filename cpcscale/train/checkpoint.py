@@ -1,43 +1,45 @@
-"""Checkpoints of a run: published by a marker that carries every file's hash, verified before use, never unpickled.
+"""Checkpoints of a run in memory: what they hold, how they are read back and put in place. Nothing is unpickled.
 
-`RUN/checkpoints/step-00000500/` holds `model.safetensors`, `optimizer.safetensors`, `state.json` and, written last,
-`COMPLETE.json`. A folder without a marker that matches its files is torn: it is skipped with a line that says so.
+Their files are those of files.py; which of them count is said by the run's ledger (ledger.py).
 """
 
 from __future__ import annotations
 
-import hashlib
+import copy
+import dataclasses
 import json
 import logging
-import math
-import re
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from cpcscale import config, storage
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, ModelConfig, build
+from cpcscale.train import files
+from cpcscale.train.files import STATE, TENSORS
+from cpcscale.train.ledger import Ledger, State
 
 log = logging.getLogger(__name__)
 
-MARKER = "COMPLETE.json"
-FORMAT = 1
-_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
-
-
-class TornError(UserError):
-    """A checkpoint that is not whole: an older one may be."""
+# By the name of their file: `model`, `objective`, `optimizer`, and whatever else a run has.
+Tensors = Mapping[str, Mapping[str, Tensor]]
+_NETWORK = "model."
 
 
 @dataclass
 class Position:
-    """What of a run is neither weights nor config: where it stands and what it has seen."""
+    """What of a run is neither weights nor config: where it stands and what it has seen.
+
+    A field is set anew or added to; what was put into one is never changed.
+    """
 
     # Updates done; the data position t of the run.
     step: int
@@ -61,125 +63,78 @@ class Position:
     # The newest logged [step, metrics], for a tracker that missed some when its process died.
     records: list[list[Any]] = field(default_factory=list)
 
+    def copied(self) -> Position:
+        """The position as it is now, whatever is added to this one later."""
+        return dataclasses.replace(self, **{each.name: copy.copy(getattr(self, each.name)) for each in fields(self)})
+
 
 @dataclass(frozen=True)
 class Restored:
     """A verified checkpoint in memory."""
 
     url: str
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    tensors: dict[str, dict[str, Tensor]]
     position: Position
 
 
-class Checkpoints:
-    """The checkpoints of one run folder (path or s3://)."""
+def contents(tensors: Tensors, position: Position, spec: object) -> dict[str, bytes]:
+    """The files of a checkpoint by name; `spec` is the config of the run, whose secrets are left out."""
+    state = {
+        "saved_at_s": time.time(),
+        "config": config.to_dict(spec),
+        "config_hash": config.digest(spec),
+        "position": asdict(position),
+    }
+    found = {f"{name}{TENSORS}": save_tensors(dict(part)) for name, part in tensors.items()}
+    return {**found, STATE: json.dumps(state).encode()}
 
-    def __init__(self, run_dir: str, keep: int = 2) -> None:
-        self.folder = storage.join(run_dir, "checkpoints")
-        self._keep = keep
 
-    def save(self, model: CPC, optimizer: torch.optim.Optimizer, position: Position) -> str:
-        """Publishes a checkpoint, then removes what retention does not keep. Returns its folder."""
-        url = self.at(position.step)
-        state = {"format": FORMAT, "model": asdict(model.config), "position": asdict(position)}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        contents = {
-            "model.safetensors": save_tensors(tensors),
-            "optimizer.safetensors": save_tensors(_flat(optimizer)),
-            "state.json": json.dumps(state, indent=1).encode(),
-        }
-        storage.remove(storage.join(url, MARKER))
-        for name, data in contents.items():
-            storage.write(storage.join(url, name), data)
-        marker = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-        storage.write(storage.join(url, MARKER), json.dumps(marker).encode())
-        self._retain(position)
-        return url
+def newest(ledger: Ledger, state: State) -> Restored | None:
+    """The newest whole checkpoint of this state of a run, or None; a torn one is skipped with a warning.
 
-    def newest(self) -> Restored | None:
-        """The newest whole checkpoint, or None; a torn one is skipped with a warning. A store that fails raises."""
-        for step in reversed(self._steps(r"[^/]+")):
-            try:
-                return read(self.at(step))
-            except TornError as error:
-                log.warning("skipping a checkpoint: %s", error)
-        return None
-
-    def at(self, step: int) -> str:
-        """The folder of the checkpoint of `step`."""
-        return storage.join(self.folder, f"step-{step:08d}")
-
-    def steps(self) -> list[int]:
-        """The steps that have a published checkpoint, ascending."""
-        return self._steps(re.escape(MARKER))
-
-    def _steps(self, file: str) -> list[int]:
-        """The steps whose folder has a file of this pattern, ascending."""
+    A store that fails raises.
+    """
+    for checkpoint in reversed(state.checkpoints):
         try:
-            names = storage.list_files(self.folder)
-        except storage.NotFoundError:
-            return []
-        found = (re.fullmatch(rf"step-(\d+)/{file}", name) for name in names)
-        return sorted({int(match.group(1)) for match in found if match})
-
-    def _retain(self, position: Position) -> None:
-        best_url = storage.join(self.folder, "best.json")
-        best = self._best(best_url)
-        loss = position.metrics.get("heldout_loss")
-        if loss is not None and math.isfinite(loss) and (best is None or loss < best["heldout_loss"]):
-            best = {"step": position.step, "heldout_loss": loss}
-            storage.write(best_url, json.dumps(best).encode())
-        # Later ones are torn: the run would have gone on from them.
-        steps = [step for step in self.steps() if step <= position.step]
-        kept = {*steps[-self._keep :], *([best["step"]] if best else [])}
-        for step in steps:
-            if step not in kept:
-                url = self.at(step)
-                # The marker goes first: a folder half removed must not look whole.
-                storage.remove(storage.join(url, MARKER))
-                storage.remove(url)
-
-    def _best(self, url: str) -> dict[str, Any] | None:
-        if not storage.exists(url):
-            return None
-        data = storage.read(url)
-        try:
-            return dict(json.loads(data))
-        except (ValueError, TypeError):
-            log.warning("%s is damaged: the best checkpoint is chosen anew", url)
-            return None
+            return read(ledger.url(checkpoint))
+        except files.TornError as error:
+            log.warning("skipping a checkpoint: %s", error)
+    return None
 
 
 def read(url: str) -> Restored:
     """The checkpoint in folder `url`, every file checked against the marker. Raises TornError when it is not whole."""
+    found = files.contents(url)
+    position = files.parsed(url, found[STATE])["position"]
     try:
-        marker = storage.read(storage.join(url, MARKER))
-        contents = {name: storage.read(storage.join(url, name)) for name in _FILES}
-    except storage.NotFoundError as error:
-        raise TornError(f"{url} is not a whole checkpoint: {error}") from None
-    try:
-        hashes = dict(json.loads(marker))
-    except (ValueError, TypeError):
-        raise TornError(f"{url} is torn: {MARKER} is damaged") from None
-    for name, data in contents.items():
-        if hashlib.sha256(data).hexdigest() != hashes.get(name):
-            raise TornError(f"{url} is torn: {name} does not match the hash in {MARKER}")
-    state = json.loads(contents["state.json"])
-    if state["format"] > FORMAT:
-        raise UserError(f"{url} has checkpoint format {state['format']}, this cpcscale reads up to {FORMAT}: upgrade")
-    try:
-        model, optimizer = (load_tensors(contents[name]) for name in _FILES[:2])
+        tensors = {
+            name.removesuffix(TENSORS): load_tensors(data) for name, data in found.items() if name.endswith(TENSORS)
+        }
+        return Restored(url, tensors, Position(**position))
     except SafetensorError as error:
         raise UserError(f"{url} holds tensors that cannot be read: {error}") from None
-    return Restored(url, model, optimizer, Position(**state["position"]))
+    except TypeError as error:
+        raise UserError(f"{url} holds a position that cannot be read: {error}") from None
 
 
-def restore(restored: Restored, model: CPC, optimizer: torch.optim.Optimizer) -> None:
+def tensors_of(contrast: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What `restore` puts back, no copies: the network `contrast.model`, what the objective has beside it, and Adam's
+    state as `parameter number.key`."""
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "objective": {}, "optimizer": {}}
+    for name, tensor in contrast.state_dict().items():
+        part = "model" if name.startswith(_NETWORK) else "objective"
+        parts[part][name.removeprefix(_NETWORK)] = tensor
+    for number, entries in optimizer.state_dict()["state"].items():
+        parts["optimizer"] |= {f"{number}.{key}": tensor for key, tensor in entries.items()}
+    return parts
+
+
+def restore(restored: Restored, contrast: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Puts the weights and the optimiser's state back in place."""
-    model.load_state_dict(restored.model)
+    network = {f"{_NETWORK}{name}": tensor for name, tensor in restored.tensors["model"].items()}
+    contrast.load_state_dict(network | restored.tensors["objective"])
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in restored.optimizer.items():
+    for name, tensor in restored.tensors["optimizer"].items():
         number, _, key = name.partition(".")
         state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -190,10 +145,11 @@ def load_encoder(url: str) -> tuple[CPC, dict[str, Any]]:
 
     The metadata has `url`, `step`, `fingerprint`, `audio_s` and `identity`. Raises UserError when there is none.
     """
-    if storage.exists(storage.join(url, MARKER)):
+    if storage.exists(storage.join(url, files.MARKER)):
         restored: Restored | None = read(url)
     else:
-        restored = Checkpoints(url).newest()
+        ledger = Ledger(url)
+        restored = newest(ledger, ledger.head())
     if restored is None:
         raise UserError(
             f"no checkpoint at {url}: name the run_dir of a `cpcscale pretrain` run, or one of its checkpoints/step-* "
@@ -201,15 +157,6 @@ def load_encoder(url: str) -> tuple[CPC, dict[str, Any]]:
         )
     position = restored.position
     model = build(config.build(ModelConfig, position.identity["model"]), seed=0)
-    model.load_state_dict(restored.model)
+    model.load_state_dict(restored.tensors["model"])
     kept = ("step", "fingerprint", "audio_s", "identity")
     return model, {"url": restored.url, **{name: getattr(position, name) for name in kept}}
-
-
-def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's state as `parameter number.key` tensors."""
-    return {
-        f"{number}.{key}": tensor.detach().cpu().contiguous()
-        for number, entries in optimizer.state_dict()["state"].items()
-        for key, tensor in entries.items()
-    }

@@ -14,16 +14,20 @@ import torch
 from cpcscale import audio
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
+from cpcscale.model.size import facts
 from cpcscale.shards.index import Index
 from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.draft import BadWindow, Batch
 from cpcscale.stream.feed import Feed, FeedSource, ThreadFeed, decode_threads
 from cpcscale.stream.lane import served
 from cpcscale.train import resume
-from cpcscale.train.checkpoint import Checkpoints, restore
+from cpcscale.train.checkpoint import Restored, restore, tensors_of
+from cpcscale.train.ledger import Ledger, State
 from cpcscale.train.meter import Meter
+from cpcscale.train.publisher import Publisher
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
+from cpcscale.train.saver import Saver
 from cpcscale.train.step import TrainStep, scores
 from cpcscale.train.validate import Validation
 from cpcscale.train.window_log import WindowLog
@@ -38,7 +42,8 @@ class Observer(Protocol):
     """Who watches a run; called on rank 0 alone.
 
     `replayed` gives metrics that a checkpoint carries when a run goes on: the observer may have died without them.
-    `quarantined` gives all windows so far that do not decode, when there are new ones.
+    `quarantined` gives all windows so far that do not decode, when there are new ones. `saved` comes when a checkpoint
+    is published, some steps after the one that it is of.
     """
 
     def note(self, text: str) -> None: ...
@@ -92,14 +97,18 @@ def pretrain(
     ranks: Ranks,
     observer: Observer,
     make_feed: FeedMaker = thread_feed,
+    holder: str = "",
 ) -> dict[str, Any]:
     """Trains to the recipe's last step, going on from the newest checkpoint in `run_dir` when there is one.
+
+    `holder` is the id of the Lease in whose name this is done; without one the run is taken from whoever has it. A
+    process that is overtaken raises OvertakenError at its next checkpoint, on every rank, which it does not publish.
 
     Returns, on every rank, the summary: steps, loss, accuracy_mean, accuracy_chance, audio_s, audio_s_per_s,
     data_wait_share, checkpoint, skipped_updates, bad_windows, and the scores of each validation set.
     """
     torch.set_num_threads(recipe.train.threads or max(1, (os.cpu_count() or 1) // ranks.on_node))
-    run = _Run(recipe, data, run_dir, ranks, observer, make_feed)
+    run = _Run(recipe, data, run_dir, ranks, observer, make_feed, holder)
     try:
         while run.position.step < run.total:
             batch = run.fetch()
@@ -107,39 +116,50 @@ def pretrain(
             run.log(batch)
             run.validate()
             run.save()
+        run.finish()
         return run.summary()
     finally:
-        run.feed.close()
+        run.close()
 
 
 class _Run:
     """One rank's state; each method is a phase of the loop."""
 
     def __init__(
-        self, recipe: Recipe, data: Data, run_dir: str, ranks: Ranks, observer: Observer, make_feed: FeedMaker
+        self,
+        recipe: Recipe,
+        data: Data,
+        run_dir: str,
+        ranks: Ranks,
+        observer: Observer,
+        make_feed: FeedMaker,
+        holder: str,
     ) -> None:
         self.recipe, self.ranks, self.observer = recipe, ranks, observer
         windows = shard_windows(data.train, recipe.window, recipe.feed.cache.path)
-        self.checkpoints = Checkpoints(run_dir, recipe.checkpoint.keep)
-        restored = resume.newest(self.checkpoints, ranks)
+        ledger = Ledger(run_dir)
+        seen = ledger.head() if ranks.first else State()
+        restored = resume.newest(ledger, seen, ranks)
         self.position = resume.position(restored, recipe, data.train, windows, data.append)
+        self.begun_at = restored.url if restored else None
         self.order = resume.order_of(self.position, recipe, windows)
         self.total = resume.total_steps(recipe, self.order)
         offset, gain = data.train.wave_scale()
         model = build(recipe.model, recipe.seed, offset=offset, gain=gain).to(ranks.device)
-        self.step = TrainStep(model, recipe, ranks)
+        self.step = TrainStep(model, recipe, ranks, self.total)
         if restored:
-            restore(restored, model, self.step.optimizer)
+            restore(restored, self.step.contrast, self.step.optimizer)
             if self.position.scaler:
                 self.step.scaler.load_state_dict(self.position.scaler)
         self.validations = {name: Validation(index, recipe, ranks) for name, index in data.validation.items()}
         path = recipe.train.log_window_ids
         self.window_log = WindowLog(path, data.train, self.order.lanes, ranks, self.position.step) if path else None
+        self.saver = self._begin(ledger, seen, restored, holder)
         source = FeedSource(data.train, self.order, recipe.window, recipe.feed)
         self.feed = make_feed(source, ranks, self.position.step)
         self.meter, self.new_bad = Meter(), list[BadWindow]()
         if ranks.first:
-            self._announce(data, sum(parameter.numel() for parameter in model.parameters()))
+            self._announce(data)
             if restored:
                 observer.note(f"going on from {restored.url}: step {self.position.step} of {self.total}")
                 for step, values in self.position.records:
@@ -188,6 +208,7 @@ class _Run:
             self._record(values)
 
     def save(self) -> None:
+        self._tell_saved()
         if not self._due(self.recipe.checkpoint.every_steps):
             return
         with self.meter.phase("save"):
@@ -195,11 +216,21 @@ class _Run:
             self._gather_bad()
             self.position.cursors = self.order.cursors(self.position.step)
             self.position.scaler = self.step.scaler.state_dict()
-            if self.ranks.first:
-                self.checkpoints.save(self.step.model, self.step.optimizer, self.position)
+            self._settle()
+            if self.saver:
+                self.saver.save(tensors_of(self.step.contrast, self.step.optimizer), self.position)
                 if len(self.position.bad_windows) > known:
                     self.observer.quarantined(self.position.bad_windows)
-                self.observer.saved()
+
+    def finish(self) -> None:
+        with self.meter.phase("save"):
+            self._settle()
+
+    def close(self) -> None:
+        self.feed.close()
+        if self.saver:
+            self.saver.close()
+            self._tell_saved()
 
     def summary(self) -> dict[str, Any]:
         if any(f"{name}_loss" not in self.position.metrics for name in self.validations):
@@ -216,11 +247,32 @@ class _Run:
             "audio_s": self.position.audio_s,
             "audio_s_per_s": rates["audio_s_per_s"],
             "data_wait_share": rates["data_wait_share"],
-            "checkpoint": self.checkpoints.at(self.position.step),
+            "checkpoint": self.ranks.chosen(self.saver.url if self.saver else None) or self.begun_at,
             "skipped_updates": self.position.skipped,
             "bad_windows": self.position.bad,
             **{name: _grouped(metrics, f"{name}_") for name in self.validations},
         }
+
+    def _begin(self, ledger: Ledger, seen: State, restored: Restored | None, holder: str) -> Saver | None:
+        """What saves, on rank 0 of a run that has steps to make."""
+        saver, error = None, None
+        if self.ranks.first and self.position.step < self.total:
+            try:
+                step, keep = restored.position.step if restored else 0, self.recipe.checkpoint.keep
+                saver = Saver(Publisher(ledger, seen, step, keep=keep, holder=holder), self.recipe)
+            except UserError as failure:
+                error = failure
+        self.ranks.agreed(error)
+        return saver
+
+    def _settle(self) -> None:
+        """The save under way is done when this returns; what went wrong with it is raised on every rank."""
+        self.ranks.agreed(self.saver.settle() if self.saver else None)
+        self._tell_saved()
+
+    def _tell_saved(self) -> None:
+        if self.saver and self.saver.published():
+            self.observer.saved()
 
     def _traffic(self) -> dict[str, float]:
         """What all ranks and their feeders moved to and from object stores since this start; nothing when none did."""
@@ -271,12 +323,21 @@ class _Run:
                 f"{_worst(position.bad_windows)}: leave them out with `cpcscale index --exclude`, or raise the budget"
             )
 
-    def _announce(self, data: Data, parameters: int) -> None:
+    def _announce(self, data: Data) -> None:
         train, lanes = self.recipe.train, self.order.lanes
+        share = -(-train.batch // self.ranks.world)
+        rows = min(train.micro_batch or share, share)
+        costs = facts(self.recipe.model, self.recipe.window.samples, rows)
+        weights, hours = costs.parameters, data.train.duration_s / 3600
         self.observer.note(
-            f"{parameters:,} parameters; {data.train.duration_s / 3600:.2f} h in {lanes.windows:,} windows of "
+            f"{weights.total:,} parameters; {hours:.2f} h in {lanes.windows:,} windows of "
             f"{self.recipe.window.seconds:g} s, {lanes.steps_per_epoch:,} steps an epoch at batch {train.batch}; "
             f"{self.total:,} steps, {self.ranks.world} worker(s), {train.precision} on {self.ranks.device.type}"
+        )
+        self.observer.note(
+            f"{weights.kept:,} parameters kept at inference; {costs.frames_per_s:g} frames a second that hear "
+            f"{costs.receptive_ms:.1f} ms each; {costs.flops_per_s.total / 1e9:.3g} GFLOP forward for a second of "
+            f"audio, 3 times that to train; about {costs.memory_mib:,.0f} MiB in fp32 for {rows} windows at once"
         )
 
 

@@ -45,7 +45,8 @@ class Ranks:
         if self.world == 1:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices)
+        # Buffers follow from the config and the data alone.
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over ranks, on every rank."""
@@ -53,6 +54,21 @@ class Ranks:
             values = values.clone()
             dist.all_reduce(values)
         return values
+
+    def pooled(self, rows: Tensor) -> tuple[Tensor, slice]:
+        """[R, ...]: the rows of all ranks, rank by rank, each rank's padded with zeros to as many as the longest has.
+
+        And which of them are this rank's. Without gradient.
+        """
+        if self.world == 1:
+            return rows, slice(0, len(rows))
+        longest = torch.tensor(len(rows), device=self.device)
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+        count = int(longest)
+        mine = torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
+        parts = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(parts, mine)
+        return torch.cat(parts), slice(self.rank * count, self.rank * count + len(rows))
 
     def chosen(self, value: Any) -> Any:
         """Rank 0's `value`, a plain Python object, on every rank."""

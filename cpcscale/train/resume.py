@@ -10,14 +10,16 @@ import numpy as np
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
 from cpcscale.stream.order import Chapter, Order
-from cpcscale.train.checkpoint import Checkpoints, Position, Restored, read
+from cpcscale.train import checkpoint
+from cpcscale.train.checkpoint import Position, Restored, read
+from cpcscale.train.ledger import Ledger, State
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 
 
-def newest(checkpoints: Checkpoints, ranks: Ranks) -> Restored | None:
-    """The checkpoint that rank 0 chooses, on every rank; None when there is none."""
-    restored = checkpoints.newest() if ranks.first else None
+def newest(ledger: Ledger, state: State, ranks: Ranks) -> Restored | None:
+    """The checkpoint that rank 0 chooses of what it knows of the run, on every rank; None when there is none."""
+    restored = checkpoint.newest(ledger, state) if ranks.first else None
     url = ranks.chosen(restored.url if restored else None)
     return read(url) if url and not restored else restored
 

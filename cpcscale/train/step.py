@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,11 +14,15 @@ from torch import Tensor, nn
 
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC
-from cpcscale.objective.infonce import InfoNCEConfig, Sums, counts, infonce
+from cpcscale.objective.infonce import InfoNCEConfig, Latents, Pool, Sums, added, comparable, content, counts, infonce
+from cpcscale.objective.negatives import Scope
 from cpcscale.stream.draft import Batch
 from cpcscale.train import optim
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
+
+# (z_BTC, predictions_BTKC, scale []), all in fp32.
+Made = tuple[Tensor, Tensor, Tensor]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,12 +31,11 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class StepResult:
     """Sums over this rank's rows, for each k (reduce them with `scores`), and what the global batch holds.
 
-    `count_K` valid predictions, `samples` of audio that count, `bad` windows, whether the update was `skipped`, and
-    whether that was for not being finite.
+    `sums` of the objective, `count_K` valid predictions, `samples` of audio that count, `bad` windows, whether the
+    update was `skipped`, and whether that was for not being finite.
     """
 
-    loss_K: Tensor
-    correct_K: Tensor
+    sums: Sums
     count_K: Tensor
     samples: int = 0
     bad: int = 0
@@ -38,113 +44,208 @@ class StepResult:
 
 
 class Contrast(nn.Module):
-    """The network and its objective as one module, so that DDP sees one forward."""
+    """wave_BS -> what the objective compares: the network and the scale of scores as one module, as DDP needs."""
 
     def __init__(self, model: CPC, config: InfoNCEConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
+        # As a logarithm, so that what is learnt stays above 0.
+        log_scale = torch.tensor(-math.log(config.temperature * (model.channels if config.score == "mean" else 1)))
+        if config.learn_temperature:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+        self.to(model.gain.device)
 
-    def forward(self, wave_BS: Tensor, frames_B: Tensor, key_B: Tensor) -> Sums:
+    def forward(self, wave_BS: Tensor) -> Made:
         z_BTC, c_BTD = self.model.features(wave_BS)
         predictions_BTKC = self.model.predictor(c_BTD)
-        # The scores and their softmax are in fp32 whatever the precision.
         with torch.autocast(wave_BS.device.type, enabled=False):
-            return infonce(z_BTC, predictions_BTKC, frames_B, key_B, self.config)
+            return *comparable(z_BTC, predictions_BTKC, self.config), self.log_scale.exp()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a batch on the device: float wave_BS in [-1, 1), int64 the rest; `content_BT` when scores are wanted."""
+
+    wave_BS: Tensor
+    frames_B: Tensor
+    key_B: Tensor
+    group_B: Tensor
+    content_BT: Tensor | None
+
+    def __getitem__(self, piece: slice) -> _Rows:
+        content_BT = None if self.content_BT is None else self.content_BT[piece]
+        return _Rows(self.wave_BS[piece], self.frames_B[piece], self.key_B[piece], self.group_B[piece], content_BT)
+
+    def latents(self, made: Made) -> Latents:
+        """These rows for the objective, cut off from the graph."""
+        z_BTC, predictions_BTKC, scale = (part.detach() for part in made)
+        return Latents(z_BTC, predictions_BTKC, scale, self.frames_B, self.key_B, self.content_BT)
 
 
 class TrainStep:
-    """Makes updates. Its state is the model, the optimiser and the loss scale.
+    """Makes the `total` updates of a run. Its state is the model, the optimiser and the loss scale.
 
     The loss is that of the global batch: counts follow from lengths alone and are summed over ranks before the forward
-    pass, so each micro-batch's share of the loss is weighted right away and its gradients only ever add up.
+    pass, so each micro-batch's share of the loss is weighted right away and its gradients only ever add up. Where
+    negatives come from other rows than a prediction's own, all latents of the global batch are made first and the
+    objective's gradient with respect to them is cached; then each micro-batch is pushed through once more and back
+    (Gao et al. 2021, arXiv 2101.06983), so that accumulation changes nothing.
     """
 
-    def __init__(self, model: CPC, recipe: Recipe, ranks: Ranks) -> None:
+    def __init__(self, model: CPC, recipe: Recipe, ranks: Ranks, total: int) -> None:
         precision = recipe.train.precision
         if precision == "fp16" and ranks.device.type != "cuda":
             raise UserError("train.precision=fp16 needs a GPU and there is none here: use fp32, or bf16 to try it out")
-        self.model, self.recipe, self.ranks = model, recipe, ranks
-        self.optimizer = optim.build(model, recipe.optim)
+        self.model, self.recipe, self.ranks, self.total = model, recipe, ranks, total
+        self.contrast = Contrast(model, recipe.objective)
+        self.optimizer = optim.build(self.contrast, recipe.optim)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision == "fp16")
-        self.module = ranks.wrapped(Contrast(model, recipe.objective))
+        self._module = ranks.wrapped(self.contrast)
         self._dtype = _DTYPES[precision]
 
-    def __call__(self, batch: Batch, step: int) -> StepResult:
-        """One update from this rank's rows of the global batch; skipped on all ranks when it is not finite."""
-        wave_BS, frames_B, key_B = self._moved(batch)
-        local = torch.tensor([batch.samples_B.sum(), len(batch.bad)], device=frames_B.device)
-        totals = self.ranks.sum(torch.cat([counts(frames_B, self.recipe.model.predictor.steps), local]))
+    def __call__(self, batch: Batch, step: int, *, scored: bool = True) -> StepResult:
+        """One update from this rank's rows of the global batch; skipped on all ranks when it is not finite.
+
+        Correct predictions and false negatives are counted when the step is `scored`.
+        """
+        rows = self._moved(batch, scored)
+        local = torch.tensor([batch.samples_B.sum(), len(batch.bad)], device=rows.frames_B.device)
+        totals = self.ranks.sum(torch.cat([counts(rows.frames_B, self.recipe.model.predictor.steps), local]))
         count_K, (samples, bad) = totals[:-2], totals[-2:].tolist()
-        weight_K = self.ranks.world / (count_K.clamp(min=1) * len(count_K))
-        loss_K, correct_K = torch.zeros_like(weight_K), torch.zeros_like(count_K)
+        weight_K = self.scaler.scale(self.ranks.world / (count_K.clamp(min=1) * len(count_K)))
         self.optimizer.zero_grad(set_to_none=True)
-        pieces = self._pieces(len(wave_BS))
-        for number, piece in enumerate(pieces):
-            last = number == len(pieces) - 1
-            with self._gradients_stay(last), self._autocast():
-                sums = self.module(wave_BS[piece], frames_B[piece], key_B[piece])
-                self.scaler.scale((sums.loss_K * weight_K).sum()).backward()
-            loss_K, correct_K = loss_K + sums.loss_K.detach(), correct_K + sums.correct_K
+        own = self.recipe.objective.scope == "utterance"
+        sums = added(self._by_pieces(rows, weight_K) if own else self._by_pool(rows, weight_K))
         # A global batch without one valid prediction has nothing to learn from, which is no fault.
         skipped = not bool(count_K.any())
         nonfinite = not skipped and not self._update(step)
-        return StepResult(loss_K, correct_K, count_K, samples, bad, skipped or nonfinite, nonfinite)
+        return StepResult(sums, count_K, samples, bad, skipped or nonfinite, nonfinite)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> StepResult:
-        """The same sums without an update; `count_K` is this rank's own."""
-        wave_BS, frames_B, key_B = self._moved(batch)
+        """The sums without an update; `count_K` is this rank's own.
+
+        Negatives are each prediction's own and from its utterance, whatever the run trains with, so that scores do not
+        depend on how rows are shared and runs compare.
+        """
+        rows = self._moved(batch, scored=True)
         with self._autocast():
-            contrast = Contrast(self.model, self.recipe.objective)
-            sums = contrast(wave_BS, frames_B, key_B)
-        return StepResult(sums.loss_K, sums.correct_K, counts(frames_B, len(sums.loss_K)))
+            latents = rows.latents(self.contrast(rows.wave_BS))
+        sums, _ = infonce(latents, replace(self.recipe.objective, scope="utterance", draw="each"))
+        return StepResult(sums, counts(rows.frames_B, len(sums.loss_K)))
+
+    def _by_pieces(self, rows: _Rows, weight_K: Tensor) -> Iterator[Sums]:
+        """Forward and backward of one micro-batch after the other, each row drawing from itself."""
+        for piece, last in self._pieces(rows):
+            with self._gradients_stay(last):
+                with self._autocast():
+                    made = self._module(piece.wave_BS)
+                sums, gradients = infonce(piece.latents(made), self.recipe.objective, weight_K=weight_K)
+                assert gradients is not None
+                _back(made, (gradients.z_BTC, gradients.predictions_BTKC, gradients.scale))
+            yield sums
+
+    def _by_pool(self, rows: _Rows, weight_K: Tensor) -> Iterator[Sums]:
+        """The same with negatives from the rows of all ranks and micro-batches."""
+        pieces, once = list(self._pieces(rows)), self._at_once()
+        made = [self._made(piece, graph=once) for piece, _ in pieces]
+        whole = torch.cat([z_BTC for z_BTC, _, _ in made]), torch.cat([p_BTKC for _, p_BTKC, _ in made]), made[0][2]
+        latents = rows.latents(whole)
+        pool, own = self._pool(rows, latents.z_BTC)
+        sums, gradients = infonce(latents, self.recipe.objective, pool=pool, weight_K=weight_K)
+        assert gradients is not None and gradients.pool_RTC is not None
+        gradients.z_BTC.add_(self.ranks.sum(gradients.pool_RTC)[own])
+        start = 0
+        for (piece, last), kept in zip(pieces, made, strict=True):
+            part = slice(start, start + len(piece.wave_BS))
+            with self._gradients_stay(last):
+                again = kept if once else self._made(piece, graph=True)
+                # The scale is one for all pieces.
+                scale = gradients.scale if last else torch.zeros_like(gradients.scale)
+                _back(again, (gradients.z_BTC[part], gradients.predictions_BTKC[part], scale))
+            start = part.stop
+        yield sums
+
+    def _at_once(self) -> bool:
+        """Whether all rows of every rank are one micro-batch: all ranks agree, whose collectives must meet."""
+        train = self.recipe.train
+        most = -(-train.lanes // self.ranks.world) * (train.batch // train.lanes)
+        return not 0 < train.micro_batch < most
+
+    def _made(self, piece: _Rows, *, graph: bool) -> Made:
+        with torch.set_grad_enabled(graph), self._autocast():
+            return cast(Made, (self._module if graph else self.contrast)(piece.wave_BS))
+
+    def _pool(self, rows: _Rows, z_BTC: Tensor) -> tuple[Pool, slice]:
+        """The latents of the global batch, and which of its rows are this rank's."""
+        label_B = rows.group_B if self.recipe.objective.scope == "group" else torch.zeros_like(rows.group_B)
+        frames_R, own = self.ranks.pooled(rows.frames_B)
+        z_RTC, key_R, label_R = (self.ranks.pooled(part)[0] for part in (z_BTC, rows.key_B, label_B))
+        content_RT = None if rows.content_BT is None else self.ranks.pooled(rows.content_BT)[0]
+        return Pool(z_RTC, Scope.of_pool(frames_R, key_R, label_R, z_BTC.shape[1], own), content_RT), own
 
     def _update(self, step: int) -> bool:
         """Whether all went well. Gradients are the same on all ranks here, and so is the answer.
 
         A step that fp16's loss scale gives up while it finds its level is its normal course, until it falls below 1.
         """
+        rate = optim.learning_rate(self.recipe.optim, step, self.total)
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.learning_rate(self.recipe.optim, step)
+            group["lr"] = rate * group["rate_factor"]
         self.scaler.unscale_(self.optimizer)
         limit = self.recipe.optim.clip_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = torch.nn.utils.clip_grad_norm_(self.contrast.parameters(), limit)
         finite = bool(norm.isfinite())
         if finite:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         return finite or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1)
 
-    def _moved(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """(float wave_BS in [-1, 1), int64 frames_B, int64 key_B) on the device; the wave travels as int16."""
-        device = self.ranks.device
-        wave_BS = torch.from_numpy(batch.wave_BS).to(device, non_blocking=True).float() / 32768
-        frames_B = torch.from_numpy(batch.samples_B // self.model.hop_samples).to(device)
-        return wave_BS, frames_B, torch.from_numpy(batch.key_B).to(device)
+    def _moved(self, batch: Batch, scored: bool) -> _Rows:
+        """The rows on the device; the wave travels as int16."""
+        device, hop = self.ranks.device, self.model.hop_samples
+        wave_BS = torch.from_numpy(batch.wave_BS).to(device, non_blocking=True)
+        frames_B = torch.from_numpy(batch.samples_B // hop).to(device)
+        key_B, group_B = torch.from_numpy(batch.key_B).to(device), torch.from_numpy(batch.group_B).to(device)
+        content_BT = content(wave_BS, wave_BS.shape[1] // hop) if scored else None
+        return _Rows(wave_BS.float() / 32768, frames_B, key_B, group_B, content_BT)
 
-    def _pieces(self, rows: int) -> list[slice]:
-        size = self.recipe.train.micro_batch or rows
-        return [slice(start, start + size) for start in range(0, rows, size)]
+    def _pieces(self, rows: _Rows) -> Iterator[tuple[_Rows, bool]]:
+        """(micro-batch, whether it is the last)."""
+        count = len(rows.wave_BS)
+        size = self.recipe.train.micro_batch or count
+        for start in range(0, count, size):
+            yield rows[start : start + size], start + size >= count
 
     def _gradients_stay(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients are reduced once a step, with the last piece."""
         if last or self.ranks.world == 1:
             return contextlib.nullcontext()
-        return self.module.no_sync()  # type: ignore[operator]
+        return self._module.no_sync()  # type: ignore[operator]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.ranks.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
 
 
+def _back(made: Made, gradients: Made) -> None:
+    """Takes the gradients of what a forward made back to the parameters."""
+    learnt = [number for number, output in enumerate(made) if output.requires_grad]
+    torch.autograd.backward([made[number] for number in learnt], [gradients[number] for number in learnt])
+
+
 def scores(result: StepResult, ranks: Ranks, *, counted: bool = True) -> dict[str, float]:
-    """{loss, accuracy_mean, loss_k01, accuracy_k01, ...} of the global batch, the same on every rank.
+    """{loss, accuracy_mean, false_negative_rate, loss_k01, accuracy_k01, ...} of the global batch, alike on all ranks.
 
     `counted`: the counts are global already, as a training step's are.
     """
-    steps = len(result.count_K)
-    sums = ranks.sum(torch.cat([result.loss_K.double(), result.correct_K.double()])).cpu().numpy()
+    steps, sums = len(result.count_K), result.sums
+    local = torch.cat([sums.loss_K.double(), sums.correct_K.double(), sums.false_K.double()])
+    totals = ranks.sum(local).cpu().numpy()
     count_K = (result.count_K if counted else ranks.sum(result.count_K)).double().cpu().numpy()
-    loss_K, accuracy_K = (part / np.maximum(1, count_K) for part in (sums[:steps], sums[steps:]))
+    loss_K, accuracy_K, false_K = (part / np.maximum(1, count_K) for part in np.split(totals, 3))
     by_step = {f"loss_k{k + 1:02d}": float(loss_K[k]) for k in range(steps)}
     by_step |= {f"accuracy_k{k + 1:02d}": float(accuracy_K[k]) for k in range(steps)}
-    return {"loss": float(loss_K.mean()), "accuracy_mean": float(accuracy_K.mean()), **by_step}
+    means = {"loss": loss_K, "accuracy_mean": accuracy_K, "false_negative_rate": false_K}
+    return {name: float(values.mean()) for name, values in means.items()} | by_step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from cpcscale.objective.infonce import Sums, added
 from cpcscale.shards.index import Index
 from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.feed import FeedSource, fixed_batches
@@ -31,13 +32,10 @@ class Validation:
 
     def __call__(self, step: TrainStep) -> dict[str, float]:
         """{loss, accuracy_mean, loss_k01, ...} over all windows, the same on every rank."""
-        device = self._ranks.device
-        loss_K = torch.zeros(self._steps, dtype=torch.float64, device=device)
-        correct_K = torch.zeros(self._steps, dtype=torch.int64, device=device)
-        count_K = torch.zeros_like(correct_K)
+        zero_K = torch.zeros(self._steps, dtype=torch.int64, device=self._ranks.device)
+        # In double precision, so that the number of batches does not show. A rank may have none.
+        whole = StepResult(Sums(zero_K.double(), zero_K, zero_K.double()), zero_K)
         for batch in self._batches:
-            result = step.evaluate(batch)
-            loss_K += result.loss_K
-            correct_K += result.correct_K
-            count_K += result.count_K
-        return scores(StepResult(loss_K, correct_K, count_K), self._ranks, counted=False)
+            part = step.evaluate(batch)
+            whole = StepResult(added([whole.sums, part.sums]), whole.count_K + part.count_K)
+        return scores(whole, self._ranks, counted=False)

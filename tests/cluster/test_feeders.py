@@ -72,7 +72,7 @@ def test_actors_give_the_bytes_of_threads_opus_and_24_bit_sources_included(mixed
     fed = taken(ActorFeed(source, range(4), 0, StorageConfig()), steps)
     for one, other in zip(fed, threads, strict=True):
         assert (one.step, one.epoch, one.bad) == (other.step, other.epoch, other.bad)
-        for name in ("wave_BS", "samples_B", "key_B", "utterance_B", "number_B"):
+        for name in ("wave_BS", "samples_B", "key_B", "group_B", "utterance_B", "number_B"):
             assert getattr(one, name).tobytes() == getattr(other, name).tobytes(), name
         assert one.wave_BS.flags.writeable
 

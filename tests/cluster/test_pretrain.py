@@ -7,14 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import checkpoints
 import pytest
 import speech
 
 from cpcscale import cli, config
 from cpcscale.cluster.pretrain import PretrainConfig
-from cpcscale.model.cpc import build
-from cpcscale.train.checkpoint import Checkpoints, Position
-from cpcscale.train.optim import build as build_optimizer
+from cpcscale.train import lease
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 QUICKSTART, PAPER = str(CONFIGS / "quickstart.yaml"), str(CONFIGS / "paper.yaml")
@@ -106,10 +105,7 @@ def test_missing_audio_to_pack_first_is_refused(place, capfd):
 
 def test_a_run_folder_of_another_shard_set_is_refused_with_both_fingerprints(place, capfd):
     identity = config.load(PretrainConfig, QUICKSTART).identity()
-    spec = speech.recipe()
-    model = build(spec.model, 0)
-    where = Position(step=20, fingerprint="0123456789abcdef" * 4, identity=identity)
-    Checkpoints("run").save(model, build_optimizer(model, spec.optim), where)
+    checkpoints.publish("run", checkpoints.position(20, fingerprint="0123456789abcdef" * 4, identity=identity))
     line = refused(place, capfd, QUICKSTART, "data.shards=shards", "run_dir=run")
     for words in ("another shard set", "0123456789ab", speech.data(place / "shards").train.fingerprint[:12]):
         assert words in line
@@ -118,12 +114,24 @@ def test_a_run_folder_of_another_shard_set_is_refused_with_both_fingerprints(pla
 
 def test_a_run_folder_of_another_recipe_is_refused_by_the_key_that_differs(place, capfd):
     identity = config.load(PretrainConfig, QUICKSTART, ["train.batch=64"]).identity()
-    spec = speech.recipe()
-    model = build(spec.model, 0)
-    where = Position(step=20, fingerprint=speech.data(place / "shards").train.fingerprint, identity=identity)
-    Checkpoints("run").save(model, build_optimizer(model, spec.optim), where)
+    fingerprint = speech.data(place / "shards").train.fingerprint
+    checkpoints.publish("run", checkpoints.position(20, fingerprint=fingerprint, identity=identity))
     line = refused(place, capfd, QUICKSTART, "data.shards=shards", "run_dir=run")
     assert "train.batch=64, this config says 32" in line
+
+
+def test_a_run_that_another_driver_holds_is_refused_with_who_and_the_way_out_before_ray_starts(place, capfd):
+    with lease.hold("run", lease.LeaseConfig(), take_over=False, say=print):
+        line = refused(place, capfd, QUICKSTART, "data.shards=shards", "run_dir=run")
+    assert f"run is held by pid {os.getpid()} on " in line
+    assert "--take-over" in line
+
+
+@pytest.mark.parametrize("place_of_flag", [0, 1, 2, 3])
+def test_take_over_may_stand_anywhere_among_the_arguments(place, capfd, place_of_flag):
+    arguments = [QUICKSTART, "data.shards=shards", "train.stepz=5"]
+    arguments.insert(place_of_flag, "--take-over")
+    assert "did you mean train.steps?" in refused(place, capfd, *arguments)
 
 
 def test_a_damaged_index_is_refused(place, capfd):

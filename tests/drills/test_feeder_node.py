@@ -61,7 +61,7 @@ def test_a_node_that_is_lost_with_its_batches_is_replaced_and_no_batch_changes(s
             [lost] = [node for node in feeding if node.node_id == used]
             cluster.remove_node(lost, allow_graceful=False)
         got = feed.next()
-        for name in ("wave_BS", "samples_B", "key_B", "utterance_B", "number_B"):
+        for name in ("wave_BS", "samples_B", "key_B", "group_B", "utterance_B", "number_B"):
             np.testing.assert_array_equal(getattr(got, name), getattr(batch, name), err_msg=name)
     feed.close()
 

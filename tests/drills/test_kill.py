@@ -7,29 +7,22 @@ this process and without Ray, says what has to come out: final losses agree to 1
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import mlflow
-import psutil
 import pytest
 import speech
+from commands import CONFIG, EVERY, STEPS, Command, arguments
 
 from cpcscale import config
 from cpcscale.cluster.pretrain import PretrainConfig
 from cpcscale.train.loop import pretrain
 from cpcscale.train.ranks import Ranks
 
-CONFIG = str(Path(__file__).parents[2] / "configs" / "pretrain" / "quickstart.yaml")
-STEPS, EVERY = 60, 5
 # Killed after this step, with so many workers.
 KILLS = ((13, 2), (27, 1), (41, 2))
 STATED = {
@@ -43,59 +36,6 @@ STATED = {
     "run_id",
     "checkpoint",
 }
-WAIT_S = 300
-
-
-def arguments(shards: Path, folder: Path, name: str, workers: int, feed: str = "threads") -> list[str]:
-    """The overrides of a run `name`: the same for every start of it but the workers and their feed."""
-    places = [f"data.shards={shards}", f"run_dir={folder / name}", f"train.log_window_ids={folder / name}.jsonl"]
-    # Long batches, so that there is time to kill between two steps.
-    tiny = [key for key in speech.TINY if not key.startswith("train.batch")]
-    cadence = [f"train.steps={STEPS}", f"checkpoint.every_steps={EVERY}", "train.validate_every_steps=30"]
-    return [f"workers={workers}", f"feed.kind={feed}", *places, *tiny, *cadence]
-
-
-class Command:
-    """One `cpcscale pretrain --json` in a process group of its own, its output in files."""
-
-    def __init__(self, shards: Path, folder: Path, name: str, workers: int, feed: str = "threads") -> None:
-        self.run_dir, self.ids = folder / name, folder / f"{name}.jsonl"
-        self._output = folder / f"{name}.{workers}.{time.monotonic_ns()}"
-        overrides = arguments(shards, folder, name, workers, feed)
-        command = [sys.executable, "-m", "cpcscale", "pretrain", CONFIG, *overrides]
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        with self._output.with_suffix(".out").open("w") as out, self._output.with_suffix(".err").open("w") as error:
-            self.process = subprocess.Popen(
-                [*command, "--json"], stdout=out, stderr=error, cwd=folder, env=environment, start_new_session=True
-            )
-
-    def kill_after(self, step: int) -> None:
-        """SIGKILL to the command, its group and everything below it, once the ids of `step` are written."""
-        deadline = time.monotonic() + WAIT_S
-        while not (self.ids.exists() and f'"step": {step},' in self.ids.read_text()):
-            assert self.process.poll() is None, f"ended before it could be killed: {self.errors()}"
-            assert time.monotonic() < deadline, f"no step {step}: {self.errors()}"
-            time.sleep(0.01)
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        os.killpg(self.process.pid, signal.SIGKILL)
-        for child in below:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        self.process.wait()
-        psutil.wait_procs(below, timeout=30)
-
-    def stated(self) -> dict[str, Any]:
-        """The JSON object that ends the output of a command that ends well."""
-        assert self.process.wait(WAIT_S) == 0, self.errors()
-        return json.loads(self._output.with_suffix(".out").read_text().splitlines()[-1])
-
-    def errors(self) -> str:
-        return self._output.with_suffix(".err").read_text()[-3000:]
-
-    def last_step(self) -> int:
-        """The last step among the ids."""
-        return json.loads(self.ids.read_text().splitlines()[-1])["step"]
 
 
 @dataclass
@@ -179,5 +119,8 @@ def test_one_mlflow_run_goes_on_and_holds_every_step_once(drill):
 
 
 def test_nothing_of_ray_or_of_torn_writes_stays_in_the_run_folder(drill):
-    assert {path.name for path in (drill.folder / "killed").iterdir()} == {"checkpoints", "run.json"}
-    assert not list((drill.folder / "killed").rglob("*.tmp"))
+    run = drill.folder / "killed"
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "ledger", "run.json"}
+    assert not list(run.rglob("*.tmp"))
+    assert not list(run.rglob("alive-*"))
+    assert [step for step, _ in checkpoints.whole(run)] == checkpoints.steps(run)

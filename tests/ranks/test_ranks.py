@@ -12,8 +12,8 @@ import worlds
 from cpcscale.train.loop import pretrain
 from cpcscale.train.ranks import Ranks
 
-WORLDS = (1, 2, 3)
-SEVERAL = (2, 3)
+WORLDS = (1, 2, 3, 4)
+SEVERAL = (2, 3, 4)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,14 @@ def test_every_rank_knows_its_place(found):
         assert [rank["ranks"] for rank in found[world]] == [[rank, world, world] for rank in range(world)]
 
 
+@pytest.mark.parametrize("objective", worlds.OBJECTIVES)
 @pytest.mark.parametrize("world", WORLDS)
-def test_loss_and_gradient_do_not_depend_on_the_split_over_ranks_and_micro_batches(found, world):
-    """8 rows at 1 x 8, 2 x 4 and 3, 3, 2, of which rank 2's are padding and bad alone; to 1e-5 of the largest value."""
-    whole = found[1][0]["split"][0]
+def test_loss_and_gradient_do_not_depend_on_the_split_over_ranks_and_micro_batches(found, world, objective):
+    """8 rows at 1 x 8, 2 x 4 and 3, 3, 2, of which rank 2's are padding and bad alone, and 4 x 2; at once, in micro-
+    batches of two and of one; to 1e-5 of the largest value."""
+    whole = found[1][0]["split"][objective][0]
     for rank in found[world]:
-        for split in rank["split"]:
+        for split in rank["split"][objective]:
             assert split["scores"] == pytest.approx(whole["scores"], rel=1e-5, abs=1e-6)
             for name in ("count", "samples", "bad", "skipped"):
                 assert split[name] == whole[name]
@@ -55,10 +57,11 @@ def test_loss_and_gradient_do_not_depend_on_the_split_over_ranks_and_micro_batch
 
 @pytest.mark.parametrize("world", SEVERAL)
 def test_all_ranks_hold_the_same_weights_after_an_update_bit_for_bit(found, world):
-    first, *others = (rank["split"] for rank in found[world])
-    for other in others:
-        for one, two in zip(first, other, strict=True):
-            assert all(torch.equal(one["weights"][name], tensor) for name, tensor in two["weights"].items())
+    for objective in worlds.OBJECTIVES:
+        first, *others = (rank["split"][objective] for rank in found[world])
+        for other in others:
+            for one, two in zip(first, other, strict=True):
+                assert all(torch.equal(one["weights"][name], tensor) for name, tensor in two["weights"].items())
 
 
 @pytest.mark.parametrize("world", WORLDS)

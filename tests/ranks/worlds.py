@@ -21,6 +21,16 @@ from cpcscale.train.ranks import Ranks
 from cpcscale.train.step import TrainStep, scores
 
 STEPS, STOP = 12, 5
+OBJECTIVES = {
+    f"{scope} {draw}{' learnt' * learnt}": {
+        "objective__scope": scope,
+        "objective__draw": draw,
+        "objective__score": "cosine" if learnt else "dot",
+        "objective__learn_temperature": learnt,
+    }
+    for scope in ("utterance", "group", "batch")
+    for draw, learnt in (("each", False), ("shared", False), ("shared", True))
+}
 
 
 def recipe(folder: Path, name: str, **overrides: Any) -> Any:
@@ -55,7 +65,7 @@ def _work(rank: int, world: int, shards: Path, folder: Path) -> None:
     try:
         results = {
             "ranks": [ranks.rank, ranks.world, ranks.on_node],
-            "split": [_split(ranks, micro_batch) for micro_batch in (0, 1, 2)],
+            "split": {name: [_split(ranks, size, **keys) for size in (0, 1, 2)] for name, keys in OBJECTIVES.items()},
             "infinite": _infinite(ranks),
             "talk": _talk(ranks),
             "whole": _loop(ranks, shards, folder, f"whole-{world}"),
@@ -68,11 +78,11 @@ def _work(rank: int, world: int, shards: Path, folder: Path) -> None:
             dist.destroy_process_group()
 
 
-def _split(ranks: Ranks, micro_batch: int) -> dict[str, Any]:
+def _split(ranks: Ranks, micro_batch: int, **keys: Any) -> dict[str, Any]:
     """One update from this rank's rows of a global batch that is the same for every number of ranks."""
-    spec = speech.recipe(train__micro_batch=micro_batch)
+    spec = speech.recipe(train__micro_batch=micro_batch, **keys)
     # Another seed on every rank but the first: only rank 0's weights may count.
-    step = TrainStep(build(spec.model, ranks.rank, gain=10.0), spec, ranks)
+    step = TrainStep(build(spec.model, ranks.rank, gain=10.0), spec, ranks, total=100)
     result = step(batches.made(slice(ranks.rank, None, ranks.world)), 0)
     return {
         "scores": scores(result, ranks),
@@ -80,15 +90,15 @@ def _split(ranks: Ranks, micro_batch: int) -> dict[str, Any]:
         "samples": result.samples,
         "bad": result.bad,
         "skipped": result.skipped,
-        "gradients": {name: parameter.grad.clone() for name, parameter in step.model.named_parameters()},
-        "weights": {name: tensor.clone() for name, tensor in step.model.state_dict().items()},
+        "gradients": {name: parameter.grad.clone() for name, parameter in step.contrast.named_parameters()},
+        "weights": {name: tensor.clone() for name, tensor in step.contrast.state_dict().items()},
     }
 
 
 def _infinite(ranks: Ranks) -> dict[str, Any]:
     """Three updates; in the second the last rank's gradient is infinite."""
     spec = speech.recipe()
-    step = TrainStep(build(spec.model, 0, gain=10.0), spec, ranks)
+    step = TrainStep(build(spec.model, 0, gain=10.0), spec, ranks, total=100)
     weight, skipped, weights = step.model.predictor.maps.weight, [], []
     for t in range(3):
         broken = t == 1 and ranks.rank == ranks.world - 1

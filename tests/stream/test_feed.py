@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import xxhash
 from object_store import ObjectStore
 from trees import noise
 
@@ -88,15 +89,18 @@ def slow_batches(run: Run, steps: range, rank: int = 0, world: int = 1) -> Itera
     """The same batches by the longest way: each member out of its tar, decoded whole, one window after the other."""
     rows = run.index.utterances.to_pylist()
     for step in steps:
-        waves, sizes, keys, ids = [], [], [], []
+        waves, ids = [], []
         for lane in range(rank, run.lanes.lanes, world):
             epoch, positions = run.lanes.positions(step, lane)
             for position in positions:
-                wave, size, key, utterance, number = np.zeros(run.spec.samples, np.int16), 0, 0, PADDING, PADDING
+                wave, size, key, group = np.zeros(run.spec.samples, np.int16), 0, 0, 0
+                utterance = number = PADDING
                 if position != PADDING:
                     shard, ordinal = (int(part[0]) for part in run.plan.at(epoch, np.array([position])))
                     utterance, number = slow_number(run, shard, ordinal)
                     row = rows[utterance]
+                    hashed = xxhash.xxh3_64_intdigest((row["group"] or row["recording"]).encode())
+                    group = int(np.array(hashed, np.uint64).view(np.int64))
                     with tarfile.open(run.index.url(shard)) as tar:
                         whole = audio.to_int16(audio.decode(tar.extractfile(f"{row['key']}.{row['codec']}").read()))
                     place = np.array([utterance]), np.array([number]), SEED, epoch
@@ -106,9 +110,9 @@ def slow_batches(run: Run, steps: range, rank: int = 0, world: int = 1) -> Itera
                     if run.spec.kind == "crop":
                         for place in range(size, len(wave)):
                             wave[place] = wave[place - size]
-                waves, sizes, keys = [*waves, wave], [*sizes, size], [*keys, key]
-                ids.append((utterance, number))
-        columns = [np.array(values, np.int64) for values in (sizes, keys, *zip(*ids, strict=True))]
+                waves.append(wave)
+                ids.append((size, key, group, utterance, number))
+        columns = [np.array(values, np.int64) for values in zip(*ids, strict=True)]
         yield Batch(step, epoch, np.stack(waves), *columns, ())
 
 
@@ -116,7 +120,7 @@ def assert_equal(got: list[Batch], expected: list[Batch]) -> None:
     assert len(got) == len(expected)
     for one, other in zip(got, expected, strict=True):
         assert (one.step, one.epoch, one.bad) == (other.step, other.epoch, other.bad)
-        for name in ("wave_BS", "samples_B", "key_B", "utterance_B", "number_B"):
+        for name in ("wave_BS", "samples_B", "key_B", "group_B", "utterance_B", "number_B"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
             assert getattr(one, name).dtype == getattr(other, name).dtype
 

@@ -98,6 +98,22 @@ def steps(run: TrackedRun, key: str) -> list[int]:
     return [step for step, _ in run.history(key)]
 
 
+def test_a_tracker_that_may_not_any_more_sends_nothing_and_keeps_nothing(
+    config: TrackingConfig, tmp_path: Path
+) -> None:
+    may = [True]
+    tracker = start(config, tmp_path, allowed=lambda: may[0])
+    tracker.log(1, {"loss": 4.0})
+    assert tracker.flush()
+    may[0] = False
+    tracker.log(2, {"loss": 3.0})
+    tracker.artifact("plan.txt", "late")
+    assert not tracker.flush()
+    assert steps(only_run(config), "loss") == [1]
+    assert only_run(config).artifact("plan.txt") is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
+
+
 def test_a_run_started_again_goes_on_in_the_same_run_and_logs_no_step_twice(
     config: TrackingConfig, tmp_path: Path
 ) -> None:

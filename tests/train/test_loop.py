@@ -1,9 +1,11 @@
 import contextlib
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import pytest
 import speech
 import torch
@@ -13,7 +15,8 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.publish import IndexWriter, exclude
 from cpcscale.shards.rows import ShardEntry
 from cpcscale.stream import window
-from cpcscale.train.checkpoint import Checkpoints
+from cpcscale.train.files import MARKER
+from cpcscale.train.ledger import Holder, Ledger
 from cpcscale.train.loop import Data, pretrain
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
@@ -77,7 +80,7 @@ def test_the_summary_has_what_scripts_rely_on(undisturbed):
     assert summary["steps"] == 9
     assert summary["loss"] == losses[9]
     assert summary["accuracy_chance"] == pytest.approx(1 / 9)
-    assert summary["checkpoint"] == str(folder / "checkpoints" / "step-00000009")
+    assert summary["checkpoint"] == str(folder / "checkpoints" / "step-00000009-0001")
     assert 0 <= summary["data_wait_share"] <= 1
     assert summary["skipped_updates"] == summary["bad_windows"] == 0
 
@@ -115,7 +118,7 @@ def test_a_torn_newest_checkpoint_costs_its_steps_and_nothing_else(undisturbed, 
     recipe = short(tmp_path / "run")
     with pytest.raises(speech.Killed):
         run(recipe, shards, tmp_path / "run", speech.Watcher(5))
-    (tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors").write_bytes(b"cut")
+    (tmp_path / "run" / "checkpoints" / "step-00000004-0001" / "model.safetensors").write_bytes(b"cut")
     resumed, watcher = run(recipe, shards, tmp_path / "run")
     assert min(watcher.losses) == 3
     assert "step-00000004" in caplog.text
@@ -153,7 +156,7 @@ def test_a_finished_run_states_its_summary_again_without_training(undisturbed, s
     assert files(tmp_path) == before
     # Rates are of this process; one that trained nothing gives those of the last steps that were.
     rates = {name: again[name] for name in ("audio_s_per_s", "data_wait_share")}
-    assert again == undisturbed[0] | rates | {"checkpoint": str(folder / "checkpoints" / "step-00000009")}
+    assert again == undisturbed[0] | rates | {"checkpoint": str(folder / "checkpoints" / "step-00000009-0001")}
     assert rates["audio_s_per_s"] > 0
 
 
@@ -172,7 +175,7 @@ def test_the_best_checkpoint_is_the_first_with_the_lowest_loss_of_its_own_step(s
     """At a rate of 0 all losses are alike; checkpoints 2 and 4, which no validation met, have none."""
     recipe = short(tmp_path / "run", optim__learning_rate=0, train__validate_every_steps=3, checkpoint__keep=1)
     run(recipe, speech.data(shards, validate=True), tmp_path / "run")
-    assert Checkpoints(str(tmp_path / "run")).steps() == [6, 9]
+    assert checkpoints.steps(tmp_path / "run") == [6, 9]
 
 
 @pytest.mark.parametrize(
@@ -219,6 +222,83 @@ def test_how_fast_and_how_often_may_change_in_mid_run(undisturbed, shards, tmp_p
     assert speech.ids(tmp_path / "run.jsonl") == speech.ids(undisturbed[2].with_suffix(".jsonl"))
 
 
+def test_what_a_run_goes_on_by_says_nothing_of_its_size_its_precision_or_its_pieces():
+    recipe = short(Path("run"))
+    other = {"precision": "bf16", "micro_batch": 3, "threads": 2, "steps": 7, "log_every_steps": 5}
+    changed = {f"train__{name}": value for name, value in other.items()} | {"checkpoint__every_steps": 1}
+    assert short(Path("run"), **changed).identity() == recipe.identity()
+    names = set(json.dumps(recipe.identity()).replace('"', " ").split())
+    assert not names & {"precision", "micro_batch", "workers", "world", "threads", "steps_per_epoch"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_loss_scale_of_fp16_is_no_hindrance_to_go_on_in_another_precision(undisturbed, shards, tmp_path, precision):
+    with pytest.raises(speech.Killed):
+        run(short(tmp_path / "run"), shards, tmp_path / "run", speech.Watcher(5))
+    position = checkpoints.newest(tmp_path / "run").position
+    scaler = torch.amp.GradScaler("cpu").state_dict()
+    assert scaler["scale"] > 1
+    step = checkpoints.restored(tmp_path / "run")
+    checkpoints.publish(tmp_path / "run", dataclasses.replace(position, scaler=scaler), step)
+    resumed, watcher = run(short(tmp_path / "run", train__precision=precision), shards, tmp_path / "run")
+    assert min(watcher.losses) == 5
+    assert resumed["loss"] == pytest.approx(undisturbed[0]["loss"], abs=1e-6 if precision == "fp32" else 0.05)
+    assert checkpoints.newest(tmp_path / "run").position.scaler == {}
+
+
+class Looking(speech.Watcher):
+    """An observer that notes which checkpoints a reader of the run finds when it is told that one was saved."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__()
+        self.run_dir, self.found = run_dir, []
+
+    def saved(self) -> None:
+        super().saved()
+        self.found.append(checkpoints.steps(self.run_dir)[-1])
+
+
+def test_saved_is_said_once_a_checkpoint_is_published_and_the_last_before_the_summary(shards, tmp_path):
+    _, watcher = run(short(tmp_path / "run"), shards, tmp_path / "run", Looking(tmp_path / "run"))
+    assert watcher.found == [2, 4, 6, 8, 9]
+
+
+@pytest.mark.parametrize(("step", "left"), [(4, [2]), (9, [6, 8])])
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_in_one_line_and_those_before_it_stay(
+    shards, tmp_path, faulty_s3, step, left
+):
+    faulty_s3.fail("status", method="PUT", path=f"step-{step:08d}", status=403, code="AccessDenied")
+    with pytest.raises(UserError, match=rf"access to s3://.*step-{step:08d}-0001/.* is denied") as refusal:
+        pretrain(short(tmp_path / "run"), speech.data(shards), faulty_s3.base, ALONE, speech.Watcher())
+    assert "\n" not in str(refusal.value)
+    assert checkpoints.steps(faulty_s3.base) == left
+
+
+class Overtaking(speech.Watcher):
+    """An observer in whose run another driver appears at a step."""
+
+    def __init__(self, run_dir: Path, at: int) -> None:
+        super().__init__()
+        self.ledger, self.at = Ledger(str(run_dir)), at
+
+    def progress(self, step: int, total: int) -> None:
+        if step == self.at:
+            assert self.ledger.advance(self.ledger.head().taken(Holder("new", "node7", 12, "", "", 0.0, 30.0)))
+
+
+def test_a_run_that_another_driver_takes_over_stops_and_publishes_nothing_more(shards, tmp_path):
+    watcher = Overtaking(tmp_path / "run", at=5)
+    with pytest.raises(UserError, match="was taken over by pid 12 on node7") as refusal:
+        run(short(tmp_path / "run"), shards, tmp_path / "run", watcher)
+    assert "\n" not in str(refusal.value)
+    assert max(watcher.losses) == 8, "it learns of it when it saves step 6, and says so at the next save"
+    assert checkpoints.steps(tmp_path / "run") == [2, 4]
+    assert sorted(path.parent.name[:13] for path in (tmp_path / "run").rglob(MARKER)) == [
+        "step-00000002",
+        "step-00000004",
+    ]
+
+
 def test_a_window_that_does_not_decode_keeps_its_place_and_stops_no_run_below_the_budget(undisturbed, shards, tmp_path):
     """Wherever the order puts it: the budget is a share of an epoch, also when the bad window comes first."""
     index = speech.data(shards).train
@@ -229,7 +309,7 @@ def test_a_window_that_does_not_decode_keeps_its_place_and_stops_no_run_below_th
     summary, _ = run(short(tmp_path / "run", feed__bad_budget=0.05), data, tmp_path / "run")
     assert 1 <= summary["bad_windows"] <= windows
     assert speech.ids(tmp_path / "run.jsonl") == speech.ids(undisturbed[2].with_suffix(".jsonl"))
-    recorded = Checkpoints(str(tmp_path / "run")).newest().position
+    recorded = checkpoints.newest(tmp_path / "run").position
     assert recorded.bad == len(recorded.bad_windows) == summary["bad_windows"]
     assert {row["utterance"] for row in recorded.bad_windows} == {number}
     assert summary["audio_s"] < undisturbed[0]["audio_s"]
@@ -270,7 +350,7 @@ def test_a_run_takes_over_an_index_with_excluded_utterances_in_its_middle(undist
     assert speech.ids(tmp_path / "run.jsonl") == speech.ids(undisturbed[2].with_suffix(".jsonl"))
     assert summary["audio_s"] < undisturbed[0]["audio_s"]
     assert summary["bad_windows"] == 0
-    assert Checkpoints(str(tmp_path / "run")).newest().position.fingerprint == after.fingerprint
+    assert checkpoints.newest(tmp_path / "run").position.fingerprint == after.fingerprint
     # The other way round is another data set.
     with pytest.raises(UserError, match="another shard set"):
         run(recipe, Data(before, {}), tmp_path / "run")

@@ -6,9 +6,10 @@ import pytest
 import speech
 import torch
 
+from cpcscale.bench import plain
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, build
-from cpcscale.objective.infonce import counts, infonce
+from cpcscale.objective.infonce import Latents, Sums, counts
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.step import StepResult, TrainStep, scores
@@ -17,7 +18,7 @@ ALONE = Ranks(0, 1, 1, torch.device("cpu"))
 
 
 def step_of(recipe: Recipe) -> TrainStep:
-    return TrainStep(build(recipe.model, recipe.seed, gain=10.0), recipe, ALONE)
+    return TrainStep(build(recipe.model, recipe.seed, gain=10.0), recipe, ALONE, total=100)
 
 
 def gradients(model: CPC) -> dict[str, torch.Tensor]:
@@ -37,8 +38,8 @@ def test_loss_and_gradient_do_not_depend_on_micro_batches(micro_batch):
     """To 1e-5 of the largest gradient of each parameter: fp32 sums in another order."""
     whole, split = step_of(speech.recipe()), step_of(speech.recipe(train__micro_batch=micro_batch))
     one, other = (step(batches.made(), 0) for step in (whole, split))
-    torch.testing.assert_close(other.loss_K, one.loss_K, rtol=1e-5, atol=0)
-    assert other.correct_K.tolist() == one.correct_K.tolist()
+    torch.testing.assert_close(other.sums.loss_K, one.sums.loss_K, rtol=1e-5, atol=0)
+    assert other.sums.correct_K.tolist() == one.sums.correct_K.tolist()
     assert other.count_K.tolist() == one.count_K.tolist()
     expected = gradients(whole.model)
     for name, gradient in gradients(split.model).items():
@@ -51,8 +52,8 @@ def test_the_gradient_is_that_of_the_mean_over_k_of_the_mean_over_valid_predicti
     twin = build(step.recipe.model, step.recipe.seed, gain=10.0)
     frames_B = torch.from_numpy(batch.samples_B // 160)
     z_BTC, c_BTD = twin.features(torch.from_numpy(batch.wave_BS).float() / 32768)
-    sums = infonce(z_BTC, twin.predictor(c_BTD), frames_B, torch.from_numpy(batch.key_B), step.recipe.objective)
-    loss = (sums.loss_K / counts(frames_B, 4)).mean()
+    rows = Latents(z_BTC, twin.predictor(c_BTD), torch.tensor(1.0), frames_B, torch.from_numpy(batch.key_B))
+    loss = (plain.loss_K(rows, step.recipe.objective) / counts(frames_B, 4)).mean()
     loss.backward()
     assert scores(result, ALONE)["loss"] == pytest.approx(loss.item(), rel=1e-6)
     expected = gradients(twin)
@@ -67,7 +68,7 @@ def test_padding_and_bad_rows_change_nothing_but_the_count_of_bad_windows():
     rows = {name: getattr(batch, name)[real] for name in ("wave_BS", "samples_B", "key_B", "utterance_B", "number_B")}
     shorter = dataclasses.replace(batch, **rows, bad=())
     one, other = whole(batch, 0), without(shorter, 0)
-    torch.testing.assert_close(one.loss_K, other.loss_K, rtol=1e-5, atol=0)
+    torch.testing.assert_close(one.sums.loss_K, other.sums.loss_K, rtol=1e-5, atol=0)
     assert one.count_K.tolist() == other.count_K.tolist()
     assert (one.samples, one.bad) == (sum(batches.LENGTHS), 1)
     assert (other.samples, other.bad) == (sum(batches.LENGTHS), 0)
@@ -137,16 +138,18 @@ def test_evaluation_gives_the_same_sums_and_changes_nothing():
     assert same(before, weights(step.model))
     assert all(parameter.grad is None for parameter in step.model.parameters())
     trained = step(batches.made(), 0)
-    torch.testing.assert_close(evaluated.loss_K, trained.loss_K, rtol=1e-6, atol=0)
-    assert evaluated.correct_K.tolist() == trained.correct_K.tolist()
+    torch.testing.assert_close(evaluated.sums.loss_K, trained.sums.loss_K, rtol=1e-6, atol=0)
+    assert evaluated.sums.correct_K.tolist() == trained.sums.correct_K.tolist()
     assert evaluated.count_K.tolist() == trained.count_K.tolist()
 
 
 def test_scores_are_means_over_k_of_means_over_predictions():
-    result = StepResult(torch.tensor([8.0, 2.0]), torch.tensor([4, 0]), torch.tensor([8, 1]))
+    sums = Sums(torch.tensor([8.0, 2.0]), torch.tensor([4, 0]), torch.tensor([2.0, 0.5]))
+    result = StepResult(sums, torch.tensor([8, 1]))
     assert scores(result, ALONE) == {
         "loss": 1.5,
         "accuracy_mean": 0.25,
+        "false_negative_rate": 0.375,
         "loss_k01": 1.0,
         "loss_k02": 2.0,
         "accuracy_k01": 0.5,

@@ -1,0 +1,63 @@
+"""What the workers of a pretraining say, in its driver: a bar or lines for the person, everything for the tracker."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cpcscale.progress import Progress, note
+from cpcscale.shards.pack import HELDOUT, UNSEEN
+from cpcscale.tracking.tracker import Tracker
+
+QUARANTINE_COLUMNS = ("shard", "key", "number", "cause", "why", "step")
+
+
+class Console:
+    """The observer in the driver."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker, self._detail = tracker, ""
+        self._bar: Progress | None = None
+
+    def note(self, text: str) -> None:
+        note(f"pretrain: {text}")
+
+    def progress(self, step: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = Progress("pretrain", total, "steps")
+        self._bar.at(step, self._detail)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self._tracker.log(step, values)
+        if "loss" in values:
+            self._detail = (
+                f"loss {values['loss']:.3f}, accuracy {values['accuracy_mean']:.3f}, "
+                f"{values['audio_s_per_s']:.0f} audio s/s, waiting {values['data_wait_share']:.1%}"
+            )
+        for name in (HELDOUT, UNSEEN):
+            if f"{name}_loss" in values:
+                note(
+                    f"pretrain: step {step}, {name}: loss {values[f'{name}_loss']:.3f}, accuracy "
+                    f"{values[f'{name}_accuracy_mean']:.3f} (k=1 {values[f'{name}_accuracy_k01']:.3f})"
+                )
+
+    def replayed(self, step: int, values: Mapping[str, float]) -> None:
+        # What the tracker has already, it drops.
+        self._tracker.log(step, values)
+
+    def quarantined(self, windows: Sequence[Mapping[str, Any]]) -> None:
+        out = io.StringIO()
+        writer = csv.DictWriter(out, QUARANTINE_COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(windows)
+        self._tracker.artifact("quarantine.csv", out.getvalue())
+
+    def saved(self) -> None:
+        # A resumed run starts from here: what was logged before it is not made again.
+        self._tracker.flush()
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.close()

@@ -1,0 +1,56 @@
+"""How a process adds checkpoints to a run: it begins at the state it has read, and goes on until it is overtaken."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+from cpcscale.errors import UserError
+from cpcscale.train import files
+from cpcscale.train.ledger import Ledger, OvertakenError, Published, State
+
+
+class Publisher:
+    """Publishes the checkpoints of one process, the newest `keep` of which stay, and the best by held-out loss."""
+
+    def __init__(self, ledger: Ledger, seen: State, step: int, *, keep: int, holder: str = "") -> None:
+        """Goes on from `step` of the state `seen`, in the name of the driver that holds the run with this id.
+
+        Whoever published before cannot any more. Raises OvertakenError when the state has changed since, and when it is
+        another driver's. Without a `holder` the run is taken from any.
+        """
+        self._ledger, self._keep = ledger, keep
+        if holder and not seen.is_of(holder):
+            raise self._overtaken()
+        self._state = seen.begun(step, holder)
+        if not (ledger.advance(self._state) and ledger.leads(self._state)):
+            raise self._overtaken()
+
+    def publish(self, step: int, heldout_loss: float | None, contents: Mapping[str, bytes]) -> str:
+        """Publishes a checkpoint of `step`, then removes what retention does not keep. Returns its folder.
+
+        Raises OvertakenError once another process goes on with the run. Nothing is published when anything is raised.
+        """
+        if self._ledger.highest() != self._state.number:
+            raise self._overtaken()
+        new = Published(files.folder_name(step, self._state.writer), step, heldout_loss)
+        url = self._ledger.url(new)
+        try:
+            files.write(url, contents)
+        except UserError:
+            with contextlib.suppress(UserError):
+                files.remove(url)
+            raise
+        state = self._state.published(new, self._keep)
+        if not self._ledger.advance(state):
+            files.remove(url)
+            raise self._overtaken()
+        self._state = state
+        if not self._ledger.leads(state):
+            # Published in the last moment: whoever came next has it, and its folder is his.
+            raise self._overtaken()
+        self._ledger.sweep(state)
+        return url
+
+    def _overtaken(self) -> OvertakenError:
+        return OvertakenError(self._ledger.run_dir, self._ledger.head())

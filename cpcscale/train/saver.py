@@ -1,0 +1,96 @@
+"""Checkpoints beside the loop: the loop waits for a copy in memory, a thread does all the rest."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from cpcscale.errors import UserError
+from cpcscale.train.checkpoint import Position, Tensors, contents
+from cpcscale.train.publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+
+class Snapshot:
+    """Copies of tensors in memory of the CPU, in the same buffers every time."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, str], Tensor] = {}
+        self._copied: torch.cuda.Event | None = None
+
+    def take(self, tensors: Tensors) -> dict[str, dict[str, Tensor]]:
+        """The tensors as they are now, to be read after `wait`. What a GPU still has to compute is waited for there."""
+        copies = {
+            part: {name: self._copy(part, name, tensor) for name, tensor in named.items()}
+            for part, named in tensors.items()
+        }
+        if any(tensor.is_cuda for named in tensors.values() for tensor in named.values()):
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        return copies
+
+    def wait(self) -> None:
+        """Returns once the copies are there."""
+        if self._copied:
+            self._copied.synchronize()
+
+    def _copy(self, part: str, name: str, tensor: Tensor) -> Tensor:
+        buffer = self._buffers.get((part, name))
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            # A GPU copies beside its other work into pinned memory alone.
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[part, name] = buffer
+        return buffer.copy_(tensor.detach(), non_blocking=True)
+
+
+class Saver:
+    """Publishes checkpoints from a thread of its own, one at a time; everything here is called from one thread."""
+
+    def __init__(self, publisher: Publisher, spec: object) -> None:
+        """`spec` is the config that the checkpoints carry."""
+        self._publisher, self._spec = publisher, spec
+        self._snapshot = Snapshot()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future[str] | None = None
+        self.url: str | None = None
+
+    def save(self, tensors: Tensors, position: Position) -> None:
+        """Takes copies of both and returns. `settle` comes first: the last save must be done."""
+        assert self._saving is None
+        copies, then = self._snapshot.take(tensors), position.copied()
+        self._saving = self._thread.submit(self._publish, copies, then)
+
+    def published(self) -> bool:
+        """Whether a checkpoint was published since the last call; `url` is then its folder. Never waits or raises."""
+        if self._saving is None or not self._saving.done() or self._saving.exception():
+            return False
+        self.url, self._saving = self._saving.result(), None
+        return True
+
+    def settle(self) -> UserError | None:
+        """Waits for the save under way. Returns the user's error of it; any other is raised."""
+        if self._saving is None:
+            return None
+        error = self._saving.exception()
+        if error is None:
+            return None
+        self._saving = None
+        if isinstance(error, UserError):
+            return error
+        raise error
+
+    def close(self) -> None:
+        """Waits for the save under way, and ends the thread. An error that nobody has asked for is a warning."""
+        self._thread.shutdown()
+        if self._saving and (error := self._saving.exception()):
+            log.warning("the last checkpoint was not published: %s", error)
+
+    def _publish(self, copies: Mapping[str, Mapping[str, Tensor]], position: Position) -> str:
+        self._snapshot.wait()
+        files = contents(copies, position, self._spec)
+        return self._publisher.publish(position.step, position.metrics.get("heldout_loss"), files)

@@ -1,0 +1,93 @@
+"""`cpcscale pretrain` of the quickstart's config with a tiny network, as a user runs it: stopped, killed, read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import speech
+
+CONFIG = str(Path(__file__).parents[1] / "configs" / "pretrain" / "quickstart.yaml")
+STEPS, EVERY = 60, 5
+WAIT_S = 300
+
+
+def arguments(shards: Path, folder: Path, name: str, workers: int, feed: str = "threads") -> list[str]:
+    """The overrides of a run `name`: the same for every start of it but the workers and their feed."""
+    places = [f"data.shards={shards}", f"run_dir={folder / name}", f"train.log_window_ids={folder / name}.jsonl"]
+    # Long batches, so that there is time to kill between two steps.
+    tiny = [key for key in speech.TINY if not key.startswith("train.batch")]
+    cadence = [f"train.steps={STEPS}", f"checkpoint.every_steps={EVERY}", "train.validate_every_steps=30"]
+    return [f"workers={workers}", f"feed.kind={feed}", *places, *tiny, *cadence]
+
+
+class Command:
+    """One `cpcscale pretrain --json` in a process group of its own, its output in files; `more` arguments come last."""
+
+    def __init__(
+        self, shards: Path, folder: Path, name: str, workers: int, feed: str = "threads", more: Sequence[str] = ()
+    ) -> None:
+        self.run_dir, self.ids = folder / name, folder / f"{name}.jsonl"
+        self._output = folder / f"{name}.{workers}.{time.monotonic_ns()}"
+        overrides = [*arguments(shards, folder, name, workers, feed), *more]
+        self.ids = next(Path(each.partition("=")[2]) for each in reversed(overrides) if "log_window_ids" in each)
+        command = [sys.executable, "-m", "cpcscale", "pretrain", CONFIG, *overrides]
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        with self._output.with_suffix(".out").open("w") as out, self._output.with_suffix(".err").open("w") as error:
+            self.process = subprocess.Popen(
+                [*command, "--json"], stdout=out, stderr=error, cwd=folder, env=environment, start_new_session=True
+            )
+
+    def reach(self, step: int) -> None:
+        """Returns once the ids of `step` are written."""
+        deadline = time.monotonic() + WAIT_S
+        while not (self.ids.exists() and f'"step": {step},' in self.ids.read_text()):
+            assert self.process.poll() is None, f"ended before step {step}: {self.errors()}"
+            assert time.monotonic() < deadline, f"no step {step}: {self.errors()}"
+            time.sleep(0.01)
+
+    def tree(self) -> list[psutil.Process]:
+        """The command and every process below it."""
+        command = psutil.Process(self.process.pid)
+        return [command, *command.children(recursive=True)]
+
+    def kill_after(self, step: int) -> None:
+        """SIGKILL to the command, its group and everything below it, once the ids of `step` are written."""
+        self.reach(step)
+        tree = self.tree()
+        os.killpg(self.process.pid, signal.SIGKILL)
+        send(tree, signal.SIGKILL)
+        self.process.wait()
+        psutil.wait_procs(tree[1:], timeout=30)
+
+    def stated(self) -> dict[str, Any]:
+        """The JSON object that ends the output of a command that ends well."""
+        assert self.process.wait(WAIT_S) == 0, self.errors()
+        return json.loads(self.output().splitlines()[-1])
+
+    def output(self) -> str:
+        return self._output.with_suffix(".out").read_text()
+
+    def errors(self) -> str:
+        return self._output.with_suffix(".err").read_text()[-3000:]
+
+    def last_step(self) -> int:
+        """The last step among the ids."""
+        return json.loads(self.ids.read_text().splitlines()[-1])["step"]
+
+
+def send(tree: Sequence[psutil.Process], number: signal.Signals) -> None:
+    """The signal to each of these that lives."""
+    for process in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
