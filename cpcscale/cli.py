@@ -89,9 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     compare = verbs.add_parser("compare", help="tracked runs -> table and one HTML page")
     compare.add_argument("--format", choices=("table", "json", "csv"), default="table")
     compare.add_argument("--html", metavar="PATH", help="also write one self-contained page with plots")
-    bench = verbs.add_parser("bench", help="how fast: `feed CONFIG` against the bare decoder, `plan` at any size")
-    bench.add_argument("what", choices=("feed", "plan"))
-    bench.add_argument("config", nargs="?", help="of feed: YAML file, such as configs/bench/feed.yaml")
+    bench = verbs.add_parser("bench", help="how fast: `feed CONFIG`, `train CONFIG`, or `plan` at any size")
+    bench.add_argument("what", choices=("feed", "train", "plan"))
+    bench.add_argument("config", nargs="?", help="of feed and train: YAML file, such as configs/bench/feed.yaml")
+    bench.add_argument("--profile", default="", help="of train: a file for the trace of an update, for a browser")
     bench.add_argument("--peers", action="store_true", help="of feed: also the other loaders that are installed")
     bench.add_argument("--shards", type=int, default=1_000_000, help="of plan: shards of the made set")
     bench.add_argument("--lanes", type=int, default=1024, help="of plan: lanes of the run")
@@ -266,6 +267,11 @@ def _bench(options: argparse.Namespace) -> None:
 
         result = bench_plan(options.shards, options.lanes, options.rows)
         lines = report.plan_lines(result)
+    elif options.what == "train":
+        from cpcscale.bench.train import TrainBenchConfig, bench_train
+
+        result = bench_train(config.load(TrainBenchConfig, options.config, options.overrides), options.profile)
+        lines = report.train_lines(result)
     else:
         from cpcscale.bench.feed import FeedBenchConfig, bench_feed
 

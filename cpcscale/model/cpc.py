@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -71,13 +72,17 @@ class CPC(nn.Module):
         """D, the width of c."""
         return self.config.context.width
 
-    def features(self, wave_BS: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, wave_BS: Tensor, past_BS: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(z_BTC, c_BTD) of float waveforms in [-1, 1) at 16 kHz; T = S // hop_samples.
 
-        Causal: the first samples // hop_samples frames of a padded row equal those of the row alone.
+        With `past_BS`, contexts hear that instead: past-only augmentation (arXiv 2007.00991). Causal: the first
+        samples // hop_samples frames of a padded row equal those of the row alone.
         """
-        z_BTC = self.encoder((wave_BS - self.offset) * self.gain)
-        return z_BTC, self.context(z_BTC)
+        z_BTC = self._latents(wave_BS)
+        return z_BTC, self.context(z_BTC if past_BS is None else self._latents(past_BS))
+
+    def _latents(self, wave_BS: Tensor) -> Tensor:
+        return cast(Tensor, self.encoder((wave_BS - self.offset) * self.gain))
 
 
 def build(config: ModelConfig, seed: int, *, offset: float = 0.0, gain: float = 1.0) -> CPC:

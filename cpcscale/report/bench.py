@@ -45,3 +45,33 @@ def feed_lines(result: dict[str, Any]) -> list[str]:
         ratio = result["ratio_to_peers"][name]
         lines.append(f"  {name:28}{rate:>10,.0f}   the feed from a warm cache is {ratio:.2f} times as fast")
     return lines
+
+
+def train_lines(result: dict[str, Any]) -> list[str]:
+    """What `cpcscale bench train` prints: the rates, the ratios, and the seconds of an update."""
+    rates = result["audio_s_per_s"]
+    lines = [
+        f"{result['parameters']:,} parameters, {result['batch']} windows of {result['window_s']:g} s, draw "
+        f"{result['draw']}, {result['threads']} thread(s), median of {result['runs']} in turns",
+        f"  {'':40}{'audio s/s':>10}",
+        f"  {'updates on a batch in memory':40}{rates['memory']:>10,.1f}",
+        f"  {'updates on what the feed makes':40}{rates['feed']:>10,.1f}   waiting {result['data_wait_share']:.1%}",
+        f"  {'updates with draw: each':40}{rates['each']:>10,.1f}",
+    ]
+    words = {
+        "plain_matmul": "plain network, matrix-product loss",
+        "plain_gathered": "plain network, negatives gathered",
+    }
+    for name, what in words.items():
+        if f"{name}_audio_s_per_s" in result:
+            ratio = result[f"ratio_to_{name}"]
+            lines.append(f"  {what:40}{result[f'{name}_audio_s_per_s']:>10,.1f}   {ratio:.2f} times as fast in memory")
+    lines += [
+        f"  {'limit of the matrix products':40}{result['gemm_limit_audio_s_per_s']:>10,.1f}   "
+        f"{result['ratio_to_gemm_limit']:.0%} of it in memory ({result['gemm_gflop_per_s']:,.0f} GFLOP/s)",
+        f"  at most {result['peak_mib']:,} MiB in memory",
+    ]
+    for name, account in result["seconds"].items():
+        spent = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in account.items())
+        lines.append(f"  seconds of a measurement, {name}: {spent}")
+    return lines

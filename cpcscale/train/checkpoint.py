@@ -24,6 +24,8 @@ from cpcscale import config, storage
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, ModelConfig, build
 from cpcscale.train import files
+from cpcscale.train.ema import Ema
+from cpcscale.train.ema import weights as ema_weights
 from cpcscale.train.files import STATE, TENSORS
 from cpcscale.train.ledger import Ledger, State
 
@@ -117,20 +119,22 @@ def read(url: str) -> Restored:
         raise UserError(f"{url} holds a position that cannot be read: {error}") from None
 
 
-def tensors_of(contrast: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """What `restore` puts back, no copies: the network `contrast.model`, what the objective has beside it, and Adam's
-    state as `parameter number.key`."""
+def tensors_of(
+    contrast: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None
+) -> dict[str, dict[str, Tensor]]:
+    """What `restore` puts back, no copies: the network `contrast.model`, what the objective has beside it, Adam's state
+    as `parameter number.key`, and the mean weights where there are some."""
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "objective": {}, "optimizer": {}}
     for name, tensor in contrast.state_dict().items():
         part = "model" if name.startswith(_NETWORK) else "objective"
         parts[part][name.removeprefix(_NETWORK)] = tensor
     for number, entries in optimizer.state_dict()["state"].items():
         parts["optimizer"] |= {f"{number}.{key}": tensor for key, tensor in entries.items()}
-    return parts
+    return parts | ({"ema": ema.state()} if ema else {})
 
 
-def restore(restored: Restored, contrast: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Puts the weights and the optimiser's state back in place."""
+def restore(restored: Restored, contrast: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None) -> None:
+    """Puts the weights, the optimiser's state and the mean weights back in place."""
     network = {f"{_NETWORK}{name}": tensor for name, tensor in restored.tensors["model"].items()}
     contrast.load_state_dict(network | restored.tensors["objective"])
     state: dict[int, dict[str, Tensor]] = {}
@@ -138,12 +142,15 @@ def restore(restored: Restored, contrast: nn.Module, optimizer: torch.optim.Opti
         number, _, key = name.partition(".")
         state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if ema:
+        ema.load(restored.tensors["ema"])
 
 
 def load_encoder(url: str) -> tuple[CPC, dict[str, Any]]:
     """(network, metadata) of a pretraining run's newest whole checkpoint, or of one checkpoint folder.
 
-    The metadata has `url`, `step`, `fingerprint`, `audio_s` and `identity`. Raises UserError when there is none.
+    The weights are the run's running mean, where it has one. The metadata has `url`, `step`, `fingerprint`, `audio_s`
+    and `identity`. Raises UserError when there is none.
     """
     if storage.exists(storage.join(url, files.MARKER)):
         restored: Restored | None = read(url)
@@ -157,6 +164,8 @@ def load_encoder(url: str) -> tuple[CPC, dict[str, Any]]:
         )
     position = restored.position
     model = build(config.build(ModelConfig, position.identity["model"]), seed=0)
-    model.load_state_dict(restored.tensors["model"])
+    model.load_state_dict(
+        ema_weights(restored.tensors["ema"]) if "ema" in restored.tensors else restored.tensors["model"]
+    )
     kept = ("step", "fingerprint", "audio_s", "identity")
     return model, {"url": restored.url, **{name: getattr(position, name) for name in kept}}

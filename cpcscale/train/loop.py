@@ -148,7 +148,7 @@ class _Run:
         model = build(recipe.model, recipe.seed, offset=offset, gain=gain).to(ranks.device)
         self.step = TrainStep(model, recipe, ranks, self.total)
         if restored:
-            restore(restored, self.step.contrast, self.step.optimizer)
+            restore(restored, self.step.contrast, self.step.optimizer, self.step.ema)
             if self.position.scaler:
                 self.step.scaler.load_state_dict(self.position.scaler)
         self.validations = {name: Validation(index, recipe, ranks) for name, index in data.validation.items()}
@@ -171,7 +171,8 @@ class _Run:
 
     def update(self, batch: Batch) -> None:
         with self.meter.phase("step"):
-            self.result = self.step(batch, self.position.step)
+            scored = self._logged(self.position.step + 1)
+            self.result = self.step(batch, self.position.step, scored=scored)
         self.position.step += 1
         self.position.metrics = {}
         audio_s = self.result.samples / audio.RATE_HZ
@@ -189,7 +190,7 @@ class _Run:
             if self.window_log:
                 self.window_log.write(step, batch)
             # A checkpoint carries the metrics of its own step.
-            if self._due(self.recipe.train.log_every_steps) or self._due(self.recipe.checkpoint.every_steps):
+            if self._logged(step):
                 values = scores(self.result, self.ranks) | self.meter.lap()
                 values["audio_hours"] = self.position.audio_s / 3600
                 values |= self._traffic()
@@ -218,7 +219,8 @@ class _Run:
             self.position.scaler = self.step.scaler.state_dict()
             self._settle()
             if self.saver:
-                self.saver.save(tensors_of(self.step.contrast, self.step.optimizer), self.position)
+                tensors = tensors_of(self.step.contrast, self.step.optimizer, self.step.ema)
+                self.saver.save(tensors, self.position)
                 if len(self.position.bad_windows) > known:
                     self.observer.quarantined(self.position.bad_windows)
 
@@ -290,8 +292,14 @@ class _Run:
         if self.ranks.first:
             self.observer.metrics(self.position.step, values)
 
-    def _due(self, every: int) -> bool:
-        return self.position.step % every == 0 or self.position.step == self.total
+    def _logged(self, step: int) -> bool:
+        return any(
+            self._due(every, step) for every in (self.recipe.train.log_every_steps, self.recipe.checkpoint.every_steps)
+        )
+
+    def _due(self, every: int, step: int | None = None) -> bool:
+        step = self.position.step if step is None else step
+        return step % every == 0 or step == self.total
 
     def _gather_bad(self) -> None:
         """The bad windows of all ranks since the last time, into the position."""

@@ -37,7 +37,7 @@ class OptimConfig:
     clip_norm: float = 0.0
     # Factor of the rate for the encoder's parameters; 0 freezes them.
     encoder_rate: float = 1.0
-    # Whether biases and the weights of norms decay like all others.
+    # Whether biases, the weights of norms and a learnt temperature decay like all others.
     decay_norms_and_biases: bool = True
     # What the running mean of the weights keeps at each update (see Ema); 0: there is none.
     ema_decay: float = 0.0
@@ -69,10 +69,13 @@ def build(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Every parameter once, those alike in rate and weight decay together, as an optimiser takes them."""
+    """Every parameter once, those alike in rate and weight decay together, as an optimiser takes them.
+
+    The encoder is the part of that name, at whatever depth; norms and biases are what has fewer than two dimensions.
+    """
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        factor = config.encoder_rate if name.startswith("encoder.") else 1.0
+        factor = config.encoder_rate if "encoder" in name.split(".") else 1.0
         decays = config.decay_norms_and_biases or parameter.ndim > 1
         found.setdefault((factor, config.weight_decay if decays else 0.0), []).append(parameter)
     return [

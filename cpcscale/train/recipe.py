@@ -12,6 +12,7 @@ from cpcscale.model.cpc import ModelConfig
 from cpcscale.objective.infonce import InfoNCEConfig
 from cpcscale.stream.feed import FeedConfig
 from cpcscale.stream.window import WindowConfig
+from cpcscale.train.augment import AugmentConfig
 from cpcscale.train.optim import OptimConfig
 
 
@@ -75,6 +76,7 @@ class Recipe:
     feed: FeedConfig = field(default_factory=FeedConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: InfoNCEConfig = field(default_factory=InfoNCEConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -96,5 +98,8 @@ class Recipe:
     def identity(self) -> dict[str, Any]:
         """What may not change when a run goes on: all that its coming batches and updates are a function of."""
         train = {name: getattr(self.train, name) for name in ("batch", "lanes")}
-        parts = {name: dataclasses.asdict(getattr(self, name)) for name in ("window", "model", "objective", "optim")}
+        parts = {
+            name: dataclasses.asdict(getattr(self, name))
+            for name in ("window", "model", "objective", "augment", "optim")
+        }
         return {"seed": self.seed, "train": train, **parts}

@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cpcscale.account import Account
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC
 from cpcscale.objective.infonce import InfoNCEConfig, Latents, Pool, Sums, added, comparable, content, counts, infonce
 from cpcscale.objective.negatives import Scope
 from cpcscale.stream.draft import Batch
 from cpcscale.train import optim
+from cpcscale.train.augment import augmented
+from cpcscale.train.ema import Ema
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 
@@ -57,8 +60,9 @@ class Contrast(nn.Module):
             self.register_buffer("log_scale", log_scale)
         self.to(model.gain.device)
 
-    def forward(self, wave_BS: Tensor) -> Made:
-        z_BTC, c_BTD = self.model.features(wave_BS)
+    def forward(self, wave_BS: Tensor, past_BS: Tensor | None = None) -> Made:
+        """`past_BS` is what contexts hear, where that is not the wave itself."""
+        z_BTC, c_BTD = self.model.features(wave_BS, past_BS)
         predictions_BTKC = self.model.predictor(c_BTD)
         with torch.autocast(wave_BS.device.type, enabled=False):
             return *comparable(z_BTC, predictions_BTKC, self.config), self.log_scale.exp()
@@ -66,9 +70,13 @@ class Contrast(nn.Module):
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of a batch on the device: float wave_BS in [-1, 1), int64 the rest; `content_BT` when scores are wanted."""
+    """Rows of a batch on the device: float waves in [-1, 1), int64 the rest.
+
+    `past_BS` is the augmented wave, where there is one; `content_BT` what frames hold, when scores are wanted.
+    """
 
     wave_BS: Tensor
+    past_BS: Tensor | None
     frames_B: Tensor
     key_B: Tensor
     group_B: Tensor
@@ -76,7 +84,9 @@ class _Rows:
 
     def __getitem__(self, piece: slice) -> _Rows:
         content_BT = None if self.content_BT is None else self.content_BT[piece]
-        return _Rows(self.wave_BS[piece], self.frames_B[piece], self.key_B[piece], self.group_B[piece], content_BT)
+        past_BS = None if self.past_BS is None else self.past_BS[piece]
+        keys = self.frames_B[piece], self.key_B[piece], self.group_B[piece]
+        return _Rows(self.wave_BS[piece], past_BS, *keys, content_BT)
 
     def latents(self, made: Made) -> Latents:
         """These rows for the objective, cut off from the graph."""
@@ -85,7 +95,7 @@ class _Rows:
 
 
 class TrainStep:
-    """Makes the `total` updates of a run. Its state is the model, the optimiser and the loss scale.
+    """Makes the `total` updates of a run. Its state is the model, the optimiser, the loss scale and the mean weights.
 
     The loss is that of the global batch: counts follow from lengths alone and are summed over ranks before the forward
     pass, so each micro-batch's share of the loss is weighted right away and its gradients only ever add up. Where
@@ -102,15 +112,20 @@ class TrainStep:
         self.contrast = Contrast(model, recipe.objective)
         self.optimizer = optim.build(self.contrast, recipe.optim)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision == "fp16")
+        self.ema = Ema(model, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
         self._module = ranks.wrapped(self.contrast)
         self._dtype = _DTYPES[precision]
+        # Seconds by phase: copy, forward, objective, backward, optimiser; of what a GPU does, the time to ask for it.
+        self.account = Account()
 
     def __call__(self, batch: Batch, step: int, *, scored: bool = True) -> StepResult:
         """One update from this rank's rows of the global batch; skipped on all ranks when it is not finite.
 
         Correct predictions and false negatives are counted when the step is `scored`.
         """
-        rows = self._moved(batch, scored)
+        self.account.mark("between")
+        rows = self._moved(batch, scored, past=self.recipe.augment.past)
+        self.account.mark("copy")
         local = torch.tensor([batch.samples_B.sum(), len(batch.bad)], device=rows.frames_B.device)
         totals = self.ranks.sum(torch.cat([counts(rows.frames_B, self.recipe.model.predictor.steps), local]))
         count_K, (samples, bad) = totals[:-2], totals[-2:].tolist()
@@ -121,7 +136,12 @@ class TrainStep:
         # A global batch without one valid prediction has nothing to learn from, which is no fault.
         skipped = not bool(count_K.any())
         nonfinite = not skipped and not self._update(step)
+        self.account.mark("optimiser")
         return StepResult(sums, count_K, samples, bad, skipped or nonfinite, nonfinite)
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block the network has the weights that are scored: their running mean, where there is one."""
+        return self.ema.applied() if self.ema else contextlib.nullcontext()
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> StepResult:
@@ -130,7 +150,7 @@ class TrainStep:
         Negatives are each prediction's own and from its utterance, whatever the run trains with, so that scores do not
         depend on how rows are shared and runs compare.
         """
-        rows = self._moved(batch, scored=True)
+        rows = self._moved(batch, scored=True, past=False)
         with self._autocast():
             latents = rows.latents(self.contrast(rows.wave_BS))
         sums, _ = infonce(latents, replace(self.recipe.objective, scope="utterance", draw="each"))
@@ -141,10 +161,13 @@ class TrainStep:
         for piece, last in self._pieces(rows):
             with self._gradients_stay(last):
                 with self._autocast():
-                    made = self._module(piece.wave_BS)
+                    made = self._module(piece.wave_BS, piece.past_BS)
+                self.account.mark("forward")
                 sums, gradients = infonce(piece.latents(made), self.recipe.objective, weight_K=weight_K)
+                self.account.mark("objective")
                 assert gradients is not None
                 _back(made, (gradients.z_BTC, gradients.predictions_BTKC, gradients.scale))
+            self.account.mark("backward")
             yield sums
 
     def _by_pool(self, rows: _Rows, weight_K: Tensor) -> Iterator[Sums]:
@@ -153,10 +176,12 @@ class TrainStep:
         made = [self._made(piece, graph=once) for piece, _ in pieces]
         whole = torch.cat([z_BTC for z_BTC, _, _ in made]), torch.cat([p_BTKC for _, p_BTKC, _ in made]), made[0][2]
         latents = rows.latents(whole)
+        self.account.mark("forward")
         pool, own = self._pool(rows, latents.z_BTC)
         sums, gradients = infonce(latents, self.recipe.objective, pool=pool, weight_K=weight_K)
         assert gradients is not None and gradients.pool_RTC is not None
         gradients.z_BTC.add_(self.ranks.sum(gradients.pool_RTC)[own])
+        self.account.mark("objective")
         start = 0
         for (piece, last), kept in zip(pieces, made, strict=True):
             part = slice(start, start + len(piece.wave_BS))
@@ -166,6 +191,7 @@ class TrainStep:
                 scale = gradients.scale if last else torch.zeros_like(gradients.scale)
                 _back(again, (gradients.z_BTC[part], gradients.predictions_BTKC[part], scale))
             start = part.stop
+        self.account.mark("backward")
         yield sums
 
     def _at_once(self) -> bool:
@@ -176,7 +202,7 @@ class TrainStep:
 
     def _made(self, piece: _Rows, *, graph: bool) -> Made:
         with torch.set_grad_enabled(graph), self._autocast():
-            return cast(Made, (self._module if graph else self.contrast)(piece.wave_BS))
+            return cast(Made, (self._module if graph else self.contrast)(piece.wave_BS, piece.past_BS))
 
     def _pool(self, rows: _Rows, z_BTC: Tensor) -> tuple[Pool, slice]:
         """The latents of the global batch, and which of its rows are this rank's."""
@@ -200,17 +226,22 @@ class TrainStep:
         finite = bool(norm.isfinite())
         if finite:
             self.scaler.step(self.optimizer)
+            if self.ema:
+                self.ema.update()
         self.scaler.update()
         return finite or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1)
 
-    def _moved(self, batch: Batch, scored: bool) -> _Rows:
+    @torch.no_grad()
+    def _moved(self, batch: Batch, scored: bool, past: bool) -> _Rows:
         """The rows on the device; the wave travels as int16."""
         device, hop = self.ranks.device, self.model.hop_samples
-        wave_BS = torch.from_numpy(batch.wave_BS).to(device, non_blocking=True)
-        frames_B = torch.from_numpy(batch.samples_B // hop).to(device)
+        whole_BS = torch.from_numpy(batch.wave_BS).to(device, non_blocking=True)
+        samples_B = torch.from_numpy(batch.samples_B).to(device)
         key_B, group_B = torch.from_numpy(batch.key_B).to(device), torch.from_numpy(batch.group_B).to(device)
-        content_BT = content(wave_BS, wave_BS.shape[1] // hop) if scored else None
-        return _Rows(wave_BS.float() / 32768, frames_B, key_B, group_B, content_BT)
+        content_BT = content(whole_BS, whole_BS.shape[1] // hop) if scored else None
+        wave_BS = whole_BS.float() / 32768
+        past_BS = augmented(wave_BS, key_B, samples_B, self.recipe.augment) if past else None
+        return _Rows(wave_BS, past_BS, samples_B // hop, key_B, group_B, content_BT)
 
     def _pieces(self, rows: _Rows) -> Iterator[tuple[_Rows, bool]]:
         """(micro-batch, whether it is the last)."""

@@ -35,7 +35,8 @@ class Validation:
         zero_K = torch.zeros(self._steps, dtype=torch.int64, device=self._ranks.device)
         # In double precision, so that the number of batches does not show. A rank may have none.
         whole = StepResult(Sums(zero_K.double(), zero_K, zero_K.double()), zero_K)
-        for batch in self._batches:
-            part = step.evaluate(batch)
-            whole = StepResult(added([whole.sums, part.sums]), whole.count_K + part.count_K)
+        with step.averaged():
+            for batch in self._batches:
+                part = step.evaluate(batch)
+                whole = StepResult(added([whole.sums, part.sums]), whole.count_K + part.count_K)
         return scores(whole, self._ranks, counted=False)

@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.publish import IndexWriter, exclude
 from cpcscale.shards.rows import ShardEntry
 from cpcscale.stream import window
+from cpcscale.train.checkpoint import load_encoder, read
 from cpcscale.train.files import MARKER
 from cpcscale.train.ledger import Holder, Ledger
 from cpcscale.train.loop import Data, pretrain
@@ -102,6 +104,26 @@ def test_a_run_interrupted_at_any_step_gives_the_losses_and_batches_of_an_undist
     assert resumed["loss"] == pytest.approx(summary["loss"], abs=1e-6)
     assert resumed["audio_s"] == pytest.approx(summary["audio_s"])
     assert speech.ids(tmp_path / "run.jsonl") == speech.ids(folder.with_suffix(".jsonl"))
+
+
+def test_mean_weights_a_learnt_temperature_and_a_falling_rate_go_on_as_if_nothing_had_happened(shards, tmp_path):
+    keys = {"optim__ema_decay": 0.9, "optim__schedule": "cosine", "objective__score": "cosine"}
+    keys |= {"objective__learn_temperature": True, "objective__temperature": 0.1}
+    summaries = []
+    for name, stop_at in (("whole", 0), ("killed", 5)):
+        recipe = short(tmp_path / name, **keys)
+        if stop_at:
+            with pytest.raises(speech.Killed):
+                run(recipe, shards, tmp_path / name, speech.Watcher(stop_at))
+        summaries.append(run(recipe, shards, tmp_path / name)[0])
+    one, other = (read(summary["checkpoint"]).tensors for summary in summaries)
+    assert set(one) == set(other) == {"model", "objective", "optimizer", "ema"}
+    for part in one:
+        torch.testing.assert_close(other[part], one[part], rtol=0, atol=1e-6)
+    assert one["objective"]["log_scale"] != -math.log(0.1), "it is learnt"
+    kept = load_encoder(summaries[0]["checkpoint"])[0].state_dict()
+    assert all(torch.equal(kept[name], one["ema"][f"module.{name}"]) for name in kept)
+    assert any(not torch.equal(kept[name], one["model"][name]) for name in kept)
 
 
 def test_half_a_line_that_a_killed_run_left_among_the_ids_is_dropped(undisturbed, shards, tmp_path):

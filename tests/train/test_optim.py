@@ -34,6 +34,15 @@ class Small(nn.Module):
         return self.predictor(self.context(self.encoder(wave_BS.unsqueeze(1)).transpose(1, 2))[0])
 
 
+class Wrapped(nn.Module):
+    """A model one level down, beside a scalar that is learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Small()
+        self.log_scale = nn.Parameter(torch.tensor(0.5))
+
+
 def loss(model: nn.Module, step: int) -> torch.Tensor:
     """A loss of no meaning, another one at each step."""
     wave_BS = torch.randn(2, 20, generator=torch.Generator().manual_seed(step))
@@ -146,7 +155,7 @@ def test_a_choice_that_there_is_not_is_refused(text):
 @pytest.mark.parametrize("decays", [True, False])
 def test_every_parameter_is_in_one_group_with_its_own_rate_and_decay(encoder_rate, decays):
     spec = OptimConfig(encoder_rate=encoder_rate, decay_norms_and_biases=decays, weight_decay=0.1)
-    for model in (Small(), build(ModelConfig(), 0)):
+    for model in (Small(), Wrapped(), build(ModelConfig(), 0)):
         settings = {
             parameter: (group["rate_factor"], group["weight_decay"])
             for group in groups(model, spec)
@@ -155,7 +164,7 @@ def test_every_parameter_is_in_one_group_with_its_own_rate_and_decay(encoder_rat
         assert sum(len(group["params"]) for group in groups(model, spec)) == len(settings)
         assert settings == {
             parameter: (
-                encoder_rate if name.split(".")[0] == "encoder" else 1.0,
+                encoder_rate if name.removeprefix("model.").startswith("encoder.") else 1.0,
                 0.1 if decays or parameter.ndim > 1 else 0.0,
             )
             for name, parameter in model.named_parameters()
@@ -167,6 +176,14 @@ def test_by_default_there_is_one_group_in_the_order_of_the_model():
     model = build(ModelConfig(), 0)
     (group,) = groups(model, OptimConfig())
     assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in model.parameters()]
+
+
+def test_a_learnt_scalar_is_updated_like_the_rest():
+    model = Wrapped()
+    optimizer = optim.build(model, OptimConfig(learning_rate=0.01))
+    (loss(model.model, 0) * model.log_scale).backward()
+    optimizer.step()
+    assert abs(model.log_scale.item() - 0.5) == pytest.approx(0.01, rel=1e-4)
 
 
 def test_an_encoder_rate_of_0_freezes_the_encoder_and_nothing_else():

@@ -33,10 +33,14 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+AUGMENTED = {"augment__past": True, "augment__noise_p": 0.9, "augment__reverb_p": 0.9, "augment__band_drop_p": 0.9}
+
+
+@pytest.mark.parametrize("keys", [{}, AUGMENTED, AUGMENTED | {"objective__scope": "batch"}])
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 5, 8, 100])
-def test_loss_and_gradient_do_not_depend_on_micro_batches(micro_batch):
+def test_loss_and_gradient_do_not_depend_on_micro_batches(micro_batch, keys):
     """To 1e-5 of the largest gradient of each parameter: fp32 sums in another order."""
-    whole, split = step_of(speech.recipe()), step_of(speech.recipe(train__micro_batch=micro_batch))
+    whole, split = step_of(speech.recipe(**keys)), step_of(speech.recipe(train__micro_batch=micro_batch, **keys))
     one, other = (step(batches.made(), 0) for step in (whole, split))
     torch.testing.assert_close(other.sums.loss_K, one.sums.loss_K, rtol=1e-5, atol=0)
     assert other.sums.correct_K.tolist() == one.sums.correct_K.tolist()
@@ -141,6 +145,18 @@ def test_evaluation_gives_the_same_sums_and_changes_nothing():
     torch.testing.assert_close(evaluated.sums.loss_K, trained.sums.loss_K, rtol=1e-6, atol=0)
     assert evaluated.sums.correct_K.tolist() == trained.sums.correct_K.tolist()
     assert evaluated.count_K.tolist() == trained.count_K.tolist()
+
+
+def test_augmentation_changes_what_contexts_hear_and_nothing_that_is_scored_held_out():
+    plainly, quiet, loud = (
+        step_of(speech.recipe(**keys))
+        for keys in ({}, dict.fromkeys(AUGMENTED, 0) | {"augment__past": True, "augment__time_drop_p": 0}, AUGMENTED)
+    )
+    heard = [step.evaluate(batches.made()).sums.loss_K for step in (plainly, loud)]
+    torch.testing.assert_close(heard[0], heard[1], rtol=0, atol=0)
+    one, same, other = (step(batches.made(), 0).sums.loss_K for step in (plainly, quiet, loud))
+    torch.testing.assert_close(one, same)
+    assert not torch.allclose(one, other)
 
 
 def test_scores_are_means_over_k_of_means_over_predictions():
