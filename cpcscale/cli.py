@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _audit(options)
             case "pretrain":
                 _pretrain(options)
+            case "checkpoint":
+                return _checkpoint(options)
             case "finetune":
                 _finetune(options)
             case "sweep":
@@ -86,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     verbs.choices["pretrain"].add_argument(
         "--take-over", action="store_true", help="go on with a run that another driver holds, and stop that one"
     )
+    checkpoint = verbs.add_parser(
+        "checkpoint", help="a pretraining's checkpoints -> which there are, and whether whole"
+    )
+    checkpoint.add_argument("what", choices=("ls", "show", "verify"))
+    checkpoint.add_argument("path", help="run_dir of a pretraining, or one of its checkpoints/step-* folders")
     compare = verbs.add_parser("compare", help="tracked runs -> table and one HTML page")
     compare.add_argument("--format", choices=("table", "json", "csv"), default="table")
     compare.add_argument("--html", metavar="PATH", help="also write one self-contained page with plots")
@@ -197,6 +204,29 @@ def _pretrain(options: argparse.Namespace) -> None:
         detail = f"; k=1..{len(by_step)}: {' '.join(by_step)}" if by_step else ""
         print(f"  {name:14} mean {scores['accuracy_mean']:.3f}, loss {scores['loss']:.3f}{detail}")
     print(f"  checkpoint {storage.shown(summary['checkpoint'])}\n  MLflow run {summary['run_id']}")
+
+
+def _checkpoint(options: argparse.Namespace) -> int:
+    from cpcscale.report import checkpoints as report
+    from cpcscale.train import look
+
+    if options.overrides:
+        raise UserError(f"`checkpoint {options.what}` takes a path and no settings such as {options.overrides[0]}")
+    match options.what:
+        case "ls":
+            values = look.listed(options.path)
+            lines = report.list_lines(values)
+        case "show":
+            values = look.shown(options.path)
+            lines = report.show_lines(values)
+        case _:
+            values = look.verified(options.path)
+            lines = report.verify_lines(values)
+    if options.json:
+        _emit(values)
+    else:
+        print("\n".join(lines))
+    return 0 if values.get("ok", True) else 1
 
 
 def _finetune(options: argparse.Namespace) -> None:

@@ -16,6 +16,11 @@ from typing import Any
 import psutil
 import speech
 
+from cpcscale import config
+from cpcscale.cluster.pretrain import PretrainConfig
+from cpcscale.train.loop import pretrain
+from cpcscale.train.ranks import Ranks
+
 CONFIG = str(Path(__file__).parents[1] / "configs" / "pretrain" / "quickstart.yaml")
 STEPS, EVERY = 60, 5
 WAIT_S = 300
@@ -30,14 +35,24 @@ def arguments(shards: Path, folder: Path, name: str, workers: int, feed: str = "
     return [f"workers={workers}", f"feed.kind={feed}", *places, *tiny, *cadence]
 
 
+def undisturbed(shards: Path, folder: Path) -> tuple[dict[str, Any], dict[int, float]]:
+    """(summary, loss by step) of a run `whole` of the same config in this process, without Ray."""
+    recipe, watcher = (
+        config.load(PretrainConfig, CONFIG, arguments(shards, folder, "whole", workers=1)),
+        speech.Watcher(),
+    )
+    summary = pretrain(recipe, speech.data(shards, validate=True), recipe.run_dir, Ranks.current(), watcher)
+    return summary, watcher.losses
+
+
 class Command:
     """One `cpcscale pretrain --json` in a process group of its own, its output in files; `more` arguments come last."""
 
     def __init__(
         self, shards: Path, folder: Path, name: str, workers: int, feed: str = "threads", more: Sequence[str] = ()
     ) -> None:
-        self.run_dir, self.ids = folder / name, folder / f"{name}.jsonl"
-        self._output = folder / f"{name}.{workers}.{time.monotonic_ns()}"
+        self.run_dir = folder / name
+        self._output = folder / f"{name}-{workers}-{time.monotonic_ns()}"
         overrides = [*arguments(shards, folder, name, workers, feed), *more]
         self.ids = next(Path(each.partition("=")[2]) for each in reversed(overrides) if "log_window_ids" in each)
         command = [sys.executable, "-m", "cpcscale", "pretrain", CONFIG, *overrides]

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ def contents(tensors: Tensors, position: Position, spec: object) -> dict[str, by
         "saved_at_s": time.time(),
         "config": config.to_dict(spec),
         "config_hash": config.digest(spec),
-        "position": asdict(position),
+        "position": vars(position),
     }
     found = {f"{name}{TENSORS}": save_tensors(dict(part)) for name, part in tensors.items()}
     return {**found, STATE: json.dumps(state).encode()}

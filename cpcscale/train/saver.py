@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,7 +46,15 @@ class Snapshot:
             # A GPU copies beside its other work into pinned memory alone.
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._buffers[part, name] = buffer
-        return buffer.copy_(tensor.detach(), non_blocking=True)
+        if tensor.is_cuda:
+            return buffer.copy_(tensor.detach(), non_blocking=True)
+        # By this thread alone: a copy of torch's waits for all of its threads, on a busy machine for 100 ms and more.
+        np.copyto(_bytes(buffer), _bytes(tensor.detach().contiguous()))
+        return buffer
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    return np.asarray(tensor.view(-1).view(torch.uint8).numpy())
 
 
 class Saver:

@@ -13,15 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import commands
 import mlflow
 import pytest
 import speech
-from commands import CONFIG, EVERY, STEPS, Command, arguments
-
-from cpcscale import config
-from cpcscale.cluster.pretrain import PretrainConfig
-from cpcscale.train.loop import pretrain
-from cpcscale.train.ranks import Ranks
+from commands import EVERY, STEPS, Command
 
 # Killed after this step, with so many workers.
 KILLS = ((13, 2), (27, 1), (41, 2))
@@ -53,9 +49,8 @@ class Drill:
 
 @pytest.fixture(scope="module")
 def drill(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Drill:
-    folder, watcher = tmp_path_factory.mktemp("kill"), speech.Watcher()
-    recipe = config.load(PretrainConfig, CONFIG, arguments(shards, folder, "whole", workers=1))
-    undisturbed = pretrain(recipe, speech.data(shards, validate=True), recipe.run_dir, Ranks.current(), watcher)
+    folder = tmp_path_factory.mktemp("kill")
+    undisturbed, losses = commands.undisturbed(shards, folder)
     killed_at, run_ids = [], []
     for step, workers in KILLS:
         command = Command(shards, folder, "killed", workers)
@@ -64,7 +59,7 @@ def drill(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Drill:
         run_ids.append(json.loads((command.run_dir / "run.json").read_text())["run_id"])
     last = Command(shards, folder, "killed", workers=3, feed="actors")
     disturbed = last.stated()
-    return Drill(folder, undisturbed, watcher.losses, disturbed, killed_at, run_ids, last.errors())
+    return Drill(folder, undisturbed, losses, disturbed, killed_at, run_ids, last.errors())
 
 
 def test_the_drill_killed_in_mid_run(drill):

@@ -1,0 +1,78 @@
+"""What `cpcscale checkpoint` prints: a few lines for a person, out of the same values as its JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cpcscale import storage
+from cpcscale.progress import duration
+
+
+def list_lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of `train.look.listed`."""
+    rows = values["checkpoints"]
+    width = max(len(row["folder"]) for row in rows)
+    yield f"{'checkpoint':{width}} {'step':>9} {'audio h':>9} {'held-out':>9} {'MB':>9}  age"
+    for row in rows:
+        cells = (
+            _figure(row["audio_hours"], "{:,.2f}"),
+            _figure(row["heldout_loss"], "{:.3f}"),
+            _figure(row["bytes"] and row["bytes"] / 1e6, "{:,.1f}"),
+        )
+        age = "" if row["age_s"] is None else duration(row["age_s"])
+        marks = [name for name in ("newest", "best") if row[name]]
+        if row["why"]:
+            marks.append(f"torn: {row['why']}" if row["published"] else row["why"])
+        line = f"{row['folder']:{width}} {row['step']:>9,} " + " ".join(f"{cell:>9}" for cell in cells)
+        yield f"{line}  {age:10} {', '.join(marks)}".rstrip()
+
+
+def verify_lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of `train.look.verified`, what is torn last."""
+    torn = {folder: wrong for folder, wrong in values["checkpoints"].items() if wrong}
+    yield (
+        f"verified {len(values['checkpoints'])} checkpoint(s) at {storage.shown(values['path'])}, every byte: "
+        f"{f'{len(torn)} torn' if torn else 'all whole'}"
+    )
+    yield from (f"  {folder}: {', '.join(wrong)}" for folder, wrong in torn.items())
+
+
+def show_lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of `train.look.shown`."""
+    position = values["position"]
+    hours = position["audio_s"] / 3600
+    yield f"{storage.shown(values['checkpoint'])}: step {position['step']:,}, {hours:,.2f} h of audio"
+    yield f"  fingerprint  {position['fingerprint']}"
+    yield f"  config       {values['config_hash']}"
+    counts = {
+        "updates skipped": position["skipped"],
+        "not finite": position["nonfinite"],
+        "bad windows": position["bad"],
+    }
+    yield "  position     " + ", ".join(
+        [f"{len(position['cursors'])} lanes", *(f"{count:,} {name}" for name, count in counts.items())]
+    )
+    metrics = {name: value for name, value in position["metrics"].items() if not name.rpartition("_k")[2].isdigit()}
+    yield "  metrics      " + (
+        ", ".join(f"{name}={value:.4g}" for name, value in metrics.items()) or "none of this step"
+    )
+    yield "  identity     what may not change when the run goes on"
+    yield from (f"    {key}={value}" for key, value in _flat(position["identity"]))
+    for part, tensors in values["tensors"].items():
+        numbers = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+        yield f"  {part:12} {len(tensors)} tensors, {numbers:,} numbers"
+        yield from (f"    {name}  {tensor['dtype']} {tensor['shape']}" for name, tensor in tensors.items())
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,116 @@
+"""Two live drivers on one run, through the real command line and Ray: the one that is overtaken adds nothing more.
+
+The first is stopped in mid-run with all its processes, as a machine that hangs; a second start is refused, one with
+--take-over goes on to the end; then the first wakes up. An undisturbed run says what has to come out.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import commands
+import mlflow
+import psutil
+import pytest
+import speech
+from commands import EVERY, STEPS, WAIT_S, Command
+from trees import contents
+
+STOP = 23
+
+
+@dataclass
+class Drill:
+    folder: Path
+    undisturbed: dict[str, Any]
+    losses: dict[int, float]
+    stated: dict[str, Any]
+    first: Command
+    second: Command
+    refused: Command
+    # The files of the run's folder, by a digest of each, before the first driver woke up and after it had ended.
+    before: dict[str, str]
+    after: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def drill(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
+    folder = tmp_path_factory.mktemp("two")
+    undisturbed, losses = commands.undisturbed(shards, folder)
+    first = Command(shards, folder, "run", workers=2)
+    first.reach(STOP)
+    stopped = first.tree()
+    try:
+        commands.send(stopped, signal.SIGSTOP)
+        refused = Command(shards, folder, "run", workers=1)
+        assert refused.process.wait(WAIT_S) == 2, refused.errors()
+        more = ["--take-over", f"train.log_window_ids={folder}/second.jsonl"]
+        second = Command(shards, folder, "run", workers=1, more=more)
+        stated = second.stated()
+        before = contents(folder / "run")
+        commands.send(stopped, signal.SIGCONT)
+        first.process.wait(WAIT_S)
+        _, living = psutil.wait_procs(stopped[1:], timeout=60)
+        assert not living
+        yield Drill(folder, undisturbed, losses, stated, first, second, refused, before, contents(folder / "run"))
+    finally:
+        commands.send(stopped, signal.SIGKILL)
+
+
+def test_a_second_start_is_refused_with_who_holds_the_run_and_the_way_out(drill):
+    [line] = drill.refused.errors().splitlines()
+    assert line.startswith("cpcscale: error: ")
+    assert f"is held by pid {drill.first.process.pid} on " in line
+    assert "give --take-over" in line
+
+
+def test_the_driver_that_was_overtaken_ends_in_one_line_that_names_the_other(drill):
+    assert drill.first.process.returncode == 2
+    assert drill.first.output() == ""
+    *notes, last = drill.first.errors().splitlines()
+    assert last.startswith("cpcscale: error: ")
+    assert f"was taken over by pid {drill.second.process.pid} on " in last
+    assert "Traceback" not in drill.first.errors()
+    assert not [line for line in notes if "error" in line]
+
+
+def test_it_adds_nothing_to_the_run_after_it_woke_up(drill):
+    assert drill.after == drill.before
+
+
+def test_only_valid_checkpoints_and_nothing_half_written_is_in_the_folder(drill):
+    run = drill.folder / "run"
+    assert [step for step, _ in checkpoints.whole(run)] == checkpoints.steps(run)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {name for _, name in checkpoints.whole(run)}
+    assert not [path for path in run.rglob("*") if path.name.endswith(".tmp") or path.name.startswith("alive-")]
+    assert Path(drill.stated["checkpoint"]).name == checkpoints.whole(run)[-1][1]
+
+
+def test_the_second_goes_on_from_the_last_checkpoint_of_the_first_and_ends_like_an_undisturbed_run(drill):
+    at = next(line for line in drill.second.errors().splitlines() if "going on from" in line)
+    begun = int(at.rpartition("step ")[2].split()[0])
+    assert begun in (STOP // EVERY * EVERY, STOP // EVERY * EVERY - EVERY)
+    for name in ("loss", "accuracy_mean", "audio_s"):
+        assert drill.stated[name] == pytest.approx(drill.undisturbed[name], abs=1e-5), name
+    expected = speech.ids(drill.folder / "whole.jsonl")
+    first = speech.ids(drill.first.ids)
+    second = {line["step"]: line["ids"] for line in map(json.loads, drill.second.ids.read_text().splitlines())}
+    assert list(second) == list(range(begun + 1, STEPS + 1))
+    assert {step: ids for step, ids in first.items() if step <= begun} | second == expected
+    assert first.items() <= expected.items()
+
+
+def test_the_tracked_run_holds_every_step_once_and_says_that_it_finished(drill):
+    client = mlflow.MlflowClient(f"sqlite:///{drill.folder}/mlflow.db")
+    run = client.get_run(drill.stated["run_id"])
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [record.step for record in history] == list(range(1, STEPS + 1))
+    losses = [drill.losses[record.step] for record in history]
+    assert [record.value for record in history] == pytest.approx(losses, abs=1e-5)
