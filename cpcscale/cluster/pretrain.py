@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -32,6 +33,8 @@ from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
+
+_RAY = "ray-"
 
 
 @dataclass(kw_only=True)
@@ -85,6 +88,7 @@ def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, An
         raise UserError(f"run_dir={storage.shown(config.run_dir)} is a file: name a folder for the run")
     # A set that is there is refused before Ray starts, one that is packed first after it.
     data = None if config.data.audio else _checked_data(config)
+    origin = _origin(config)
     before = free(Ledger(config.run_dir), take_over=take_over, say=_say)
     session.connect(config.workers + feeder_cores(config))
     use_gpu = _use_gpu(config)
@@ -93,20 +97,32 @@ def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, An
         data = _checked_data(config)
     gone = before.holder.id if before.holder else ""
     with hold(config.run_dir, config.lease, take_over=take_over, say=_say, gone=gone) as lease:
-        return _tracked(config, data.train.fingerprint, use_gpu, lease)
+        return _tracked(config, data.train.fingerprint, origin, use_gpu, lease)
 
 
 def _say(text: str) -> None:
     note(f"pretrain: {text}")
 
 
-def _tracked(config: PretrainConfig, fingerprint: str, use_gpu: bool, lease: Lease) -> dict[str, Any]:
+def _origin(config: PretrainConfig) -> dict[str, str]:
+    """Tags that say whose weights a new run begins with; none for a run from scratch, or that goes on."""
+    ledger = Ledger(config.run_dir)
+    begun = resume.origin(checkpoint.newest(ledger, ledger.head()), config)
+    if not begun:
+        return {}
+    return {f"cpcscale.init_{name}": str(begun[1][name]) for name in ("url", "step", "fingerprint")}
+
+
+def _tracked(
+    config: PretrainConfig, fingerprint: str, origin: Mapping[str, str], use_gpu: bool, lease: Lease
+) -> dict[str, Any]:
+    own = {"cpcscale.config_hash": configs.digest(config), "cpcscale.fingerprint": fingerprint}
     tracker = Tracker.start(
         config.tracking,
         kind="pretrain",
         name=config.name,
         run_dir=config.run_dir,
-        tags=environment_tags() | {"cpcscale.config_hash": configs.digest(config), "cpcscale.fingerprint": fingerprint},
+        tags=environment_tags() | own | dict(origin),
         params=configs.flat(config),
         allowed=lease.held,
     )
@@ -132,7 +148,9 @@ def _fit(config: PretrainConfig, fingerprint: str, use_gpu: bool, tracker: Track
     from cpcscale.cluster.mailbox import Delivery, Mailbox
 
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-    ray_folder = storage.join(config.run_dir, "ray")
+    # A driver that was overtaken may be at work in its own still.
+    ray_folder = storage.join(config.run_dir, f"{_RAY}{holder}")
+    _remove_ray_folders(config.run_dir)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"config": config, "mailbox": mailbox, "fingerprint": fingerprint, "holder": holder},
@@ -163,6 +181,14 @@ def _fit(config: PretrainConfig, fingerprint: str, use_gpu: bool, tracker: Track
     if error:
         raise UserError(error)
     return dict(summary)
+
+
+def _remove_ray_folders(run_dir: str) -> None:
+    """Removes what drivers that were killed have left of Ray Train's."""
+    local = storage.local_path(run_dir)
+    names = [path.name for path in local.iterdir()] if local else storage.list_files(run_dir)
+    for name in {name.partition("/")[0] for name in names if name.startswith(_RAY)}:
+        storage.remove(storage.join(run_dir, name))
 
 
 def _work(spec: dict[str, Any]) -> None:
@@ -285,4 +311,5 @@ def _absolute(config: PretrainConfig) -> PretrainConfig:
         log.warning(
             "run_dir=%s lies in the job's temporary folder: name an absolute path or s3:// to keep it", config.run_dir
         )
-    return replace(config, run_dir=storage.absolute(config.run_dir), train=train, data=data)
+    init_from = storage.absolute(config.init_from) if config.init_from else ""
+    return replace(config, run_dir=storage.absolute(config.run_dir), init_from=init_from, train=train, data=data)

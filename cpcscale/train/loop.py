@@ -145,7 +145,11 @@ class _Run:
         self.order = resume.order_of(self.position, recipe, windows)
         self.total = resume.total_steps(recipe, self.order)
         offset, gain = data.train.wave_scale()
-        model = build(recipe.model, recipe.seed, offset=offset, gain=gain).to(ranks.device)
+        model = build(recipe.model, recipe.seed, offset=offset, gain=gain)
+        begun = resume.origin(restored, recipe)
+        if begun:
+            resume.begin(model, begun[0])
+        model.to(ranks.device)
         self.step = TrainStep(model, recipe, ranks, self.total)
         if restored:
             restore(restored, self.step.contrast, self.step.optimizer, self.step.ema)

@@ -72,6 +72,8 @@ class Recipe:
 
     # Keys the weights, the order of the data and every random choice.
     seed: int = 0
+    # A run folder or checkpoint with whose weights a new run begins, on audio of its own; empty: from scratch.
+    init_from: str = ""
     window: WindowConfig = field(default_factory=lambda: WindowConfig(kind="crop", seconds=10.0))
     feed: FeedConfig = field(default_factory=FeedConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -102,4 +104,4 @@ class Recipe:
             name: dataclasses.asdict(getattr(self, name))
             for name in ("window", "model", "objective", "augment", "optim")
         }
-        return {"seed": self.seed, "train": train, **parts}
+        return {"seed": self.seed, "init_from": self.init_from, "train": train, **parts}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from cpcscale.errors import UserError
+from cpcscale.model.cpc import CPC
 from cpcscale.shards.index import Index
 from cpcscale.stream.order import Chapter, Order
 from cpcscale.train import checkpoint
@@ -22,6 +24,31 @@ def newest(ledger: Ledger, state: State, ranks: Ranks) -> Restored | None:
     restored = checkpoint.newest(ledger, state) if ranks.first else None
     url = ranks.chosen(restored.url if restored else None)
     return read(url) if url and not restored else restored
+
+
+def origin(restored: Restored | None, recipe: Recipe) -> tuple[CPC, dict[str, Any]] | None:
+    """The network whose weights a new run begins with and what `load_encoder` says of it; None for any other run.
+
+    Raises UserError when there is none at `init_from`, or of another shape than the recipe's.
+    """
+    if restored or not recipe.init_from:
+        return None
+    network, metadata = checkpoint.load_encoder(recipe.init_from)
+    differing = list(_differing(asdict(network.config), asdict(recipe.model)))
+    if differing:
+        key, old, new = differing[0]
+        raise UserError(
+            f"init_from={recipe.init_from} has a network with model.{key}={old}, this config says {new}: keep the "
+            "network's shape, or begin from scratch"
+        )
+    return network, metadata
+
+
+def begin(model: CPC, network: CPC) -> None:
+    """Puts the weights of `network` into `model`, which keeps the level of its own audio."""
+    own = ("offset", "gain")
+    weights = {name: tensor for name, tensor in network.state_dict().items() if name not in own}
+    model.load_state_dict({**model.state_dict(), **weights})
 
 
 def position(restored: Restored | None, recipe: Recipe, index: Index, windows: np.ndarray, append: bool) -> Position:

@@ -8,6 +8,7 @@ this process and without Ray, says what has to come out: final losses agree to 1
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import commands
 import mlflow
 import pytest
 import speech
-from commands import EVERY, STEPS, Command
+from commands import EVERY, STEPS, WAIT_S, Command
+
+from cpcscale.train.ledger import Ledger
 
 # Killed after this step, with so many workers.
 KILLS = ((13, 2), (27, 1), (41, 2))
@@ -119,3 +122,17 @@ def test_nothing_of_ray_or_of_torn_writes_stays_in_the_run_folder(drill):
     assert not list(run.rglob("*.tmp"))
     assert not list(run.rglob("alive-*"))
     assert [step for step, _ in checkpoints.whole(run)] == checkpoints.steps(run)
+
+
+def test_a_run_that_is_interrupted_is_given_back_with_nothing_half_written(shards, tmp_path):
+    command = Command(shards, tmp_path, "run", workers=1)
+    command.reach(EVERY + 2)
+    command.process.send_signal(signal.SIGINT)
+    assert command.process.wait(WAIT_S) == 130
+    assert command.errors().splitlines()[-1] == "cpcscale: stopped; the same command goes on from the last checkpoint"
+    run = command.run_dir
+    assert not Ledger(str(run)).head().held
+    assert [step for step, _ in checkpoints.whole(run)] == checkpoints.steps(run) != []
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {name for _, name in checkpoints.whole(run)}
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "ledger", "run.json"}
+    assert not [path for path in run.rglob("*") if path.name.endswith(".tmp") or path.name.startswith("alive-")]

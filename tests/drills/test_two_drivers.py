@@ -1,13 +1,15 @@
 """Two live drivers on one run, through the real command line and Ray: the one that is overtaken adds nothing more.
 
 The first is stopped in mid-run with all its processes, as a machine that hangs; a second start is refused, one with
---take-over goes on to the end; then the first wakes up. An undisturbed run says what has to come out.
+--take-over takes the run; then the first wakes up and goes on until it learns of that, while the second starts its
+workers and trains to the end. An undisturbed run says what has to come out.
 """
 
 from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,9 @@ import psutil
 import pytest
 import speech
 from commands import EVERY, STEPS, WAIT_S, Command
-from trees import contents
+
+from cpcscale.train.files import numbers
+from cpcscale.train.ledger import Ledger
 
 STOP = 23
 
@@ -34,9 +38,8 @@ class Drill:
     first: Command
     second: Command
     refused: Command
-    # The files of the run's folder, by a digest of each, before the first driver woke up and after it had ended.
-    before: dict[str, str]
-    after: dict[str, str]
+    # The number of the entry by which the second took the run.
+    taken: int
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +55,24 @@ def drill(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dr
         assert refused.process.wait(WAIT_S) == 2, refused.errors()
         more = ["--take-over", f"train.log_window_ids={folder}/second.jsonl"]
         second = Command(shards, folder, "run", workers=1, more=more)
-        stated = second.stated()
-        before = contents(folder / "run")
+        taken = number_of(second, folder / "run")
         commands.send(stopped, signal.SIGCONT)
         first.process.wait(WAIT_S)
         _, living = psutil.wait_procs(stopped[1:], timeout=60)
         assert not living
-        yield Drill(folder, undisturbed, losses, stated, first, second, refused, before, contents(folder / "run"))
+        yield Drill(folder, undisturbed, losses, second.stated(), first, second, refused, taken)
     finally:
         commands.send(stopped, signal.SIGKILL)
+
+
+def number_of(command: Command, run: Path) -> int:
+    """The number of the entry by which this command took the run, once it did."""
+    deadline = time.monotonic() + WAIT_S
+    while (state := Ledger(str(run)).head()).holder.pid != command.process.pid:
+        assert command.process.poll() is None, command.errors()
+        assert time.monotonic() < deadline, command.errors()
+        time.sleep(0.1)
+    return state.number
 
 
 def test_a_second_start_is_refused_with_who_holds_the_run_and_the_way_out(drill):
@@ -80,14 +92,20 @@ def test_the_driver_that_was_overtaken_ends_in_one_line_that_names_the_other(dri
     assert not [line for line in notes if "error" in line]
 
 
-def test_it_adds_nothing_to_the_run_after_it_woke_up(drill):
-    assert drill.after == drill.before
+def test_it_adds_nothing_to_the_run_after_that(drill):
+    run = drill.folder / "run"
+    begun = Ledger(str(run)).head()
+    entries = sorted((run / "ledger").glob("*.json"))
+    holders = {json.loads(path.read_text().splitlines()[0])["state"]["holder"]["pid"] for path in entries}
+    assert holders == {drill.second.process.pid}
+    assert {numbers(each.folder)[1] for each in begun.checkpoints} == {drill.taken + 1}
 
 
 def test_only_valid_checkpoints_and_nothing_half_written_is_in_the_folder(drill):
     run = drill.folder / "run"
     assert [step for step, _ in checkpoints.whole(run)] == checkpoints.steps(run)
     assert {path.name for path in (run / "checkpoints").iterdir()} == {name for _, name in checkpoints.whole(run)}
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "ledger", "run.json"}
     assert not [path for path in run.rglob("*") if path.name.endswith(".tmp") or path.name.startswith("alive-")]
     assert Path(drill.stated["checkpoint"]).name == checkpoints.whole(run)[-1][1]
 

@@ -12,6 +12,7 @@ import speech
 import torch
 
 from cpcscale.errors import UserError
+from cpcscale.model.cpc import build
 from cpcscale.shards.index import Index
 from cpcscale.shards.publish import IndexWriter, exclude
 from cpcscale.shards.rows import ShardEntry
@@ -22,6 +23,7 @@ from cpcscale.train.ledger import Holder, Ledger
 from cpcscale.train.loop import Data, pretrain
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
+from cpcscale.train.resume import begin
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
 SUMMARY = {
@@ -124,6 +126,38 @@ def test_mean_weights_a_learnt_temperature_and_a_falling_rate_go_on_as_if_nothin
     kept = load_encoder(summaries[0]["checkpoint"])[0].state_dict()
     assert all(torch.equal(kept[name], one["ema"][f"module.{name}"]) for name in kept)
     assert any(not torch.equal(kept[name], one["model"][name]) for name in kept)
+
+
+def test_the_weights_of_another_network_come_without_its_level():
+    spec = speech.recipe().model
+    mine, theirs = build(spec, 0, offset=0.1, gain=3.0), build(spec, 1, offset=0.2, gain=9.0)
+    begin(mine, theirs)
+    assert (mine.offset.item(), mine.gain.item()) == (pytest.approx(0.1), 3.0)
+    assert all(torch.equal(one, other) for one, other in zip(mine.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_run_begins_with_the_weights_of_another(undisturbed, shards, tmp_path):
+    there, _ = load_encoder(undisturbed[0]["checkpoint"])
+    keys = {"init_from": undisturbed[2], "optim__learning_rate": 0, "optim__weight_decay": 0, "train__steps": 2}
+    summary, _ = run(short(tmp_path / "run", **keys), shards, tmp_path / "run")
+    here, _ = load_encoder(summary["checkpoint"])
+    assert all(torch.equal(tensor, there.state_dict()[name]) for name, tensor in here.state_dict().items())
+    # Once begun it goes on from its own checkpoint, wherever the other is.
+    again, _ = run(short(tmp_path / "run", **keys | {"train__steps": 4}), shards, tmp_path / "run")
+    assert again["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"init_from": "nowhere"}, "no checkpoint at nowhere"),
+        ({"model__context__width": 8}, "model.context.width=16, this config says 8: keep the network's shape"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(undisturbed, shards, tmp_path, keys, words):
+    with pytest.raises(UserError, match=words):
+        run(short(tmp_path / "run", **{"init_from": undisturbed[2], **keys}), shards, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_half_a_line_that_a_killed_run_left_among_the_ids_is_dropped(undisturbed, shards, tmp_path):
