@@ -25,6 +25,10 @@ settings.register_profile("cpcscale", deadline=None, derandomize=True, max_examp
 settings.load_profile("cpcscale")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden-write", action="store_true", help="freeze the losses of tests/golden as they are now")
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     """A running S3 server; this process and those it starts can reach it."""
