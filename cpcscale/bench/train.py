@@ -22,6 +22,7 @@ import torch
 
 from cpcscale import config
 from cpcscale.bench import corpus, plain
+from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, build
 from cpcscale.model.size import facts
 from cpcscale.objective.infonce import InfoNCEConfig, Latents, comparable, counts
@@ -57,6 +58,19 @@ class TrainBenchConfig(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         config.at_least(1, runs=self.runs, updates=self.updates)
+        model = self.model
+        kind = (
+            model.encoder.norm,
+            model.context.kind,
+            model.context.layers,
+            model.predictor.kind,
+            self.objective.scope,
+        )
+        if self.plain and kind != ("none", "gru", 1, "linear", "utterance"):
+            raise UserError(
+                "the plain network is of the paper's kind (no norm, one GRU, linear predictors, negatives from the "
+                f"utterance) and this config is not ({', '.join(map(str, kind))}): add plain=false"
+            )
 
 
 def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
