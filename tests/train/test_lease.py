@@ -187,7 +187,7 @@ def test_the_time_of_a_holder_is_its_own(run):
 
 
 def test_a_holder_elsewhere_that_gives_the_run_back_is_not_waited_for_any_longer(run):
-    elsewhere(run)
+    elsewhere(run, ttl_s=3600.0)
     ledger = Ledger(run)
 
     def give_back(_: str) -> None:

@@ -315,8 +315,9 @@ class Looking(speech.Watcher):
 
 
 def test_saved_is_said_once_a_checkpoint_is_published_and_the_last_before_the_summary(shards, tmp_path):
-    _, watcher = run(short(tmp_path / "run"), shards, tmp_path / "run", Looking(tmp_path / "run"))
+    summary, watcher = run(short(tmp_path / "run"), shards, tmp_path / "run", Looking(tmp_path / "run"))
     assert watcher.found == [2, 4, 6, 8, 9]
+    assert summary["checkpoint"] == checkpoints.newest(tmp_path / "run").url
 
 
 @pytest.mark.parametrize(("step", "left"), [(4, [2]), (9, [6, 8])])
