@@ -287,6 +287,10 @@ def _bench(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.report import bench as report
 
+    if options.profile and options.what != "train":
+        raise UserError(f"--profile is of `bench train`, not of `bench {options.what}`: leave it out")
+    if options.peers and options.what != "feed":
+        raise UserError(f"--peers is of `bench feed`, not of `bench {options.what}`: leave it out")
     # Without a config the first override stands in its place.
     if options.config and "=" in options.config:
         options.config, options.overrides = None, [options.config, *options.overrides]

@@ -45,7 +45,7 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     dataclasses themselves refuse.
     """
     tree = _schema(root)
-    known = [key for key, _ in _leaves(OmegaConf.to_container(tree))] + list(_branches(OmegaConf.to_container(tree)))
+    known = [key for key, _ in leaves(OmegaConf.to_container(tree))] + list(_branches(OmegaConf.to_container(tree)))
     layers = [] if path is None else [(path, _read(path))]
     layers += [(f"override {text!r}", _override(text)) for text in overrides]
     for source, layer in layers:
@@ -76,7 +76,16 @@ def to_dict(config: object) -> dict[str, Any]:
 
 def flat(config: object) -> dict[str, Any]:
     """The config as `a.b.c: value`, secrets replaced by `***`: what a tracker logs as parameters."""
-    return dict(_leaves(to_dict(config)))
+    return dict(leaves(to_dict(config)))
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(`a.b.c`, value) of all that is no mapping in nested ones, or an empty one."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def digest(config: object) -> str:
@@ -166,14 +175,6 @@ def _is_plain_list(value: Any) -> bool:
 
 def _siblings(schema: dict[str, Any], prefix: str) -> str:
     return f"; {prefix[:-1] or 'the top level'} has: {', '.join(schema)}"
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _branches(tree: Any, prefix: str = "") -> Iterator[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import faulty_store
 import object_store
 import pytest
+import speech
 from faulty_store import FaultyStore
 from hypothesis import settings
 from object_store import ObjectStore
@@ -72,6 +73,12 @@ def shard_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("set")
     pack(str(corpus(root / "audio")), str(root / "shards"), PackConfig(shard_mb=0.12))
     return root / "shards" / "train"
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few minutes of the project's speech, packed: train, heldout and unseen. Read only."""
+    return speech.pack(tmp_path_factory.getbasetemp() / "speech")
 
 
 @pytest.fixture

@@ -26,8 +26,9 @@ import soundfile
 
 from cpcscale import audio, config, storage
 from cpcscale.bench import corpus, object_store, peers
+from cpcscale.bench.turns import account, in_turns, ratio
 from cpcscale.errors import UserError
-from cpcscale.progress import Progress, note
+from cpcscale.progress import note
 from cpcscale.shards.index import Index
 from cpcscale.shards.read import ShardReader
 from cpcscale.stream.counts import shard_windows
@@ -38,6 +39,7 @@ from cpcscale.stream.window import WindowConfig
 
 _RAM_DISK = Path("/dev/shm")
 _CHUNK_THREADS = 2
+_PHASES = ("wait", "fetch", "verify", "decode", "collate")
 
 
 @dataclass(kw_only=True)
@@ -100,13 +102,7 @@ def bench_feed(spec: FeedBenchConfig, with_peers: bool = False) -> dict[str, Any
         if with_peers:
             contenders |= {name: _timed(bench, run) for name, run in _peer_runs(bench, folder).items()}
         _fed(bench, "warm")  # fills the cache
-        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
-        with Progress("bench feed", spec.runs * len(contenders), "measurements") as progress:
-            for turn in range(spec.runs):
-                for number, (name, measure) in enumerate(contenders.items()):
-                    rows[name].append(measure())
-                    progress.at(turn * len(contenders) + number + 1, name)
-        return _figures(bench, rows)
+        return _figures(bench, in_turns("bench feed", contenders, spec.runs))
 
 
 def _figures(bench: _Bench, rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -114,8 +110,8 @@ def _figures(bench: _Bench, rows: dict[str, list[dict[str, Any]]]) -> dict[str, 
     rate = {name: [row["audio_s"] / row["wall_s"] for row in each] for name, each in rows.items()}
     median = {name: statistics.median(values) for name, values in rate.items()}
 
-    def ratio(name: str, other: str) -> float:
-        return statistics.median(mine / theirs for mine, theirs in zip(rate[name], rate[other], strict=True))
+    def against(name: str, other: str) -> float:
+        return round(ratio(rate[name], rate[other]), 4)
 
     accounts = {name: _account(bench, rows[name]) for name in ("memory", "warm", "store")}
     raw_audio_s_per_s = median.pop("raw")
@@ -128,28 +124,25 @@ def _figures(bench: _Bench, rows: dict[str, list[dict[str, Any]]]) -> dict[str, 
         "runs": bench.config.runs,
         "decoder_audio_s_per_s": round(median["decoder"], 1),
         "audio_s_per_s": {name: round(median[name], 1) for name in accounts},
-        "ratio_memory": round(ratio("memory", "decoder"), 4),
-        "ratio_warm": round(ratio("warm", "decoder"), 4),
-        "ratio_store": round(ratio("store", "decoder"), 4),
+        "ratio_memory": against("memory", "decoder"),
+        "ratio_warm": against("warm", "decoder"),
+        "ratio_store": against("store", "decoder"),
         "raw_ranged_audio_s_per_s": round(raw_audio_s_per_s, 1),
         "raw_ranged_mb_per_s": round(bench.used_bytes / bench.audio_s * raw_audio_s_per_s / 1e6, 1),
-        "ratio_store_to_raw": round(ratio("store", "raw"), 4),
+        "ratio_store_to_raw": against("store", "raw"),
         "first_batch_s": {name: round(_middle(rows[name], "first_s"), 4) for name in accounts},
         "fetched_over_used": round(_middle(rows["store"], "fetched_bytes") / bench.used_bytes, 3),
         "per_core_audio_s_per_s": {name: round(_middle(rows[name], "per_core"), 1) for name in accounts},
         "seconds": accounts,
         "peers": peer_rates,
-        "ratio_to_peers": {name: round(ratio("warm", name), 3) for name in peer_rates},
+        "ratio_to_peers": {name: against("warm", name) for name in peer_rates},
     }
 
 
 def _account(bench: _Bench, rows: list[dict[str, Any]]) -> dict[str, float]:
     """The median seconds of the decode threads by phase; `other` is what is left of wall time, by thread."""
-    phases = ("wait", "fetch", "verify", "decode", "collate")
-    spent = {name: statistics.median(row["seconds"].get(name, 0.0) for row in rows) for name in phases}
-    wall_s = _middle(rows, "wall_s") * bench.threads
-    named = {name: round(seconds, 4) for name, seconds in spent.items()}
-    return {**named, "other": round(wall_s - sum(spent.values()), 4), "wall": round(wall_s, 4)}
+    spent = [{name: row["seconds"].get(name, 0.0) for name in _PHASES} for row in rows]
+    return account(spent, [row["wall_s"] * bench.threads for row in rows], "other")
 
 
 def _middle(rows: list[dict[str, Any]], name: str) -> float:

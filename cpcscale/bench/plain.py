@@ -30,7 +30,7 @@ class PlainCPC(nn.Module):
         )
         self.gru = nn.GRU(encoder.channels, model.config.context.width, batch_first=True)
         self.maps = nn.Linear(model.config.context.width, model.config.predictor.steps * encoder.channels, bias=False)
-        self.steps, self.offset, self.gain = model.config.predictor.steps, model.offset, model.gain
+        self.steps, self.offset, self.gain = model.config.predictor.steps, float(model.offset), float(model.gain)
         with torch.no_grad():
             for mine, theirs in zip(self.parameters(), model.parameters(), strict=True):
                 mine.copy_(theirs)

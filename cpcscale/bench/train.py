@@ -20,13 +20,14 @@ from typing import Any, Literal
 
 import torch
 
-from cpcscale import config
+from cpcscale import config, storage
 from cpcscale.bench import corpus, plain
+from cpcscale.bench.turns import account, in_turns, ratio
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, build
 from cpcscale.model.size import facts
 from cpcscale.objective.infonce import InfoNCEConfig, Latents, comparable, counts
-from cpcscale.progress import Progress, note
+from cpcscale.progress import note
 from cpcscale.shards.index import Index
 from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.draft import Batch
@@ -74,7 +75,7 @@ class TrainBenchConfig(Recipe):
 
 
 def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
-    """Measures and returns the figures that `_figures` names; `profile` is a file for the trace of an update."""
+    """Measures and returns the figures that `_figures` names; `profile` names a file for a trace of updates."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cpcscale-bench-")))
         note(f"bench train: making {spec.hours:g} h of speech")
@@ -93,13 +94,7 @@ def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
         if spec.plain:
             contenders["plain_matmul"] = lambda: bench.plainly("shared")
             contenders["plain_gathered"] = lambda: bench.plainly("each")
-        rows: dict[str, list[_Row]] = {name: [] for name in contenders}
-        with Progress("bench train", spec.runs * len(contenders), "measurements") as progress:
-            for turn in range(spec.runs):
-                for number, (name, measure) in enumerate(contenders.items()):
-                    rows[name].append(measure())
-                    progress.at(turn * len(contenders) + number + 1, name)
-        return _figures(bench, rows)
+        return _figures(bench, in_turns("bench train", contenders, spec.runs))
 
 
 @dataclass(frozen=True)
@@ -130,7 +125,7 @@ class _Bench:
         self.facts = facts(spec.model, spec.window.samples, spec.train.batch)
         self.updates(spec.objective)
         # Before anything else is measured in this process.
-        self.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.peak_mib = self._peak_bytes() / 2**20
 
     def updates(self, objective: InfoNCEConfig) -> _Row:
         """Updates on the batch in memory."""
@@ -147,47 +142,64 @@ class _Bench:
 
     def plainly(self, draw: Literal["each", "shared"]) -> _Row:
         """The same update as it is first written: torch's layers, its optimiser's default, one autograd graph."""
-        objective = replace(self.spec.objective, draw=draw)
-        network = plain.PlainCPC(self._model())
+        objective, batch, device = replace(self.spec.objective, draw=draw), self._batch, self._ranks.device
+        model = self._model()
+        network = plain.PlainCPC(model).to(device)
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-        wave_BS = torch.from_numpy(self._batch.wave_BS)
-        frames_B = torch.from_numpy(self._batch.samples_B // self.spec.model.encoder.hop_samples)
-        key_B, began = torch.from_numpy(self._batch.key_B), time.perf_counter()
-        z_BTC, predictions_BTKC = network(wave_BS.float() / 32768)
+        began = self._now()
+        wave_BS = torch.from_numpy(batch.wave_BS).to(device).float() / 32768
+        frames_B = torch.from_numpy(batch.samples_B // model.hop_samples).to(device)
+        key_B = torch.from_numpy(batch.key_B).to(device)
+        z_BTC, predictions_BTKC = network(wave_BS)
         z_BTC, predictions_BTKC = comparable(z_BTC, predictions_BTKC, objective)
-        rows = Latents(z_BTC, predictions_BTKC, torch.tensor(1 / objective.temperature), frames_B, key_B)
+        scale = torch.tensor(objective.scale(model.channels), device=device)
+        rows = Latents(z_BTC, predictions_BTKC, scale, frames_B, key_B)
         (plain.loss_K(rows, objective) / counts(frames_B, network.steps)).mean().backward()
         optimizer.step()
-        return _Row(self._batch.audio_s, time.perf_counter() - began, {})
+        return _Row(batch.audio_s, self._now() - began, {})
 
     def limit(self) -> _Row:
-        """Operations a second of matrix products that are large enough."""
+        """Operations a second of fp32 matrix products that are large enough."""
         rows, inner, columns = _GEMM
-        one, other, out = (torch.ones(shape) for shape in ((rows, inner), (inner, columns), (rows, columns)))
+        shapes = (rows, inner), (inner, columns), (rows, columns)
+        one, other, out = (torch.ones(shape, device=self._ranks.device) for shape in shapes)
         torch.mm(one, other, out=out)
-        began = time.perf_counter()
+        began = self._now()
         for _ in range(_GEMM_TIMES):
             torch.mm(one, other, out=out)
-        return _Row(2.0 * rows * inner * columns * _GEMM_TIMES, time.perf_counter() - began, {})
+        return _Row(2.0 * rows * inner * columns * _GEMM_TIMES, self._now() - began, {})
 
     def trace(self, path: str) -> None:
-        """Writes what one update does, for a browser's tracing page (chrome://tracing, ui.perfetto.dev)."""
+        """Writes what some updates do, for a browser's tracing page (chrome://tracing, ui.perfetto.dev)."""
         with torch.profiler.profile() as profiler:
             self.updates(self.spec.objective)
-        profiler.export_chrome_trace(path)
+        with storage.publishing(path) as aside:
+            profiler.export_chrome_trace(str(aside))
 
     def _updated(self, step: TrainStep, take: Callable[[], Batch]) -> _Row:
         before, audio_s = step.account.seconds(), 0.0
-        began = time.perf_counter()
+        began = self._now()
         step.account.mark("")
         for _ in range(self.spec.updates):
             batch = take()
             step.account.mark("wait")
             step(batch, 0, scored=False)
             audio_s += batch.audio_s
-        wall_s = time.perf_counter() - began
+        wall_s = self._now() - began
         after = step.account.seconds()
         return _Row(audio_s, wall_s, {name: after[name] - before.get(name, 0.0) for name in after if name})
+
+    def _now(self) -> float:
+        """Seconds, once a GPU has done what it was asked for."""
+        if self._ranks.device.type == "cuda":
+            torch.cuda.synchronize(self._ranks.device)
+        return time.perf_counter()
+
+    def _peak_bytes(self) -> int:
+        """The most memory so far: of the GPU where there is one, else of this process."""
+        if self._ranks.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._ranks.device)
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def _step(self, objective: InfoNCEConfig) -> TrainStep:
         """The updates of a network of their own, the first of which is over."""
@@ -214,9 +226,8 @@ def _figures(bench: _Bench, rows: dict[str, list[_Row]]) -> dict[str, Any]:
     gemm = statistics.median(row.rate for row in limit)
     plainly = {f"{name}_audio_s_per_s": round(rate[name], 2) for name in rate if name.startswith("plain")}
 
-    def ratio(name: str, other: list[_Row], per: float = 1.0) -> float:
-        pairs = zip(rows[name], other, strict=True)
-        return round(statistics.median(per * mine.rate / theirs.rate for mine, theirs in pairs), 3)
+    def against(name: str, other: list[_Row], per: float = 1.0) -> float:
+        return round(ratio([per * row.rate for row in rows[name]], [row.rate for row in other]), 3)
 
     figures = {
         "parameters": int(bench.facts.parameters.total),
@@ -229,26 +240,17 @@ def _figures(bench: _Bench, rows: dict[str, list[_Row]]) -> dict[str, Any]:
         **plainly,
         "gemm_gflop_per_s": round(gemm / 1e9, 1),
         "gemm_limit_audio_s_per_s": round(gemm / operations, 2),
-        "ratio_to_gemm_limit": ratio("memory", limit, operations),
-        "data_wait_share": round(statistics.median(_share(row, "wait") for row in rows["feed"]), 4),
+        "ratio_to_gemm_limit": against("memory", limit, operations),
+        "data_wait_share": round(statistics.median(row.seconds["wait"] / row.wall_s for row in rows["feed"]), 4),
         "peak_mib": round(bench.peak_mib),
         "seconds": {name: _account(rows[name]) for name in ("memory", "feed")},
     }
     if plainly:
-        figures["ratio_to_plain_matmul"] = ratio("memory", rows["plain_matmul"])
-        figures["ratio_to_plain_gathered"] = ratio("memory", rows["plain_gathered"])
-        figures["ratio_each_to_plain_gathered"] = ratio("each", rows["plain_gathered"])
+        figures["ratio_to_plain_matmul"] = against("memory", rows["plain_matmul"])
+        figures["ratio_to_plain_gathered"] = against("memory", rows["plain_gathered"])
+        figures["ratio_each_to_plain_gathered"] = against("each", rows["plain_gathered"])
     return figures
 
 
-def _share(row: _Row, name: str) -> float:
-    return row.seconds.get(name, 0.0) / row.wall_s
-
-
 def _account(rows: list[_Row]) -> dict[str, float]:
-    """The median seconds of a measurement by phase; `unattributed` is what is left of the wall time."""
-    names = dict.fromkeys(name for row in rows for name in row.seconds)
-    spent = {name: statistics.median(row.seconds.get(name, 0.0) for row in rows) for name in names}
-    wall_s = statistics.median(row.wall_s for row in rows)
-    rounded = {name: round(seconds, 4) for name, seconds in spent.items()}
-    return {**rounded, "unattributed": round(wall_s - sum(spent.values()), 4), "wall": round(wall_s, 4)}
+    return account([row.seconds for row in rows], [row.wall_s for row in rows], "unattributed")

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from cpcscale.train.loop import Observer
+from cpcscale.train.observer import Observer
 
 _POLL_S = 0.3
 _PROGRESS_EVERY_S = 0.3

@@ -25,6 +25,7 @@ from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.lane import served
 from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
 from cpcscale.train import checkpoint, resume
+from cpcscale.train.checkpoint import Restored
 from cpcscale.train.lease import Lease, LeaseConfig, free, hold
 from cpcscale.train.ledger import Ledger
 from cpcscale.train.loop import Data, thread_feed
@@ -86,15 +87,17 @@ def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, An
     folder = storage.local_path(config.run_dir)
     if folder and folder.exists() and not folder.is_dir():
         raise UserError(f"run_dir={storage.shown(config.run_dir)} is a file: name a folder for the run")
+    ledger = Ledger(config.run_dir)
+    restored = checkpoint.newest(ledger, ledger.head())
+    origin = _origin(config, restored)
     # A set that is there is refused before Ray starts, one that is packed first after it.
-    data = None if config.data.audio else _checked_data(config)
-    origin = _origin(config)
-    before = free(Ledger(config.run_dir), take_over=take_over, say=_say)
+    data = None if config.data.audio else _checked_data(config, restored)
+    before = free(ledger, take_over=take_over, say=_say)
     session.connect(config.workers + feeder_cores(config))
     use_gpu = _use_gpu(config)
     if data is None:
         _pack_first(config)
-        data = _checked_data(config)
+        data = _checked_data(config, restored)
     gone = before.holder.id if before.holder else ""
     with hold(config.run_dir, config.lease, take_over=take_over, say=_say, gone=gone) as lease:
         return _tracked(config, data.train.fingerprint, origin, use_gpu, lease)
@@ -104,10 +107,9 @@ def _say(text: str) -> None:
     note(f"pretrain: {text}")
 
 
-def _origin(config: PretrainConfig) -> dict[str, str]:
+def _origin(config: PretrainConfig, restored: Restored | None) -> dict[str, str]:
     """Tags that say whose weights a new run begins with; none for a run from scratch, or that goes on."""
-    ledger = Ledger(config.run_dir)
-    begun = resume.origin(checkpoint.newest(ledger, ledger.head()), config)
+    begun = resume.origin(restored, config)
     if not begun:
         return {}
     return {f"cpcscale.init_{name}": str(begun[1][name]) for name in ("url", "step", "fingerprint")}
@@ -247,12 +249,10 @@ def _pack_first(config: PretrainConfig) -> None:
     packing.pack_sources(sources, base, config.data.pack)
 
 
-def _checked_data(config: PretrainConfig) -> Data:
+def _checked_data(config: PretrainConfig, restored: Restored | None) -> Data:
     """The shard sets; what the workers would refuse is refused before they start."""
     data = _open_data(config)
     windows = shard_windows(data.train, config.window, config.feed.cache.path)
-    ledger = Ledger(config.run_dir)
-    restored = checkpoint.newest(ledger, ledger.head())
     resume.order_of(resume.position(restored, config, data.train, windows, data.append), config, windows)
     largest = int(max(data.train.shards["bytes"].to_numpy(), default=0))
     # A worker checks again for all the lanes of its node.

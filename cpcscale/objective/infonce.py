@@ -55,6 +55,10 @@ class InfoNCEConfig:
         """The accuracy of guessing: 1 / (N + 1)."""
         return 1.0 / (self.negatives + 1)
 
+    def scale(self, channels: int) -> float:
+        """What the dot products of latents of this width are multiplied by; where it is learnt, at the start."""
+        return 1.0 / (self.temperature * (channels if self.score == "mean" else 1))
+
 
 @dataclass(frozen=True)
 class Latents:

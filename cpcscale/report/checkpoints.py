@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cpcscale import storage
+from cpcscale import config, storage
 from cpcscale.progress import duration
 
 
@@ -59,7 +59,7 @@ def show_lines(values: Mapping[str, Any]) -> Iterator[str]:
         ", ".join(f"{name}={value:.4g}" for name, value in metrics.items()) or "none of this step"
     )
     yield "  identity     what may not change when the run goes on"
-    yield from (f"    {key}={value}" for key, value in _flat(position["identity"]))
+    yield from (f"    {key}={value}" for key, value in config.leaves(position["identity"]))
     for part, tensors in values["tensors"].items():
         numbers = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
         yield f"  {part:12} {len(tensors)} tensors, {numbers:,} numbers"
@@ -68,11 +68,3 @@ def show_lines(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _figure(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -34,8 +34,8 @@ class Ema:
         self._mean.update_parameters(self._model)
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of all that a checkpoint needs: `n_averaged`, and `module.NAME` for each name in the model's state."""
-        return {name: tensor.detach().clone() for name, tensor in self._mean.state_dict().items()}
+        """What a checkpoint needs, no copies: `n_averaged`, and `module.NAME` for each name of the model's state."""
+        return {name: tensor.detach() for name, tensor in self._mean.state_dict().items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Goes on from what `state` returned."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -20,10 +18,11 @@ from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.draft import BadWindow, Batch
 from cpcscale.stream.feed import Feed, FeedSource, ThreadFeed, decode_threads
 from cpcscale.stream.lane import served
-from cpcscale.train import resume
+from cpcscale.train import budgets, resume
 from cpcscale.train.checkpoint import Restored, restore, tensors_of
 from cpcscale.train.ledger import Ledger, State
 from cpcscale.train.meter import Meter
+from cpcscale.train.observer import Observer
 from cpcscale.train.publisher import Publisher
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
@@ -32,39 +31,8 @@ from cpcscale.train.step import TrainStep, scores
 from cpcscale.train.validate import Validation
 from cpcscale.train.window_log import WindowLog
 
-log = logging.getLogger(__name__)
-
 # Logged records that a checkpoint carries.
 _RECORDS = 64
-
-
-class Observer(Protocol):
-    """Who watches a run; called on rank 0 alone.
-
-    `replayed` gives metrics that a checkpoint carries when a run goes on: the observer may have died without them.
-    `quarantined` gives all windows so far that do not decode, when there are new ones. `saved` comes when a checkpoint
-    is published, some steps after the one that it is of.
-    """
-
-    def note(self, text: str) -> None: ...
-    def progress(self, step: int, total: int) -> None: ...
-    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
-    def saved(self) -> None: ...
-    def replayed(self, step: int, values: Mapping[str, float]) -> None: ...
-    def quarantined(self, windows: Sequence[Mapping[str, Any]]) -> None: ...
-
-
-class Quiet:
-    """The observer of a run that nobody watches."""
-
-    def note(self, text: str) -> None:
-        log.debug(text)
-
-    def progress(self, step: int, total: int) -> None: ...
-    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
-    def saved(self) -> None: ...
-    def replayed(self, step: int, values: Mapping[str, float]) -> None: ...
-    def quarantined(self, windows: Sequence[Mapping[str, Any]]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -317,23 +285,15 @@ class _Run:
         self.new_bad = []
 
     def _refuse_past_budgets(self) -> None:
-        """Both counts are of all ranks, so all stop at the same step."""
-        train, position = self.recipe.train, self.position
-        if position.nonfinite > train.nonfinite_budget:
-            raise UserError(
-                f"{position.nonfinite} updates had a loss or gradient that is not finite, past train.nonfinite_budget="
-                f"{train.nonfinite_budget}: lower optim.learning_rate, set optim.clip_norm, or use train.precision=fp32"
-            )
+        """All counts are of all ranks, so all stop at the same step."""
+        budgets.check_finite(self.position, self.recipe)
         # Of an epoch at least: the first bad window among few is not yet a share.
-        seen = max(position.step * train.batch, self.order.lanes.windows)
-        if position.bad > self.recipe.feed.bad_budget * seen:
+        seen = max(self.position.step * self.recipe.train.batch, self.order.lanes.windows)
+        if budgets.too_many_bad(self.position, self.recipe, seen):
             self._gather_bad()
             if self.ranks.first:
-                self.observer.quarantined(position.bad_windows)
-            raise UserError(
-                f"{position.bad} windows do not decode, past feed.bad_budget={self.recipe.feed.bad_budget} of {seen}, "
-                f"{_worst(position.bad_windows)}: leave them out with `cpcscale index --exclude`, or raise the budget"
-            )
+                self.observer.quarantined(self.position.bad_windows)
+            raise budgets.bad_error(self.position, self.recipe, seen)
 
     def _announce(self, data: Data) -> None:
         train, lanes = self.recipe.train, self.order.lanes
@@ -351,14 +311,6 @@ class _Run:
             f"{costs.receptive_ms:.1f} ms each; {costs.flops_per_s.total / 1e9:.3g} GFLOP forward for a second of "
             f"audio, 3 times that to train; about {costs.memory_mib:,.0f} MiB in fp32 for {rows} windows at once"
         )
-
-
-def _worst(windows: list[dict[str, Any]]) -> str:
-    """The causes, and the shards with most of the bad windows, in words."""
-    causes = Counter(bad["cause"] for bad in windows).most_common()
-    shards = Counter(bad["shard"] for bad in windows).most_common(3)
-    listed = ", ".join(f"{shard} ({count})" for shard, count in shards)
-    return f"{', '.join(f'{count} {cause}' for cause, count in causes)}, most of them in {listed}"
 
 
 def _grouped(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cpcscale import config
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC
 from cpcscale.shards.index import Index
@@ -121,10 +122,8 @@ def _chapters(restored: Restored, recipe: Recipe, index: Index, windows: np.ndar
     return [*(chapter for chapter in begun if chapter[0] < step), [step, epoch, index.shards.num_rows]]
 
 
-def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    for key in [*old, *(key for key in new if key not in old)]:
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differing(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key}", before, after
+def _differing(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    before, after = dict(config.leaves(old)), dict(config.leaves(new))
+    for key in before | after:
+        if before.get(key) != after.get(key):
+            yield key, before.get(key), after.get(key)

@@ -53,7 +53,7 @@ class Contrast(nn.Module):
         super().__init__()
         self.model, self.config = model, config
         # As a logarithm, so that what is learnt stays above 0.
-        log_scale = torch.tensor(-math.log(config.temperature * (model.channels if config.score == "mean" else 1)))
+        log_scale = torch.tensor(math.log(config.scale(model.channels)))
         if config.learn_temperature:
             self.log_scale = nn.Parameter(log_scale)
         else:

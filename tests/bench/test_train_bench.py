@@ -75,3 +75,11 @@ def test_a_mistyped_key_is_refused_in_one_line(capfd):
 def test_a_network_that_the_plain_one_is_not_is_refused_with_the_way_out(capfd, override):
     assert main(["bench", "train", override]) == 2
     assert "plain=false" in capfd.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(["plan", "--profile", "x"], "train"), (["train", "--peers"], "feed")]
+)
+def test_a_flag_of_another_bench_is_refused(capfd, arguments, words):
+    assert main(["bench", *arguments]) == 2
+    assert f"is of `bench {words}`" in capfd.readouterr().err.splitlines()[-1]
