@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 from cpcscale import __version__
-from cpcscale.errors import UserError
+from cpcscale.errors import Terminated, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides += rest
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         match options.verb:
             case "pack":
@@ -49,12 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"cpcscale: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         goes_on = "goes on from the last checkpoint" if options.verb == "pretrain" else "begins again"
         goes_on = "goes on where it was" if options.verb == "pack" else goes_on
-        print(f"cpcscale: stopped; the same command {goes_on}", file=sys.stderr)
-        return 130
+        print(f"cpcscale: {stopped or 'stopped'}; the same command {goes_on}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """At SIGTERM what is open is closed, as at Ctrl-C."""
+    raise Terminated
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,6 +28,7 @@ _PLACE = frozenset(
     {"run_dir", "workers", "threads", "tracking", "log_window_ids", "log_every_steps"}
     # The fingerprint names the data, wherever it lies; the feed and the store change when a batch comes, never what.
     | {"shards", "audio", "name", "feed", "storage", "lease"}
+    | {"max_failures", "grow_every_s", "stop_grace_s"}
 )
 _SECRET = re.compile(r"secret|password|token|access_key", re.IGNORECASE)
 # Up to the last @ of the authority: a password may hold one. A query can carry secrets too.

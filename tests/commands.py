@@ -26,7 +26,7 @@ STEPS, EVERY = 60, 5
 WAIT_S = 300
 
 
-def arguments(shards: Path, folder: Path, name: str, workers: int, feed: str = "threads") -> list[str]:
+def arguments(shards: Path, folder: Path, name: str, workers: int | str, feed: str = "threads") -> list[str]:
     """The overrides of a run `name`: the same for every start of it but the workers and their feed."""
     places = [f"data.shards={shards}", f"run_dir={folder / name}", f"train.log_window_ids={folder / name}.jsonl"]
     # Long batches, so that there is time to kill between two steps.
@@ -49,7 +49,7 @@ class Command:
     """One `cpcscale pretrain --json` in a process group of its own, its output in files; `more` arguments come last."""
 
     def __init__(
-        self, shards: Path, folder: Path, name: str, workers: int, feed: str = "threads", more: Sequence[str] = ()
+        self, shards: Path, folder: Path, name: str, workers: int | str, feed: str = "threads", more: Sequence[str] = ()
     ) -> None:
         self.run_dir = folder / name
         self._output = folder / f"{name}-{workers}-{time.monotonic_ns()}"

@@ -20,11 +20,14 @@ class Console:
     def __init__(self, tracker: Tracker) -> None:
         self._tracker, self._detail = tracker, ""
         self._bar: Progress | None = None
+        # Whether workers have made a step.
+        self.working = False
 
     def note(self, text: str) -> None:
         note(f"pretrain: {text}")
 
     def progress(self, step: int, total: int) -> None:
+        self.working = True
         if self._bar is None:
             self._bar = Progress("pretrain", total, "steps")
         self._bar.at(step, self._detail)

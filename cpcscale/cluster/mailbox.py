@@ -1,4 +1,4 @@
-"""How rank 0 talks to the driver: an actor that keeps what was said until the driver takes it.
+"""How rank 0 and the driver talk: an actor that keeps what was said until the other one takes it.
 
 The driver alone owns the terminal and the tracker, so one process touches the tracking store however many workers
 there are and wherever they run.
@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -20,13 +21,21 @@ _POLL_S = 0.3
 _PROGRESS_EVERY_S = 0.3
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, of which one is set: its summary, where it stopped as it was asked to, or the user's error."""
+
+    summary: dict[str, Any] | None = None
+    stopped: str = ""
+    error: str = ""
+
+
 class Mailbox:
-    """The actor: messages in the order they were sent, then the result or the user's error of the run."""
+    """The actor: messages in the order they were sent, then how the run ended; and whether it is asked to stop."""
 
     def __init__(self) -> None:
         self._messages: list[tuple[str, tuple[Any, ...]]] = []
-        self._summary: dict[str, Any] | None = None
-        self._error: str | None = None
+        self._outcome, self._stop = Outcome(), False
 
     def put(self, kind: str, *content: Any) -> None:
         self._messages.append((kind, content))
@@ -35,14 +44,23 @@ class Mailbox:
         taken, self._messages = self._messages, []
         return taken
 
+    def stop(self) -> None:
+        self._stop = True
+
+    def stopping(self) -> bool:
+        return self._stop
+
     def finish(self, summary: dict[str, Any]) -> None:
-        self._summary = summary
+        self._outcome = replace(self._outcome, summary=summary)
+
+    def stopped(self, text: str) -> None:
+        self._outcome = replace(self._outcome, stopped=text)
 
     def fail(self, error: str) -> None:
-        self._error = self._error or error
+        self._outcome = replace(self._outcome, error=self._outcome.error or error)
 
-    def outcome(self) -> tuple[dict[str, Any] | None, str | None]:
-        return self._summary, self._error
+    def outcome(self) -> Outcome:
+        return self._outcome
 
 
 class MailboxObserver:

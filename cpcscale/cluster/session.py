@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,6 +27,16 @@ def connect(workers: int = 1) -> None:
 
     if ray.is_initialized():
         return
+    with _sigterm_kept():
+        _connect(workers)
+
+
+def _connect(workers: int) -> None:
+    import ray
+
+    # How often Ray Train looks whether workers live, and whether a node is to be taken away.
+    for name in ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"):
+        os.environ.setdefault(name, "0.5")
     address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
@@ -39,7 +52,6 @@ def connect(workers: int = 1) -> None:
     for name, value in (
         ("RAY_AUTH_MODE", "disabled"),
         ("RAY_USAGE_STATS_ENABLED", "0"),
-        ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"),
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
     ):
         os.environ.setdefault(name, value)
@@ -51,6 +63,17 @@ def connect(workers: int = 1) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray ends a process at SIGTERM in its own way; what was to happen then before happens after the block too."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def map_tasks(

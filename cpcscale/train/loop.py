@@ -22,6 +22,7 @@ from cpcscale.train import budgets, resume
 from cpcscale.train.checkpoint import Restored, restore, tensors_of
 from cpcscale.train.ledger import Ledger, State
 from cpcscale.train.meter import Meter
+from cpcscale.train.notices import Notices, StoppedError, asks_to_stop
 from cpcscale.train.observer import Observer
 from cpcscale.train.publisher import Publisher
 from cpcscale.train.ranks import Ranks
@@ -66,19 +67,22 @@ def pretrain(
     observer: Observer,
     make_feed: FeedMaker = thread_feed,
     holder: str = "",
+    notices: Notices | None = None,
 ) -> dict[str, Any]:
     """Trains to the recipe's last step, going on from the newest checkpoint in `run_dir` when there is one.
 
     `holder` is the id of the Lease in whose name this is done; without one the run is taken from whoever has it. A
     process that is overtaken raises OvertakenError at its next checkpoint, on every rank, which it does not publish.
+    `notices` are what rank 0 is asked meanwhile: a checkpoint after the step under way, or one and then to stop, which
+    raises StoppedError on every rank.
 
     Returns, on every rank, the summary: steps, loss, accuracy_mean, accuracy_chance, audio_s, audio_s_per_s,
     data_wait_share, checkpoint, skipped_updates, bad_windows, and the scores of each validation set.
     """
     torch.set_num_threads(recipe.train.threads or max(1, (os.cpu_count() or 1) // ranks.on_node))
-    run = _Run(recipe, data, run_dir, ranks, observer, make_feed, holder)
+    run = _Run(recipe, data, run_dir, ranks, observer, make_feed, holder, notices or Notices())
     try:
-        while run.position.step < run.total:
+        while run.position.step < run.total and not run.stopping:
             batch = run.fetch()
             run.update(batch)
             run.log(batch)
@@ -102,8 +106,11 @@ class _Run:
         observer: Observer,
         make_feed: FeedMaker,
         holder: str,
+        notices: Notices,
     ) -> None:
-        self.recipe, self.ranks, self.observer = recipe, ranks, observer
+        self.recipe, self.ranks, self.observer, self.notices = recipe, ranks, observer, notices
+        # The last notice that was acted upon, on all ranks.
+        self.noticed = 0
         windows = shard_windows(data.train, recipe.window, recipe.feed.cache.path)
         ledger = Ledger(run_dir)
         seen = ledger.head() if ranks.first else State()
@@ -144,7 +151,7 @@ class _Run:
     def update(self, batch: Batch) -> None:
         with self.meter.phase("step"):
             scored = self._logged(self.position.step + 1)
-            self.result = self.step(batch, self.position.step, scored=scored)
+            self.result = self.step(batch, self.position.step, scored=scored, notice=self.notices.number)
         self.position.step += 1
         self.position.metrics = {}
         audio_s = self.result.samples / audio.RATE_HZ
@@ -182,7 +189,8 @@ class _Run:
 
     def save(self) -> None:
         self._tell_saved()
-        if not self._due(self.recipe.checkpoint.every_steps):
+        asked, self.noticed = self.result.notice != self.noticed, self.result.notice
+        if not (asked or self._due(self.recipe.checkpoint.every_steps)):
             return
         with self.meter.phase("save"):
             known = len(self.position.bad_windows)
@@ -196,9 +204,16 @@ class _Run:
                 if len(self.position.bad_windows) > known:
                     self.observer.quarantined(self.position.bad_windows)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether this step is to be the last."""
+        return asks_to_stop(self.noticed)
+
     def finish(self) -> None:
         with self.meter.phase("save"):
             self._settle()
+        if self.position.step < self.total:
+            raise StoppedError(f"stopped after step {self.position.step:,} of {self.total:,}, with a checkpoint of it")
 
     def close(self) -> None:
         self.feed.close()

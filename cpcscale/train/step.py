@@ -34,14 +34,15 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class StepResult:
     """Sums over this rank's rows, for each k (reduce them with `scores`), and what the global batch holds.
 
-    `sums` of the objective, `count_K` valid predictions, `samples` of audio that count, `bad` windows, whether the
-    update was `skipped`, and whether that was for not being finite.
+    `sums` of the objective, `count_K` valid predictions, `samples` of audio that count, `bad` windows, rank 0's
+    `notice`, whether the update was `skipped`, and whether that was for not being finite.
     """
 
     sums: Sums
     count_K: Tensor
     samples: int = 0
     bad: int = 0
+    notice: int = 0
     skipped: bool = False
     nonfinite: bool = False
 
@@ -118,17 +119,19 @@ class TrainStep:
         # Seconds by phase: copy, forward, objective, backward, optimiser; of what a GPU does, the time to ask for it.
         self.account = Account()
 
-    def __call__(self, batch: Batch, step: int, *, scored: bool = True) -> StepResult:
+    def __call__(self, batch: Batch, step: int, *, scored: bool = True, notice: int = 0) -> StepResult:
         """One update from this rank's rows of the global batch; skipped on all ranks when it is not finite.
 
-        Correct predictions and false negatives are counted when the step is `scored`.
+        Correct predictions and false negatives are counted when the step is `scored`. The `notice` of rank 0 comes out
+        on every rank.
         """
         self.account.mark("between")
         rows = self._moved(batch, scored, past=self.recipe.augment.past)
         self.account.mark("copy")
-        local = torch.tensor([batch.samples_B.sum(), len(batch.bad)], device=rows.frames_B.device)
+        told = notice if self.ranks.first else 0
+        local = torch.tensor([batch.samples_B.sum(), len(batch.bad), told], device=rows.frames_B.device)
         totals = self.ranks.sum(torch.cat([counts(rows.frames_B, self.recipe.model.predictor.steps), local]))
-        count_K, (samples, bad) = totals[:-2], totals[-2:].tolist()
+        count_K, (samples, bad, notice) = totals[:-3], totals[-3:].tolist()
         weight_K = self.scaler.scale(self.ranks.world / (count_K.clamp(min=1) * len(count_K)))
         self.optimizer.zero_grad(set_to_none=True)
         own = self.recipe.objective.scope == "utterance"
@@ -137,7 +140,7 @@ class TrainStep:
         skipped = not bool(count_K.any())
         nonfinite = not skipped and not self._update(step)
         self.account.mark("optimiser")
-        return StepResult(sums, count_K, samples, bad, skipped or nonfinite, nonfinite)
+        return StepResult(sums, count_K, samples, bad, notice, skipped or nonfinite, nonfinite)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Within the block the network has the weights that are scored: their running mean, where there is one."""

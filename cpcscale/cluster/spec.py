@@ -1,0 +1,112 @@
+"""The config of a pretraining: the recipe, its data and where it runs."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from cpcscale import config as configs
+from cpcscale import storage
+from cpcscale.errors import UserError
+from cpcscale.shards.pack import PackConfig
+from cpcscale.storage import StorageConfig
+from cpcscale.stream.lane import served
+from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.train.lease import LeaseConfig
+from cpcscale.train.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where the speech is."""
+
+    # A folder that `cpcscale pack` made: `train` is learned from, `heldout` and `unseen` are scored.
+    shards: str = "runs/shards"
+    # Audio to pack into `shards` first, when there is no shard set yet; empty: none.
+    audio: str = ""
+    # A run that goes on with a set to which shards were appended lets them in, at the next edge of an epoch.
+    append: bool = False
+    pack: PackConfig = field(default_factory=PackConfig)
+
+
+@dataclass(kw_only=True)
+class PretrainConfig(Recipe):
+    """A pretraining run: the recipe, its data and where it runs."""
+
+    name: str = "pretrain"
+    # The folder (or s3:// prefix) of the run; the same folder goes on with it.
+    run_dir: str = "runs/pretrain"
+    # As many workers, or [least, most]: as many as the cluster has room for, anew when one dies or a node joins.
+    workers: Any = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # Restarts after a worker died or failed, before the run fails; -1: no limit. A node that is taken away with notice
+    # does not count.
+    max_failures: int = 3
+    # With [least, most]: how often a cluster that has grown is looked at. Each growth costs the steps since the last
+    # checkpoint.
+    grow_every_s: float = 60.0
+    # The longest that workers may take for a checkpoint when the driver is asked to stop (SIGTERM).
+    stop_grace_s: float = 60.0
+    data: DataConfig = field(default_factory=DataConfig)
+    lease: LeaseConfig = field(default_factory=LeaseConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.workers = _workers(self.workers)
+        configs.at_least(-1, max_failures=self.max_failures)
+        configs.at_least(0, stop_grace_s=self.stop_grace_s)
+        configs.at_least(1, grow_every_s=self.grow_every_s)
+        if not self.run_dir:
+            raise UserError("run_dir is empty: name the folder of the run")
+        served(self.train.lanes, 0, self.most_workers)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while the run goes on."""
+        return isinstance(self.workers, list)
+
+    @property
+    def least_workers(self) -> int:
+        """The workers without which it does not go on."""
+        return int(self.workers[0] if self.elastic else self.workers)
+
+    @property
+    def most_workers(self) -> int:
+        """The workers that it takes at most."""
+        return int(self.workers[1] if self.elastic else self.workers)
+
+
+def _workers(value: Any) -> int | list[int]:
+    """`workers` as it is written, or refused."""
+    bounds = value if isinstance(value, list) else [value, value]
+    if len(bounds) != 2 or any(type(bound) is not int for bound in bounds):
+        raise UserError(f"workers={value} is neither a number nor two, [least, most]: write 4, or [2, 8]")
+    configs.at_least(1, workers=bounds[0])
+    if bounds[0] > bounds[1]:
+        raise UserError(f"workers={value} has more workers at least than at most: write [{bounds[1]}, {bounds[0]}]")
+    return value if isinstance(value, list) else bounds[0]
+
+
+def absolute(config: PretrainConfig) -> PretrainConfig:
+    """Local paths made absolute: workers stand in other folders."""
+    train = replace(
+        config.train,
+        log_window_ids=storage.absolute(config.train.log_window_ids) if config.train.log_window_ids else "",
+    )
+    data = replace(
+        config.data,
+        shards=storage.absolute(config.data.shards),
+        audio=storage.absolute(config.data.audio) if config.data.audio else "",
+    )
+    # Ray unpacks what `ray job submit --working-dir` sends under such a name, and throws it away in the end.
+    if "_ray_pkg_" in storage.absolute(config.run_dir):
+        log.warning(
+            "run_dir=%s lies in the job's temporary folder: name an absolute path or s3:// to keep it", config.run_dir
+        )
+    init_from = storage.absolute(config.init_from) if config.init_from else ""
+    return replace(config, run_dir=storage.absolute(config.run_dir), init_from=init_from, train=train, data=data)
