@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +46,31 @@ def undisturbed(shards: Path, folder: Path) -> tuple[dict[str, Any], dict[int, f
 
 
 class Command:
-    """One `cpcscale pretrain --json` in a process group of its own, its output in files; `more` arguments come last."""
+    """One `cpcscale pretrain --json` in a process group of its own, its output in files; `more` arguments come last.
+
+    On a Ray of its own, unless `environment` names another by RAY_ADDRESS.
+    """
 
     def __init__(
-        self, shards: Path, folder: Path, name: str, workers: int | str, feed: str = "threads", more: Sequence[str] = ()
+        self,
+        shards: Path,
+        folder: Path,
+        name: str,
+        workers: int | str,
+        feed: str = "threads",
+        more: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.run_dir = folder / name
         self._output = folder / f"{name}-{workers}-{time.monotonic_ns()}"
         overrides = [*arguments(shards, folder, name, workers, feed), *more]
         self.ids = next(Path(each.partition("=")[2]) for each in reversed(overrides) if "log_window_ids" in each)
         command = [sys.executable, "-m", "cpcscale", "pretrain", CONFIG, *overrides]
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        merged = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        merged |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", **(environment or {})}
         with self._output.with_suffix(".out").open("w") as out, self._output.with_suffix(".err").open("w") as error:
             self.process = subprocess.Popen(
-                [*command, "--json"], stdout=out, stderr=error, cwd=folder, env=environment, start_new_session=True
+                [*command, "--json"], stdout=out, stderr=error, cwd=folder, env=merged, start_new_session=True
             )
 
     def reach(self, step: int) -> None:

@@ -16,7 +16,7 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack_sources
 from cpcscale.shards.packing.sources import Source
 from cpcscale.shards.rows import scan
-from cpcscale.train.loop import Data
+from cpcscale.train.begin import Data
 from cpcscale.train.recipe import Recipe
 
 AUDIO = Path(__file__).parent / "data" / "speech"

@@ -177,16 +177,16 @@ class _Bench:
             profiler.export_chrome_trace(str(aside))
 
     def _updated(self, step: TrainStep, take: Callable[[], Batch]) -> _Row:
-        before, audio_s = step.account.seconds(), 0.0
+        before, audio_s = step.timeline.seconds(), 0.0
         began = self._now()
-        step.account.mark("")
+        step.timeline.mark("")
         for _ in range(self.spec.updates):
             batch = take()
-            step.account.mark("wait")
+            step.timeline.mark("wait")
             step(batch, 0, scored=False)
             audio_s += batch.audio_s
         wall_s = self._now() - began
-        after = step.account.seconds()
+        after = step.timeline.seconds()
         return _Row(audio_s, wall_s, {name: after[name] - before.get(name, 0.0) for name in after if name})
 
     def _now(self) -> float:

@@ -13,8 +13,8 @@ from cpcscale.shards.pack import HELDOUT, TRAIN, UNSEEN
 from cpcscale.shards.packing.sources import find_sources
 from cpcscale.stream.counts import shard_windows
 from cpcscale.train import resume
+from cpcscale.train.begin import Data
 from cpcscale.train.checkpoint import Restored
-from cpcscale.train.loop import Data
 
 
 def open_data(config: PretrainConfig) -> Data:

@@ -8,8 +8,9 @@ from cpcscale import storage
 from cpcscale.model.cpc import CPC
 from cpcscale.shards.pack import TRAIN, PackConfig, pack_sources
 from cpcscale.shards.packing.sources import Source
+from cpcscale.train.begin import Data
 from cpcscale.train.checkpoint import load_encoder
-from cpcscale.train.loop import Data, pretrain
+from cpcscale.train.loop import pretrain
 from cpcscale.train.observer import Quiet
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe

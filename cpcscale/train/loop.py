@@ -4,49 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from cpcscale import audio
-from cpcscale.errors import UserError
-from cpcscale.model.cpc import build
-from cpcscale.model.size import facts
-from cpcscale.shards.index import Index
-from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.draft import BadWindow, Batch
 from cpcscale.stream.feed import Feed, FeedSource, ThreadFeed, decode_threads
 from cpcscale.stream.lane import served
-from cpcscale.train import budgets, resume
-from cpcscale.train.checkpoint import Restored, restore, tensors_of
-from cpcscale.train.ledger import Ledger, State
-from cpcscale.train.meter import Meter
+from cpcscale.train import budgets
+from cpcscale.train.begin import Data, begin
+from cpcscale.train.checkpoint import tensors_of
+from cpcscale.train.figures import feed_seconds, figures, summary
+from cpcscale.train.meter import Beside, Meter
 from cpcscale.train.notices import Notices, StoppedError, asks_to_stop
 from cpcscale.train.observer import Observer
-from cpcscale.train.publisher import Publisher
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
-from cpcscale.train.saver import Saver
-from cpcscale.train.step import TrainStep, scores
+from cpcscale.train.step import scores
 from cpcscale.train.validate import Validation
-from cpcscale.train.window_log import WindowLog
 
 # Logged records that a checkpoint carries.
 _RECORDS = 64
-
-
-@dataclass(frozen=True)
-class Data:
-    """The shard set to learn from, and the held-out ones by name, such as `heldout` and `unseen`.
-
-    `append`: shards that a newer version of the set has come in at the next edge of an epoch.
-    """
-
-    train: Index
-    validation: Mapping[str, Index]
-    append: bool = False
-
 
 # The feed of a rank from a step on; what it hands over is the same whoever makes it.
 FeedMaker = Callable[[FeedSource, Ranks, int], Feed]
@@ -76,8 +55,7 @@ def pretrain(
     `notices` are what rank 0 is asked meanwhile: a checkpoint after the step under way, or one and then to stop, which
     raises StoppedError on every rank.
 
-    Returns, on every rank, the summary: steps, loss, accuracy_mean, accuracy_chance, audio_s, audio_s_per_s,
-    data_wait_share, checkpoint, skipped_updates, bad_windows, and the scores of each validation set.
+    Returns `figures.summary`, on every rank.
     """
     torch.set_num_threads(recipe.train.threads or max(1, (os.cpu_count() or 1) // ranks.on_node))
     run = _Run(recipe, data, run_dir, ranks, observer, make_feed, holder, notices or Notices())
@@ -88,8 +66,7 @@ def pretrain(
             run.log(batch)
             run.validate()
             run.save()
-        run.finish()
-        return run.summary()
+        return run.finish()
     finally:
         run.close()
 
@@ -109,49 +86,22 @@ class _Run:
         notices: Notices,
     ) -> None:
         self.recipe, self.ranks, self.observer, self.notices = recipe, ranks, observer, notices
-        # The last notice that was acted upon, on all ranks.
-        self.noticed = 0
-        windows = shard_windows(data.train, recipe.window, recipe.feed.cache.path)
-        ledger = Ledger(run_dir)
-        seen = ledger.head() if ranks.first else State()
-        restored = resume.newest(ledger, seen, ranks)
-        self.position = resume.position(restored, recipe, data.train, windows, data.append)
-        self.begun_at = restored.url if restored else None
-        self.order = resume.order_of(self.position, recipe, windows)
-        self.total = resume.total_steps(recipe, self.order)
-        offset, gain = data.train.wave_scale()
-        model = build(recipe.model, recipe.seed, offset=offset, gain=gain)
-        begun = resume.origin(restored, recipe)
-        if begun:
-            resume.begin(model, begun[0])
-        model.to(ranks.device)
-        self.step = TrainStep(model, recipe, ranks, self.total)
-        if restored:
-            restore(restored, self.step.contrast, self.step.optimizer, self.step.ema)
-            if self.position.scaler:
-                self.step.scaler.load_state_dict(self.position.scaler)
+        self.begun = begin(recipe, data, run_dir, ranks, observer, holder)
+        self.position, self.order, self.total = self.begun.position, self.begun.order, self.begun.total
+        self.step, self.saver = self.begun.step, self.begun.saver
         self.validations = {name: Validation(index, recipe, ranks) for name, index in data.validation.items()}
-        path = recipe.train.log_window_ids
-        self.window_log = WindowLog(path, data.train, self.order.lanes, ranks, self.position.step) if path else None
-        self.saver = self._begin(ledger, seen, restored, holder)
-        source = FeedSource(data.train, self.order, recipe.window, recipe.feed)
-        self.feed = make_feed(source, ranks, self.position.step)
-        self.meter, self.new_bad = Meter(), list[BadWindow]()
-        if ranks.first:
-            self._announce(data)
-            if restored:
-                observer.note(f"going on from {restored.url}: step {self.position.step} of {self.total}")
-                for step, values in self.position.records:
-                    observer.replayed(step, values)
+        self.feed = make_feed(FeedSource(data.train, self.order, recipe.window, recipe.feed), ranks, self.position.step)
+        self.meter, self.new_bad = Meter(self.step.timeline), list[BadWindow]()
+        # The last notice that was acted upon, and whether it asks for no further step.
+        self.noticed, self.stopping = 0, False
 
     def fetch(self) -> Batch:
         with self.meter.phase("wait"):
             return self.feed.next()
 
     def update(self, batch: Batch) -> None:
-        with self.meter.phase("step"):
-            scored = self._logged(self.position.step + 1)
-            self.result = self.step(batch, self.position.step, scored=scored, notice=self.notices.number)
+        scored = self._logged(self.position.step + 1)
+        self.result = self.step(batch, self.position.step, scored=scored, notice=self.notices.number)
         self.position.step += 1
         self.position.metrics = {}
         audio_s = self.result.samples / audio.RATE_HZ
@@ -164,15 +114,16 @@ class _Run:
         self._refuse_past_budgets()
 
     def log(self, batch: Batch) -> None:
-        with self.meter.phase("log"):
+        with self.meter.phase("logging"):
             step = self.position.step
-            if self.window_log:
-                self.window_log.write(step, batch)
+            if self.begun.window_log:
+                self.begun.window_log.write(step, batch)
             # A checkpoint carries the metrics of its own step.
-            if self._logged(step):
-                values = scores(self.result, self.ranks) | self.meter.lap()
+            if self.result.scored:
+                lap, flops = self.meter.lap(self._beside(), "logging"), self.begun.costs.flops_per_s.total
+                values = scores(self.result, self.ranks)
+                values |= figures(lap, self.feed.traffic(), flops, self.recipe.train.precision, self.ranks)
                 values["audio_hours"] = self.position.audio_s / 3600
-                values |= self._traffic()
                 self.position.metrics |= values
                 self._record(values)
             if self.ranks.first:
@@ -181,7 +132,7 @@ class _Run:
     def validate(self) -> None:
         if not self.validations or not self._due(self.recipe.train.validate_every_steps):
             return
-        with self.meter.phase("validate"):
+        with self.meter.phase("validation"):
             by_set = {name: validation(self.step) for name, validation in self.validations.items()}
             values = {f"{name}_{metric}": value for name, scored in by_set.items() for metric, value in scored.items()}
             self.position.metrics |= values
@@ -190,9 +141,10 @@ class _Run:
     def save(self) -> None:
         self._tell_saved()
         asked, self.noticed = self.result.notice != self.noticed, self.result.notice
+        self.stopping = asks_to_stop(self.noticed)
         if not (asked or self._due(self.recipe.checkpoint.every_steps)):
             return
-        with self.meter.phase("save"):
+        with self.meter.phase("checkpoint"):
             known = len(self.position.bad_windows)
             self._gather_bad()
             self.position.cursors = self.order.cursors(self.position.step)
@@ -204,55 +156,24 @@ class _Run:
                 if len(self.position.bad_windows) > known:
                     self.observer.quarantined(self.position.bad_windows)
 
-    @property
-    def stopping(self) -> bool:
-        """Whether this step is to be the last."""
-        return asks_to_stop(self.noticed)
-
-    def finish(self) -> None:
-        with self.meter.phase("save"):
-            self._settle()
+    def finish(self) -> dict[str, Any]:
+        """The summary, with the last checkpoint behind it."""
+        self._settle()
+        self.meter.lap(self._beside(), "checkpoint")
         if self.position.step < self.total:
             raise StoppedError(f"stopped after step {self.position.step:,} of {self.total:,}, with a checkpoint of it")
+        if any(f"{name}_loss" not in self.position.metrics for name in self.validations):
+            # This checkpoint was not the last of the run that made it.
+            self.validate()
+        checkpoint = self.ranks.chosen(self.saver.url if self.saver else None) or self.begun.url
+        chance = self.recipe.objective.chance
+        return summary(self.position, self.meter.total, chance, checkpoint, list(self.validations))
 
     def close(self) -> None:
         self.feed.close()
         if self.saver:
             self.saver.close()
             self._tell_saved()
-
-    def summary(self) -> dict[str, Any]:
-        if any(f"{name}_loss" not in self.position.metrics for name in self.validations):
-            # This checkpoint was not the last of the run that made it.
-            self.validate()
-        metrics = self.position.metrics
-        # A run that was finished already has no rates of its own; its last ones stand in the checkpoint.
-        rates = self.meter.total() if self.meter.heard_s else metrics
-        return {
-            "steps": self.position.step,
-            "loss": metrics["loss"],
-            "accuracy_mean": metrics["accuracy_mean"],
-            "accuracy_chance": self.recipe.objective.chance,
-            "audio_s": self.position.audio_s,
-            "audio_s_per_s": rates["audio_s_per_s"],
-            "data_wait_share": rates["data_wait_share"],
-            "checkpoint": self.ranks.chosen(self.saver.url if self.saver else None) or self.begun_at,
-            "skipped_updates": self.position.skipped,
-            "bad_windows": self.position.bad,
-            **{name: _grouped(metrics, f"{name}_") for name in self.validations},
-        }
-
-    def _begin(self, ledger: Ledger, seen: State, restored: Restored | None, holder: str) -> Saver | None:
-        """What saves, on rank 0 of a run that has steps to make."""
-        saver, error = None, None
-        if self.ranks.first and self.position.step < self.total:
-            try:
-                step, keep = restored.position.step if restored else 0, self.recipe.checkpoint.keep
-                saver = Saver(Publisher(ledger, seen, step, keep=keep, holder=holder), self.recipe)
-            except UserError as failure:
-                error = failure
-        self.ranks.agreed(error)
-        return saver
 
     def _settle(self) -> None:
         """The save under way is done when this returns; what went wrong with it is raised on every rank."""
@@ -263,16 +184,10 @@ class _Run:
         if self.saver and self.saver.published():
             self.observer.saved()
 
-    def _traffic(self) -> dict[str, float]:
-        """What all ranks and their feeders moved to and from object stores since this start; nothing when none did."""
-        moved = self.feed.traffic()
-        numbers = [moved.bytes_read, moved.bytes_written, moved.requests, moved.retries]
-        totals = self.ranks.sum(torch.tensor(numbers, dtype=torch.float64, device=self.ranks.device)).tolist()
-        read, written, requests, retries = totals
-        if not requests:
-            return {}
-        traffic = {"store_read_mb": read / 1e6, "store_written_mb": written / 1e6}
-        return {**traffic, "store_requests": requests, "store_retries": retries}
+    def _beside(self) -> Beside:
+        store_s, decode_s = feed_seconds(self.feed.seconds())
+        saved_s = self.saver.busy_s if self.saver else 0.0
+        return Beside(store_s, decode_s, saved_s, *self.step.exchange_s())
 
     def _record(self, values: Mapping[str, float]) -> None:
         self.position.records = [*self.position.records, [self.position.step, dict(values)]][-_RECORDS:]
@@ -309,24 +224,3 @@ class _Run:
             if self.ranks.first:
                 self.observer.quarantined(self.position.bad_windows)
             raise budgets.bad_error(self.position, self.recipe, seen)
-
-    def _announce(self, data: Data) -> None:
-        train, lanes = self.recipe.train, self.order.lanes
-        share = -(-train.batch // self.ranks.world)
-        rows = min(train.micro_batch or share, share)
-        costs = facts(self.recipe.model, self.recipe.window.samples, rows)
-        weights, hours = costs.parameters, data.train.duration_s / 3600
-        self.observer.note(
-            f"{weights.total:,} parameters; {hours:.2f} h in {lanes.windows:,} windows of "
-            f"{self.recipe.window.seconds:g} s, {lanes.steps_per_epoch:,} steps an epoch at batch {train.batch}; "
-            f"{self.total:,} steps, {self.ranks.world} worker(s), {train.precision} on {self.ranks.device.type}"
-        )
-        self.observer.note(
-            f"{weights.kept:,} parameters kept at inference; {costs.frames_per_s:g} frames a second that hear "
-            f"{costs.receptive_ms:.1f} ms each; {costs.flops_per_s.total / 1e9:.3g} GFLOP forward for a second of "
-            f"audio, 3 times that to train; about {costs.memory_mib:,.0f} MiB in fp32 for {rows} windows at once"
-        )
-
-
-def _grouped(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
-    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}

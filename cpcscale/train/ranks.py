@@ -46,13 +46,38 @@ class Ranks:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
         # Buffers follow from the config and the data alone.
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        wrapped = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        if self.device.type == "cpu":
+            # On a GPU each sample waits for it: there, one pass in 100 as by default.
+            wrapped._set_ddp_runtime_logging_sample_rate(1)
+        return wrapped
+
+    def exchange_s(self, module: nn.Module) -> tuple[float, float]:
+        """Seconds so far of the gradients' exchange by a `wrapped` module, and those that no backward pass covered.
+
+        Those of the last pass are not in it yet.
+        """
+        if not isinstance(module, DistributedDataParallel):
+            return 0.0, 0.0
+        said = module._get_ddp_logging_data()
+        passes = 1e-9 * float(said.get("iteration", 0))
+        took, covered = (
+            passes * float(said.get(f"avg_backward_{name}_time", 0)) for name in ("comm", "compute_comm_overlap")
+        )
+        return took, took - covered
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over ranks, on every rank."""
         if self.world > 1:
             values = values.clone()
             dist.all_reduce(values)
+        return values
+
+    def most(self, values: Tensor) -> Tensor:
+        """The largest of `values` over ranks, on every rank."""
+        if self.world > 1:
+            values = values.clone()
+            dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
     def pooled(self, rows: Tensor) -> tuple[Tensor, slice]:
@@ -62,9 +87,7 @@ class Ranks:
         """
         if self.world == 1:
             return rows, slice(0, len(rows))
-        longest = torch.tensor(len(rows), device=self.device)
-        dist.all_reduce(longest, dist.ReduceOp.MAX)
-        count = int(longest)
+        count = int(self.most(torch.tensor(len(rows), device=self.device)))
         mine = torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
         parts = [torch.empty_like(mine) for _ in range(self.world)]
         dist.all_gather(parts, mine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -67,6 +68,8 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[str] | None = None
         self.url: str | None = None
+        # Seconds that the thread has worked.
+        self.busy_s = 0.0
 
     def save(self, tensors: Tensors, position: Position) -> None:
         """Takes copies of both and returns. `settle` comes first: the last save must be done."""
@@ -100,6 +103,10 @@ class Saver:
             log.warning("the last checkpoint was not published: %s", error)
 
     def _publish(self, copies: Mapping[str, Mapping[str, Tensor]], position: Position) -> str:
-        self._snapshot.wait()
-        files = contents(copies, position, self._spec)
-        return self._publisher.publish(position.step, position.metrics.get("heldout_loss"), files)
+        began = time.perf_counter()
+        try:
+            self._snapshot.wait()
+            files = contents(copies, position, self._spec)
+            return self._publisher.publish(position.step, position.metrics.get("heldout_loss"), files)
+        finally:
+            self.busy_s += time.perf_counter() - began

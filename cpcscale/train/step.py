@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cpcscale.account import Account
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC
 from cpcscale.objective.infonce import InfoNCEConfig, Latents, Pool, Sums, added, comparable, content, counts, infonce
@@ -23,6 +22,7 @@ from cpcscale.train.augment import augmented
 from cpcscale.train.ema import Ema
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
+from cpcscale.train.timeline import timeline
 
 # (z_BTC, predictions_BTKC, scale []), all in fp32.
 Made = tuple[Tensor, Tensor, Tensor]
@@ -35,7 +35,7 @@ class StepResult:
     """Sums over this rank's rows, for each k (reduce them with `scores`), and what the global batch holds.
 
     `sums` of the objective, `count_K` valid predictions, `samples` of audio that count, `bad` windows, rank 0's
-    `notice`, whether the update was `skipped`, and whether that was for not being finite.
+    `notice`, whether the step was `scored`, whether its update was `skipped`, and that for not being finite.
     """
 
     sums: Sums
@@ -43,6 +43,7 @@ class StepResult:
     samples: int = 0
     bad: int = 0
     notice: int = 0
+    scored: bool = True
     skipped: bool = False
     nonfinite: bool = False
 
@@ -115,23 +116,26 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision == "fp16")
         self.ema = Ema(model, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
         self._module = ranks.wrapped(self.contrast)
-        self._dtype = _DTYPES[precision]
-        # Seconds by phase: copy, forward, objective, backward, optimiser; of what a GPU does, the time to ask for it.
-        self.account = Account()
+        self._dtype, self._notice = _DTYPES[precision], 0
+        # Updates mark what they do: copy, allreduce, forward, objective, backward, optimiser.
+        self.timeline = timeline(ranks.device)
 
     def __call__(self, batch: Batch, step: int, *, scored: bool = True, notice: int = 0) -> StepResult:
         """One update from this rank's rows of the global batch; skipped on all ranks when it is not finite.
 
         Correct predictions and false negatives are counted when the step is `scored`. The `notice` of rank 0 comes out
-        on every rank.
+        on every rank; a step that brings another one than the last is scored too.
         """
-        self.account.mark("between")
-        rows = self._moved(batch, scored, past=self.recipe.augment.past)
-        self.account.mark("copy")
+        self.timeline.mark("unattributed")
+        rows, whole_BS = self._moved(batch, past=self.recipe.augment.past)
+        self.timeline.mark("copy")
         told = notice if self.ranks.first else 0
         local = torch.tensor([batch.samples_B.sum(), len(batch.bad), told], device=rows.frames_B.device)
         totals = self.ranks.sum(torch.cat([counts(rows.frames_B, self.recipe.model.predictor.steps), local]))
         count_K, (samples, bad, notice) = totals[:-3], totals[-3:].tolist()
+        self.timeline.mark("allreduce")
+        scored, self._notice = scored or notice != self._notice, notice
+        rows = self._with_content(rows, whole_BS) if scored else rows
         weight_K = self.scaler.scale(self.ranks.world / (count_K.clamp(min=1) * len(count_K)))
         self.optimizer.zero_grad(set_to_none=True)
         own = self.recipe.objective.scope == "utterance"
@@ -139,8 +143,12 @@ class TrainStep:
         # A global batch without one valid prediction has nothing to learn from, which is no fault.
         skipped = not bool(count_K.any())
         nonfinite = not skipped and not self._update(step)
-        self.account.mark("optimiser")
-        return StepResult(sums, count_K, samples, bad, notice, skipped or nonfinite, nonfinite)
+        self.timeline.mark("optimiser")
+        return StepResult(sums, count_K, samples, bad, notice, scored, skipped or nonfinite, nonfinite)
+
+    def exchange_s(self) -> tuple[float, float]:
+        """Seconds so far of the gradients' exchange between ranks, and those that no backward pass covered."""
+        return self.ranks.exchange_s(self._module)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Within the block the network has the weights that are scored: their running mean, where there is one."""
@@ -153,7 +161,7 @@ class TrainStep:
         Negatives are each prediction's own and from its utterance, whatever the run trains with, so that scores do not
         depend on how rows are shared and runs compare.
         """
-        rows = self._moved(batch, scored=True, past=False)
+        rows = self._with_content(*self._moved(batch, past=False))
         with self._autocast():
             latents = rows.latents(self.contrast(rows.wave_BS))
         sums, _ = infonce(latents, replace(self.recipe.objective, scope="utterance", draw="each"))
@@ -165,12 +173,12 @@ class TrainStep:
             with self._gradients_stay(last):
                 with self._autocast():
                     made = self._module(piece.wave_BS, piece.past_BS)
-                self.account.mark("forward")
+                self.timeline.mark("forward")
                 sums, gradients = infonce(piece.latents(made), self.recipe.objective, weight_K=weight_K)
-                self.account.mark("objective")
+                self.timeline.mark("objective")
                 assert gradients is not None
                 _back(made, (gradients.z_BTC, gradients.predictions_BTKC, gradients.scale))
-            self.account.mark("backward")
+            self.timeline.mark("backward")
             yield sums
 
     def _by_pool(self, rows: _Rows, weight_K: Tensor) -> Iterator[Sums]:
@@ -179,12 +187,14 @@ class TrainStep:
         made = [self._made(piece, graph=once) for piece, _ in pieces]
         whole = torch.cat([z_BTC for z_BTC, _, _ in made]), torch.cat([p_BTKC for _, p_BTKC, _ in made]), made[0][2]
         latents = rows.latents(whole)
-        self.account.mark("forward")
+        self.timeline.mark("forward")
         pool, own = self._pool(rows, latents.z_BTC)
+        self.timeline.mark("allreduce")
         sums, gradients = infonce(latents, self.recipe.objective, pool=pool, weight_K=weight_K)
         assert gradients is not None and gradients.pool_RTC is not None
+        self.timeline.mark("objective")
         gradients.z_BTC.add_(self.ranks.sum(gradients.pool_RTC)[own])
-        self.account.mark("objective")
+        self.timeline.mark("allreduce")
         start = 0
         for (piece, last), kept in zip(pieces, made, strict=True):
             part = slice(start, start + len(piece.wave_BS))
@@ -194,7 +204,7 @@ class TrainStep:
                 scale = gradients.scale if last else torch.zeros_like(gradients.scale)
                 _back(again, (gradients.z_BTC[part], gradients.predictions_BTKC[part], scale))
             start = part.stop
-        self.account.mark("backward")
+        self.timeline.mark("backward")
         yield sums
 
     def _at_once(self) -> bool:
@@ -235,16 +245,18 @@ class TrainStep:
         return finite or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1)
 
     @torch.no_grad()
-    def _moved(self, batch: Batch, scored: bool, past: bool) -> _Rows:
-        """The rows on the device; the wave travels as int16."""
+    def _moved(self, batch: Batch, past: bool) -> tuple[_Rows, Tensor]:
+        """The rows on the device, and the wave as it travels: int16."""
         device, hop = self.ranks.device, self.model.hop_samples
         whole_BS = torch.from_numpy(batch.wave_BS).to(device, non_blocking=True)
         samples_B = torch.from_numpy(batch.samples_B).to(device)
         key_B, group_B = torch.from_numpy(batch.key_B).to(device), torch.from_numpy(batch.group_B).to(device)
-        content_BT = content(whole_BS, whole_BS.shape[1] // hop) if scored else None
         wave_BS = whole_BS.float() / 32768
         past_BS = augmented(wave_BS, key_B, samples_B, self.recipe.augment) if past else None
-        return _Rows(wave_BS, past_BS, samples_B // hop, key_B, group_B, content_BT)
+        return _Rows(wave_BS, past_BS, samples_B // hop, key_B, group_B, None), whole_BS
+
+    def _with_content(self, rows: _Rows, whole_BS: Tensor) -> _Rows:
+        return replace(rows, content_BT=content(whole_BS, whole_BS.shape[1] // self.model.hop_samples))
 
     def _pieces(self, rows: _Rows) -> Iterator[tuple[_Rows, bool]]:
         """(micro-batch, whether it is the last)."""

@@ -23,7 +23,8 @@ from cpcscale.stream.draft import Batch
 from cpcscale.stream.feed import Feed, FeedConfig, FeedSource, ThreadFeed
 from cpcscale.stream.order import Order
 from cpcscale.stream.window import WindowConfig
-from cpcscale.train.loop import Data, pretrain
+from cpcscale.train.begin import Data
+from cpcscale.train.loop import pretrain
 from cpcscale.train.ranks import Ranks
 
 FORMATS = [

@@ -13,6 +13,8 @@ import speech
 
 from cpcscale import cli, config
 from cpcscale.cluster.pretrain import PretrainConfig
+from cpcscale.cluster.sizing import use_gpu
+from cpcscale.errors import UserError
 from cpcscale.train import lease
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
@@ -56,6 +58,20 @@ def refused(place: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> 
         ("steps", "key=value"),
         ("workers=9", "9 workers share train.lanes=8 lanes and some would have none: use at most 8 workers"),
         ("workers=0", "workers=0 is below 1"),
+        ("workers=two", "workers=two is neither a number nor two, [least, most]: write 4, or [2, 8]"),
+        ("workers=2.5", "workers=2.5 is neither a number nor two"),
+        ("workers=true", "workers=True is neither a number nor two"),
+        ("workers=null", "workers=None is neither a number nor two"),
+        ("workers={least: 1}", "workers={'least': 1} is neither a number nor two"),
+        ("workers=[2]", "workers=[2] is neither a number nor two"),
+        ("workers=[1,2,3]", "workers=[1, 2, 3] is neither a number nor two"),
+        ("workers=[1,2.5]", "workers=[1, 2.5] is neither a number nor two"),
+        ("workers=[3,2]", "workers=[3, 2] has more workers at least than at most: write [2, 3]"),
+        ("workers=[0,2]", "workers=0 is below 1"),
+        ("workers=[1,9]", "9 workers share train.lanes=8 lanes and some would have none: use at most 8 workers"),
+        ("max_failures=-2", "max_failures=-2 is below -1"),
+        ("stop_grace_s=-1", "stop_grace_s=-1.0 is below 0"),
+        ("grow_every_s=0", "grow_every_s=0.0 is below 1"),
         ("device=tpu", "'tpu'"),
         ("train.precision=fp61", "'fp61'"),
         ("train.batch=33", "train.batch=33 is not a multiple of train.lanes=8"),
@@ -152,6 +168,50 @@ def test_fp16_without_a_gpu_is_refused_before_anything_is_written(place):
     assert line.startswith("cpcscale: error: train.precision=fp16 needs a GPU")
     assert "use fp32 or bf16" in line
     assert listing(place) == before
+
+
+# More lanes than any machine here has cores.
+ROOMY = ["device=cpu", "train.lanes=512", "train.batch=512"]
+
+
+@pytest.fixture
+def cores(ray_here: None) -> int:
+    """Those of the Ray that runs, which a test before may have started."""
+    import ray
+
+    return int(ray.cluster_resources()["CPU"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        # Workers take all cores of a cluster that may grow, but those of nodes that have a resource for feeders.
+        (
+            ["workers=[1,2]", "feed.kind=actors"],
+            "workers=[1, 2] take every core that is free, and feed.kind=actors would find none",
+        ),
+        (
+            ["workers=[1,2]", "feed.kind=actors", "feed.actor_resource=ear"],
+            "feed.actor_resource=ear: 1 feeders need a unit each and the cluster has 0",
+        ),
+        (["workers={cores}", "feed.kind=actors"], "workers={cores} need a core each, and their feeders {cores} more"),
+        (["workers=[{more},512]"], "workers={more} need a core each and the cluster has {cores}"),
+        (["workers=[1,2]", "device=cuda"], "device=cuda asks for 1 GPUs and the cluster has 0"),
+    ],
+)
+def test_workers_that_the_cluster_has_no_room_for_are_refused(cores, overrides, words):
+    values = {"cores": cores, "more": cores + 1}
+    written = [each.format_map(values) for each in overrides]
+    with pytest.raises(UserError) as refusal:
+        use_gpu(config.load(PretrainConfig, QUICKSTART, [*ROOMY, *written]))
+    assert words.format_map(values) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("workers", ["{cores}", "[1,512]", "[{cores},512]"])
+def test_the_least_workers_are_what_a_cluster_must_have_room_for(cores, workers):
+    spec = config.load(PretrainConfig, QUICKSTART, [*ROOMY, f"workers={workers.format(cores=cores)}"])
+    assert use_gpu(spec) is False
 
 
 def test_the_shipped_configs_are_the_recipes_they_claim_to_be():

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import pytest
 import speech
 import torch
@@ -83,6 +84,15 @@ def test_all_ranks_stop_at_the_same_step_when_no_update_is_finite(found, world):
 
 
 @pytest.mark.parametrize("world", WORLDS)
+def test_what_rank_0_is_asked_is_done_by_all_ranks_at_the_same_step_and_what_others_are_asked_is_not(
+    found, folder, world
+):
+    lines = {rank["noticed"] for rank in found[world]}
+    assert lines == {f"stopped after step 5 of {worlds.STEPS}, with a checkpoint of it"}
+    assert checkpoints.steps(folder / f"noticed-{world}") == [3, 5]
+
+
+@pytest.mark.parametrize("world", WORLDS)
 def test_the_ids_of_every_global_batch_are_those_of_one_rank(found, folder, world):
     expected = speech.ids(folder / "whole-1.jsonl")
     assert len(expected) == worlds.STEPS
@@ -115,7 +125,7 @@ def test_every_rank_states_one_summary_and_the_first_alone_watches_and_saves(fou
         first, *others = (rank[kind] for rank in found[world])
         assert first["losses"] and first["saves"]
         for other in others:
-            rates = {name: other["summary"][name] for name in ("audio_s_per_s", "data_wait_share")}
+            rates = {name: other["summary"][name] for name in ("audio_s_per_s", "data_wait_share", "time", "hidden")}
             assert other["summary"] == first["summary"] | rates
             assert not other["losses"] and not other["saves"]
 

@@ -17,6 +17,7 @@ import torch.multiprocessing as mp
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
 from cpcscale.train.loop import pretrain
+from cpcscale.train.notices import Notices, StoppedError
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.step import TrainStep, scores
 
@@ -71,6 +72,7 @@ def _work(rank: int, world: int, shards: Path, folder: Path) -> None:
             "whole": _loop(ranks, shards, folder, f"whole-{world}"),
             "resumed": _loop(ranks, shards, folder, f"resumed-{world}"),
             "stopped": _stopped(ranks, shards, folder),
+            "noticed": _noticed(ranks, shards, folder),
         }
         torch.save(results, folder / f"{world}-{rank}.pt")
     finally:
@@ -135,3 +137,29 @@ def _stopped(ranks: Ranks, shards: Path, folder: Path) -> list[Any]:
     except UserError as error:
         return [str(error), max(watcher.losses, default=0)]
     return ["did not stop", 0]
+
+
+class _Asking(speech.Watcher):
+    """Rank 0's observer, which asks for a checkpoint once step 2 is made and to stop once step 4 is."""
+
+    def __init__(self, notices: Notices) -> None:
+        super().__init__()
+        self._asks = {2: notices.save, 4: notices.stop}
+
+    def progress(self, step: int, total: int) -> None:
+        self._asks.get(step, lambda: None)()
+
+
+def _noticed(ranks: Ranks, shards: Path, folder: Path) -> str:
+    """The words in which this rank stops when rank 0 is asked to; the others were asked for both before they began."""
+    notices = Notices()
+    if not ranks.first:
+        notices.save()
+        notices.stop()
+    name = f"noticed-{ranks.world}"
+    spec = recipe(folder, name, checkpoint__every_steps=100, checkpoint__keep=9)
+    try:
+        pretrain(spec, speech.data(shards), str(folder / name), ranks, _Asking(notices), notices=notices)
+    except StoppedError as stopped:
+        return str(stopped)
+    return "did not stop"

@@ -17,10 +17,11 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.publish import IndexWriter, exclude
 from cpcscale.shards.rows import ShardEntry
 from cpcscale.stream import window
+from cpcscale.train.begin import Data
 from cpcscale.train.checkpoint import load_encoder, read
 from cpcscale.train.files import MARKER
 from cpcscale.train.ledger import Holder, Ledger
-from cpcscale.train.loop import Data, pretrain
+from cpcscale.train.loop import pretrain
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.resume import begin
@@ -34,6 +35,10 @@ SUMMARY = {
     "audio_s",
     "audio_s_per_s",
     "data_wait_share",
+    "time",
+    "hidden",
+    "memory_peak_mib",
+    "mfu",
     "checkpoint",
     "skipped_updates",
     "bad_windows",
@@ -211,7 +216,7 @@ def test_a_finished_run_states_its_summary_again_without_training(undisturbed, s
     assert watcher.losses == {}
     assert files(tmp_path) == before
     # Rates are of this process; one that trained nothing gives those of the last steps that were.
-    rates = {name: again[name] for name in ("audio_s_per_s", "data_wait_share")}
+    rates = {name: again[name] for name in ("audio_s_per_s", "data_wait_share", "time", "hidden")}
     assert again == undisturbed[0] | rates | {"checkpoint": str(folder / "checkpoints" / "step-00000009-0001")}
     assert rates["audio_s_per_s"] > 0
 
