@@ -193,27 +193,16 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    from cpcscale import config, storage
-    from cpcscale.cluster.pretrain import PretrainConfig, pretrain
+    from cpcscale import config
+    from cpcscale.cluster.pretrain import pretrain
+    from cpcscale.cluster.spec import PretrainConfig
+    from cpcscale.report.pretrain import pretrain_lines
 
     summary = pretrain(config.load(PretrainConfig, options.config, options.overrides), take_over=options.take_over)
     if options.json:
         _emit(summary)
-        return
-    print(
-        f"pretrained {summary['steps']} steps on {summary['audio_s'] / 3600:.2f} h of audio at "
-        f"{summary['audio_s_per_s']:.0f} audio s/s ({summary['data_wait_share']:.1%} waiting for data)"
-    )
-    scored: dict[str, dict[str, Any]] = {
-        "training batch": summary,
-        **{name: summary[name] for name in ("heldout", "unseen") if name in summary},
-    }
-    print(f"  InfoNCE accuracy (ties count as wrong; chance {summary['accuracy_chance']:.4f})")
-    for name, scores in scored.items():
-        by_step = [f"{scores[key]:.2f}" for key in sorted(scores) if key.startswith("accuracy_k")]
-        detail = f"; k=1..{len(by_step)}: {' '.join(by_step)}" if by_step else ""
-        print(f"  {name:14} mean {scores['accuracy_mean']:.3f}, loss {scores['loss']:.3f}{detail}")
-    print(f"  checkpoint {storage.shown(summary['checkpoint'])}\n  MLflow run {summary['run_id']}")
+    else:
+        print("\n".join(pretrain_lines(summary)))
 
 
 def _checkpoint(options: argparse.Namespace) -> int:

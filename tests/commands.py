@@ -17,7 +17,7 @@ import psutil
 import speech
 
 from cpcscale import config
-from cpcscale.cluster.pretrain import PretrainConfig
+from cpcscale.cluster.spec import PretrainConfig
 from cpcscale.train.loop import pretrain
 from cpcscale.train.ranks import Ranks
 

@@ -8,7 +8,7 @@ from made_voices import put_checkpoint, put_corpus, recipe
 from cpcscale import config as configs
 from cpcscale.cluster import session
 from cpcscale.cluster.finetune import FinetuneConfig, finetune
-from cpcscale.cluster.pretrain import PretrainConfig
+from cpcscale.cluster.spec import PretrainConfig
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import combine, run_fold
 from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe

@@ -12,8 +12,8 @@ import pytest
 import speech
 
 from cpcscale import cli, config
-from cpcscale.cluster.pretrain import PretrainConfig
 from cpcscale.cluster.sizing import use_gpu
+from cpcscale.cluster.spec import PretrainConfig
 from cpcscale.errors import UserError
 from cpcscale.train import lease
 

@@ -130,6 +130,16 @@ def test_every_rank_states_one_summary_and_the_first_alone_watches_and_saves(fou
             assert not other["losses"] and not other["saves"]
 
 
+def test_the_exchange_between_ranks_is_in_the_account_and_a_rank_alone_has_none(found):
+    for world in WORLDS:
+        for rank in found[world]:
+            summary = rank["whole"]["summary"]
+            assert sum(summary["time"].values()) == pytest.approx(1.0)
+            # Alone, its counts are marked and nobody waited for.
+            assert (summary["time"]["allreduce"] > 0.01) == (world > 1)
+            assert (summary["hidden"]["allreduce"] > 0) == (world > 1)
+
+
 @pytest.mark.parametrize("world", WORLDS)
 def test_what_ranks_say_to_each_other(found, world):
     for number, rank in enumerate(found[world]):

@@ -1,0 +1,39 @@
+"""What `cpcscale pretrain` prints at its end, out of the summary that its JSON is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cpcscale import storage
+
+# A part of the time that is worth a word.
+_LEAST_SHARE = 0.001
+
+
+def pretrain_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of `cluster.pretrain.pretrain`'s summary."""
+    yield (
+        f"pretrained {summary['steps']} steps on {summary['audio_s'] / 3600:.2f} h of audio at "
+        f"{summary['audio_s_per_s']:.0f} audio s/s ({summary['data_wait_share']:.1%} waiting for data)"
+    )
+    yield f"  time           {shares(summary['time'])}"
+    if any(share >= _LEAST_SHARE for share in summary["hidden"].values()):
+        yield f"  hidden         {shares(summary['hidden'])}"
+    scored: dict[str, Mapping[str, Any]] = {
+        "training batch": summary,
+        **{name: summary[name] for name in ("heldout", "unseen") if name in summary},
+    }
+    yield f"  InfoNCE accuracy (ties count as wrong; chance {summary['accuracy_chance']:.4f})"
+    for name, scores in scored.items():
+        by_step = [f"{scores[key]:.2f}" for key in sorted(scores) if key.startswith("accuracy_k")]
+        detail = f"; k=1..{len(by_step)}: {' '.join(by_step)}" if by_step else ""
+        yield f"  {name:14} mean {scores['accuracy_mean']:.3f}, loss {scores['loss']:.3f}{detail}"
+    yield f"  checkpoint {storage.shown(summary['checkpoint'])}"
+    yield f"  MLflow run {summary['run_id']}"
+
+
+def shares(by_name: Mapping[str, float]) -> str:
+    """`backward 61.4 %, forward 30.2 %, ...`: what is worth a word, the largest first."""
+    largest = sorted(by_name.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {share:.1%}" for name, share in largest if share >= _LEAST_SHARE)
