@@ -57,7 +57,7 @@ def fit(config: PretrainConfig, fingerprint: str, use_gpu: bool, tracker: Tracke
     try:
         with stop.heard(), Delivery(mailbox, console):
             trainer.fit()
-    except SystemExit:
+    except (SystemExit, KeyboardInterrupt):
         # Ray Train answers Ctrl-C by exiting with status 0; for us it is an interrupted run like any other.
         raise (Terminated() if stop.asked else KeyboardInterrupt()) from None
     except ray.train.TrainingFailedError as failure:

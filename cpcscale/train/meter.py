@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import resource
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ _ASIDE = ("validation", "checkpoint")
 # Dense products in 1e12 operations a second, by the name of the GPU: in 16 bits, and in fp32 without TF32.
 _PEAK_TFLOPS = {
     "B200": (2250.0, 80.0),
+    "GH200": (989.5, 67.0),
     "H200": (989.5, 67.0),
     "H100 PCIe": (756.0, 51.0),
     "H100": (989.5, 67.0),
@@ -147,10 +149,16 @@ def utilisation(device: torch.device, precision: str, flops_per_s: float) -> flo
     known, as for any CPU."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
+    peak = peak_tflops(torch.cuda.get_device_name(device), precision)
+    return flops_per_s / (1e12 * peak) if peak else None
+
+
+def peak_tflops(name: str, precision: str) -> float | None:
+    """The dense peak of the GPU of this name at a precision; None where it is not known."""
     for known, (half, single) in _PEAK_TFLOPS.items():
-        if known in name:
-            return flops_per_s / (1e12 * (single if precision == "fp32" else half))
+        # As words: an L40 is no L4.
+        if re.search(rf"\b{known}\b", name):
+            return single if precision == "fp32" else half
     return None
 
 

@@ -22,20 +22,21 @@ class Timeline(Protocol):
 
 def timeline(device: torch.device) -> Timeline:
     """That of the GPU, where there is one: what the main thread does while the GPU works is not waited for."""
-    return _GpuTimeline() if device.type == "cuda" else Account()
+    return _GpuTimeline(device) if device.type == "cuda" else Account()
 
 
 class _GpuTimeline:
     """Marks are events in the current stream, whose times are read late: a mark waits for nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._spent: dict[str, float] = defaultdict(float)
         self._marks: list[tuple[str, torch.cuda.Event]] = []
         self._free: list[torch.cuda.Event] = []
 
     def mark(self, name: str) -> None:
         event = self._free.pop() if self._free else torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         self._marks.append((name, event))
 
     def seconds(self) -> dict[str, float]:

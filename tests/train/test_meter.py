@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cpcscale.account import Account
 from cpcscale.train.loop import pretrain
-from cpcscale.train.meter import HIDDEN, PHASES, Beside, Meter, Stalls, stalls, utilisation
+from cpcscale.train.meter import HIDDEN, PHASES, Beside, Meter, Stalls, peak_tflops, stalls, utilisation
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.timeline import timeline
 
@@ -118,6 +118,24 @@ def test_a_run_says_at_every_logged_step_where_all_of_its_time_went(laps):
 
 def test_little_of_a_run_is_unattributed(laps):
     assert sum(values["time_unattributed"] for values in laps) / len(laps) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "half", "single"),
+    [
+        ("NVIDIA H200", 989.5, 67.0),
+        ("NVIDIA H100 80GB HBM3", 989.5, 67.0),
+        ("NVIDIA H100 PCIe", 756.0, 51.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0, 19.5),
+        ("NVIDIA L4", 121.0, 30.3),
+        ("Tesla V100-SXM2-16GB", 125.0, 15.7),
+        ("NVIDIA L40", None, None),
+        ("NVIDIA A10G", None, None),
+        ("NVIDIA GeForce RTX 4090", None, None),
+    ],
+)
+def test_a_peak_is_that_of_the_very_gpu_or_none(name, half, single):
+    assert (peak_tflops(name, "bf16"), peak_tflops(name, "fp32")) == (half, single)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
