@@ -26,9 +26,13 @@ class EncoderConfig:
     norm: Literal["auto", "none", "channel", "group"] = "auto"
     # Of channels, for norm: group.
     groups: int = 8
+    # Added to the variance that a norm divides by. The corpus gain brings waves to a variance of 1, so 1 leaves quiet
+    # frames quiet; next to 0 (1e-5 in Riviere et al. 2020) loudness is lost and silence as loud as speech.
+    norm_epsilon: float = 1.0
 
     def __post_init__(self) -> None:
         config.at_least(0, **{"model.encoder.channels": self.channels})
+        config.at_least(1e-9, **{"model.encoder.norm_epsilon": self.norm_epsilon})
         config.at_least(1, **{"model.encoder.groups": self.groups})
         if self.norm == "group" and self.channels % self.groups:
             raise UserError(
@@ -66,8 +70,9 @@ class Encoder(nn.Module):
     utterance never reaches its frames. The norms keep that, being of each frame by itself: `channel` over all channels
     (Riviere et al. 2020, arXiv 2002.02848, whose reason is that statistics over time leak the future), `group` over
     groups of them (Wu and He 2018, arXiv 1803.08494, without their pooling over positions); both with a gain and a
-    shift for each channel. The paper states no normalisation. Weights start from Kaiming's initialisation for ReLU with
-    zero biases: without it and without the corpus gain, all frames start alike and CPC does not take off.
+    shift for each channel, and an epsilon that keeps loudness: with theirs of 1e-5 networks of several layers stay at
+    chance for hundreds of updates. The paper states no normalisation. Weights start from Kaiming's initialisation for
+    ReLU with zero biases: without it and without the corpus gain, all frames start alike and CPC does not take off.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -102,8 +107,8 @@ class _FrameGroupNorm(nn.GroupNorm):
 def _norm(config: EncoderConfig) -> nn.Module:
     match config.norm:
         case "channel":
-            return nn.LayerNorm(config.channels)
+            return nn.LayerNorm(config.channels, eps=config.norm_epsilon)
         case "group":
-            return _FrameGroupNorm(config.groups, config.channels)
+            return _FrameGroupNorm(config.groups, config.channels, eps=config.norm_epsilon)
         case _:
             return nn.Identity()

@@ -25,9 +25,18 @@ def test_a_norm_is_of_each_frame_by_itself_over_its_groups_of_channels(norm, gro
     torch.nn.init.normal_(layer.bias)
     x_BSC = 3 + 5 * torch.randn(2, 9, 16)
     split = x_BSC.reshape(2, 9, groups, -1)
-    scaled = (split - split.mean(-1, keepdim=True)) / (split.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    scaled = (split - split.mean(-1, keepdim=True)) / (split.var(-1, unbiased=False, keepdim=True) + 1).sqrt()
     expected = scaled.reshape(2, 9, 16) * layer.weight + layer.bias
     torch.testing.assert_close(layer(x_BSC), expected)
+
+
+@pytest.mark.parametrize(("epsilon", "louder"), [(1.0, True), (1e-5, False)])
+def test_loud_and_quiet_differ_behind_norms_unless_their_epsilon_is_next_to_nothing(epsilon, louder):
+    torch.manual_seed(1)
+    network = Encoder(EncoderConfig(channels=16, kernels=[10, 8], strides=[5, 4], norm="channel", norm_epsilon=epsilon))
+    wave_BS = torch.randn(1, 4000)
+    quiet, loud = (network(gain * wave_BS).abs().mean().item() for gain in (0.1, 1.0))
+    assert (loud > 2 * quiet) == louder
 
 
 def test_without_a_norm_there_are_no_weights_of_one():
@@ -42,6 +51,7 @@ def test_without_a_norm_there_are_no_weights_of_one():
         ({"kernels": [4], "strides": [5]}, "skip samples"),
         ({"kernels": [3], "strides": [0]}, "skip samples"),
         ({"channels": -1}, "model.encoder.channels=-1 is below 0"),
+        ({"norm_epsilon": 0.0}, "model.encoder.norm_epsilon=0.0 is below 1e-09"),
         ({"groups": 0}, "model.encoder.groups=0 is below 1"),
         ({"channels": 12, "norm": "group"}, r"groups=8 does not split channels=12 .* use groups=4, or norm=channel"),
     ],
