@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         goes_on = "goes on from the last checkpoint" if options.verb == "pretrain" else "begins again"
         goes_on = "goes on where it was" if options.verb == "pack" else goes_on
-        print(f"cpcscale: {stopped or 'stopped'}; the same command {goes_on}", file=sys.stderr)
+        print(f"cpcscale: {str(stopped) or 'stopped'}; the same command {goes_on}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -22,6 +22,7 @@ from cpcscale.cluster.spec import PretrainConfig
 from cpcscale.cluster.worker import work
 from cpcscale.errors import Terminated, UserError
 from cpcscale.tracking.tracker import Tracker
+from cpcscale.train.ranks import PeerLostError
 
 _RAY = "ray-"
 
@@ -49,7 +50,7 @@ def fit(config: PretrainConfig, fingerprint: str, use_gpu: bool, tracker: Tracke
             name="train",
             storage_path=ray_folder,
             failure_config=FailureConfig(max_failures=config.max_failures),
-            callbacks=[_Deaths(mailbox)],
+            callbacks=[_Deaths(mailbox, config.max_failures)],
         ),
     )
     console = Console(tracker)
@@ -63,11 +64,11 @@ def fit(config: PretrainConfig, fingerprint: str, use_gpu: bool, tracker: Tracke
     except ray.train.TrainingFailedError as failure:
         if error := ray.get(mailbox.outcome.remote()).error:
             raise UserError(error) from None
-        dead = _dead(failure.worker_failures) if isinstance(failure, ray.train.WorkerGroupError) else {}
-        if not dead:
+        failures = failure.worker_failures if isinstance(failure, ray.train.WorkerGroupError) else {}
+        if not failures or any(_is_bug(error) for error in failures.values()):
             raise
         raise UserError(
-            f"{_named(dead)}, past max_failures={config.max_failures}: out of memory (lower train.micro_batch or "
+            f"{_named(failures)}, past max_failures={config.max_failures}: out of memory (lower train.micro_batch or "
             "feed.prefetch), or a node that is gone; the same command goes on from the last checkpoint"
         ) from None
     finally:
@@ -84,13 +85,16 @@ def fit(config: PretrainConfig, fingerprint: str, use_gpu: bool, tracker: Tracke
 class _Deaths(ray.train.UserCallback):
     """Says in the controller why the workers start again."""
 
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
+    def __init__(self, mailbox: Any, left: int) -> None:
+        self._mailbox, self._left = mailbox, left
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        dead = _dead(worker_exceptions)
-        if dead:
-            self._mailbox.put.remote("note", f"{_named(dead)}: starting again from the last checkpoint")
+        if any(isinstance(error, UserError) for error in worker_exceptions.values()):
+            # It is not tried again.
+            return
+        self._left -= 1
+        if self._left != -1:
+            self._mailbox.put.remote("note", f"{_named(worker_exceptions)}: starting again from the last checkpoint")
 
 
 class _Stop:
@@ -126,15 +130,21 @@ class _Stop:
         self._abort.start()
 
 
-def _dead(failures: Mapping[int, Exception]) -> dict[int, Exception]:
-    """The workers, by rank, whose process or node is gone; others fail because of them."""
-    gone = {rank: getattr(error, "health_check_failure", error) for rank, error in failures.items()}
-    return {rank: error for rank, error in gone.items() if isinstance(error, ray.exceptions.RayActorError)}
+def _named(failures: Mapping[int, Exception]) -> str:
+    """Which workers died; where those that are left noticed first, that one did."""
+    dead = [rank for rank, error in failures.items() if not isinstance(error, PeerLostError) and not _is_bug(error)]
+    if dead:
+        return f"worker{'s' * (len(dead) > 1)} {', '.join(map(str, sorted(dead)))} died"
+    bugs = [
+        f"worker {rank} failed ({type(error).__name__}: {error})" for rank, error in failures.items() if _is_bug(error)
+    ]
+    return bugs[0] if bugs else "a worker died"
 
 
-def _named(dead: Mapping[int, Exception]) -> str:
-    ranks = ", ".join(map(str, sorted(dead)))
-    return f"worker {ranks} died" if len(dead) == 1 else f"workers {ranks} died"
+def _is_bug(error: Exception) -> bool:
+    """Whether a worker failed of itself: neither its process nor that of another one is gone."""
+    gone = getattr(error, "health_check_failure", error)
+    return not isinstance(gone, ray.exceptions.RayActorError | PeerLostError)
 
 
 def _remove_ray_folders(run_dir: str) -> None:

@@ -37,14 +37,14 @@ def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, An
     # A set that is there is refused before Ray starts, one that is packed first after it.
     data = None if config.data.audio else checked_data(config, restored)
     before = free(ledger, take_over=take_over, say=_say)
-    session.connect(config.least_workers + feeder_cores(config, config.least_workers))
-    gpu = use_gpu(config)
-    if data is None:
-        pack_first(config)
-        data = checked_data(config, restored)
-    gone = before.holder.id if before.holder else ""
-    with hold(config.run_dir, config.lease, take_over=take_over, say=_say, gone=gone) as lease:
-        return _tracked(config, data.train.fingerprint, origin, gpu, lease)
+    with session.connected(config.least_workers + feeder_cores(config, config.least_workers)):
+        gpu = use_gpu(config)
+        if data is None:
+            pack_first(config)
+            data = checked_data(config, restored)
+        gone = before.holder.id if before.holder else ""
+        with hold(config.run_dir, config.lease, take_over=take_over, say=_say, gone=gone) as lease:
+            return _tracked(config, data.train.fingerprint, origin, gpu, lease)
 
 
 def _say(text: str) -> None:

@@ -6,12 +6,13 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cpcscale.errors import UserError
+from cpcscale.errors import Terminated, UserError
 from cpcscale.progress import Progress
 
 _OBJECT_STORE_BYTES = 256 * 2**20
@@ -31,12 +32,29 @@ def connect(workers: int = 1) -> None:
         _connect(workers)
 
 
+@contextlib.contextmanager
+def connected(workers: int) -> Iterator[None]:
+    """`connect` for the block. What Ray prints meanwhile, as of nodes that are lost, goes to stderr."""
+    import ray
+
+    joining = not ray.is_initialized()
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            connect(workers)
+            yield
+        finally:
+            if joining:
+                ray.shutdown()
+
+
 def _connect(workers: int) -> None:
     import ray
 
     # How often Ray Train looks whether workers live, and whether a node is to be taken away.
     for name in ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"):
         os.environ.setdefault(name, "0.5")
+    # How long it waits for room on a node that may be gone by now; it asks again for as long as it takes.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
@@ -71,6 +89,8 @@ def _sigterm_kept() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit:
+        raise Terminated from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)

@@ -13,7 +13,9 @@ def use_gpu(config: PretrainConfig) -> bool:
     have = ray.cluster_resources()
     gpus, workers = int(have.get("GPU", 0)), config.least_workers
     if config.device == "cuda" and gpus < workers:
-        raise UserError(f"device=cuda asks for {workers} GPUs and the cluster has {gpus}: lower workers, or use cpu")
+        raise UserError(
+            f"device=cuda: {workers} worker(s) need a GPU each and the cluster has {gpus}: lower workers, or use cpu"
+        )
     use_gpu = config.device != "cpu" and gpus >= workers
     if config.train.precision == "fp16" and not use_gpu:
         raise UserError("train.precision=fp16 needs a GPU for every worker and there is none: use fp32 or bf16")
@@ -24,13 +26,13 @@ def use_gpu(config: PretrainConfig) -> bool:
     if have.get("CPU", 0) < feeding + workers * (not use_gpu):
         more = f", and their feeders {feeding} more," if feeding else ""
         raise UserError(
-            f"workers={workers} need a core each{more} and the cluster has {have.get('CPU', 0):g}: lower workers or "
-            "feed.actors"
+            f"workers={config.workers}: {workers} need a core each{more} and the cluster has {have.get('CPU', 0):g}: "
+            "lower workers or feed.actors"
         )
     named = config.feed.actor_resource
     if feeders and named and have.get(named, 0) < feeders:
         raise UserError(
-            f"feed.actor_resource={named}: {feeders} feeders need a unit each and the cluster has "
+            f"feed.actor_resource={named}: {feeders} feeder(s) need a unit each and the cluster has "
             f"{have.get(named, 0):g}: start nodes with --resources='{{\"{named}\": N}}'"
         )
     if feeders and not named and config.elastic and not use_gpu:

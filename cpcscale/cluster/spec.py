@@ -42,8 +42,8 @@ class PretrainConfig(Recipe):
     # As many workers, or [least, most]: as many as the cluster has room for, anew when one dies or a node joins.
     workers: Any = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # Restarts after a worker died or failed, before the run fails; -1: no limit. A node that is taken away with notice
-    # does not count.
+    # Restarts after a worker died or failed, before the run fails; -1: no limit. A node that is taken away as it was
+    # announced does not count.
     max_failures: int = 3
     # With [least, most]: how often a cluster that has grown is looked at. Each growth costs the steps since the last
     # checkpoint.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,9 +14,12 @@ from cpcscale.cluster.data import open_data
 from cpcscale.errors import UserError
 from cpcscale.train.loop import pretrain, thread_feed
 from cpcscale.train.notices import Notices, StoppedError
+from cpcscale.train.observer import Observer
 from cpcscale.train.ranks import Ranks
 
 _LISTEN_EVERY_S = 0.5
+# The last checkpoint before a node is taken away.
+_BEFORE_S = 5.0
 
 
 def work(spec: dict[str, Any]) -> None:
@@ -39,9 +44,10 @@ def work(spec: dict[str, Any]) -> None:
                 f"the index at {data.train.base} is another version than when this run was started: start the same "
                 "command again to take it over"
             )
-        ending = _listen(mailbox, notices, ranks)
+        ending = _listen(mailbox, notices, ranks, observer)
         try:
-            summary = pretrain(config, data, config.run_dir, ranks, observer, make_feed, spec["holder"], notices)
+            with ranks.meeting():
+                summary = pretrain(config, data, config.run_dir, ranks, observer, make_feed, spec["holder"], notices)
         finally:
             ending()
     except UserError as failure:
@@ -54,7 +60,7 @@ def work(spec: dict[str, Any]) -> None:
         ray.get(mailbox.finish.remote(summary))
 
 
-def _listen(mailbox: Any, notices: Notices, ranks: Ranks) -> Callable[[], None]:
+def _listen(mailbox: Any, notices: Notices, ranks: Ranks, observer: Observer) -> Callable[[], None]:
     """Passes on, until what it returns is called, a node that is to be taken away and a driver that is to stop."""
     import ray
     import ray.train
@@ -68,12 +74,19 @@ def _listen(mailbox: Any, notices: Notices, ranks: Ranks) -> Callable[[], None]:
                 return
 
     def nodes() -> None:
-        known = None
+        known, again_s = None, math.inf
         while not ended.wait(_LISTEN_EVERY_S):
             # A barrier among these threads of all workers, who learn what rank 0 knows.
             info = ray.train.get_preemption_info()
-            if info != known:
+            if info and info != known:
                 known = info
+                # What is done meanwhile is not to be done again.
+                again_s = (info.deadline_ms or math.inf) / 1000 - _BEFORE_S
+                notices.save()
+                if ranks.first:
+                    observer.note("a node is to be taken away: making a checkpoint, going on while it is there")
+            elif time.time() >= again_s:
+                again_s = math.inf
                 notices.save()
 
     def quietly(listen: Callable[[], None]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cpcscale.errors import UserError
+
+# Words of gloo's errors, which have no type of their own.
+_GLOO = ("gloo", "Connection closed by peer", "Connection reset by peer")
+
+
+class PeerLostError(RuntimeError):
+    """Another rank is gone, and with it what this one was to do with it."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +118,37 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    @contextlib.contextmanager
+    def meeting(self) -> Iterator[None]:
+        """Turns what the block fails with because another rank is gone into a PeerLostError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or any(word in str(error) for word in _GLOO):
+                raise PeerLostError(str(error).splitlines()[0]) from error
+            raise
+
     def agreed(self, error: UserError | None) -> None:
         """Raises the first rank's `error` on every rank, so that all stop together with the same line."""
         errors = [text for text in self.gathered(str(error) if error else None) if text]
         if errors:
             raise UserError(errors[0])
+
+
+@contextlib.contextmanager
+def joined(rank: int, world: int, meeting: str) -> Iterator[Ranks]:
+    """Within the block this process is one of `world` ranks of this machine, who meet at the file `meeting`, which is
+    not there yet: over NCCL where there are GPUs, one for each, else over gloo."""
+    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    own_gpu = device if device.type == "cuda" else None
+    if own_gpu:
+        torch.cuda.set_device(own_gpu)
+    backend = "nccl" if own_gpu else "gloo"
+    dist.init_process_group(backend, f"file://{meeting}", rank=rank, world_size=world, device_id=own_gpu)
+    try:
+        yield Ranks.current(device)
+    finally:
+        dist.destroy_process_group()
 
 
 def _device() -> torch.device:

@@ -192,11 +192,14 @@ def cores(ray_here: None) -> int:
         ),
         (
             ["workers=[1,2]", "feed.kind=actors", "feed.actor_resource=ear"],
-            "feed.actor_resource=ear: 1 feeders need a unit each and the cluster has 0",
+            "feed.actor_resource=ear: 1 feeder(s) need a unit each and the cluster has 0",
         ),
-        (["workers={cores}", "feed.kind=actors"], "workers={cores} need a core each, and their feeders {cores} more"),
-        (["workers=[{more},512]"], "workers={more} need a core each and the cluster has {cores}"),
-        (["workers=[1,2]", "device=cuda"], "device=cuda asks for 1 GPUs and the cluster has 0"),
+        (
+            ["workers={cores}", "feed.kind=actors"],
+            "workers={cores}: {cores} need a core each, and their feeders {cores} more",
+        ),
+        (["workers=[{more},512]"], "workers=[{more}, 512]: {more} need a core each and the cluster has {cores}"),
+        (["workers=[1,2]", "device=cuda"], "device=cuda: 1 worker(s) need a GPU each and the cluster has 0"),
     ],
 )
 def test_workers_that_the_cluster_has_no_room_for_are_refused(cores, overrides, words):
