@@ -6,10 +6,10 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from cpcscale.errors import Terminated, UserError
@@ -34,11 +34,11 @@ def connect(workers: int = 1) -> None:
 
 @contextlib.contextmanager
 def connected(workers: int) -> Iterator[None]:
-    """`connect` for the block. What Ray prints meanwhile, as of nodes that are lost, goes to stderr."""
+    """`connect` for the block. What Ray prints meanwhile is lost: pages of its logs when a node is, on stdout."""
     import ray
 
     joining = not ray.is_initialized()
-    with contextlib.redirect_stdout(sys.stderr):
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         try:
             connect(workers)
             yield

@@ -82,6 +82,7 @@ def _listen(mailbox: Any, notices: Notices, ranks: Ranks, observer: Observer) ->
                 known = info
                 # What is done meanwhile is not to be done again.
                 again_s = (info.deadline_ms or math.inf) / 1000 - _BEFORE_S
+                again_s = again_s if again_s > time.time() + _BEFORE_S else math.inf
                 notices.save()
                 if ranks.first:
                     observer.note("a node is to be taken away: making a checkpoint, going on while it is there")
