@@ -1,38 +1,36 @@
-"""`cpcscale bench train`: an update of one rank, against the same network written plainly and this machine's limit.
+"""`cpcscale bench train`: updates against the same network written plainly, against more ranks, and against limits.
 
-Everything is measured in one process and in turns: updates on a fixed batch in memory (`memory`) and from the real feed
-(`feed`), the plain network of bench/plain.py with negatives gathered for each prediction and with those of a window
-shared, and the rate of large matrix products, over the operations that the model's formula counts (`gemm_limit`).
+Everything is measured in turns: updates of one rank in this process on a fixed batch in memory (`memory`) and on what
+the feed makes (`feed`), the same of several ranks that share the batch, the plain network of bench/plain.py with
+negatives gathered for each prediction and with those of a window shared, the rate of large matrix products over the
+operations that the model's formula counts (`gemm_limit`), and the loop without its network (`null_loop`) against its
+feed alone.
 """
 
 from __future__ import annotations
 
-import os
-import resource
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from cpcscale import config, storage
-from cpcscale.bench import corpus, plain
-from cpcscale.bench.turns import account, in_turns, ratio
+from cpcscale.bench import corpus, null, plain
+from cpcscale.bench.ranks import groups, refuse_without_gpus
+from cpcscale.bench.train_figures import Costs, figures
+from cpcscale.bench.turns import in_turns
+from cpcscale.bench.updates import Row, Updates
 from cpcscale.errors import UserError
-from cpcscale.model.cpc import CPC, build
-from cpcscale.model.size import facts
-from cpcscale.objective.infonce import InfoNCEConfig, Latents, comparable, counts
+from cpcscale.model.size import Facts, facts
+from cpcscale.objective.infonce import Latents, comparable, counts
 from cpcscale.progress import note
 from cpcscale.shards.index import Index
-from cpcscale.stream.counts import shard_windows
-from cpcscale.stream.draft import Batch
-from cpcscale.stream.feed import FeedSource, ThreadFeed, decode_threads
-from cpcscale.stream.order import Order
+from cpcscale.stream.lane import Lanes
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.step import TrainStep
@@ -44,7 +42,7 @@ _GEMM_TIMES = 8
 
 @dataclass(kw_only=True)
 class TrainBenchConfig(Recipe):
-    """What a train bench measures: a recipe, whose train.batch one rank takes at once."""
+    """What a train bench measures: a recipe, whose train.batch one rank takes at once, or `ranks` of them share."""
 
     audio: str = "tests/data/speech"
     # Speech that the feed reads, as wav.
@@ -53,12 +51,32 @@ class TrainBenchConfig(Recipe):
     runs: int = 5
     # Updates in a measurement.
     updates: int = 2
+    # Numbers of ranks to measure beside one: processes that share the cores, or with a GPU each.
+    ranks: list[int] = field(default_factory=list)
+    # Updates of the loop without its network, of which the first 10 are not measured; 0: it is left out.
+    null_updates: int = 40
     # Whether the plain network is measured too: its gathered negatives take seconds and GBs.
     plain: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         config.at_least(1, runs=self.runs, updates=self.updates)
+        config.at_least(2, ranks=min(self.ranks, default=2))
+        # Refused here in the words of the run that would come to it later.
+        Lanes(round(self.hours * 3600 / self.window.seconds), self.train.lanes, self.train.batch)
+        if max(self.ranks, default=0) > self.train.lanes:
+            raise UserError(
+                f"ranks={self.ranks} share train.lanes={self.train.lanes} lanes and some would have none: list at most "
+                f"{self.train.lanes} ranks, or raise train.lanes and with it train.batch"
+            )
+        if 0 != self.null_updates <= null.LAP:
+            raise UserError(
+                f"null_updates={self.null_updates} leaves nothing to measure after the first {null.LAP}: give more, or "
+                "0 to leave the loop without its network out"
+            )
+        self._refuse_unlike_plain()
+
+    def _refuse_unlike_plain(self) -> None:
         model = self.model
         kind = (
             model.encoder.norm,
@@ -75,182 +93,89 @@ class TrainBenchConfig(Recipe):
 
 
 def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
-    """Measures and returns the figures that `_figures` names; `profile` names a file for a trace of updates."""
+    """Measures and returns what `train_figures.figures` names; `profile` names a file for a trace of updates."""
+    refuse_without_gpus(spec.ranks)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cpcscale-bench-")))
         note(f"bench train: making {spec.hours:g} h of speech")
         index = corpus.make(
             spec.audio, folder, codec="wav", hours=spec.hours, utterance_s=spec.window.seconds, shard_mb=32
         )
-        bench = _Bench(spec, index)
+        if spec.ranks:
+            note(f"bench train: starting {' and '.join(map(str, dict.fromkeys(spec.ranks)))} ranks")
+        together = stack.enter_context(groups(spec.ranks, spec, index, spec.updates, folder))
+        one = Updates(spec, index, Ranks.current(), spec.updates)
         if profile:
-            bench.trace(profile)
-        contenders: dict[str, Callable[[], _Row]] = {
-            "memory": lambda: bench.updates(spec.objective),
-            "each": lambda: bench.updates(replace(spec.objective, draw="each")),
-            "feed": bench.fed,
-            "gemm_limit": bench.limit,
-        }
+            _trace(one, profile)
+        contenders: dict[str, Callable[[], Row]] = {"memory": one.memory, "feed": one.fed}
+        for world, group in together.items():
+            for place in ("memory", "feed"):
+                contenders[f"{place} of {world}"] = partial(group.measure, place)
+        contenders["each"] = lambda: one.memory(replace(spec.objective, draw="each"))
+        contenders["gemm_limit"] = lambda: _limit(one)
         if spec.plain:
-            contenders["plain_matmul"] = lambda: bench.plainly("shared")
-            contenders["plain_gathered"] = lambda: bench.plainly("each")
-        return _figures(bench, in_turns("bench train", contenders, spec.runs))
+            contenders["plain_matmul"] = lambda: _plainly(one, "shared")
+            contenders["plain_gathered"] = lambda: _plainly(one, "each")
+        if spec.null_updates:
+            contenders["null_loop"] = lambda: null.looped(spec, index, one.ranks, spec.null_updates, folder)
+            contenders["feed_alone"] = lambda: null.drained(one.source, one.ranks, spec.null_updates)
+        rows = in_turns("bench train", contenders, spec.runs)
+        peak_mib = {1: one.peak_mib} | {world: group.peak_mib for world, group in together.items()}
+        return {
+            "parameters": int(_facts(spec).parameters.total),
+            "batch": spec.train.batch,
+            "window_s": spec.window.seconds,
+            "draw": spec.objective.draw,
+            "threads": torch.get_num_threads(),
+            "runs": spec.runs,
+            **figures(rows, _costs(one, index, folder), peak_mib),
+        }
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One measurement: seconds of audio (operations for the limit), the wall time they took, and where that went."""
-
-    amount: float
-    wall_s: float
-    seconds: dict[str, float]
-
-    @property
-    def rate(self) -> float:
-        return self.amount / self.wall_s
+def _costs(one: Updates, index: Index, folder: Path) -> Costs:
+    spec = one.recipe
+    with_network, without = (null.marks(spec, index, one.ranks, kind, folder) for kind in (TrainStep, null.NullStep))
+    return Costs(_facts(spec).flops_per_s.total, with_network, without, null.mark_s(one.ranks.device))
 
 
-class _Bench:
-    """The network, the batch and the feed that all measurements share."""
-
-    def __init__(self, spec: TrainBenchConfig, index: Index) -> None:
-        self.spec, self._ranks, self._scale = spec, Ranks.current(), index.wave_scale()
-        torch.set_num_threads(spec.train.threads or os.cpu_count() or 1)
-        order = Order(shard_windows(index, spec.window), spec.seed, spec.train.lanes, spec.train.batch)
-        self._source = FeedSource(index, order, spec.window, spec.feed)
-        feed = self._feed()
-        self._batch = feed.next()
-        feed.close()
-        self._steps: dict[str, TrainStep] = {}
-        self.facts = facts(spec.model, spec.window.samples, spec.train.batch)
-        self.updates(spec.objective)
-        # Before anything else is measured in this process.
-        self.peak_mib = self._peak_bytes() / 2**20
-
-    def updates(self, objective: InfoNCEConfig) -> _Row:
-        """Updates on the batch in memory."""
-        return self._updated(self._step(objective), lambda: self._batch)
-
-    def fed(self) -> _Row:
-        """Updates on what the feed makes; its start is no part of a long run."""
-        step, feed = self._step(self.spec.objective), self._feed()
-        try:
-            step(feed.next(), 0, scored=False)
-            return self._updated(step, feed.next)
-        finally:
-            feed.close()
-
-    def plainly(self, draw: Literal["each", "shared"]) -> _Row:
-        """The same update as it is first written: torch's layers, its optimiser's default, one autograd graph."""
-        objective, batch, device = replace(self.spec.objective, draw=draw), self._batch, self._ranks.device
-        model = self._model()
-        network = plain.PlainCPC(model).to(device)
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-        began = self._now()
-        wave_BS = torch.from_numpy(batch.wave_BS).to(device).float() / 32768
-        frames_B = torch.from_numpy(batch.samples_B // model.hop_samples).to(device)
-        key_B = torch.from_numpy(batch.key_B).to(device)
-        z_BTC, predictions_BTKC = network(wave_BS)
-        z_BTC, predictions_BTKC = comparable(z_BTC, predictions_BTKC, objective)
-        scale = torch.tensor(objective.scale(model.channels), device=device)
-        rows = Latents(z_BTC, predictions_BTKC, scale, frames_B, key_B)
-        (plain.loss_K(rows, objective) / counts(frames_B, network.steps)).mean().backward()
-        optimizer.step()
-        return _Row(batch.audio_s, self._now() - began, {})
-
-    def limit(self) -> _Row:
-        """Operations a second of fp32 matrix products that are large enough."""
-        rows, inner, columns = _GEMM
-        shapes = (rows, inner), (inner, columns), (rows, columns)
-        one, other, out = (torch.ones(shape, device=self._ranks.device) for shape in shapes)
-        torch.mm(one, other, out=out)
-        began = self._now()
-        for _ in range(_GEMM_TIMES):
-            torch.mm(one, other, out=out)
-        return _Row(2.0 * rows * inner * columns * _GEMM_TIMES, self._now() - began, {})
-
-    def trace(self, path: str) -> None:
-        """Writes what some updates do, for a browser's tracing page (chrome://tracing, ui.perfetto.dev)."""
-        with torch.profiler.profile() as profiler:
-            self.updates(self.spec.objective)
-        with storage.publishing(path) as aside:
-            profiler.export_chrome_trace(str(aside))
-
-    def _updated(self, step: TrainStep, take: Callable[[], Batch]) -> _Row:
-        before, audio_s = step.timeline.seconds(), 0.0
-        began = self._now()
-        step.timeline.mark("")
-        for _ in range(self.spec.updates):
-            batch = take()
-            step.timeline.mark("wait")
-            step(batch, 0, scored=False)
-            audio_s += batch.audio_s
-        wall_s = self._now() - began
-        after = step.timeline.seconds()
-        return _Row(audio_s, wall_s, {name: after[name] - before.get(name, 0.0) for name in after if name})
-
-    def _now(self) -> float:
-        """Seconds, once a GPU has done what it was asked for."""
-        if self._ranks.device.type == "cuda":
-            torch.cuda.synchronize(self._ranks.device)
-        return time.perf_counter()
-
-    def _peak_bytes(self) -> int:
-        """The most memory so far: of the GPU where there is one, else of this process."""
-        if self._ranks.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._ranks.device)
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-    def _step(self, objective: InfoNCEConfig) -> TrainStep:
-        """The updates of a network of their own, the first of which is over."""
-        name = f"{objective.scope} {objective.draw}"
-        if name not in self._steps:
-            self._steps[name] = TrainStep(self._model(), replace(self.spec, objective=objective), self._ranks, total=1)
-            self._steps[name](self._batch, 0, scored=False)
-        return self._steps[name]
-
-    def _model(self) -> CPC:
-        offset, gain = self._scale
-        return build(self.spec.model, self.spec.seed, offset=offset, gain=gain).to(self._ranks.device)
-
-    def _feed(self) -> ThreadFeed:
-        threads = decode_threads(self.spec.feed.decode_threads, 1)
-        return ThreadFeed(self._source, range(self.spec.train.lanes), 0, threads=threads)
+def _facts(spec: Recipe) -> Facts:
+    return facts(spec.model, spec.window.samples, spec.train.batch)
 
 
-def _figures(bench: _Bench, rows: dict[str, list[_Row]]) -> dict[str, Any]:
-    """Medians over the runs, and medians of the ratios of neighbouring measurements."""
-    limit = rows.pop("gemm_limit")
-    operations = 3 * bench.facts.flops_per_s.total
-    rate = {name: statistics.median(row.rate for row in each) for name, each in rows.items()}
-    gemm = statistics.median(row.rate for row in limit)
-    plainly = {f"{name}_audio_s_per_s": round(rate[name], 2) for name in rate if name.startswith("plain")}
-
-    def against(name: str, other: list[_Row], per: float = 1.0) -> float:
-        return round(ratio([per * row.rate for row in rows[name]], [row.rate for row in other]), 3)
-
-    figures = {
-        "parameters": int(bench.facts.parameters.total),
-        "batch": bench.spec.train.batch,
-        "window_s": bench.spec.window.seconds,
-        "draw": bench.spec.objective.draw,
-        "threads": torch.get_num_threads(),
-        "runs": bench.spec.runs,
-        "audio_s_per_s": {name: round(rate[name], 2) for name in ("memory", "feed", "each")},
-        **plainly,
-        "gemm_gflop_per_s": round(gemm / 1e9, 1),
-        "gemm_limit_audio_s_per_s": round(gemm / operations, 2),
-        "ratio_to_gemm_limit": against("memory", limit, operations),
-        "data_wait_share": round(statistics.median(row.seconds["wait"] / row.wall_s for row in rows["feed"]), 4),
-        "peak_mib": round(bench.peak_mib),
-        "seconds": {name: _account(rows[name]) for name in ("memory", "feed")},
-    }
-    if plainly:
-        figures["ratio_to_plain_matmul"] = against("memory", rows["plain_matmul"])
-        figures["ratio_to_plain_gathered"] = against("memory", rows["plain_gathered"])
-        figures["ratio_each_to_plain_gathered"] = against("each", rows["plain_gathered"])
-    return figures
+def _plainly(one: Updates, draw: Literal["each", "shared"]) -> Row:
+    """The same update as it is first written: torch's layers, its optimiser's default, one autograd graph."""
+    objective, batch, device = replace(one.recipe.objective, draw=draw), one.batch, one.ranks.device
+    model = one.model()
+    network = plain.PlainCPC(model).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    began = one.now_s()
+    wave_BS = torch.from_numpy(batch.wave_BS).to(device).float() / 32768
+    frames_B = torch.from_numpy(batch.samples_B // model.hop_samples).to(device)
+    key_B = torch.from_numpy(batch.key_B).to(device)
+    z_BTC, predictions_BTKC = network(wave_BS)
+    z_BTC, predictions_BTKC = comparable(z_BTC, predictions_BTKC, objective)
+    scale = torch.tensor(objective.scale(model.channels), device=device)
+    rows = Latents(z_BTC, predictions_BTKC, scale, frames_B, key_B)
+    (plain.loss_K(rows, objective) / counts(frames_B, network.steps)).mean().backward()
+    optimizer.step()
+    return Row(batch.audio_s, one.now_s() - began)
 
 
-def _account(rows: list[_Row]) -> dict[str, float]:
-    return account([row.seconds for row in rows], [row.wall_s for row in rows], "unattributed")
+def _limit(one: Updates) -> Row:
+    """Operations a second of fp32 matrix products that are large enough."""
+    rows, inner, columns = _GEMM
+    shapes = (rows, inner), (inner, columns), (rows, columns)
+    left, right, out = (torch.ones(shape, device=one.ranks.device) for shape in shapes)
+    torch.mm(left, right, out=out)
+    began = one.now_s()
+    for _ in range(_GEMM_TIMES):
+        torch.mm(left, right, out=out)
+    return Row(2.0 * rows * inner * columns * _GEMM_TIMES, one.now_s() - began)
+
+
+def _trace(one: Updates, path: str) -> None:
+    """Writes what some updates do, for a browser's tracing page (chrome://tracing, ui.perfetto.dev)."""
+    with torch.profiler.profile() as profiler:
+        one.memory()
+    with storage.publishing(path) as aside:
+        profiler.export_chrome_trace(str(aside))

@@ -48,15 +48,16 @@ def feed_lines(result: dict[str, Any]) -> list[str]:
 
 
 def train_lines(result: dict[str, Any]) -> list[str]:
-    """What `cpcscale bench train` prints: the rates, the ratios, and the seconds of an update."""
+    """What `cpcscale bench train` prints: the rates, what they are measured against, and the seconds of updates."""
     rates = result["audio_s_per_s"]
     lines = [
         f"{result['parameters']:,} parameters, {result['batch']} windows of {result['window_s']:g} s, draw "
         f"{result['draw']}, {result['threads']} thread(s), median of {result['runs']} in turns",
         f"  {'':40}{'audio s/s':>10}",
-        f"  {'updates on a batch in memory':40}{rates['memory']:>10,.1f}",
-        f"  {'updates on what the feed makes':40}{rates['feed']:>10,.1f}   waiting {result['data_wait_share']:.1%}",
-        f"  {'updates with draw: each':40}{rates['each']:>10,.1f}",
+        _rate("updates on a batch in memory", rates["memory"], f"at most {result['peak_mib']:,} MiB"),
+        _rate("updates on what the feed makes", rates["feed"], f"waiting {result['data_wait_share']:.1%}"),
+        *_ranks_lines(result["ranks"]),
+        _rate("updates with draw: each", rates["each"]),
     ]
     words = {
         "plain_matmul": "plain network, matrix-product loss",
@@ -65,13 +66,62 @@ def train_lines(result: dict[str, Any]) -> list[str]:
     for name, what in words.items():
         if f"{name}_audio_s_per_s" in result:
             ratio = result[f"ratio_to_{name}"]
-            lines.append(f"  {what:40}{result[f'{name}_audio_s_per_s']:>10,.1f}   {ratio:.2f} times as fast in memory")
-    lines += [
-        f"  {'limit of the matrix products':40}{result['gemm_limit_audio_s_per_s']:>10,.1f}   "
-        f"{result['ratio_to_gemm_limit']:.0%} of it in memory ({result['gemm_gflop_per_s']:,.0f} GFLOP/s)",
-        f"  at most {result['peak_mib']:,} MiB in memory",
-    ]
-    for name, account in result["seconds"].items():
-        spent = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in account.items())
-        lines.append(f"  seconds of a measurement, {name}: {spent}")
+            lines.append(_rate(what, result[f"{name}_audio_s_per_s"], f"{ratio:.2f} times as fast in memory"))
+    of_limit = f"{result['ratio_to_gemm_limit']:.0%} of it in memory ({result['gemm_gflop_per_s']:,.0f} GFLOP/s)"
+    lines.append(_rate("limit of the matrix products", result["gemm_limit_audio_s_per_s"], of_limit))
+    if "null_loop_ratio" in result:
+        of_feed = f"{result['null_loop_ratio']:.0%} of the feed alone ({result['feed_alone_audio_s_per_s']:,.1f})"
+        lines.append(_rate("the loop without its network", result["null_loop_audio_s_per_s"], of_feed))
+    return [*lines, _meter_line(result), *_seconds_lines(result)]
+
+
+def _rate(what: str, audio_s_per_s: float, words: str = "") -> str:
+    return f"  {what:40}{audio_s_per_s:>10,.1f}   {words}".rstrip()
+
+
+def _ranks_lines(ranks: dict[str, Any]) -> list[str]:
+    lines = []
+    for world, found in ranks.items():
+        memory, feed = (f"{found['ratio_to_one'][place]:.2f} times one rank" for place in ("memory", "feed"))
+        lines += [
+            _rate(
+                f"  {world} ranks, in memory", found["memory"], f"{memory}, at most {found['peak_mib']:,} MiB in all"
+            ),
+            _rate(f"  {world} ranks, on the feed", found["feed"], f"{feed}, waiting {found['data_wait_share']:.1%}"),
+        ]
     return lines
+
+
+def _meter_line(result: dict[str, Any]) -> str:
+    shares = [f"{_small(result['meter_share'])} of an update in memory"]
+    if "null_meter_share" in result:
+        shares.append(f"{_small(result['null_meter_share'])} of one without its network")
+    marks = f"{result['meter_marks']} marks an update of {result['meter_mark_us']:.2f} us each"
+    return f"  the meter's {marks} are {', '.join(shares)}"
+
+
+def _small(share: float) -> str:
+    return "under 0.001%" if share < 1e-5 else f"{share:.3%}"
+
+
+def _seconds_lines(result: dict[str, Any]) -> list[str]:
+    """A table of the accounts, without the phases that none has, and what went on beside them."""
+    seconds, hidden = dict(result["seconds"]), dict(result["hidden"])
+    for world, found in result["ranks"].items():
+        seconds |= {f"{world} ranks, {place}": spent for place, spent in found["seconds"].items()}
+        hidden |= {f"{world} ranks, {place}": spent for place, spent in found["hidden"].items()}
+    # None of what would be printed as 0.000 everywhere, but for the rest, which says how much is known.
+    most = {name: max(abs(spent[name]) for spent in seconds.values()) for name in seconds["memory"]}
+    shown = [name for name in most if most[name] >= 0.0005 or name == "unattributed"]
+    widths = {name: max(8, len(name) + 2) for name in shown}
+    lines = [f"  {'seconds':18}" + "".join(f"{name:>{width}}" for name, width in widths.items())]
+    for place, spent in seconds.items():
+        cells = "".join(f"{spent[name]:>{width}.3f}" for name, width in widths.items())
+        lines.append(f"  {place.replace('_', ' '):18}{cells}")
+    beside = {place: {name: spent for name, spent in each.items() if spent >= 0.0005} for place, each in hidden.items()}
+    words = [
+        f"{place.replace('_', ' ')}: " + ", ".join(f"{name} {spent:.3f}" for name, spent in each.items())
+        for place, each in beside.items()
+        if each
+    ]
+    return lines + ([f"  hidden beside it  {'; '.join(words)}"] if words else [])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cpcscale.errors import UserError
-from cpcscale.model.cpc import build
+from cpcscale.model.cpc import CPC, build
 from cpcscale.model.size import Facts, facts
 from cpcscale.shards.index import Index
 from cpcscale.stream.counts import shard_windows
@@ -21,6 +21,9 @@ from cpcscale.train.recipe import Recipe
 from cpcscale.train.saver import Saver
 from cpcscale.train.step import TrainStep
 from cpcscale.train.window_log import WindowLog
+
+# What makes a run's updates, of what TrainStep takes.
+StepMaker = Callable[[CPC, Recipe, Ranks, int], TrainStep]
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,15 @@ class Begun:
     costs: Facts
 
 
-def begin(recipe: Recipe, data: Data, run_dir: str, ranks: Ranks, observer: Observer, holder: str) -> Begun:
+def begin(
+    recipe: Recipe,
+    data: Data,
+    run_dir: str,
+    ranks: Ranks,
+    observer: Observer,
+    holder: str,
+    make_step: StepMaker,
+) -> Begun:
     """The run in `run_dir` from its newest checkpoint on, or from step 0; rank 0 tells the observer.
 
     Raises UserError, on every rank, for a run that cannot go on as this recipe and data say, or that another one has.
@@ -64,7 +75,7 @@ def begin(recipe: Recipe, data: Data, run_dir: str, ranks: Ranks, observer: Obse
     position = resume.position(restored, recipe, data.train, windows, data.append)
     order = resume.order_of(position, recipe, windows)
     total = resume.total_steps(recipe, order)
-    step = _step(recipe, data.train, ranks, restored, position, total)
+    step = _step(recipe, data.train, ranks, restored, position, total, make_step)
     path = recipe.train.log_window_ids
     window_log = WindowLog(path, data.train, order.lanes, ranks, position.step) if path else None
     # Last of all: from here on no other process may publish.
@@ -79,14 +90,20 @@ def begin(recipe: Recipe, data: Data, run_dir: str, ranks: Ranks, observer: Obse
 
 
 def _step(
-    recipe: Recipe, index: Index, ranks: Ranks, restored: Restored | None, position: Position, total: int
+    recipe: Recipe,
+    index: Index,
+    ranks: Ranks,
+    restored: Restored | None,
+    position: Position,
+    total: int,
+    make_step: StepMaker,
 ) -> TrainStep:
     offset, gain = index.wave_scale()
     model = build(recipe.model, recipe.seed, offset=offset, gain=gain)
     origin = resume.origin(restored, recipe)
     if origin:
         resume.begin(model, origin[0])
-    step = TrainStep(model.to(ranks.device), recipe, ranks, total)
+    step = make_step(model.to(ranks.device), recipe, ranks, total)
     if restored:
         restore(restored, step.contrast, step.optimizer, step.ema)
         if position.scaler:

@@ -13,7 +13,7 @@ from cpcscale.stream.draft import BadWindow, Batch
 from cpcscale.stream.feed import Feed, FeedSource, ThreadFeed, decode_threads
 from cpcscale.stream.lane import served
 from cpcscale.train import budgets
-from cpcscale.train.begin import Data, begin
+from cpcscale.train.begin import Data, StepMaker, begin
 from cpcscale.train.checkpoint import tensors_of
 from cpcscale.train.figures import feed_seconds, figures, summary
 from cpcscale.train.meter import Beside, Meter
@@ -21,7 +21,7 @@ from cpcscale.train.notices import Notices, StoppedError, asks_to_stop
 from cpcscale.train.observer import Observer
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
-from cpcscale.train.step import scores
+from cpcscale.train.step import TrainStep, scores
 from cpcscale.train.validate import Validation
 
 # Logged records that a checkpoint carries.
@@ -47,18 +47,19 @@ def pretrain(
     make_feed: FeedMaker = thread_feed,
     holder: str = "",
     notices: Notices | None = None,
+    make_step: StepMaker = TrainStep,
 ) -> dict[str, Any]:
     """Trains to the recipe's last step, going on from the newest checkpoint in `run_dir` when there is one.
 
     `holder` is the id of the Lease in whose name this is done; without one the run is taken from whoever has it. A
     process that is overtaken raises OvertakenError at its next checkpoint, on every rank, which it does not publish.
     `notices` are what rank 0 is asked meanwhile: a checkpoint after the step under way, or one and then to stop, which
-    raises StoppedError on every rank.
+    raises StoppedError on every rank. `make_step` makes the object whose calls are the updates.
 
     Returns `figures.summary`, on every rank.
     """
     torch.set_num_threads(recipe.train.threads or max(1, (os.cpu_count() or 1) // ranks.on_node))
-    run = _Run(recipe, data, run_dir, ranks, observer, make_feed, holder, notices or Notices())
+    run = _Run(recipe, data, run_dir, ranks, observer, make_feed, holder, notices or Notices(), make_step)
     try:
         while run.position.step < run.total and not run.stopping:
             batch = run.fetch()
@@ -84,9 +85,10 @@ class _Run:
         make_feed: FeedMaker,
         holder: str,
         notices: Notices,
+        make_step: StepMaker,
     ) -> None:
         self.recipe, self.ranks, self.observer, self.notices = recipe, ranks, observer, notices
-        self.begun = begin(recipe, data, run_dir, ranks, observer, holder)
+        self.begun = begin(recipe, data, run_dir, ranks, observer, holder, make_step)
         self.position, self.order, self.total = self.begun.position, self.begun.order, self.begun.total
         self.step, self.saver = self.begun.step, self.begun.saver
         self.validations = {name: Validation(index, recipe, ranks) for name, index in data.validation.items()}

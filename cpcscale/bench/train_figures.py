@@ -1,0 +1,132 @@
+"""The figures of a train bench: medians over its turns, and medians of the ratios of neighbouring measurements."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cpcscale.bench.turns import account, ratio
+from cpcscale.bench.updates import Row
+from cpcscale.train.meter import HIDDEN
+
+# The rows of each measurement, turn by turn.
+Rows = Mapping[str, Sequence[Row]]
+
+_REST = "unattributed"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What is not measured in turns: operations of a forward pass over a second of audio, marks of an update of the
+    loop with its network and without, and the seconds of a mark."""
+
+    flops_per_s: float
+    marks: int
+    null_marks: int
+    mark_s: float
+
+
+def figures(rows: Rows, costs: Costs, peak_mib: Mapping[int, float]) -> dict[str, Any]:
+    """What the measurements come to; `peak_mib` by the number of ranks, the sum over these.
+
+    seconds: the account of a measurement by phase, which adds up to its `wall`; hidden: the seconds beside it. Of
+    several ranks both are those of rank 0.
+    """
+    together = {str(world): _together(rows, world, peak) for world, peak in peak_mib.items() if world > 1}
+    places = [name for name in ("memory", "feed", "null_loop") if name in rows]
+    return {
+        "audio_s_per_s": {name: round(_rate(rows[name]), 2) for name in ("memory", "feed", "each")},
+        **_against_limits(rows, costs),
+        "data_wait_share": _waiting(rows["feed"]),
+        "peak_mib": round(peak_mib[1]),
+        "seconds": {name: _seconds(rows[name]) for name in places},
+        "hidden": {name: _hidden(rows[name]) for name in places},
+        "ranks": together,
+        **_null_loop(rows),
+        **_meter(rows, costs),
+    }
+
+
+def _against_limits(rows: Rows, costs: Costs) -> dict[str, float]:
+    """Updates in memory against the matrix products that they are made of, and against the plain network."""
+    operations, gemm = 3 * costs.flops_per_s, _rate(rows["gemm_limit"])
+    found = {
+        "gemm_gflop_per_s": round(gemm / 1e9, 1),
+        "gemm_limit_audio_s_per_s": round(gemm / operations, 2),
+        "ratio_to_gemm_limit": round(operations * ratio(_rates(rows["memory"]), _rates(rows["gemm_limit"])), 3),
+    }
+    for name in ("plain_matmul", "plain_gathered"):
+        if name in rows:
+            found[f"{name}_audio_s_per_s"] = round(_rate(rows[name]), 2)
+            found[f"ratio_to_{name}"] = _against(rows, "memory", name)
+    if "plain_gathered" in rows:
+        found["ratio_each_to_plain_gathered"] = _against(rows, "each", "plain_gathered")
+    return found
+
+
+def _together(rows: Rows, world: int, peak_mib: float) -> dict[str, Any]:
+    """What this many ranks do; the account of rank 0, `peak_mib` of all of them added up."""
+    names = {place: f"{place} of {world}" for place in ("memory", "feed")}
+    hidden = {place: _hidden(rows[name]) for place, name in names.items()}
+    return {
+        **{place: round(_rate(rows[name]), 2) for place, name in names.items()},
+        "ratio_to_one": {place: _against(rows, name, place) for place, name in names.items()},
+        "data_wait_share": _waiting(rows[names["feed"]]),
+        "hidden_allreduce_s": hidden["memory"]["allreduce"],
+        "peak_mib": round(peak_mib),
+        "seconds": {place: _seconds(rows[name]) for place, name in names.items()},
+        "hidden": hidden,
+    }
+
+
+def _null_loop(rows: Rows) -> dict[str, float]:
+    if "null_loop" not in rows:
+        return {}
+    return {
+        "null_loop_audio_s_per_s": round(_rate(rows["null_loop"]), 1),
+        "feed_alone_audio_s_per_s": round(_rate(rows["feed_alone"]), 1),
+        "null_loop_ratio": _against(rows, "null_loop", "feed_alone"),
+    }
+
+
+def _meter(rows: Rows, costs: Costs) -> dict[str, float]:
+    """What the marks of an update cost, as a share of its time."""
+    found = {
+        "meter_marks": costs.marks,
+        "meter_mark_us": round(1e6 * costs.mark_s, 3),
+        "meter_share": _share(costs.marks * costs.mark_s, rows["memory"]),
+    }
+    if "null_loop" in rows:
+        found["null_meter_share"] = _share(costs.null_marks * costs.mark_s, rows["null_loop"])
+    return found
+
+
+def _share(spent_s: float, rows: Sequence[Row]) -> float:
+    return float(f"{spent_s / statistics.median(row.wall_s / row.updates for row in rows):.3g}")
+
+
+def _rates(rows: Sequence[Row]) -> list[float]:
+    return [row.rate for row in rows]
+
+
+def _rate(rows: Sequence[Row]) -> float:
+    return statistics.median(_rates(rows))
+
+
+def _against(rows: Rows, mine: str, theirs: str) -> float:
+    return round(ratio(_rates(rows[mine]), _rates(rows[theirs])), 3)
+
+
+def _waiting(rows: Sequence[Row]) -> float:
+    return round(statistics.median(row.stalls.rates()["data_wait_share"] for row in rows), 4)
+
+
+def _seconds(rows: Sequence[Row]) -> dict[str, float]:
+    spent = [{name: value for name, value in row.stalls.exposed_s.items() if name != _REST} for row in rows]
+    return account(spent, [row.stalls.wall_s for row in rows], _REST)
+
+
+def _hidden(rows: Sequence[Row]) -> dict[str, float]:
+    return {name: round(statistics.median(row.stalls.hidden_s[name] for row in rows), 4) for name in HIDDEN}

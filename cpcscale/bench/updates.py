@@ -1,0 +1,111 @@
+"""A rank's updates as a train bench measures them: on a batch in memory, and on what the feed makes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from cpcscale.model.cpc import CPC, build
+from cpcscale.objective.infonce import InfoNCEConfig
+from cpcscale.shards.index import Index
+from cpcscale.stream.counts import shard_windows
+from cpcscale.stream.draft import Batch
+from cpcscale.stream.feed import FeedSource
+from cpcscale.stream.order import Order
+from cpcscale.train.figures import feed_seconds
+from cpcscale.train.loop import thread_feed
+from cpcscale.train.meter import Beside, Meter, Stalls, memory_peak_bytes
+from cpcscale.train.ranks import Ranks
+from cpcscale.train.recipe import Recipe
+from cpcscale.train.step import TrainStep
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: seconds of audio (operations for a limit), the wall time they took, where that went, and how
+    many updates they were."""
+
+    amount: float
+    wall_s: float
+    stalls: Stalls = field(default_factory=Stalls)
+    updates: int = 1
+
+    @property
+    def rate(self) -> float:
+        return self.amount / self.wall_s
+
+
+class Updates:
+    """The network, the batch and the feed of one rank, whose measurements are of `count` updates.
+
+    All ranks are asked for the same measurements in the same order. Their accounts have the exchange of gradients as of
+    the update before: that of the last one is known when the next one has begun.
+    """
+
+    def __init__(self, recipe: Recipe, index: Index, ranks: Ranks, count: int) -> None:
+        self.recipe, self.ranks, self._scale, self._count = recipe, ranks, index.wave_scale(), count
+        # As the loop does.
+        torch.set_num_threads(recipe.train.threads or max(1, (os.cpu_count() or 1) // ranks.on_node))
+        order = Order(shard_windows(index, recipe.window), recipe.seed, recipe.train.lanes, recipe.train.batch)
+        self.source = FeedSource(index, order, recipe.window, recipe.feed)
+        feed = thread_feed(self.source, ranks, 0)
+        self.batch = feed.next()
+        feed.close()
+        self._steps: dict[str, TrainStep] = {}
+        self.memory()
+        # Before anything else is measured in this process.
+        self.peak_mib = memory_peak_bytes(ranks.device) / 2**20
+
+    def memory(self, objective: InfoNCEConfig | None = None) -> Row:
+        """Updates on the batch in memory; with another objective than the recipe's, of a network of their own."""
+        return self._updated(self._step(objective or self.recipe.objective), lambda: self.batch, dict)
+
+    def fed(self) -> Row:
+        """Updates on what the feed makes; its start is no part of a long run."""
+        step, feed = self._step(self.recipe.objective), thread_feed(self.source, self.ranks, 0)
+        try:
+            step(feed.next(), 0, scored=False)
+            return self._updated(step, feed.next, feed.seconds)
+        finally:
+            feed.close()
+
+    def model(self) -> CPC:
+        """A new network on the device, the same every time."""
+        offset, gain = self._scale
+        return build(self.recipe.model, self.recipe.seed, offset=offset, gain=gain).to(self.ranks.device)
+
+    def now_s(self) -> float:
+        """Seconds, once a GPU has done what it was asked for."""
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize(self.ranks.device)
+        return time.perf_counter()
+
+    def _updated(self, step: TrainStep, take: Callable[[], Batch], fed: Callable[[], dict[str, float]]) -> Row:
+        def beside() -> Beside:
+            return Beside(*feed_seconds(fed()), 0.0, *step.exchange_s())
+
+        # No rank begins before the last one is ready.
+        self.ranks.sum(torch.zeros(1, device=self.ranks.device))
+        self.now_s()
+        before, meter = beside(), Meter(step.timeline)
+        for _ in range(self._count):
+            with meter.phase("wait"):
+                batch = take()
+            step(batch, 0, scored=False)
+            meter.heard(batch.audio_s)
+        self.now_s()
+        lap = meter.lap(beside().since(before), "unattributed")
+        return Row(lap.audio_s, lap.wall_s, lap, self._count)
+
+    def _step(self, objective: InfoNCEConfig) -> TrainStep:
+        """The updates of a network of their own, the first of which is over."""
+        name = f"{objective.scope} {objective.draw}"
+        if name not in self._steps:
+            recipe = replace(self.recipe, objective=objective)
+            self._steps[name] = TrainStep(self.model(), recipe, self.ranks, total=1)
+            self._steps[name](self.batch, 0, scored=False)
+        return self._steps[name]
