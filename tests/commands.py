@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import speech
 
 from cpcscale import config
@@ -23,6 +24,8 @@ from cpcscale.train.ranks import Ranks
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "pretrain" / "quickstart.yaml")
 STEPS, EVERY = 60, 5
+# Drills that tell little beside their neighbours, for the time they take.
+long = pytest.mark.skipif("CPCSCALE_DRILLS" not in os.environ, reason="a long drill: set CPCSCALE_DRILLS=1")
 WAIT_S = 300
 
 

@@ -21,7 +21,7 @@ import checkpoints
 import psutil
 import pytest
 import speech
-from commands import CONFIG, WAIT_S, Command, arguments
+from commands import CONFIG, WAIT_S, Command, arguments, long
 
 from cpcscale import config
 from cpcscale.cluster.spec import PretrainConfig
@@ -167,6 +167,7 @@ def test_a_node_lost_without_a_word_costs_the_steps_since_the_last_checkpoint(sh
     assert speech.ids(command.ids) == planned(shards, *more)
 
 
+@long
 def test_a_node_lost_past_what_is_allowed_ends_the_run_in_one_line(shards, tmp_path, nodes):
     command = nodes.run(shards, tmp_path, "max_failures=0")
     both_work(command, nodes, 7)

@@ -164,7 +164,7 @@ def test_a_run_asked_to_stop_before_any_worker_works_ends_at_once_with_nothing_h
     assert not place.left()
 
 
-@pytest.mark.parametrize("how", ["a second SIGTERM", "stop_grace_s"])
+@pytest.mark.parametrize("how", ["a second SIGTERM", pytest.param("stop_grace_s", marks=commands.long)])
 def test_workers_that_hang_hold_up_no_end(shards, place, how):
     command = place.pretrain(shards, 1, f"stop_grace_s={1 if how == 'stop_grace_s' else 1000}")
     command.reach(7)
