@@ -3,11 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test lint format clean
+.PHONY: help setup quickstart test lint format clean drills
 
 help:
 	@echo "make quickstart   set up, then the main job on the speech that the project carries (about 10 minutes)"
-	@echo "make test         set up, then every test"
+	@echo "make test         set up, then every test but the longest drills"
+	@echo "make drills       set up, then every drill: workers, nodes and drivers killed (half an hour)"
 	@echo "make setup        .venv with everything, nothing else"
 	@echo "make lint         ruff and mypy"
 	@echo "make format       ruff, writing"
@@ -33,6 +34,9 @@ quickstart: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 	@echo "tests passed; the environment is $(CURDIR)/.venv"
+
+drills: $(READY)
+	CPCSCALE_DRILLS=1 CPCSCALE_KILLS=20 $(BIN)/python -m pytest -s tests/drills
 
 lint: $(READY)
 	$(BIN)/ruff check .

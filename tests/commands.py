@@ -24,7 +24,7 @@ from cpcscale.train.ranks import Ranks
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "pretrain" / "quickstart.yaml")
 STEPS, EVERY = 60, 5
-# Drills that tell little beside their neighbours, for the time they take.
+# Drills that take long for what they tell beside their neighbours: `make drills` has them.
 long = pytest.mark.skipif("CPCSCALE_DRILLS" not in os.environ, reason="a long drill: set CPCSCALE_DRILLS=1")
 WAIT_S = 300
 

@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cpcscale.bench.turns import account, ratio
+from cpcscale.bench.turns import ratio
 from cpcscale.bench.updates import Row
-from cpcscale.train.meter import HIDDEN
+from cpcscale.train.meter import Stalls
 
 # The rows of each measurement, turn by turn.
 Rows = Mapping[str, Sequence[Row]]
-
-_REST = "unattributed"
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,8 @@ class Costs:
 def figures(rows: Rows, costs: Costs, peak_mib: Mapping[int, float]) -> dict[str, Any]:
     """What the measurements come to; `peak_mib` by the number of ranks, the sum over these.
 
-    seconds: the account of a measurement by phase, which adds up to its `wall`; hidden: the seconds beside it. Of
-    several ranks both are those of rank 0.
+    seconds: the account by phase of the measurement of median wall time, which adds up to its `wall`; hidden: the
+    seconds beside it. Of several ranks both are those of rank 0.
     """
     together = {str(world): _together(rows, world, peak) for world, peak in peak_mib.items() if world > 1}
     places = [name for name in ("memory", "feed", "null_loop") if name in rows]
@@ -119,14 +117,19 @@ def _against(rows: Rows, mine: str, theirs: str) -> float:
     return round(ratio(_rates(rows[mine]), _rates(rows[theirs])), 3)
 
 
+def _middle(rows: Sequence[Row]) -> Stalls:
+    """The account of the median measurement: medians of each phase alone would not add up."""
+    return sorted((row.stalls for row in rows), key=lambda stalls: stalls.wall_s)[(len(rows) - 1) // 2]
+
+
 def _waiting(rows: Sequence[Row]) -> float:
-    return round(statistics.median(row.stalls.rates()["data_wait_share"] for row in rows), 4)
+    return round(_middle(rows).rates()["data_wait_share"], 4)
 
 
 def _seconds(rows: Sequence[Row]) -> dict[str, float]:
-    spent = [{name: value for name, value in row.stalls.exposed_s.items() if name != _REST} for row in rows]
-    return account(spent, [row.stalls.wall_s for row in rows], _REST)
+    middle = _middle(rows)
+    return {name: round(seconds, 4) for name, seconds in {**middle.exposed_s, "wall": middle.wall_s}.items()}
 
 
 def _hidden(rows: Sequence[Row]) -> dict[str, float]:
-    return {name: round(statistics.median(row.stalls.hidden_s[name] for row in rows), 4) for name in HIDDEN}
+    return {name: round(seconds, 4) for name, seconds in _middle(rows).hidden_s.items()}

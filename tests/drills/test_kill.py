@@ -1,8 +1,8 @@
 """The whole run killed, through the real command line and Ray: it goes on as if nothing had happened.
 
-`cpcscale pretrain configs/pretrain/quickstart.yaml` with a tiny network is killed three times in mid-run: it goes from
-two workers to one, back to two, and ends with three that are fed by actors. An undisturbed run of the same config, in
-this process and without Ray, says what has to come out: final losses agree to 1e-5, batches exactly.
+`cpcscale pretrain configs/pretrain/quickstart.yaml` with a tiny network is killed twice in mid-run: it goes from two
+workers to one, and ends with three that are fed by actors. An undisturbed run of the same config, in this process and
+without Ray, says what has to come out: final losses agree to 1e-5, batches exactly.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from commands import EVERY, STEPS, WAIT_S, Command
 from cpcscale.train.ledger import Ledger
 
 # Killed after this step, with so many workers.
-KILLS = ((13, 2), (27, 1), (41, 2))
+KILLS = ((13, 2), (27, 1))
 STATED = {
     "steps",
     "loss",
@@ -72,14 +72,14 @@ def test_the_drill_killed_in_mid_run(drill):
         before = killed_at
 
 
-def test_a_run_killed_three_times_ends_with_the_loss_of_an_undisturbed_one(drill):
+def test_a_run_killed_twice_ends_with_the_loss_of_an_undisturbed_one(drill):
     for name in ("loss", "accuracy_mean", "audio_s"):
         assert drill.disturbed[name] == pytest.approx(drill.undisturbed[name], abs=1e-5), name
     for name in ("heldout", "unseen"):
         assert drill.disturbed[name]["loss"] == pytest.approx(drill.undisturbed[name]["loss"], abs=1e-5)
 
 
-def test_every_batch_is_the_same_with_two_workers_one_two_and_three_fed_by_actors(drill):
+def test_every_batch_is_the_same_with_two_workers_one_and_three_fed_by_actors(drill):
     expected = speech.ids(drill.folder / "whole.jsonl")
     assert len(expected) == STEPS
     assert speech.ids(drill.folder / "killed.jsonl") == expected

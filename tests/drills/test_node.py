@@ -155,6 +155,7 @@ def test_a_node_taken_away_with_notice_costs_no_step_before_the_notice_and_no_fa
     assert speech.ids(command.ids) == planned(shards, *more)
 
 
+@long
 def test_a_node_lost_without_a_word_costs_the_steps_since_the_last_checkpoint(shards, tmp_path, nodes):
     more = ["train.steps=60", "train.validate_every_steps=60"]
     command = nodes.run(shards, tmp_path, *more, "max_failures=1")

@@ -24,7 +24,7 @@ import mlflow
 import psutil
 import pytest
 import speech
-from commands import STEPS, WAIT_S, Command
+from commands import STEPS, WAIT_S, Command, long
 
 from cpcscale.shards.adoption.adopt import exclude_from
 from cpcscale.train.ledger import Ledger
@@ -164,7 +164,8 @@ def test_a_run_asked_to_stop_before_any_worker_works_ends_at_once_with_nothing_h
     assert not place.left()
 
 
-@pytest.mark.parametrize("how", ["a second SIGTERM", pytest.param("stop_grace_s", marks=commands.long)])
+@long
+@pytest.mark.parametrize("how", ["a second SIGTERM", "stop_grace_s"])
 def test_workers_that_hang_hold_up_no_end(shards, place, how):
     command = place.pretrain(shards, 1, f"stop_grace_s={1 if how == 'stop_grace_s' else 1000}")
     command.reach(7)
@@ -193,6 +194,7 @@ def test_a_bench_that_is_asked_to_stop_takes_its_store_with_it(place):
     assert not place.left()
 
 
+@long
 def test_a_pack_that_is_asked_to_stop_goes_on_where_it_was(place):
     source = Path(__file__).parents[1] / "data" / "speech"
     arguments = ["pack", str(source), str(place.folder / "set"), "shard_mb=1"]
@@ -230,6 +232,7 @@ def test_a_worker_that_dies_past_what_is_allowed_ends_the_run_in_one_line_that_n
     assert not place.left()
 
 
+@long
 def test_an_index_that_was_changed_meanwhile_is_not_taken_over_by_a_start_after_a_death_but_by_the_next_command(
     shards, place, whole
 ):
