@@ -42,7 +42,7 @@ _PEAK_TFLOPS = {
 @dataclass(frozen=True)
 class Beside:
     """Seconds so far of what goes on beside the main thread: feed threads that fetch, and that decode; the thread that
-    saves; gradients that are exchanged, and of these what the backward pass did not cover."""
+    saves; from the first gradients that are exchanged to the last, and of this what the backward pass did not cover."""
 
     store_s: float = 0.0
     decode_s: float = 0.0
@@ -116,7 +116,9 @@ class Meter:
     def lap(self, beside: Beside, phase: str) -> Stalls:
         """The account since the last lap, or the start; what the thread does now belongs to `phase`."""
         self._timeline.mark(phase)
-        now, seconds = time.perf_counter(), self._timeline.seconds()
+        # In this order: a GPU has to come to the mark first.
+        seconds = self._timeline.seconds()
+        now = time.perf_counter()
         spent = {name: total - self._before.get(name, 0.0) for name, total in seconds.items()}
         lap = stalls(spent, beside.since(self._beside), now - self._began, self._audio_s)
         self._before, self._beside, self._began, self._audio_s = seconds, beside, now, 0.0

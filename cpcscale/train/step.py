@@ -251,7 +251,11 @@ class TrainStep:
         whole_BS = torch.from_numpy(batch.wave_BS).to(device, non_blocking=True)
         samples_B = torch.from_numpy(batch.samples_B).to(device)
         key_B, group_B = torch.from_numpy(batch.key_B).to(device), torch.from_numpy(batch.group_B).to(device)
-        wave_BS = whole_BS.float() / 32768
+        if device.type == "cpu":
+            # By this thread alone, as numpy does: torch's threads would wait for the cores of those that decode.
+            wave_BS = torch.from_numpy(np.multiply(batch.wave_BS, np.float32(1 / 32768), dtype=np.float32))
+        else:
+            wave_BS = whole_BS.float() / 32768
         past_BS = augmented(wave_BS, key_B, samples_B, self.recipe.augment) if past else None
         return _Rows(wave_BS, past_BS, samples_B // hop, key_B, group_B, None), whole_BS
 
