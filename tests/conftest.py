@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ from cpcscale.storage import StorageConfig
 # The machine may be busy with other work: no test fails for being slow, and every run tries the same examples.
 settings.register_profile("cpcscale", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("cpcscale")
+
+# A shell that starts pytest in the background has it ignore Ctrl-C, which some tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
