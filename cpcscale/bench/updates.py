@@ -98,7 +98,7 @@ class Updates:
             step(batch, 0, scored=False)
             meter.heard(batch.audio_s)
         self.now_s()
-        lap = meter.lap(beside().since(before), "unattributed")
+        lap = meter.lap(beside() - before, "unattributed")
         return Row(lap.audio_s, lap.wall_s, lap, self._count)
 
     def _step(self, objective: InfoNCEConfig) -> TrainStep:

@@ -92,8 +92,10 @@ class _Deaths(ray.train.UserCallback):
         if any(isinstance(error, UserError) for error in worker_exceptions.values()):
             # It is not tried again.
             return
-        self._left -= 1
-        if self._left != -1:
+        # A node that was taken away as it was announced is not counted.
+        announced = any(getattr(_gone(error), "preempted", False) for error in worker_exceptions.values())
+        self._left -= not announced
+        if announced or self._left != -1:
             self._mailbox.put.remote("note", f"{_named(worker_exceptions)}: starting again from the last checkpoint")
 
 
@@ -143,8 +145,12 @@ def _named(failures: Mapping[int, Exception]) -> str:
 
 def _is_bug(error: Exception) -> bool:
     """Whether a worker failed of itself: neither its process nor that of another one is gone."""
-    gone = getattr(error, "health_check_failure", error)
-    return not isinstance(gone, ray.exceptions.RayActorError | PeerLostError)
+    return not isinstance(_gone(error), ray.exceptions.RayActorError | PeerLostError)
+
+
+def _gone(error: Exception) -> Exception:
+    """What Ray knows of a worker that does not answer any more; any other error as it is."""
+    return getattr(error, "health_check_failure", error)
 
 
 def _remove_ray_folders(run_dir: str) -> None:

@@ -94,8 +94,8 @@ class _Run:
         self.validations = {name: Validation(index, recipe, ranks) for name, index in data.validation.items()}
         self.feed = make_feed(FeedSource(data.train, self.order, recipe.window, recipe.feed), ranks, self.position.step)
         self.meter, self.new_bad = Meter(self.step.timeline), list[BadWindow]()
-        # The last notice that was acted upon, and whether it asks for no further step.
-        self.noticed, self.stopping = 0, False
+        # Whether this step is to be the last.
+        self.stopping = False
 
     def fetch(self) -> Batch:
         with self.meter.phase("wait"):
@@ -142,9 +142,8 @@ class _Run:
 
     def save(self) -> None:
         self._tell_saved()
-        asked, self.noticed = self.result.notice != self.noticed, self.result.notice
-        self.stopping = asks_to_stop(self.noticed)
-        if not (asked or self._due(self.recipe.checkpoint.every_steps)):
+        self.stopping = asks_to_stop(self.result.notice)
+        if not (self.result.asked or self._due(self.recipe.checkpoint.every_steps)):
             return
         with self.meter.phase("checkpoint"):
             known = len(self.position.bad_windows)

@@ -50,8 +50,7 @@ class Beside:
     allreduce_s: float = 0.0
     allreduce_exposed_s: float = 0.0
 
-    def since(self, before: Beside) -> Beside:
-        """What came to it since `before`."""
+    def __sub__(self, before: Beside) -> Beside:
         return Beside(*(getattr(self, each.name) - getattr(before, each.name) for each in fields(Beside)))
 
 
@@ -120,7 +119,7 @@ class Meter:
         seconds = self._timeline.seconds()
         now = time.perf_counter()
         spent = {name: total - self._before.get(name, 0.0) for name, total in seconds.items()}
-        lap = stalls(spent, beside.since(self._beside), now - self._began, self._audio_s)
+        lap = stalls(spent, beside - self._beside, now - self._began, self._audio_s)
         self._before, self._beside, self._began, self._audio_s = seconds, beside, now, 0.0
         self.total += lap
         return lap

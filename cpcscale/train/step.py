@@ -35,7 +35,8 @@ class StepResult:
     """Sums over this rank's rows, for each k (reduce them with `scores`), and what the global batch holds.
 
     `sums` of the objective, `count_K` valid predictions, `samples` of audio that count, `bad` windows, rank 0's
-    `notice`, whether the step was `scored`, whether its update was `skipped`, and that for not being finite.
+    `notice` and whether it `asked` for something new, whether the step was `scored`, whether its update was `skipped`,
+    and that for not being finite.
     """
 
     sums: Sums
@@ -43,6 +44,7 @@ class StepResult:
     samples: int = 0
     bad: int = 0
     notice: int = 0
+    asked: bool = False
     scored: bool = True
     skipped: bool = False
     nonfinite: bool = False
@@ -134,7 +136,8 @@ class TrainStep:
         totals = self.ranks.sum(torch.cat([counts(rows.frames_B, self.recipe.model.predictor.steps), local]))
         count_K, (samples, bad, notice) = totals[:-3], totals[-3:].tolist()
         self.timeline.mark("allreduce")
-        scored, self._notice = scored or notice != self._notice, notice
+        asked, self._notice = notice != self._notice, notice
+        scored = scored or asked
         rows = self._with_content(rows, whole_BS) if scored else rows
         weight_K = self.scaler.scale(self.ranks.world / (count_K.clamp(min=1) * len(count_K)))
         self.optimizer.zero_grad(set_to_none=True)
@@ -144,7 +147,7 @@ class TrainStep:
         skipped = not bool(count_K.any())
         nonfinite = not skipped and not self._update(step)
         self.timeline.mark("optimiser")
-        return StepResult(sums, count_K, samples, bad, notice, scored, skipped or nonfinite, nonfinite)
+        return StepResult(sums, count_K, samples, bad, notice, asked, scored, skipped or nonfinite, nonfinite)
 
     def exchange_s(self) -> tuple[float, float]:
         """Seconds so far of the gradients' exchange between ranks, and those that no backward pass covered."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray_nodes
 
 from cpcscale.shards.index import Index
 from cpcscale.storage import StorageConfig
@@ -23,20 +24,8 @@ SPEC, LANES, STEPS = WindowConfig(kind="tile", seconds=2.0), 3, 12
 @pytest.fixture
 def nodes() -> Iterator[tuple[Any, list[Any]]]:
     """A Ray of three nodes: the head, which may not feed, and two that may."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        for name, value in (("RAY_AUTH_MODE", "disabled"), ("RAY_USAGE_STATS_ENABLED", "0")):
-            patch.setenv(name, value)
-        quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_timeout_ms": 2000}
-        head = {"num_cpus": 2, "include_dashboard": False, "_system_config": quick}
-        cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
-        feeding = [cluster.add_node(num_cpus=1, resources={"feeder": 1}) for _ in range(2)]
-        yield cluster, feeding
-        ray.shutdown()
-        cluster.shutdown()
+    with ray_nodes.cluster(head_cpus=2, connect=True) as cluster:
+        yield cluster, [cluster.add_node(num_cpus=1, resources={"feeder": 1}) for _ in range(2)]
 
 
 def test_a_node_that_is_lost_with_its_batches_is_replaced_and_no_batch_changes(shard_set: Path, nodes: Any) -> None:

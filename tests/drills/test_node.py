@@ -20,6 +20,7 @@ from typing import Any
 import checkpoints
 import psutil
 import pytest
+import ray_nodes
 import speech
 from commands import CONFIG, WAIT_S, Command, arguments, long
 
@@ -73,23 +74,14 @@ class Nodes:
 
 @pytest.fixture
 def nodes() -> Iterator[Nodes]:
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        for name, value in (("RAY_AUTH_MODE", "disabled"), ("RAY_USAGE_STATS_ENABLED", "0")):
-            patch.setenv(name, value)
-        quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_timeout_ms": 2000}
-        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": quick}
-        # This process is no driver of it.
-        cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
+    # This process is no driver of it.
+    with ray_nodes.cluster(head_cpus=1, connect=False) as cluster:
         nodes = Nodes(cluster, cluster.add_node(num_cpus=1), [])
         yield nodes
         for command in nodes.commands:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(command.process.pid, signal.SIGKILL)
             command.process.wait()
-        cluster.shutdown()
 
 
 def until(happened: Callable[[], Any], command: Command) -> Any:
