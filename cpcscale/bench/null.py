@@ -43,8 +43,8 @@ class NullStep(TrainStep):
 
     _by_pool = _by_pieces
 
-    def _update(self, step: int) -> bool:
-        return True
+    def _update(self, step: int) -> None:
+        pass
 
 
 def looped(recipe: Recipe, index: Index, ranks: Ranks, updates: int, folder: Path) -> Row:

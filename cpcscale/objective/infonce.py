@@ -130,7 +130,7 @@ def added(parts: Iterable[Sums]) -> Sums:
 def content(wave_BS: Tensor, frames: int) -> Tensor:
     """int64 [B, frames]: the same for frames whose hop of int16 samples is the same, and by rare chance for others."""
     hop_BTH = wave_BS.unflatten(1, (frames, -1)).long()
-    factor_H = keyed.hashed(torch.zeros((), dtype=torch.int64), torch.arange(hop_BTH.shape[2])).to(wave_BS.device)
+    factor_H = keyed.hashed(torch.tensor(0), torch.arange(hop_BTH.shape[2], device=wave_BS.device))
     return (hop_BTH * factor_H).sum(2)
 
 

@@ -15,7 +15,10 @@ _SECOND = 0x94D049BB133111EB - (1 << 64)
 
 
 def hashed(key: Tensor, value: Tensor) -> Tensor:
-    """int64: 64 bits for each pair of int64 `key` and `value`, broadcast against each other."""
+    """int64: 64 bits for each pair of int64 `key` and `value`, broadcast against each other.
+
+    One of them may be a number on the CPU (a tensor []), which costs no copy to the other's device.
+    """
     state = key + (value + 1) * _GOLDEN
     for bits, factor in ((30, _FIRST), (27, _SECOND)):
         state ^= _shifted(state, bits)

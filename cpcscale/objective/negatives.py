@@ -96,7 +96,7 @@ def shared(key_B: Tensor, scope: Scope, k: int, negatives: int) -> tuple[Tensor,
 
 def _step_key(key_B: Tensor, k: int) -> Tensor:
     # k is hashed into the key, not added to it: added, steps k and k + 1 would draw the same frames one place apart.
-    return hashed(key_B, torch.tensor(k, device=key_B.device))
+    return hashed(key_B, torch.tensor(k))
 
 
 def _others(scope: Scope) -> Tensor:

@@ -81,7 +81,8 @@ class AugmentConfig:
 def augmented(wave_BS: Tensor, key_B: Tensor, samples_B: Tensor, config: AugmentConfig) -> Tensor:
     """float32 [B, S]: each row with the effects its key draws, in the order of sound: voice, room, microphone, channel.
 
-    Of row b the first samples_B[b] samples are real; the rest is 0 in the result. A row is the same alone and in any
+    `key_B` and `samples_B` are on the CPU, where it is drawn which rows are changed: a GPU need not say how many. Of
+    row b the first samples_B[b] samples are real; the rest is 0 in the result. A row is the same alone and in any
     batch, on any device, bit for bit in what is drawn and where time is dropped, else to the rounding of fp32. Rows
     that draw no effect come back bit for bit. Not scaled: noise and reverberation add to the level.
     """
@@ -92,13 +93,15 @@ def augmented(wave_BS: Tensor, key_B: Tensor, samples_B: Tensor, config: Augment
         (_BAND, config.band_drop_p, _band_drop),
         (_TIME, config.time_drop_p, _time_drop),
     )
-    result_BS = wave_BS
+    result_BS, device = wave_BS, wave_BS.device
     for name, probability, effect in effects:
-        draws = _Draws(hashed(key_B, torch.tensor(name, device=key_B.device)), samples_B)
+        draws = _Draws(hashed(key_B, torch.tensor(name)), samples_B)
         rows = (draws.share(0) < probability).nonzero().flatten()
         if len(rows):
-            result_BS = result_BS.index_copy(0, rows, effect(result_BS[rows], draws[rows], config).to(wave_BS.dtype))
-    return result_BS.where(torch.arange(wave_BS.shape[1], device=wave_BS.device) < samples_B.unsqueeze(1), 0)
+            there, chosen = rows.to(device, non_blocking=True), draws.of(rows, device)
+            result_BS = result_BS.index_copy(0, there, effect(result_BS[there], chosen, config).to(wave_BS.dtype))
+    real_B1 = samples_B.to(device, non_blocking=True).unsqueeze(1)
+    return result_BS.where(torch.arange(wave_BS.shape[1], device=device) < real_B1, 0)
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,13 @@ class _Draws:
     key_B: Tensor
     samples_B: Tensor
 
-    def __getitem__(self, rows: Tensor) -> _Draws:
-        return _Draws(self.key_B[rows], self.samples_B[rows])
+    def of(self, rows: Tensor, device: torch.device) -> _Draws:
+        """Those of these rows, on the device."""
+        key_B, samples_B = (each[rows].to(device, non_blocking=True) for each in (self.key_B, self.samples_B))
+        return _Draws(key_B, samples_B)
 
     def bits(self, number: int) -> Tensor:
-        return hashed(self.key_B, torch.tensor(number, device=self.key_B.device))
+        return hashed(self.key_B, torch.tensor(number))
 
     def share(self, number: int) -> Tensor:
         """float64 [B] in [0, 1)."""

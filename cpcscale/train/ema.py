@@ -30,7 +30,8 @@ class Ema:
         self._mean = AveragedModel(model, multi_avg_fn=self._average)
 
     def update(self) -> None:
-        """Takes in the model's weights: once after every update of theirs, never after a skipped one."""
+        """Takes in the model's weights: once after every update, also of one that was skipped for not being finite:
+        whether it was is known to the device alone, and a mean of weights that stay comes to no harm."""
         self._mean.update_parameters(self._model)
 
     def state(self) -> dict[str, Tensor]:

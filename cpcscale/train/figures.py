@@ -22,12 +22,11 @@ def figures(lap: Stalls, traffic: Counters, flops_per_audio_s: float, precision:
     """
     own = lap.rates() | lap.shares()
     moved = [traffic.bytes_read, traffic.bytes_written, traffic.requests, traffic.retries]
-    device = ranks.device
-    totals = ranks.sum(torch.tensor([*own.values(), *moved], dtype=torch.float64, device=device)).tolist()
+    totals = ranks.sum(torch.tensor([*own.values(), *moved], dtype=torch.float64)).tolist()
     values = {name: total / ranks.world for name, total in zip(own, totals, strict=False)}
-    peak = ranks.most(torch.tensor(memory_peak_bytes(device), dtype=torch.float64, device=device))
+    peak = ranks.most(torch.tensor(memory_peak_bytes(ranks.device), dtype=torch.float64))
     values["memory_peak_mib"] = float(peak) / 2**20
-    mfu = utilisation(device, precision, 3 * flops_per_audio_s * values["audio_s_per_s"] / ranks.world)
+    mfu = utilisation(ranks.device, precision, 3 * flops_per_audio_s * values["audio_s_per_s"] / ranks.world)
     if mfu is not None:
         values["mfu"] = mfu
     read, written, requests, retries = totals[len(own) :]

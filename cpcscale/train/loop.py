@@ -109,10 +109,14 @@ class _Run:
         audio_s = self.result.samples / audio.RATE_HZ
         self.meter.heard(audio_s)
         self.position.audio_s += audio_s
-        self.position.skipped += self.result.skipped
-        self.position.nonfinite += self.result.nonfinite
+        self.position.skipped += self.result.empty
         self.position.bad += self.result.bad
         self.new_bad += batch.bad
+        if self.result.scored:
+            # Read where a GPU is waited for anyway, so that a step costs no wait of its own.
+            skipped, nonfinite = self.step.faults()
+            self.position.skipped += skipped
+            self.position.nonfinite += nonfinite
         self._refuse_past_budgets()
 
     def log(self, batch: Batch) -> None:

@@ -25,24 +25,31 @@ class PeerLostError(RuntimeError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the `world` ranks of a run; `on_node` ranks share its machine."""
+    """This process among the `world` ranks of a run; `on_node` ranks share its machine.
+
+    Tensors on the CPU and plain values go between the hosts, over `hosts`: no rank waits for its GPU to say them.
+    """
 
     rank: int
     world: int
     on_node: int
     device: torch.device
+    # None: the default group, which is of hosts where no rank has a GPU.
+    hosts: dist.ProcessGroup | None = None
 
     @classmethod
     def current(cls, device: torch.device | None = None) -> Ranks:
         """The ranks of the process group that Ray Train, torchrun or a test has set up; one rank without a group.
 
-        `device` is what the launcher gives this rank; by default the GPU of its LOCAL_RANK, or the CPU.
+        `device` is what the launcher gives this rank; by default the GPU of its LOCAL_RANK, or the CPU. All ranks call
+        this together.
         """
         device = device or _device()
         if not dist.is_initialized():
             return cls(0, 1, 1, device)
         world = dist.get_world_size()
-        return cls(dist.get_rank(), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), device)
+        hosts = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        return cls(dist.get_rank(), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), device, hosts)
 
     @property
     def first(self) -> bool:
@@ -79,14 +86,14 @@ class Ranks:
         """The sum of `values` over ranks, on every rank."""
         if self.world > 1:
             values = values.clone()
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self._group(values))
         return values
 
     def most(self, values: Tensor) -> Tensor:
         """The largest of `values` over ranks, on every rank."""
         if self.world > 1:
             values = values.clone()
-            dist.all_reduce(values, dist.ReduceOp.MAX)
+            dist.all_reduce(values, dist.ReduceOp.MAX, group=self._group(values))
         return values
 
     def pooled(self, rows: Tensor) -> tuple[Tensor, slice]:
@@ -96,7 +103,7 @@ class Ranks:
         """
         if self.world == 1:
             return rows, slice(0, len(rows))
-        count = int(self.most(torch.tensor(len(rows), device=self.device)))
+        count = int(self.most(torch.tensor(len(rows))))
         mine = torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
         parts = [torch.empty_like(mine) for _ in range(self.world)]
         dist.all_gather(parts, mine)
@@ -107,7 +114,7 @@ class Ranks:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, group=self.hosts)
         return box[0]
 
     def gathered(self, value: Any) -> list[Any]:
@@ -115,8 +122,11 @@ class Ranks:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.hosts)
         return values
+
+    def _group(self, values: Tensor) -> dist.ProcessGroup | None:
+        return self.hosts if values.device.type == "cpu" else None
 
     @contextlib.contextmanager
     def meeting(self) -> Iterator[None]:

@@ -37,7 +37,7 @@ class TrainConfig:
     validate_every_steps: int = 100
     # Fixed windows of each held-out set that a validation scores, at most.
     validate_windows: int = 512
-    # Updates skipped for a loss or gradient that is not finite before the run stops.
+    # Updates skipped for a loss or gradient that is not finite before the run stops, where a step is logged.
     nonfinite_budget: int = 10
     # A JSON Lines file for the window ids of each global batch; empty: none.
     log_window_ids: str = ""

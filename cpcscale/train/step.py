@@ -20,6 +20,7 @@ from cpcscale.stream.draft import Batch
 from cpcscale.train import optim
 from cpcscale.train.augment import augmented
 from cpcscale.train.ema import Ema
+from cpcscale.train.moving import Moving
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.timeline import timeline
@@ -34,9 +35,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class StepResult:
     """Sums over this rank's rows, for each k (reduce them with `scores`), and what the global batch holds.
 
-    `sums` of the objective, `count_K` valid predictions, `samples` of audio that count, `bad` windows, rank 0's
-    `notice` and whether it `asked` for something new, whether the step was `scored`, whether its update was `skipped`,
-    and that for not being finite.
+    `sums` of the objective, `count_K` valid predictions (on the CPU), `samples` of audio that count, `bad` windows,
+    rank 0's `notice` and whether it `asked` for something new, and whether the step was `scored`. All but the sums is
+    known to the host, whatever the device still has to do.
     """
 
     sums: Sums
@@ -46,8 +47,11 @@ class StepResult:
     notice: int = 0
     asked: bool = False
     scored: bool = True
-    skipped: bool = False
-    nonfinite: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether there was nothing to learn from: no valid prediction in the global batch, so no update."""
+        return not any(self.count_K.tolist())
 
 
 class Contrast(nn.Module):
@@ -106,6 +110,9 @@ class TrainStep:
     negatives come from other rows than a prediction's own, all latents of the global batch are made first and the
     objective's gradient with respect to them is cached; then each micro-batch is pushed through once more and back
     (Gao et al. 2021, arXiv 2101.06983), so that accumulation changes nothing.
+
+    The host never waits for a GPU here: what it has to know it sums over ranks itself, and whether an update was
+    finite is decided and counted on the device, to be read with `faults` where something is logged anyway.
     """
 
     def __init__(self, model: CPC, recipe: Recipe, ranks: Ranks, total: int) -> None:
@@ -119,6 +126,7 @@ class TrainStep:
         self.ema = Ema(model, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
         self._module = ranks.wrapped(self.contrast)
         self._dtype, self._notice = _DTYPES[precision], 0
+        self._moving, self._faults = Moving(ranks.device), torch.zeros(2, dtype=torch.int64, device=ranks.device)
         # Updates mark what they do: copy, allreduce, forward, objective, backward, optimiser.
         self.timeline = timeline(ranks.device)
 
@@ -131,23 +139,30 @@ class TrainStep:
         self.timeline.mark("unattributed")
         rows, whole_BS = self._moved(batch, past=self.recipe.augment.past)
         self.timeline.mark("copy")
-        told = notice if self.ranks.first else 0
-        local = torch.tensor([batch.samples_B.sum(), len(batch.bad), told], device=rows.frames_B.device)
-        totals = self.ranks.sum(torch.cat([counts(rows.frames_B, self.recipe.model.predictor.steps), local]))
-        count_K, (samples, bad, notice) = totals[:-3], totals[-3:].tolist()
+        count_K, (samples, bad, notice) = self._counted(batch, notice if self.ranks.first else 0)
         self.timeline.mark("allreduce")
         asked, self._notice = notice != self._notice, notice
         scored = scored or asked
         rows = self._with_content(rows, whole_BS) if scored else rows
-        weight_K = self.scaler.scale(self.ranks.world / (count_K.clamp(min=1) * len(count_K)))
+        (weight_K,) = self._moving(self.ranks.world / (count_K.clamp(min=1) * len(count_K)))
+        weight_K = self.scaler.scale(weight_K)
         self.optimizer.zero_grad(set_to_none=True)
         own = self.recipe.objective.scope == "utterance"
         sums = added(self._by_pieces(rows, weight_K) if own else self._by_pool(rows, weight_K))
-        # A global batch without one valid prediction has nothing to learn from, which is no fault.
-        skipped = not bool(count_K.any())
-        nonfinite = not skipped and not self._update(step)
+        result = StepResult(sums, count_K, samples, bad, notice, asked, scored)
+        if not result.empty:
+            self._update(step)
         self.timeline.mark("optimiser")
-        return StepResult(sums, count_K, samples, bad, notice, asked, scored, skipped or nonfinite, nonfinite)
+        return result
+
+    def faults(self) -> tuple[int, int]:
+        """(updates skipped, those of them that no precision should have) since this was last asked; waits for a GPU.
+
+        A step that fp16's loss scale gives up while it finds its level is its normal course, until it falls below 1.
+        """
+        skipped, nonfinite = self._faults.tolist()
+        self._faults.zero_()
+        return skipped, nonfinite
 
     def exchange_s(self) -> tuple[float, float]:
         """Seconds so far of the gradients' exchange between ranks, and those that no backward pass covered."""
@@ -168,7 +183,17 @@ class TrainStep:
         with self._autocast():
             latents = rows.latents(self.contrast(rows.wave_BS))
         sums, _ = infonce(latents, replace(self.recipe.objective, scope="utterance", draw="each"))
-        return StepResult(sums, counts(rows.frames_B, len(sums.loss_K)))
+        return StepResult(sums, self._counts(batch))
+
+    def _counts(self, batch: Batch) -> Tensor:
+        frames_B = torch.from_numpy(batch.samples_B // self.model.hop_samples)
+        return counts(frames_B, self.recipe.model.predictor.steps)
+
+    def _counted(self, batch: Batch, notice: int) -> tuple[Tensor, list[int]]:
+        """(count_K, [samples, bad windows, notice]) of all ranks' rows."""
+        local = torch.tensor([int(batch.samples_B.sum()), len(batch.bad), notice])
+        totals = self.ranks.sum(torch.cat([self._counts(batch), local]))
+        return totals[:-3], totals[-3:].tolist()
 
     def _by_pieces(self, rows: _Rows, weight_K: Tensor) -> Iterator[Sums]:
         """Forward and backward of one micro-batch after the other, each row drawing from itself."""
@@ -228,39 +253,38 @@ class TrainStep:
         content_RT = None if rows.content_BT is None else self.ranks.pooled(rows.content_BT)[0]
         return Pool(z_RTC, Scope.of_pool(frames_R, key_R, label_R, z_BTC.shape[1], own), content_RT), own
 
-    def _update(self, step: int) -> bool:
-        """Whether all went well. Gradients are the same on all ranks here, and so is the answer.
-
-        A step that fp16's loss scale gives up while it finds its level is its normal course, until it falls below 1.
-        """
+    def _update(self, step: int) -> None:
+        """The optimiser's step, which its kernel leaves out where the gradient is not finite: on all ranks, whose
+        gradients are the same here."""
         rate = optim.learning_rate(self.recipe.optim, step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
         self.scaler.unscale_(self.optimizer)
         limit = self.recipe.optim.clip_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.contrast.parameters(), limit)
-        finite = bool(norm.isfinite())
-        if finite:
-            self.scaler.step(self.optimizer)
-            if self.ema:
-                self.ema.update()
+        skipped = norm.isfinite().logical_not()
+        # As GradScaler.step tells a fused optimiser; that method knows nothing of fp32 and bf16, nor of the norm.
+        self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update()
         self.scaler.update()
-        return finite or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1)
+        level = self.scaler.scale(torch.ones_like(norm))
+        fault = skipped & (level < 1) if self.scaler.is_enabled() else skipped
+        self._faults += torch.stack([skipped, fault])
 
     @torch.no_grad()
     def _moved(self, batch: Batch, past: bool) -> tuple[_Rows, Tensor]:
         """The rows on the device, and the wave as it travels: int16."""
-        device, hop = self.ranks.device, self.model.hop_samples
-        whole_BS = torch.from_numpy(batch.wave_BS).to(device, non_blocking=True)
-        samples_B = torch.from_numpy(batch.samples_B).to(device)
-        key_B, group_B = torch.from_numpy(batch.key_B).to(device), torch.from_numpy(batch.group_B).to(device)
-        if device.type == "cpu":
+        host = [torch.from_numpy(each) for each in (batch.wave_BS, batch.samples_B, batch.key_B, batch.group_B)]
+        whole_BS, samples_B, key_B, group_B = self._moving(*host)
+        if self.ranks.device.type == "cpu":
             # By this thread alone, as numpy does: torch's threads would wait for the cores of those that decode.
             wave_BS = torch.from_numpy(np.multiply(batch.wave_BS, np.float32(1 / 32768), dtype=np.float32))
         else:
             wave_BS = whole_BS.float() / 32768
-        past_BS = augmented(wave_BS, key_B, samples_B, self.recipe.augment) if past else None
-        return _Rows(wave_BS, past_BS, samples_B // hop, key_B, group_B, None), whole_BS
+        past_BS = augmented(wave_BS, host[2], host[1], self.recipe.augment) if past else None
+        return _Rows(wave_BS, past_BS, samples_B // self.model.hop_samples, key_B, group_B, None), whole_BS
 
     def _with_content(self, rows: _Rows, whole_BS: Tensor) -> _Rows:
         return replace(rows, content_BT=content(whole_BS, whole_BS.shape[1] // self.model.hop_samples))
@@ -296,7 +320,7 @@ def scores(result: StepResult, ranks: Ranks, *, counted: bool = True) -> dict[st
     steps, sums = len(result.count_K), result.sums
     local = torch.cat([sums.loss_K.double(), sums.correct_K.double(), sums.false_K.double()])
     totals = ranks.sum(local).cpu().numpy()
-    count_K = (result.count_K if counted else ranks.sum(result.count_K)).double().cpu().numpy()
+    count_K = (result.count_K if counted else ranks.sum(result.count_K)).double().numpy()
     loss_K, accuracy_K, false_K = (part / np.maximum(1, count_K) for part in np.split(totals, 3))
     by_step = {f"loss_k{k + 1:02d}": float(loss_K[k]) for k in range(steps)}
     by_step |= {f"accuracy_k{k + 1:02d}": float(accuracy_K[k]) for k in range(steps)}

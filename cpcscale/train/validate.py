@@ -32,9 +32,10 @@ class Validation:
 
     def __call__(self, step: TrainStep) -> dict[str, float]:
         """{loss, accuracy_mean, loss_k01, ...} over all windows, the same on every rank."""
-        zero_K = torch.zeros(self._steps, dtype=torch.int64, device=self._ranks.device)
+        zero_K = torch.zeros(self._steps, dtype=torch.int64)
+        there_K = zero_K.to(self._ranks.device)
         # In double precision, so that the number of batches does not show. A rank may have none.
-        whole = StepResult(Sums(zero_K.double(), zero_K, zero_K.double()), zero_K)
+        whole = StepResult(Sums(there_K.double(), there_K, there_K.double()), zero_K)
         with step.averaged():
             for batch in self._batches:
                 part = step.evaluate(batch)

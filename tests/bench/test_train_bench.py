@@ -123,7 +123,7 @@ def test_an_update_without_a_network_counts_what_a_real_one_counts_and_learns_no
         real, null = (kind(build(spec.model, 0, gain=10.0), recipe, ranks, total=9) for kind in (TrainStep, NullStep))
         before = {name: tensor.clone() for name, tensor in null.contrast.state_dict().items()}
         with_network, without = (step(batches.made(slice(None)), 0) for step in (real, null))
-        for name in ("samples", "bad", "scored", "skipped", "nonfinite"):
+        for name in ("samples", "bad", "scored", "empty"):
             assert getattr(with_network, name) == getattr(without, name)
         assert torch.equal(with_network.count_K, without.count_K)
         assert vars(without.sums).keys() == vars(with_network.sums).keys()

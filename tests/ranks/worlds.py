@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def _split(ranks: Ranks, micro_batch: int, **keys: Any) -> dict[str, Any]:
         "count": result.count_K.tolist(),
         "samples": result.samples,
         "bad": result.bad,
-        "skipped": result.skipped,
+        "empty": result.empty,
         "gradients": {name: parameter.grad.clone() for name, parameter in step.contrast.named_parameters()},
         "weights": {name: tensor.clone() for name, tensor in step.contrast.state_dict().items()},
     }
@@ -105,7 +106,8 @@ def _infinite(ranks: Ranks) -> dict[str, Any]:
     for t in range(3):
         broken = t == 1 and ranks.rank == ranks.world - 1
         hook = weight.register_hook(lambda gradient: gradient * math.inf) if broken else None
-        skipped.append(step(batches.made(slice(ranks.rank, None, ranks.world), seed=t), t).skipped)
+        step(batches.made(slice(ranks.rank, None, ranks.world), seed=t), t)
+        skipped.append(step.faults() == (1, 1))
         weights.append(weight.detach().clone())
         if hook:
             hook.remove()
@@ -113,6 +115,11 @@ def _infinite(ranks: Ranks) -> dict[str, Any]:
 
 
 def _talk(ranks: Ranks) -> dict[str, Any]:
+    hosts = dist.new_group(backend="gloo") if ranks.world > 1 else None
+    return {"default": _said(ranks), "hosts": _said(replace(ranks, hosts=hosts))}
+
+
+def _said(ranks: Ranks) -> dict[str, Any]:
     values = torch.tensor([ranks.rank, 1])
     return {
         "sum": ranks.sum(values).tolist(),

@@ -78,7 +78,7 @@ def test_a_row_is_the_same_alone_in_any_order_and_among_others(spec):
 @each_effect
 def test_a_row_is_the_same_on_every_device(spec):
     on_cpu = heard(waves(), only(spec))
-    on_gpu = augmented(waves().cuda(), keys(ROWS).cuda(), whole(ROWS).cuda(), only(spec))
+    on_gpu = augmented(waves().cuda(), keys(ROWS), whole(ROWS), only(spec))
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-6, atol=1e-7)
 
 

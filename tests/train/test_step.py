@@ -5,6 +5,7 @@ import batches
 import pytest
 import speech
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpcscale.bench import plain
 from cpcscale.errors import UserError
@@ -82,8 +83,8 @@ def test_a_batch_without_a_valid_prediction_is_a_skipped_update():
     step = step_of(speech.recipe())
     before = weights(step.model)
     result = step(batches.made(lengths=(0,) * 8), 0)
-    assert result.skipped
-    assert not result.nonfinite
+    assert result.empty
+    assert step.faults() == (0, 0)
     assert same(before, weights(step.model))
     assert scores(result, ALONE)["loss"] == 0
 
@@ -94,13 +95,62 @@ def test_a_gradient_that_is_not_finite_skips_the_update_and_leaves_weights_and_o
     before, moments = weights(step.model), step.optimizer.state_dict()["state"]
     moments = {number: {key: value.clone() for key, value in entry.items()} for number, entry in moments.items()}
     hook = step.model.predictor.maps.weight.register_hook(lambda gradient: gradient * math.inf)
-    assert step(batches.made(), 1).skipped
+    step(batches.made(), 1)
+    assert step.faults() == (1, 1)
     assert same(before, weights(step.model))
     after = step.optimizer.state_dict()["state"]
     assert all(torch.equal(after[n][key], value) for n, entry in moments.items() for key, value in entry.items())
     hook.remove()
-    assert not step(batches.made(), 2).skipped
+    step(batches.made(), 2)
+    assert step.faults() == (0, 0)
     assert not same(before, weights(step.model))
+
+
+class _Waits(TorchDispatchMode):
+    """The operations whose result the host reads, for which it would have to wait for a GPU."""
+
+    READ = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(name in function.name() for name in self.READ):
+            self.found.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("micro_batch", [0, 3])
+@pytest.mark.parametrize("draw", ["each", "shared"])
+@pytest.mark.parametrize("scope", ["utterance", "group", "batch"])
+def test_no_value_of_the_device_is_read_in_an_update_that_is_not_scored(scope, draw, micro_batch):
+    keys = {"objective__scope": scope, "objective__draw": draw, "train__micro_batch": micro_batch}
+    step = step_of(speech.recipe(optim__clip_norm=1.0, **keys))
+    step(batches.made(), 0)
+    with _Waits() as waits:
+        step(batches.made(), 1, scored=False)
+    assert not waits.found
+    with _Waits() as waits:
+        bool(torch.ones(1).isfinite())
+    assert waits.found, "the probe sees nothing"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("keys", [{}, AUGMENTED, {"objective__scope": "batch"}])
+def test_an_update_on_a_gpu_waits_for_nothing(precision, keys):
+    recipe = speech.recipe(train__precision=precision, **keys)
+    ranks = Ranks(0, 1, 1, torch.device("cuda", 0))
+    step = TrainStep(build(recipe.model, recipe.seed, gain=10.0).to(ranks.device), recipe, ranks, total=100)
+    for t in range(2):
+        step(batches.made(), t)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(batches.made(), 2, scored=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert step.faults()[1] == 0
 
 
 def test_bf16_stays_finite_and_near_single_precision():
