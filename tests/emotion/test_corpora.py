@@ -1,4 +1,5 @@
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import soundfile
 
 from cpcscale.emotion.corpora import open_corpus
-from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
+from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Rating, merged_ratings
 from cpcscale.emotion.features import read_waves
 from cpcscale.errors import UserError
 
@@ -24,7 +25,8 @@ def put_table(folder: Path, *rows: str, header: str = HEADER, name: str = "manif
     folder.mkdir(exist_ok=True)
     (folder / name).write_text("\n".join([header, *rows]) + "\n")
     for row in rows:
-        put_audio(folder / row.split(",")[0])
+        if row.split(",")[0]:
+            put_audio(folder / row.split(",")[0])
     return folder
 
 
@@ -48,6 +50,24 @@ def test_a_plain_table_gives_its_rows_in_its_units(tmp_path):
     assert read(folder, name="other").name == "other"
 
 
+def test_a_table_may_say_partition_recording_session_style_and_category(tmp_path):
+    folder = put_table(
+        tmp_path / "s",
+        "1.wav,ann,1,2,3,Validation,call 7,Session1,Scripted,Angry,F",
+        "2.wav,bob,1,2,3,,,,,,",
+        header=HEADER + ",partition,recording,session,style,category,gender",
+    )
+    first, second = read(folder).utterances
+    assert (first.partition, first.recording, first.session) == ("dev", "call 7", "Session1")
+    assert (first.style, first.category, first.gender) == ("scripted", "anger", "female")
+    assert {second.partition, second.recording, second.session, second.style, second.category, second.gender} == {""}
+
+
+def test_an_empty_speaker_and_unknown_are_no_speaker(tmp_path):
+    folder = put_table(tmp_path / "s", "1.wav,,1,2,3", "2.wav,Unknown,1,2,3", "3.wav,unity,1,2,3")
+    assert read(folder).speakers == ["", "", "unity"]
+
+
 def test_a_table_is_found_by_its_file_or_its_folder(tmp_path):
     folder = put_table(tmp_path / "set", "1.wav,ann,1,2,3", name="labels.csv")
     assert read(folder).utterances == read(folder / "labels.csv").utterances
@@ -66,15 +86,31 @@ def test_labels_outside_the_scale_are_counted_and_kept(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         corpus = read(put_table(tmp_path / "s", "1.wav,a,0,4,7", "2.wav,a,2,2,2"))
     assert "1 of 2 utterances have a label outside" in caplog.text
+    assert corpus.outside_U.tolist() == [True, False]
     np.testing.assert_array_equal(corpus.labels_UP[0], [0, 4, 7])
 
 
 def test_the_digest_follows_the_rows_and_not_the_place(tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    first = read(put_table(tmp_path / "elsewhere" / "s", "1.wav,a,1,2,3"))
-    second = read(put_table(tmp_path / "s", "1.wav,a,1,2,3"))
-    third = read(put_table(tmp_path / "s", "1.wav,a,1,2,4"))
-    assert first.digest == second.digest != third.digest
+    header = HEADER + ",partition,recording,session,style,category,gender,language"
+
+    def digest(place: str, row: str) -> str:
+        (tmp_path / place).mkdir(parents=True)
+        return read(put_table(tmp_path / place / "s", row, header=header)).digest
+
+    first = digest("here", "1.wav,a,1,2,3,train,r,s,scripted,anger,male,en")
+    assert first == digest("elsewhere", "1.wav,a,1,2,3,train,r,s,scripted,anger,male,en")
+    others = [
+        "2.wav,a,1,2,3,train,r,s,scripted,anger,male,en",
+        "1.wav,b,1,2,3,train,r,s,scripted,anger,male,en",
+        "1.wav,a,1,2,4,train,r,s,scripted,anger,male,en",
+        "1.wav,a,1,2,3,dev,r,s,scripted,anger,male,en",
+        "1.wav,a,1,2,3,train,q,s,scripted,anger,male,en",
+        "1.wav,a,1,2,3,train,r,q,scripted,anger,male,en",
+        "1.wav,a,1,2,3,train,r,s,improvised,anger,male,en",
+        "1.wav,a,1,2,3,train,r,s,scripted,fear,male,en",
+        "1.wav,a,1,2,3,train,r,s,scripted,anger,female,en",
+    ]
+    assert len({first, *(digest(str(at), row) for at, row in enumerate(others))}) == 1 + len(others)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +121,8 @@ def test_the_digest_follows_the_rows_and_not_the_place(tmp_path):
         (HEADER, "1.wav,a,1,high,3", "line 2: valence='high' is not a number"),
         (HEADER, "1.wav,a,1,2,nan", "line 2: dominance='nan' is not a number"),
         (HEADER, "1.wav,a,1,2", "line 2: dominance='' is not a number"),
-        (HEADER, "1.wav,,1,2,3", "line 2: speaker is empty"),
+        (HEADER, ",a,1,2,3", "line 2: path is empty"),
+        (HEADER + ",partition", "1.wav,a,1,2,3,fold7", "line 2: partition='fold7' is not one of train, dev, test1"),
     ],
 )
 def test_a_bad_table_is_one_line_that_names_the_place(tmp_path, header, row, message):
@@ -99,6 +136,32 @@ def test_missing_audio_is_counted_and_the_first_named(tmp_path):
     (folder / "2.wav").unlink()
     with pytest.raises(UserError, match=r"1 of 2 audio files .* first .*2\.wav"):
         read(folder)
+
+
+def test_missing_audio_can_be_skipped_with_a_line_each_and_a_count(tmp_path, caplog):
+    folder = put_table(tmp_path / "s", "1.wav,a,1,2,3", "2.wav,a,1,2,3", "3.wav,a,1,2,3")
+    (folder / "1.wav").unlink()
+    (folder / "3.wav").unlink()
+    with caplog.at_level(logging.WARNING):
+        corpus = read(folder, on_bad="skip")
+    assert [row.key for row in corpus.utterances] == ["2"]
+    assert [(one.key, one.why) for one in corpus.dropped] == [("1", "no audio file"), ("3", "no audio file")]
+    assert corpus.dropped_counts == {"no audio file": 2}
+    assert "1 is left out: no audio file" in caplog.text
+    assert "3 is left out: no audio file" in caplog.text
+    assert "1 utterances; left out (2 no audio file)" in caplog.text
+
+
+def test_a_corpus_that_loses_all_of_its_audio_is_refused_with_the_reason(tmp_path):
+    folder = put_table(tmp_path / "s", "1.wav,a,1,2,3")
+    (folder / "1.wav").unlink()
+    with pytest.raises(UserError, match=r"no utterance \(1 no audio file\)"):
+        read(folder, on_bad="skip")
+
+
+def test_a_rater_who_is_there_twice_counts_once():
+    twice = [Rating("w1", 1, 2, math.nan), Rating("w2", 5, 5, 5), Rating("w1", 3, 2, 4)]
+    assert merged_ratings(twice) == (Rating("w1", 2, 2, 4), Rating("w2", 5, 5, 5))
 
 
 def test_a_missing_path_an_empty_folder_an_empty_table_and_a_double_id_are_refused(tmp_path):
@@ -125,6 +188,7 @@ def test_bad_settings_are_refused():
         ({"kind": "emo-db"}, "did you mean emodb"),
         ({"scale": [5.0, 1.0]}, "least, greatest"),
         ({"max_s": 0.0}, "max_s"),
+        ({"on_bad": "warn"}, "on_bad='warn' is not one of stop, skip"),
     ):
         with pytest.raises(UserError, match=message):
             CorpusConfig(**settings)
@@ -135,41 +199,6 @@ def test_the_made_corpus_says_that_it_is_made():
     assert (corpus.name, corpus.marks) == ("made-emotion", ("MADE",))
     assert len(set(corpus.speakers)) >= 12
     assert "MADE" in read(DATA / "made_emotion", name="in-house", kind="csv").marks
-
-
-EMODB = ("03a01Fa", "03b02Wc", "08a04Nb", "16a05Td")
-
-
-@pytest.mark.parametrize("kind", ["auto", "emodb"])
-def test_emodb_is_read_from_its_file_names_as_a_proxy(tmp_path, kind):
-    for name in EMODB:
-        put_audio(tmp_path / "wav" / f"{name}.wav")
-    (tmp_path / "erkennung.txt").write_text("Satz\n")
-    corpus = read(tmp_path, kind=kind)
-    assert (corpus.name, corpus.marks, corpus.scale) == ("emodb-proxy", ("PROXY",), (1, 5))
-    assert corpus.speakers == ["03", "03", "08", "16"]
-    assert [row.gender for row in corpus.utterances] == ["male", "male", "female", "female"]
-    np.testing.assert_array_equal(
-        corpus.labels_UP, [[4.02, 4.62, 3.92], [4.18, 1.98, 3.50], [3, 3, 3], [2.46, 1.74, 2.34]]
-    )
-
-
-def test_emodb_with_a_manifest_is_the_same_corpus_and_a_file_that_is_gone_is_missed(tmp_path):
-    for name in EMODB:
-        put_audio(tmp_path / "plain" / "wav" / f"{name}.wav")
-        put_audio(tmp_path / "listed" / "audio" / f"{name}.flac")
-    rows = [f"audio/{name}.flac,emodb_{name[:2]},anger" for name in EMODB]
-    (tmp_path / "listed" / "manifest.csv").write_text("\n".join(["path,speaker,emotion", *rows]))
-    assert read(tmp_path / "listed").digest == read(tmp_path / "plain").digest
-    (tmp_path / "listed" / "audio" / f"{EMODB[0]}.flac").unlink()
-    with pytest.raises(UserError, match="1 of 4 audio files"):
-        read(tmp_path / "listed")
-
-
-def test_a_folder_without_emodb_names_is_refused_as_emodb(tmp_path):
-    put_audio(tmp_path / "hello.wav")
-    with pytest.raises(UserError, match=r"no audio named as EmoDB's"):
-        read(tmp_path, kind="emodb")
 
 
 def test_audio_is_read_at_16_khz_and_cut_at_max_s(tmp_path):

@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
-from cpcscale.emotion.corpora import emodb, table
+import logging
+
+from cpcscale import storage
+from cpcscale.emotion.corpora import crema_d, emodb, iemocap, msp_improv, msp_podcast, ravdess, table
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, require_path
+
+log = logging.getLogger(__name__)
 
 
 def open_corpus(settings: CorpusConfig) -> Corpus:
     """The corpus that `settings` names, checked. Raises UserError for whatever its adapter refuses."""
-    match settings.kind:
+    match settings.kind if settings.kind != "auto" else recognised(settings):
+        case "iemocap":
+            return iemocap.read(settings)
+        case "msp-podcast":
+            return msp_podcast.read(settings)
+        case "msp-improv":
+            return msp_improv.read(settings)
         case "emodb":
             return emodb.read(settings)
-        case "csv":
-            return table.read(settings)
+        case "ravdess":
+            return ravdess.read(settings)
+        case "crema-d":
+            return crema_d.read(settings)
         case _:
-            return emodb.read(settings) if emodb.recognises(require_path(settings)) else table.read(settings)
+            return table.read(settings)
+
+
+def recognised(settings: CorpusConfig) -> str:
+    """The kind of corpus that `corpus.path` holds, told by the form of its folder: csv where it is no other.
+
+    A `manifest.csv` with ratings makes it csv, whatever the audio is called. Raises UserError when there is nothing.
+    """
+    path = require_path(settings)
+    if path.endswith(".csv"):
+        return "csv"
+    files = storage.list_files(path)
+    if table.recognises(path, files):
+        return "csv"
+    for kind, adapter in (
+        ("iemocap", iemocap),
+        ("msp-podcast", msp_podcast),
+        ("msp-improv", msp_improv),
+        ("emodb", emodb),
+        ("ravdess", ravdess),
+        ("crema-d", crema_d),
+    ):
+        if adapter.recognises(files):
+            log.info("%s is read as %s", path, kind)
+            return kind
+    return "csv"

@@ -1,30 +1,29 @@
-"""EmoDB (Burkhardt et al., Interspeech 2005): 10 actors, 7 acted emotions, told by file names such as 03a01Fa.wav.
+"""EmoDB (Burkhardt et al., Interspeech 2005): 10 German actors, 535 utterances told by names such as 03a01Fa.wav.
 
-It has no ratings of activation, valence or dominance. The labels here are a stand-in, one point an emotion: those of
-Russell & Mehrabian (1977), mapped linearly from [-1, 1] to [1, 5]. So the corpus is named `emodb-proxy` and carries the
-mark PROXY: seven label points say little, on valence least, where a detector of happiness alone gets a CCC of .91.
+Seven acted emotions, no ratings: the labels are stand-ins (see acted.py), on 1 to 5, and the corpus is `emodb-proxy`.
+It has no official partitions, and all of it is read from a script. Nothing is dropped but a second copy of a file.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from cpcscale import audio, storage
-from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, checked, require_path, stem
+from cpcscale import storage
+from cpcscale.emotion.corpora import acted
+from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path, stem
 from cpcscale.emotion.corpora.table import MANIFEST, read_rows
 from cpcscale.errors import UserError
 
-NAME = "emodb-proxy"
-SCALE = (1.0, 5.0)
-# The letter of the German emotion word in a file name: activation, valence, dominance.
-LABELS = {
-    "W": (4.18, 1.98, 3.50),  # Wut, anger
-    "L": (1.76, 1.70, 2.34),  # Langeweile, boredom
-    "E": (3.70, 1.80, 3.22),  # Ekel, disgust
-    "A": (4.20, 1.72, 2.14),  # Angst, fear
-    "F": (4.02, 4.62, 3.92),  # Freude, happiness
-    "T": (2.46, 1.74, 2.34),  # Trauer, sadness
-    "N": (3.00, 3.00, 3.00),  # neutral
+# The letter of the German emotion word in a file name.
+_CATEGORIES = {
+    "W": "anger",  # Wut
+    "L": "boredom",  # Langeweile
+    "E": "disgust",  # Ekel
+    "A": "fear",  # Angst
+    "F": "happiness",  # Freude
+    "T": "sadness",  # Trauer
+    "N": "neutral",
 }
 _FEMALE = frozenset({"08", "09", "13", "14", "16"})
 _NAME = re.compile(r"(?P<speaker>\d\d)[ab]\d\d(?P<emotion>[WLEAFTN])[a-z]?")
@@ -37,39 +36,35 @@ def read(settings: CorpusConfig) -> Corpus:
     when no file is named as EmoDB names them, or for what `checked` refuses.
     """
     folder = require_path(settings)
-    paths = _paths(folder)
+    files = storage.list_files(folder)
+    listed = files
+    if MANIFEST in files:
+        listed = [row["path"] for _, row in read_rows(storage.join(folder, MANIFEST), ("path",))[1]]
+    paths = [name for name in acted.audio_files(listed) if _NAME.fullmatch(stem(name))]
     if not paths:
         raise UserError(f"{folder} holds no audio named as EmoDB's is (03a01Fa.wav): check corpus.path")
-    return checked(Corpus(NAME, ("PROXY",), SCALE, tuple(_utterance(folder, path) for path in paths)))
+    return acted.gather("emodb", settings, folder, paths, files, _utterance)
 
 
-def recognises(path: str) -> bool:
-    """Whether `path` is a folder in which every audio file, and at least one, is named as EmoDB names them."""
-    if path.endswith(".csv"):
-        return False
-    names = [name for name in storage.list_files(path) if name.endswith(audio.SUFFIXES)]
+def recognises(files: Sequence[str]) -> bool:
+    """Whether every audio file, and at least one, is named as EmoDB names them."""
+    names = acted.audio_files(files)
     return bool(names) and all(_NAME.fullmatch(stem(name)) for name in names)
 
 
-def _paths(folder: str) -> list[str]:
-    files = storage.list_files(folder)
-    listed = (
-        [row["path"] for _, row in read_rows(storage.join(folder, MANIFEST), ("path",))[1]]
-        if MANIFEST in files
-        else files
-    )
-    return sorted(name for name in listed if name.endswith(audio.SUFFIXES) and _NAME.fullmatch(stem(name)))
-
-
-def _utterance(folder: str, path: str) -> Utterance:
-    found = _NAME.fullmatch(stem(path))
+def _utterance(key: str, path: str) -> Utterance | str:
+    found = _NAME.fullmatch(key)
     assert found is not None, path
-    speaker = found["speaker"]
+    category = _CATEGORIES[found["emotion"]]
+    labels = acted.stand_in(category)
+    assert labels is not None, category
     return Utterance(
-        key=stem(path),
-        path=storage.join(folder, path),
-        speaker=speaker,
-        labels=LABELS[found["emotion"]],
+        key=key,
+        path=path,
+        speaker=found["speaker"],
+        labels=labels,
         language="de",
-        gender="female" if speaker in _FEMALE else "male",
+        gender="female" if found["speaker"] in _FEMALE else "male",
+        style="scripted",
+        category=category,
     )

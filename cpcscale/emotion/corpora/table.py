@@ -1,7 +1,9 @@
-"""A plain CSV: path, speaker, activation, valence, dominance, and where known utterance, language and gender.
+"""A plain CSV: path, speaker, activation, valence, dominance, and what else is known of an utterance.
 
-Paths are relative to the folder of the CSV. A table that lists synthesiser settings (columns `set_...`) is of made
-speech and carries the mark MADE, whatever the config calls it.
+Optional columns: utterance (its id), language, gender, partition (train, dev, test1, test2, test3), recording, session,
+style (improvised, scripted) and category (emotion class). Paths are relative to the folder of the CSV. A speaker that
+is empty or `Unknown` is not known. The scale is what `corpus.scale` says; nothing is dropped. A table that lists
+synthesiser settings (columns `set_...`) is of made speech and carries the mark MADE, whatever the config calls it.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 
 from cpcscale import storage
+from cpcscale.emotion.corpora import wording
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, checked, folder_of, require_path, stem
 from cpcscale.errors import UserError
 from cpcscale.objective.ccc import PRIMITIVES
@@ -22,7 +26,8 @@ MANIFEST = "manifest.csv"
 def read(settings: CorpusConfig) -> Corpus:
     """The corpus of a CSV file, or of a folder that holds `manifest.csv` or a single CSV.
 
-    Raises UserError for a missing file or column, a label that is not a number, or what `checked` refuses.
+    Raises UserError for a missing file or column, a label that is not a number, a partition that is none, or what
+    `checked` refuses.
     """
     file = table_file(require_path(settings))
     columns, rows = read_rows(file, REQUIRED)
@@ -30,7 +35,15 @@ def read(settings: CorpusConfig) -> Corpus:
     marks = ("MADE",) if any(column.startswith("set_") for column in columns) else ()
     name = settings.name or stem(folder).replace("_", "-")
     utterances = tuple(_utterance(file, folder, line, row) for line, row in rows)
-    return checked(Corpus(name, marks, (settings.scale[0], settings.scale[1]), utterances))
+    return checked(Corpus(name, marks, (settings.scale[0], settings.scale[1]), utterances), settings)
+
+
+def recognises(folder: str, files: Sequence[str]) -> bool:
+    """Whether the folder has a `manifest.csv` with ratings: they outweigh what file names tell."""
+    if MANIFEST not in files:
+        return False
+    columns, _ = read_rows(storage.join(folder, MANIFEST), ())
+    return set(REQUIRED) <= set(columns)
 
 
 def table_file(path: str) -> str:
@@ -68,18 +81,28 @@ def read_rows(file: str, required: tuple[str, ...]) -> tuple[list[str], list[tup
 
 
 def _utterance(file: str, folder: str, line: int, row: dict[str, str]) -> Utterance:
-    for column in ("path", "speaker"):
-        if not row[column].strip():
-            raise UserError(f"{file} line {line}: {column} is empty, and every row needs one")
     path = row["path"].strip()
+    if not path:
+        raise UserError(f"{file} line {line}: path is empty, and every row needs one")
+    told = {name: row.get(name, "").strip() for name in ("utterance", "language", "recording", "session", "style")}
+    partition = wording.partition(row.get("partition", ""))
+    if partition is None:
+        raise UserError(
+            f"{file} line {line}: partition={row['partition']!r} is not one of {', '.join(wording.PARTITIONS)}"
+        )
     activation, valence, dominance = (_number(file, line, column, row[column]) for column in PRIMITIVES)
     return Utterance(
-        key=row.get("utterance", "").strip() or path.rpartition(".")[0] or path,
+        key=told["utterance"] or path.rpartition(".")[0] or path,
         path=path if "://" in path or path.startswith("/") else storage.join(folder, path),
-        speaker=row["speaker"].strip(),
+        speaker=wording.speaker(row["speaker"]),
         labels=(activation, valence, dominance),
-        language=row.get("language", "").strip(),
-        gender=row.get("gender", "").strip(),
+        language=told["language"],
+        gender=wording.gender(row.get("gender", "")),
+        partition=partition,
+        recording=told["recording"],
+        session=told["session"],
+        style=told["style"].lower(),
+        category=wording.category(row.get("category", "")),
     )
 
 

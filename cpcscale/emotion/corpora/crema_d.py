@@ -1,0 +1,70 @@
+"""CREMA-D (Cao et al., IEEE Trans. Affective Computing 2014): 91 actors, names such as 1001_DFA_ANG_XX.wav.
+
+The fields are actor, sentence, emotion and intensity. The category is the emotion that the actor was to portray, not
+the one that the crowd heard; there are no ratings of activation, valence or dominance: the labels are stand-ins (see
+acted.py), on 1 to 5, and the corpus is `crema-d-proxy`. It has no official partitions, and all of it is read from a
+script. The gender comes from VideoDemographics.csv, where it is there.
+
+Dropped: second copies of a file (the owners ship each as WAV and as MP3; the WAV is used).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+
+from cpcscale import storage
+from cpcscale.emotion.corpora import acted, wording
+from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path, stem
+from cpcscale.emotion.corpora.table import read_rows
+from cpcscale.errors import UserError
+
+_NAME = re.compile(r"(?P<actor>1\d{3})_[A-Z]{3}_(?P<emotion>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX|X)")
+_ACTORS = "VideoDemographics.csv"
+
+
+def read(settings: CorpusConfig) -> Corpus:
+    """The corpus below `corpus.path`: `AudioWAV/`, or any tree that keeps the file names.
+
+    Raises UserError when no file is named as CREMA-D names them, or for what `checked` refuses.
+    """
+    folder = require_path(settings)
+    files = storage.list_files(folder)
+    paths = [name for name in acted.audio_files(files) if _NAME.fullmatch(stem(name))]
+    if not paths:
+        raise UserError(f"{folder} holds no audio named as CREMA-D's is (1001_DFA_ANG_XX.wav): check corpus.path")
+    told = functools.partial(_utterance, genders=_genders(folder, files))
+    return acted.gather("crema-d", settings, folder, paths, files, told)
+
+
+def recognises(files: Sequence[str]) -> bool:
+    """Whether every audio file, and at least one, is named as CREMA-D names them."""
+    names = acted.audio_files(files)
+    return bool(names) and all(_NAME.fullmatch(stem(name)) for name in names)
+
+
+def _genders(folder: str, files: Sequence[str]) -> dict[str, str]:
+    tables = [name for name in files if name.rpartition("/")[2] == _ACTORS]
+    if not tables:
+        return {}
+    _, rows = read_rows(storage.join(folder, tables[0]), ("ActorID", "Sex"))
+    return {row["ActorID"].strip(): wording.gender(row["Sex"]) for _, row in rows}
+
+
+def _utterance(key: str, path: str, genders: dict[str, str]) -> Utterance | str:
+    found = _NAME.fullmatch(key)
+    assert found is not None, path
+    category = wording.category(found["emotion"])
+    labels = acted.stand_in(category)
+    assert labels is not None, category
+    return Utterance(
+        key=key,
+        path=path,
+        speaker=found["actor"],
+        labels=labels,
+        language="en",
+        gender=genders.get(found["actor"], ""),
+        style="scripted",
+        category=category,
+    )

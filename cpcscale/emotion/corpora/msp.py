@@ -1,0 +1,71 @@
+"""The label lines of the Multimodal Signal Processing laboratory, which MSP-Podcast, MSP-Improv and WHiSER share.
+
+    MSP-PODCAST_0001_0008.wav; N; A:2.200000; V:4.000000; D:2.600000;
+    WORKER0000001; Neutral; Neutral,Confused; A:1.000000; V:4.000000; D:2.000000;
+
+A line with the mean of a file, then one line a worker; MSP-Improv has N (naturalness) after D. Values may be NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+
+from cpcscale.emotion.corpora.corpus import Rating
+
+# The values end the line: workers type words, and semicolons, of their own before them.
+_VALUES = re.compile(r"\bA:\s*(\S+?)\s*;\s*V:\s*(\S+?)\s*;\s*D:\s*(\S+?)\s*(?:;|$)")
+_FILE = re.compile(r"(\S+)\.(?:wav|avi|mp4|flac)\s*;\s*(\w)\s*;", re.IGNORECASE)
+
+
+@dataclass
+class Rated:
+    """A file's class letter, its mean activation, valence and dominance, and its workers' lines."""
+
+    letter: str
+    labels: tuple[float, float, float]
+    ratings: list[Rating] = field(default_factory=list)
+
+
+def rated_files(text: str) -> tuple[dict[str, Rated], list[str]]:
+    """The files of a labels.txt or Evaluation.txt by name without suffix, and the names that come a second time."""
+    files: dict[str, Rated] = {}
+    again = []
+    current: Rated | None = None
+    for line in text.splitlines():
+        if found := _FILE.match(line):
+            values = _values(line)
+            current = Rated(found[2].upper(), values)
+            if found[1] in files:
+                again.append(found[1])
+            else:
+                files[found[1]] = current
+        elif current is not None and (one := rating(line)):
+            current.ratings.append(one)
+    return files, again
+
+
+def rating(line: str) -> Rating | None:
+    """The values of a worker's line, or None when it is none."""
+    rater, semicolon, rest = line.partition(";")
+    if not semicolon or not rater.strip() or not _VALUES.search(rest):
+        return None
+    return Rating(rater.strip(), *_values(rest))
+
+
+def number(text: object) -> float:
+    """A value as a float; NaN for what is missing, empty or no finite number."""
+    try:
+        value = float(str(text))
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def _values(line: str) -> tuple[float, float, float]:
+    found = _VALUES.findall(line)
+    if not found:
+        return math.nan, math.nan, math.nan
+    activation, valence, dominance = (number(text) for text in found[-1])
+    return activation, valence, dominance

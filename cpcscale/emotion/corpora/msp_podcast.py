@@ -1,0 +1,171 @@
+"""MSP-Podcast (Lotfian & Busso, IEEE Trans. Affective Computing 2019), any release: segments of podcasts, on 1 to 7.
+
+Labels are those of labels_consensus.csv, spelled labels_concensus.csv up to release 1.8 at least, else of the JSON file
+of that name. The partitions are Split_Set, or Partitions.txt where the table has none, in one spelling: Validation and
+Development are dev, Test is test1. `Unknown` is no speaker, and the podcast's number in the file name is the recording.
+The labels of Test3 are held back by the owners. Audio lies in Audios/ or Audio/. Each worker's values come from
+labels_detailed.csv or .json or labels.txt, the first of them that is there; a form that is not known costs the single
+ratings, with a note, and not the corpus.
+
+Dropped: rows without one of the three labels (held back), a second row of a file, and audio without a row.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cpcscale import storage
+from cpcscale.emotion.corpora import acted, wording
+from cpcscale.emotion.corpora.corpus import (
+    Corpus,
+    CorpusConfig,
+    Dropped,
+    Rating,
+    Utterance,
+    checked,
+    read_text,
+    require_path,
+    stem,
+)
+from cpcscale.emotion.corpora.msp import number
+from cpcscale.emotion.corpora.msp_raters import UnknownFormError, ratings_of
+from cpcscale.emotion.corpora.table import read_rows
+from cpcscale.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SCALE = (1.0, 7.0)
+_CONSENSUS = ("labels_consensus.csv", "labels_concensus.csv", "labels_consensus.json", "labels_concensus.json")
+_DETAILED = ("labels_detailed.csv", "labels_detailed.json", "labels.txt")
+_LABELS = ("EmoAct", "EmoVal", "EmoDom")
+_FOLDERS = ("audios", "audio")
+_RECORDING = re.compile(r"MSP-PODCAST_(\d+)_.*", re.IGNORECASE)
+
+
+def read(settings: CorpusConfig) -> Corpus:
+    """The corpus below `corpus.path`, the folder of a release.
+
+    Raises UserError when there is no table, for one that is not of a known form, a partition that is none, or for what
+    `checked` refuses.
+    """
+    folder = require_path(settings)
+    files = storage.list_files(folder)
+    table = _first(files, _CONSENSUS)
+    if table is None:
+        raise UserError(f"{folder} holds no labels_consensus.csv (or .json) of MSP-Podcast: check corpus.path")
+    rows = _rows(storage.join(folder, table))
+    partitions = _partitions(folder, files) if any(not row.get("Split_Set", "").strip() for _, row in rows) else {}
+    ratings, notes = _ratings(folder, files)
+    audio = _audio(files)
+    utterances: dict[str, Utterance] = {}
+    dropped = []
+    for name, row in rows:
+        key = stem(name)
+        labels = tuple(number(row.get(column)) for column in _LABELS)
+        if any(math.isnan(value) for value in labels):
+            dropped.append(Dropped(name, "labels held back"))
+        elif key in utterances:
+            dropped.append(Dropped(name, "a second row of the file"))
+        else:
+            path = storage.join(folder, audio.get(name, f"Audios/{name}"))
+            row = {**row, "Split_Set": row.get("Split_Set", "").strip() or partitions.get(name, "")}
+            utterances[key] = _utterance(key, path, row, labels, ratings.get(name, ()), table)
+    named = {name for name, _ in rows}
+    dropped += [Dropped(path, "audio without a row") for name, path in audio.items() if name not in named]
+    name = settings.name or "msp-podcast"
+    corpus = Corpus(name, (), SCALE, tuple(utterances.values()), tuple(dropped), notes)
+    return checked(corpus, settings, {storage.join(folder, name) for name in files})
+
+
+def recognises(files: Sequence[str]) -> bool:
+    """Whether there is a consensus table in any of its spellings."""
+    return _first(files, _CONSENSUS) is not None
+
+
+def _first(files: Iterable[str], names: Sequence[str]) -> str | None:
+    """The file of one of these names, the earlier name and then the higher folder first."""
+    found = [name for name in files if name.rpartition("/")[2].lower() in names]
+    return min(
+        found, key=lambda name: (names.index(name.rpartition("/")[2].lower()), name.count("/"), name), default=None
+    )
+
+
+def _audio(files: Iterable[str]) -> dict[str, str]:
+    """The audio of each file name; of several copies that in Audios/ or Audio/."""
+    paths = sorted(acted.audio_files(files), key=lambda path: path.lower().rpartition("/")[0].endswith(_FOLDERS))
+    return {path.rpartition("/")[2]: path for path in paths}
+
+
+def _rows(file: str) -> list[tuple[str, dict[str, str]]]:
+    """(file name, columns) of each row of the consensus table."""
+    if file.lower().endswith(".csv"):
+        _, rows = read_rows(file, ("FileName", *_LABELS))
+        return [(row["FileName"].strip(), row) for _, row in rows]
+    try:
+        tree = json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is not JSON: {error}; unpack the release again") from None
+    if not isinstance(tree, dict) or not all(isinstance(row, dict) for row in tree.values()):
+        raise UserError(f"{file} is not {{file: {{EmoAct: ...}}}} as MSP-Podcast has it: check corpus.path")
+    return [(name, {column: _text(value) for column, value in row.items()}) for name, row in tree.items()]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _ratings(folder: str, files: Sequence[str]) -> tuple[dict[str, tuple[Rating, ...]], tuple[str, ...]]:
+    """The ratings of each file name, and a note where there are none that can be read: labels do not need them."""
+    detailed = _first(files, _DETAILED)
+    if detailed is None:
+        return {}, ()
+    try:
+        return ratings_of(storage.join(folder, detailed)), ()
+    except UnknownFormError as error:
+        log.warning("no single ratings, so no human ceiling: %s", error)
+        return {}, (f"no single ratings: {error}",)
+
+
+def _partitions(folder: str, files: Sequence[str]) -> dict[str, str]:
+    """The partition of each file name by Partitions.txt, whose lines are `partition; file`."""
+    table = _first(files, ("partitions.txt",))
+    if table is None:
+        return {}
+    fields = [line.split(";") for line in read_text(storage.join(folder, table)).splitlines()]
+    return {pair[1].strip(): pair[0].strip() for pair in fields if len(pair) >= 2}
+
+
+def _utterance(
+    key: str,
+    path: str,
+    row: Mapping[str, str],
+    labels: tuple[float, ...],
+    ratings: tuple[Rating, ...],
+    table: str,
+) -> Utterance:
+    partition = wording.partition(row["Split_Set"])
+    if partition is None:
+        raise UserError(
+            f"{table}: {key} has Split_Set={row['Split_Set']!r}, which is no partition known of any release: "
+            f"give one of {', '.join(wording.PARTITIONS)}"
+        )
+    activation, valence, dominance = labels
+    recording = _RECORDING.fullmatch(key)
+    letter = row.get("EmoClass", "").strip().upper()
+    return Utterance(
+        key=key,
+        path=path,
+        speaker=wording.speaker(row.get("SpkrID", "")),
+        labels=(activation, valence, dominance),
+        language="en",
+        gender=wording.gender(row.get("Gender", "")),
+        partition=partition,
+        recording=recording[1] if recording else "",
+        category=wording.MSP_CATEGORIES.get(letter, letter.lower()),
+        ratings=ratings,
+    )

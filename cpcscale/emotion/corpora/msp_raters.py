@@ -1,0 +1,75 @@
+"""What each worker of MSP-Podcast gave each file, from whichever of the owners' forms a release has.
+
+labels_detailed.csv holds one line a worker, either as the text of labels.txt in a column EmoDetail, or (release 1.6,
+2.0) with columns of its own; labels_detailed.json is {file: {worker: {EmoAct: ...}}}; labels.txt is as msp.py says.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+
+from cpcscale.emotion.corpora.corpus import Rating, merged_ratings, read_text
+from cpcscale.emotion.corpora.msp import number, rated_files, rating
+from cpcscale.emotion.corpora.table import read_rows
+from cpcscale.errors import UserError
+
+_LABELS = ("EmoAct", "EmoVal", "EmoDom")
+_WORKERS = ("Workers", "Worker", "WorkerID", "WorkerId", "Annotator", "Name")
+
+
+class UnknownFormError(UserError):
+    """A file of single ratings that no release known here has; the labels do not need it."""
+
+
+def ratings_of(file: str) -> dict[str, tuple[Rating, ...]]:
+    """The ratings of each file name. Raises UnknownFormError when the file is of no known form."""
+    by_file: dict[str, list[Rating]] = defaultdict(list)
+    numbers: dict[float, float] = {}
+    for name, one in _lines(file):
+        # A release has over a million ratings of a few thousand workers on seven values: each is held once.
+        activation, valence, dominance = (numbers.setdefault(value, value) for value in one[1:4])
+        by_file[name].append(Rating(sys.intern(one.rater), activation, valence, dominance))
+    return {name: merged_ratings(ratings) for name, ratings in by_file.items()}
+
+
+def _lines(file: str) -> Iterator[tuple[str, Rating]]:
+    if file.lower().endswith(".txt"):
+        return _of_text(file)
+    return _of_csv(file) if file.lower().endswith(".csv") else _of_json(file)
+
+
+def _of_text(file: str) -> Iterator[tuple[str, Rating]]:
+    files, _ = rated_files(read_text(file))
+    for name, rated in files.items():
+        yield from ((f"{name}.wav", one) for one in rated.ratings)
+
+
+def _of_csv(file: str) -> Iterator[tuple[str, Rating]]:
+    columns, rows = read_rows(file, ("FileName",))
+    if "EmoDetail" in columns:
+        for _, row in rows:
+            if one := rating(row["EmoDetail"]):
+                yield row["FileName"].strip(), one
+        return
+    worker = next((column for column in _WORKERS if column in columns), None)
+    if worker is None or not set(_LABELS) <= set(columns):
+        raise UnknownFormError(
+            f"{file} has neither a column EmoDetail nor a worker's ({', '.join(_WORKERS)}) with {', '.join(_LABELS)}"
+        )
+    for _, row in rows:
+        activation, valence, dominance = (number(row[column]) for column in _LABELS)
+        yield row["FileName"].strip(), Rating(row[worker].strip(), activation, valence, dominance)
+
+
+def _of_json(file: str) -> Iterator[tuple[str, Rating]]:
+    try:
+        tree = json.loads(read_text(file))
+        for name, workers in tree.items():
+            for worker, row in workers.items():
+                activation, valence, dominance = (number(row.get(column)) for column in _LABELS)
+                yield name, Rating(worker, activation, valence, dominance)
+    except (json.JSONDecodeError, AttributeError):
+        raise UnknownFormError(f"{file} is not {{file: {{worker: {{EmoAct: ...}}}}}}") from None

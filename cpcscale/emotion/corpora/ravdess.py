@@ -1,0 +1,70 @@
+"""RAVDESS (Livingstone & Russo, PLoS ONE 2018): 24 actors, names such as 03-01-06-01-02-01-12.wav.
+
+The seven numbers are modality, channel (01 speech, 02 song), emotion, intensity, statement, repetition and actor (odd:
+male). Acted emotions, no ratings: the labels are stand-ins (see acted.py), on 1 to 5, and the corpus is
+`ravdess-proxy`. It has no official partitions, and all of it is read from a script.
+
+Dropped: song, `calm` (which has no stand-in point; so 192 of 1,440 speech files), and second copies of a file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from cpcscale import storage
+from cpcscale.emotion.corpora import acted
+from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path, stem
+from cpcscale.errors import UserError
+
+_CATEGORIES = {
+    "01": "neutral",
+    "02": "calm",
+    "03": "happiness",
+    "04": "sadness",
+    "05": "anger",
+    "06": "fear",
+    "07": "disgust",
+    "08": "surprise",
+}
+_NAME = re.compile(r"0[1-3]-(?P<channel>0[12])-(?P<emotion>0[1-8])-0[12]-0[12]-0[12]-(?P<actor>[0-2]\d)")
+
+
+def read(settings: CorpusConfig) -> Corpus:
+    """The corpus below `corpus.path`: `Actor_01/` to `Actor_24/`, or any tree that keeps the file names.
+
+    Raises UserError when no file is named as RAVDESS names them, or for what `checked` refuses.
+    """
+    folder = require_path(settings)
+    files = storage.list_files(folder)
+    paths = [name for name in acted.audio_files(files) if _NAME.fullmatch(stem(name))]
+    if not paths:
+        raise UserError(f"{folder} holds no audio named as RAVDESS's is (03-01-06-01-02-01-12.wav): check corpus.path")
+    return acted.gather("ravdess", settings, folder, paths, files, _utterance)
+
+
+def recognises(files: Sequence[str]) -> bool:
+    """Whether every audio file, and at least one, is named as RAVDESS names them."""
+    names = acted.audio_files(files)
+    return bool(names) and all(_NAME.fullmatch(stem(name)) for name in names)
+
+
+def _utterance(key: str, path: str) -> Utterance | str:
+    found = _NAME.fullmatch(key)
+    assert found is not None, path
+    if found["channel"] == "02":
+        return "song, not speech"
+    category = _CATEGORIES[found["emotion"]]
+    labels = acted.stand_in(category)
+    if labels is None:
+        return f"no stand-in label for {category}"
+    return Utterance(
+        key=key,
+        path=path,
+        speaker=found["actor"],
+        labels=labels,
+        language="en",
+        gender="male" if int(found["actor"]) % 2 else "female",
+        style="scripted",
+        category=category,
+    )
