@@ -1,92 +1,207 @@
-"""Who is in which fold: speaker-disjoint by construction. Pure.
+"""Who is trained on, chosen by and tested: the protocols. Pure.
 
-Every choice is keyed by (seed, speaker), so it does not depend on the order of the rows. Two folds differ by at most
-the utterances of the largest speaker: each speaker goes to the fold that is lightest so far, which for any order of the
-speakers keeps that bound (list scheduling, Graham 1966).
+    speakers5   folds of whole speakers (any number of folds, as in speakers10)
+    loso        leave one session out where the corpus has sessions, else one speaker
+    official    the owner's partitions: one fold, which tests every test part
+    random5     folds of utterances: a speaker stands on both sides, so every figure is LEAKY
+
+All but random refuse a split in which a named speaker stands in two parts. Every choice is keyed by the seed and a name
+(of a speaker, or under random of an utterance), so it does not depend on the order of the rows.
+
+An unknown speaker ("") is no speaker. Under speakers and loso its utterances are grouped by recording, or left out and
+counted where there is none; the owner does not say whether such a voice is that of a named speaker. Under official and
+random they stay where they are, and are counted.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from cpcscale.errors import UserError
 
+LEAKY = "LEAKY"
+_FOLDED = ("random", "speakers")
+_WHOLE = ("loso", "official")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a protocol asks of an utterance. `key` is unique in the corpus; any other field may be empty: unknown."""
+
+    key: str
+    speaker: str
+    session: str = ""
+    recording: str = ""
+    partition: str = ""  # train, dev, or a name that begins with test
+
 
 @dataclass(frozen=True)
 class Split:
-    """The speakers of one fold, each part sorted. Raises UserError for a speaker in two parts, or an empty part."""
+    """One fold: the row numbers of each part, ascending, and the groups in it, sorted.
+
+    A group is a speaker, or the unknown speakers of a recording; under official and random only speakers are listed.
+    Raises UserError for a group in two parts unless `leaky`, and for no row to train on or to choose the epoch by.
+    A split that `inner` made has no test part.
+    """
 
     fold: int
     train: tuple[str, ...]
     dev: tuple[str, ...]
     test: tuple[str, ...]
+    train_rows: tuple[int, ...]
+    dev_rows: tuple[int, ...]
+    test_rows: tuple[int, ...]
+    name: str = ""  # the session or speaker that is left out
+    leaky: bool = False
 
     def __post_init__(self) -> None:
-        refuse_shared({"training": self.train, "development": self.dev, "test": self.test})
+        if not self.train_rows or not self.dev_rows:
+            part = "development" if self.train_rows else "training"
+            raise UserError(f"the {part} part of fold {self.fold} has no utterance: use a corpus with more speakers")
+        if not self.leaky:
+            refuse_shared({"training": self.train, "development": self.dev, "test": self.test})
 
-    def rows(self, speakers: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
-        """The row numbers of the training, development and test part, for the speaker of each row."""
-        parts = (frozenset(self.train), frozenset(self.dev), frozenset(self.test))
-        train, dev, test = ([row for row, speaker in enumerate(speakers) if speaker in part] for part in parts)
-        return train, dev, test
+    def rows(self, speakers: Sequence[str] = ()) -> tuple[list[int], list[int], list[int]]:
+        """The row numbers of the training, development and test part. `speakers` is not needed."""
+        return list(self.train_rows), list(self.dev_rows), list(self.test_rows)
+
+
+@dataclass(frozen=True)
+class Folds:
+    """A corpus under a protocol.
+
+    `groups` has the group of each row, by which intervals and paired tests are made: its speaker, else the unknown
+    speakers of its recording, else "". `unknown` counts the rows without a speaker; `dropped` are rows in no part.
+    """
+
+    protocol: str
+    marks: tuple[str, ...]
+    splits: tuple[Split, ...]
+    groups: tuple[str, ...]
+    unknown: int
+    dropped: tuple[int, ...]
+
+
+def make_folds(rows: Sequence[Row], protocol: str, *, dev_share: float, seed: int) -> Folds:
+    """The folds of the protocol of this name. Each row not dropped is tested exactly once, under official at most once.
+
+    The development part is `dev_share` of what a fold does not test: of its groups, under random of its utterances,
+    under official the owner's where there is one. Raises UserError for an unknown protocol, too few speakers, sessions
+    or utterances for it, missing sessions or partitions, and a named speaker in two parts.
+    """
+    kind, count = parse_protocol(protocol)
+    groups = voice_groups(rows)
+    match kind:
+        case "random":
+            made = _random(rows, count, dev_share, seed)
+        case "loso":
+            made = _loso(rows, groups, dev_share, seed)
+        case "official":
+            made = _official(rows, groups, dev_share, seed)
+        case _:
+            parts = speaker_folds([group for group in groups if group], count, seed)
+            made = [_of_groups(fold, test, groups, dev_share, seed) for fold, test in enumerate(parts)]
+    used = {row for split in made for part in split.rows() for row in part}
+    return Folds(
+        protocol=protocol,
+        marks=(LEAKY,) if kind == "random" else (),
+        splits=tuple(made),
+        groups=tuple(groups),
+        unknown=sum(not row.speaker for row in rows),
+        dropped=tuple(row for row in range(len(rows)) if row not in used),
+    )
+
+
+def parse_protocol(name: str) -> tuple[str, int]:
+    """The kind of a protocol and its number of folds, 0 where the corpus decides. Raises UserError for another name."""
+    if name in _WHOLE:
+        return name, 0
+    for kind in _FOLDED:
+        number = name.removeprefix(kind)
+        if name.startswith(kind) and number.isdecimal() and str(int(number)) == number and int(number) >= 2:
+            return kind, int(number)
+    raise UserError(
+        f"protocol={name!r} is none: choose speakers5, loso, official or random5 (speakers and random with the number "
+        "of folds that you want, 2 or more)"
+    )
+
+
+def inner(split: Split, groups: Sequence[str], folds: int, seed: int) -> tuple[Split, ...]:
+    """Splits of what a fold does not test, for a nested search; none has a row of its test part.
+
+    One fold: the split's own training and development part, for a system that is dear to train. More: each group of
+    the two parts together is the development part of exactly one, whatever the protocol; rows without a group are left
+    out. Raises UserError for fewer groups than folds.
+    """
+    if folds == 1:
+        return (dataclasses.replace(split, fold=0, test=(), test_rows=(), name=""),)
+    known = [row for row in split.train_rows + split.dev_rows if groups[row]]
+    every = {groups[row] for row in known}
+    made = []
+    for fold, dev in enumerate(speaker_folds([groups[row] for row in known], folds, f"{seed}/inner/{split.fold}")):
+        parts = (_rows_in(groups, every - set(dev), known), _rows_in(groups, dev, known), ())
+        made.append(_split(fold, groups, parts))
+    return tuple(made)
 
 
 def splits(speakers: Sequence[str], folds: int, dev_share: float, seed: int) -> list[Split]:
-    """One Split a fold, for the speaker of each row; each speaker is tested in exactly one.
+    """The splits of `make_folds` under speakers, for the speaker of each row."""
+    rows = [Row(key=str(number), speaker=speaker) for number, speaker in enumerate(speakers)]
+    return list(make_folds(rows, f"speakers{folds}", dev_share=dev_share, seed=seed).splits)
 
-    Raises UserError when there are fewer speakers than folds, or too few left to train on and choose by.
+
+def voice_groups(rows: Sequence[Row]) -> list[str]:
+    """The group of each row: its speaker, else a name for its recording that is no speaker's, else ""."""
+    speakers = {row.speaker for row in rows}
+    mark = "recording "
+    while any(speaker.startswith(mark) for speaker in speakers):
+        mark = f"unknown, {mark}"
+    return [row.speaker or (mark + row.recording if row.recording else "") for row in rows]
+
+
+def speaker_folds(groups: Iterable[str], folds: int, key: int | str) -> list[list[str]]:
+    """The held-out groups of each fold, sorted, for the group of each row.
+
+    Two folds differ by at most the rows of the largest group: each group goes to the fold that is lightest so far,
+    which keeps that bound for any order of the groups (list scheduling, Graham 1966). Raises UserError for fewer groups
+    than folds.
     """
-    counts = Counter(speakers)
-    made = []
-    for fold, test in enumerate(speaker_folds(speakers, folds, seed)):
-        rest = sorted(set(counts) - set(test))
-        dev = dev_speakers(rest, dev_share, seed, fold)
-        made.append(Split(fold, tuple(sorted(set(rest) - set(dev))), tuple(dev), tuple(test)))
-    return made
-
-
-def speaker_folds(speakers: Sequence[str], folds: int, seed: int) -> list[list[str]]:
-    """The test speakers of each fold, sorted, for the speaker of each row. Raises UserError for too few speakers."""
-    counts = Counter(speakers)
-    if folds < 2:
-        raise UserError(f"protocol.folds={folds}: at least 2, or nothing is left to train on")
+    counts = Counter(groups)
     if len(counts) < folds:
         raise UserError(
-            f"{len(counts)} speakers cannot fill protocol.folds={folds}: every fold tests its own; lower it"
+            f"{len(counts)} speakers cannot fill {folds} folds: each fold holds out its own; use fewer folds"
         )
-    test: list[list[str]] = [[] for _ in range(folds)]
+    held: list[list[str]] = [[] for _ in range(folds)]
     load = [0] * folds
-    for speaker in _keyed_order(counts, f"folds/{seed}"):
-        lightest = min(range(folds), key=lambda fold: (load[fold], len(test[fold])))
-        test[lightest].append(speaker)
-        load[lightest] += counts[speaker]
-    return [sorted(part) for part in test]
+    for group in _keyed_order(counts, f"folds/{key}"):
+        lightest = min(range(folds), key=lambda fold: (load[fold], len(held[fold])))
+        held[lightest].append(group)
+        load[lightest] += counts[group]
+    return [sorted(part) for part in held]
 
 
-def dev_speakers(speakers: Sequence[str], share: float, seed: int, fold: int) -> list[str]:
-    """The speakers, sorted, that choose the epoch: the nearest whole number to `share` of them, at least one.
+def dev_speakers(groups: Collection[str], share: float, seed: int, fold: int) -> list[str]:
+    """The groups, sorted, that choose the epoch: the nearest whole number to `share` of them, at least one.
 
     At least one is left to train on; raises UserError when there are not two.
     """
-    distinct = set(speakers)
+    distinct = set(groups)
     if len(distinct) < 2:
         raise UserError(
             f"fold {fold} has {len(distinct)} speaker besides its test speakers, and needs one to train on and another "
             "to choose the epoch: use a corpus with more speakers"
         )
-    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
-    return sorted(_keyed_order(distinct, f"dev/{seed}/{fold}")[:count])
+    return sorted(_keyed_order(distinct, f"dev/{seed}/{fold}")[: _nearest_count(share, len(distinct))])
 
 
 def refuse_shared(parts: dict[str, Sequence[str]]) -> None:
-    """Raises UserError when a part has no speaker, or two of the named parts share one."""
+    """Raises UserError when two of the named parts share a speaker."""
     seen: dict[str, str] = {}
     for name, speakers in parts.items():
-        if not speakers:
-            raise UserError(f"the {name} part of a split has no speaker")
         for speaker in speakers:
             if seen.setdefault(speaker, name) != name:
                 raise UserError(
@@ -95,5 +210,103 @@ def refuse_shared(parts: dict[str, Sequence[str]]) -> None:
                 )
 
 
-def _keyed_order(speakers: Counter[str] | set[str], key: str) -> list[str]:
-    return sorted(speakers, key=lambda speaker: (hashlib.sha256(f"{key}/{speaker}".encode()).digest(), speaker))
+def _of_groups(
+    fold: int, test: Collection[str], groups: Sequence[str], dev_share: float, seed: int, name: str = ""
+) -> Split:
+    rest = set(groups) - {""} - set(test)
+    dev = dev_speakers(rest, dev_share, seed, fold)
+    return _split(fold, groups, [_rows_in(groups, part) for part in (rest - set(dev), dev, test)], name=name)
+
+
+def _loso(rows: Sequence[Row], groups: Sequence[str], dev_share: float, seed: int) -> list[Split]:
+    known = [row for row, group in enumerate(groups) if group]
+    without = [row for row in known if not rows[row].session]
+    if len(without) == len(known):
+        sessions = {group: {group} for group in groups if group}
+    elif without:
+        raise UserError(
+            f"utterance {rows[without[0]].key!r} has no session, as {len(without)} of {len(known)} have none: loso "
+            "wants one for each, or none at all to leave one speaker out"
+        )
+    else:
+        sessions = {}
+        for row in known:
+            sessions.setdefault(rows[row].session, set()).add(groups[row])
+        owner = {group: session for session, voices in sessions.items() for group in voices}
+        for row in known:
+            if owner[groups[row]] != rows[row].session:
+                raise UserError(
+                    f"speaker {groups[row]!r} is in the sessions {owner[groups[row]]!r} and {rows[row].session!r}: "
+                    "leaving one out leaves the voice in training; use protocol=speakers5"
+                )
+    if len(sessions) < 2:
+        raise UserError(f"{len(sessions)} session or speaker: loso wants at least 2, or nothing is left to train on")
+    return [
+        _of_groups(fold, sessions[name], groups, dev_share, seed, name) for fold, name in enumerate(sorted(sessions))
+    ]
+
+
+def _official(rows: Sequence[Row], groups: Sequence[str], dev_share: float, seed: int) -> list[Split]:
+    parts: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        if row.partition not in ("", "train", "dev") and not row.partition.startswith("test"):
+            raise UserError(
+                f"utterance {row.key!r} has the partition {row.partition!r}: official knows train, dev, and names that "
+                "begin with test"
+            )
+        parts.setdefault(row.partition, []).append(number)
+    train, dev = parts.get("train", []), parts.get("dev", [])
+    tests = sorted(name for name in parts if name.startswith("test"))
+    if not train or not tests:
+        raise UserError(
+            f"protocol=official: this corpus has no {'test' if train else 'train'} partition; use speakers5 or loso"
+        )
+    if not dev:
+        voices = {groups[row] for row in train} - {""}
+        chosen = dev_speakers(voices, dev_share, seed, 0)
+        # A voice without a group may be one of the chosen, so it is on neither side.
+        train, dev = _rows_in(groups, voices - set(chosen), train), _rows_in(groups, chosen, train)
+    # One fit serves all test parts.
+    tested = [row for name in tests for row in parts[name]]
+    return [_split(0, [row.speaker for row in rows], (train, dev, tested))]
+
+
+def _random(rows: Sequence[Row], folds: int, dev_share: float, seed: int) -> list[Split]:
+    number = {row.key: place for place, row in enumerate(rows)}
+    if len(number) < len(rows):
+        twice = next(key for key, count in Counter(row.key for row in rows).items() if count > 1)
+        raise UserError(f"utterance {twice!r} is there twice: the keys of a corpus are unique; drop one")
+    if len(rows) < max(folds, 3):
+        raise UserError(f"{len(rows)} utterances cannot fill protocol=random{folds}: use fewer folds or more data")
+    order = [number[key] for key in _keyed_order(number, f"random/{seed}")]
+    speakers = [row.speaker for row in rows]
+    made = []
+    for fold in range(folds):
+        # The test parts of the folds that follow, in turn: no fold chooses by the same utterances as another, unless
+        # the share is above a fold's.
+        rest = [row for step in range(1, folds) for row in order[(fold + step) % folds :: folds]]
+        dev = _nearest_count(dev_share, len(rest))
+        made.append(_split(fold, speakers, (rest[dev:], rest[:dev], order[fold::folds]), leaky=True))
+    return made
+
+
+def _split(
+    fold: int, names: Sequence[str], parts: Sequence[Iterable[int]], *, name: str = "", leaky: bool = False
+) -> Split:
+    """`names` has what a row is listed by, or "" for nothing; `parts` are the rows to train, choose and test by."""
+    train, dev, test = (tuple(sorted(part)) for part in parts)
+    listed = [tuple(sorted({names[row] for row in part} - {""})) for part in (train, dev, test)]
+    return Split(fold, listed[0], listed[1], listed[2], train, dev, test, name=name, leaky=leaky)
+
+
+def _rows_in(groups: Sequence[str], part: Collection[str], among: Iterable[int] | None = None) -> list[int]:
+    chosen = set(part)
+    return [row for row in (range(len(groups)) if among is None else among) if groups[row] in chosen]
+
+
+def _nearest_count(share: float, count: int) -> int:
+    return min(max(1, round(share * count)), count - 1)
+
+
+def _keyed_order(names: Iterable[str], key: str) -> list[str]:
+    return sorted(names, key=lambda name: (hashlib.sha256(f"{key}/{name}".encode()).digest(), name))
