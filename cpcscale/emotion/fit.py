@@ -1,13 +1,17 @@
 """Training one recogniser: Adam on the CCC loss of each whole batch, the epoch chosen on development speakers.
 
-The whole of it is a function of its arguments and the seed. Shuffling has a generator of its own and dropout is seeded
-for each epoch, so several fits may take turns epoch by epoch, as a sweep has them do, without touching each other.
+The loss is that of the batch however it is split over micro-batches and ranks. Where not all of it fits at once, a
+first pass without graph makes every prediction, the CCC and its gradient by each prediction follow from all of them,
+and a second pass takes each part of that gradient back through the network, under the dropout masks of the first.
+
+The whole of it is a function of its arguments and the seed. Shuffling has a generator of its own, and dropout and the
+choice of windows are keyed by (seed, epoch, utterance), so several fits may take turns epoch by epoch, as a sweep has
+them do, without touching each other. U utterances, B rows of a batch, P primitives.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,14 +23,11 @@ from torch import Tensor, nn
 
 from cpcscale import config
 from cpcscale.emotion.recogniser import EndToEnd
+from cpcscale.emotion.rows import Utterance, batches, by_length, key, predict, seeded, windows
 from cpcscale.errors import UserError
-from cpcscale.objective.ccc import ccc, ccc_loss
-
-# Rows pushed through at once.
-_GROUP = 8
-# Padded lengths are multiples of these, half a second: torch keeps kernels and buffers for every length it has met, and
-# with one of its own for each batch of waveforms that comes to gigabytes.
-_WAVE_STEP, _FRAME_STEP = 8000, 50
+from cpcscale.objective.ccc import ccc, ccc_loss, ccc_loss_gradient
+from cpcscale.objective.keyed import bounded, hashed
+from cpcscale.train.ranks import Ranks
 
 
 class DivergedError(UserError):
@@ -38,9 +39,12 @@ class FitConfig:
     """How a recogniser is trained. The loss is 1 - a CCC_act - b CCC_val - g CCC_dom with g = 1 - a - b."""
 
     epochs: int = 50
-    batch: int = 32  # utterances; the CCC is that of the whole batch, so it is part of the loss
+    batch: int = 32  # utterances, over all ranks; the CCC is that of the whole batch, so it is part of the loss
+    micro_batch: int = 0  # utterances of a rank whose graph is in memory at a time; 0: all. Never changes the gradient
     learning_rate: float = 2e-4
     weight_decay: float = 1e-5
+    clip_norm: float = 0.0  # the gradient's largest norm; 0: any
+    thaw_epoch: int = 0  # a trained encoder's weights move from this epoch on, counted from 1; 0: from the start
     patience: int = 0  # epochs without a better development CCC before it stops; 0: never
     activation_weight: float = 1 / 3  # a
     valence_weight: float = 1 / 3  # b
@@ -50,8 +54,14 @@ class FitConfig:
         config.at_least(1, **{"fit.epochs": self.epochs})
         # One utterance has no CCC.
         config.at_least(2, **{"fit.batch": self.batch})
-        names = ("learning_rate", "weight_decay", "patience", "activation_weight", "valence_weight")
+        rates = ("learning_rate", "weight_decay", "clip_norm", "activation_weight", "valence_weight")
+        names = (*rates, "micro_batch", "thaw_epoch", "patience")
         config.at_least(0, **{f"fit.{name}": getattr(self, name) for name in names})
+        if self.thaw_epoch > self.epochs:
+            raise UserError(
+                f"fit.thaw_epoch={self.thaw_epoch} is after the last one, fit.epochs={self.epochs}: the encoder would "
+                "never move; lower it, or train with encoder.frozen=true"
+            )
         if self.activation_weight + self.valence_weight > 1 + 1e-9:
             raise UserError(
                 f"fit.activation_weight={self.activation_weight} and fit.valence_weight={self.valence_weight} add up "
@@ -72,11 +82,22 @@ class FitConfig:
 class Examples:
     """Utterances as a network takes them, and what it should say.
 
-    `inputs` are float32 features [T, C] or int16 waveforms [S], one an utterance; `truth_UP` the labels on [-1, 1].
+    `inputs` are float32 features [T, C] or int16 waveforms [S], an utterance's one or a tuple of its windows;
+    `truth_UP` the labels on [-1, 1]; `ids` name the utterances and key what is random about each: by default their
+    numbers. `shares` weighs the windows in what is said of an utterance, see `predict`. Raises ValueError where these
+    are not of one length.
     """
 
-    inputs: Sequence[np.ndarray]
+    inputs: Sequence[Utterance]
     truth_UP: np.ndarray
+    ids: Sequence[str] | None = None
+    shares: Sequence[np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        given = (each for each in (self.inputs, self.truth_UP, self.ids, self.shares) if each is not None)
+        counts = {len(each) for each in given}
+        if len(counts) > 1:
+            raise ValueError(f"inputs, labels, ids and shares are of {sorted(counts)} utterances: give one of each")
 
 
 @dataclass(frozen=True)
@@ -90,10 +111,20 @@ class Epoch:
     best_dev_ccc: float
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Rows whose graph is made at once: their places in the batch, inputs and keys, on the CPU."""
+
+    places: list[int]
+    inputs: list[np.ndarray]
+    key_B: Tensor
+
+
 class Fit:
     """Iterating trains, one Epoch a pass, until the last or until patience ends; `finish` gives the best epoch's net.
 
-    Raises DivergedError when the loss is not finite.
+    An epoch hears one window of each utterance. A network takes (x, lengths_B, key_B) in training, where the keys are
+    those of its dropout, and (x, lengths_B) in evaluation. Raises DivergedError when the loss is not finite.
     """
 
     def __init__(
@@ -105,25 +136,36 @@ class Fit:
         *,
         seed: int,
         encoder_rate: float = 0.0,
+        ranks: Ranks | None = None,
     ) -> None:
-        """`encoder_rate` is the learning rate of the CPC part of an EndToEnd network."""
-        self.device = device(settings)
+        """`encoder_rate` is the learning rate of the CPC part of an EndToEnd network.
+
+        The `ranks` share each batch; all of them make the same fit from the same arguments and iterate it together.
+        On several, theirs is the device, and every parameter that requires a gradient must get one.
+        """
+        self.ranks = ranks or Ranks(0, 1, 1, device(settings))
+        self.device = self.ranks.device
         self.network = network.to(self.device)
         self.curve: list[Epoch] = []
         self.best: Epoch | None = None
         self._best_weights: dict[str, Tensor] = {}
         self._train, self._dev, self._settings, self._seed = train, dev, settings, seed
+        names = range(len(train.inputs)) if train.ids is None else train.ids
+        self._id_U = torch.tensor([key(0, f"utterance/{name}") for name in names])
         self._optimizer = torch.optim.Adam(
             _groups(network, settings.learning_rate, encoder_rate), weight_decay=settings.weight_decay
         )
+        encoder = network.encoder.parameters() if settings.thaw_epoch > 1 and isinstance(network, EndToEnd) else ()
+        self._frozen = [parameter for parameter in encoder if parameter.requires_grad]
+        self._require_gradients(False)
 
     def __iter__(self) -> Iterator[Epoch]:
         for number in range(len(self.curve) + 1, self._settings.epochs + 1):
             if self._patience_is_over(number):
                 return
             updates, train_loss = self._pass(number)
-            dev_ccc = float(ccc(self._dev.truth_UP, predict(self.network, self._dev.inputs, self.device)).mean())
-            self._keep(number, updates, train_loss, dev_ccc)
+            guess_UP = predict(self.network, self._dev.inputs, self.device, self.ranks, self._dev.shares)
+            self._keep(number, updates, train_loss, float(ccc(self._dev.truth_UP, guess_UP).mean()))
             yield self.curve[-1]
 
     def finish(self) -> nn.Module:
@@ -134,17 +176,12 @@ class Fit:
 
     def _pass(self, number: int) -> tuple[int, float]:
         """One epoch of updates: (how many, mean loss)."""
+        if self._frozen and number == self._settings.thaw_epoch:
+            self._require_gradients(True)
         self.network.train()
-        losses = []
         with seeded(self._seed, f"dropout/{number}", self.device):
-            for rows in batches(len(self._train.inputs), self._settings.batch, self._seed, number):
-                guess_BP = by_length(self.network, [self._train.inputs[row] for row in rows], self.device)
-                truth_BP = torch.from_numpy(self._train.truth_UP[rows]).to(self.device)
-                loss = ccc_loss(guess_BP, truth_BP, self._settings.weights)
-                self._optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                self._optimizer.step()
-                losses.append(loss.detach())
+            rows = batches(len(self._train.inputs), self._settings.batch, self._seed, number)
+            losses = [self._update(each, number) for each in rows]
         mean = float(torch.stack(losses).mean())
         if not math.isfinite(mean):
             raise DivergedError(
@@ -152,6 +189,63 @@ class Fit:
                 "(or encoder.learning_rate, where the encoder is trained)"
             )
         return len(losses), mean
+
+    def _require_gradients(self, required: bool) -> None:
+        """Of what is frozen until it thaws; DDP knows only the parameters that require one when it is made."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(required)
+        self._module = self.ranks.wrapped(self.network)
+
+    def _update(self, rows: np.ndarray, number: int) -> Tensor:
+        """One step of the optimiser on these rows, the batch of all ranks; the batch's loss."""
+        world, micro_batch = self.ranks.world, self._settings.micro_batch
+        own = list(range(len(rows)))[self.ranks.rank :: world]
+        # The largest share decides for all ranks, whose collectives must meet.
+        once = not 0 < micro_batch < -(-len(rows) // world)
+        # A rank without rows pushes the first one through for nothing, as the others wait for its gradient.
+        pieces = self._pieces(rows, own or [0], number)
+        made = [self._guess(piece, graph=once) for piece in pieces]
+        truth_BP = torch.from_numpy(self._train.truth_UP[rows]).to(self.device)
+        guess_BP = torch.zeros_like(truth_BP, dtype=torch.float64)
+        for piece, guess in zip(pieces, made, strict=True):
+            guess_BP[piece.places] = guess.detach().double() * bool(own)
+        guess_BP = self.ranks.sum(guess_BP)
+        # DDP divides the sum over ranks by their number.
+        gradient_BP = ccc_loss_gradient(guess_BP, truth_BP, self._settings.weights) * (world if own else 0)
+        self._optimizer.zero_grad(set_to_none=True)
+        for place, (piece, guess) in enumerate(zip(pieces, made, strict=True)):
+            with self._gradients_stay(last=place == len(pieces) - 1):
+                again = guess if once else self._guess(piece, graph=True)
+                again.backward(gradient_BP[piece.places].to(again.dtype))
+        if self._settings.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._settings.clip_norm)
+        self._optimizer.step()
+        return ccc_loss(guess_BP, truth_BP, self._settings.weights)
+
+    def _pieces(self, rows: np.ndarray, own: list[int], number: int) -> list[_Piece]:
+        """The `own` places of a batch in micro-batches of like length, each with the window that this epoch hears."""
+        id_B = self._id_U[torch.from_numpy(rows)]
+        dropout_B, window_B = (
+            hashed(torch.tensor(key(self._seed, f"{what}/{number}")), id_B) for what in ("dropout", "window")
+        )
+        heard = {}
+        for place in own:
+            choices = windows(self._train.inputs[rows[place]])
+            heard[place] = choices[int(bounded(window_B[place], torch.tensor(len(choices))))]
+        order = sorted(own, key=lambda place: len(heard[place]))
+        size = self._settings.micro_batch or len(order)
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        return [_Piece(part, [heard[place] for place in part], dropout_B[part]) for part in parts]
+
+    def _guess(self, piece: _Piece, *, graph: bool) -> Tensor:
+        with torch.set_grad_enabled(graph):
+            return by_length(self._module if graph else self.network, piece.inputs, self.device, piece.key_B)
+
+    def _gradients_stay(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Ranks exchange gradients once a batch, with the last piece."""
+        if last or self.ranks.world == 1:
+            return contextlib.nullcontext()
+        return self._module.no_sync()  # type: ignore[operator]
 
     def _keep(self, number: int, updates: int, train_loss: float, dev_ccc: float) -> None:
         done = self.curve[-1].updates if self.curve else 0
@@ -165,55 +259,11 @@ class Fit:
 
     def _patience_is_over(self, number: int) -> bool:
         patience = self._settings.patience
-        return bool(patience and self.best and number - self.best.epoch > patience)
-
-
-def predict(network: nn.Module, inputs: Sequence[np.ndarray], where: torch.device) -> np.ndarray:
-    """float64 [U, P] in the order of `inputs`."""
-    network.eval()
-    with torch.inference_mode():
-        return by_length(network, inputs, where).double().cpu().numpy()
-
-
-def by_length(network: nn.Module, inputs: Sequence[np.ndarray], where: torch.device) -> Tensor:
-    """guess_BP in the order of `inputs`, computed in groups of like length.
-
-    The same as in one padded batch, for less: attention costs the square of the longest row.
-    """
-    order = sorted(range(len(inputs)), key=lambda row: len(inputs[row]))
-    groups = [order[start : start + _GROUP] for start in range(0, len(order), _GROUP)]
-    guesses = [network(*collate([inputs[row] for row in group], where)) for group in groups]
-    return torch.cat(guesses)[torch.tensor(order, device=where).argsort()]
-
-
-def batches(count: int, size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The rows of each batch of an epoch: every row once, in a keyed order, sizes at most `size` and as even as can be.
-
-    Even sizes, because the CCC of a short rest would be noise with the weight of a whole batch.
-    """
-    generator = torch.Generator().manual_seed(key(seed, f"order/{epoch}"))
-    return np.array_split(torch.randperm(count, generator=generator).numpy(), -(-count // size))
-
-
-def collate(rows: Sequence[np.ndarray], where: torch.device) -> tuple[Tensor, Tensor]:
-    """(x, lengths_B), padded with zeros: features as x_BTC and frames, int16 waveforms as floats x_BS and samples."""
-    lengths_B = torch.tensor([len(row) for row in rows])
-    step = _WAVE_STEP if rows[0].ndim == 1 else _FRAME_STEP
-    x = np.zeros((len(rows), -(-int(lengths_B.max()) // step) * step, *rows[0].shape[1:]), np.float32)
-    for number, row in enumerate(rows):
-        x[number, : len(row)] = row
-    if rows[0].dtype == np.int16:
-        x /= 32768
-    return torch.from_numpy(x).to(where), lengths_B.to(where)
-
-
-@contextlib.contextmanager
-def seeded(seed: int, what: str, where: torch.device | None = None) -> Iterator[None]:
-    """Inside, torch's global generators are keyed by (seed, what); afterwards they are as they were."""
-    devices = [where] if where is not None and where.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(key(seed, what))
-        yield
+        if not patience or self.best is None:
+            return False
+        # What is still frozen has not had its turn.
+        since = max(self.best.epoch, self._settings.thaw_epoch - 1) if self._frozen else self.best.epoch
+        return number - since > patience
 
 
 def device(settings: FitConfig) -> torch.device:
@@ -232,8 +282,3 @@ def _groups(network: nn.Module, rate: float, encoder_rate: float) -> list[dict[s
         {"params": list(network.recogniser.parameters()), "lr": rate},
         {"params": list(network.encoder.parameters()), "lr": encoder_rate},
     ]
-
-
-def key(seed: int, what: str) -> int:
-    """A seed of its own for `what`, 63 bits."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{what}".encode()).digest()[:8], "big") >> 1

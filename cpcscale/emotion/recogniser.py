@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from cpcscale import config
 from cpcscale.errors import UserError
-from cpcscale.model.cpc import CPC
+from cpcscale.model.cpc import CPC, Layer
 from cpcscale.objective.ccc import PRIMITIVES
+from cpcscale.objective.keyed import hashed, uniform
 
 # Added to variances before the root, whose gradient at 0 is infinite; features are standardised, so it is small.
 _EPSILON = 1e-6
@@ -61,10 +62,10 @@ class Recogniser(nn.Module):
         self.dense = nn.Sequential(
             nn.Linear(2 * settings.hidden, settings.dense),
             nn.ReLU(),
-            nn.Dropout(settings.dropout),
+            KeyedDropout(settings.dropout, 0),
             nn.Linear(settings.dense, settings.dense),
             nn.ReLU(),
-            nn.Dropout(settings.dropout),
+            KeyedDropout(settings.dropout, 1),
             nn.Linear(settings.dense, len(PRIMITIVES)),
         )
 
@@ -73,12 +74,18 @@ class Recogniser(nn.Module):
         self.mean_C.copy_(mean_C)
         self.deviation_C.copy_(torch.where(deviation_C > _EPSILON, deviation_C, torch.ones_like(deviation_C)))
 
-    def forward(self, x_BTC: Tensor, frames_B: Tensor) -> Tensor:
-        """[B, P] for features with `frames_B` valid frames a row, at least one each."""
+    def forward(self, x_BTC: Tensor, frames_B: Tensor, key_B: Tensor | None = None) -> Tensor:
+        """[B, P] for features with `frames_B` valid frames a row, at least one each.
+
+        `key_B`, int64, keys the dropout of each row; in training with dropout there is a ValueError without.
+        """
         x_BTC, frames_B = average_frames((x_BTC - self.mean_C) / self.deviation_C, frames_B, self.config.pool_frames)
         valid_BT = _valid(frames_B, x_BTC.shape[1])
         mean_BH, deviation_BH = pool(self.mix(self._attend(x_BTC, valid_BT)), valid_BT)
-        return self.dense(torch.cat([mean_BH, deviation_BH], dim=1))
+        x_BF = torch.cat([mean_BH, deviation_BH], dim=1)
+        for layer in self.dense:
+            x_BF = layer(x_BF, key_B) if isinstance(layer, KeyedDropout) else layer(x_BF)
+        return x_BF
 
     def _attend(self, x_BTC: Tensor, valid_BT: Tensor) -> Tensor:
         batch, frames, _ = x_BTC.shape
@@ -88,18 +95,52 @@ class Recogniser(nn.Module):
         return attended.transpose(1, 2).reshape(batch, frames, self.config.hidden)
 
 
-class EndToEnd(nn.Module):
-    """A CPC network whose context c the recogniser hears, trained together; it takes waveforms."""
+class KeyedDropout(nn.Module):
+    """Dropout whose mask follows from each row's key alone: one and the same in any batch, order and on any device.
 
-    def __init__(self, encoder: CPC, recogniser: Recogniser) -> None:
+    So a row that is pushed through twice, or on another rank, loses the same units.
+    """
+
+    def __init__(self, p: float, number: int) -> None:
+        """`number` tells the dropouts of one network apart."""
         super().__init__()
-        self.encoder = encoder
-        self.recogniser = recogniser
+        self.p, self.number = p, number
 
-    def forward(self, wave_BS: Tensor, samples_B: Tensor) -> Tensor:
-        """[B, P] for waveforms in [-1, 1) with `samples_B` valid samples a row, at least one hop each."""
-        _, c_BTC = self.encoder.features(wave_BS)
-        return self.recogniser(c_BTC, samples_B // self.encoder.hop_samples)
+    def forward(self, x_BF: Tensor, key_B: Tensor | None) -> Tensor:
+        """Each unit 0 with probability p, else scaled by 1 / (1 - p); the input itself in evaluation or where p is 0.
+
+        Raises ValueError in training without keys (int64, one a row).
+        """
+        if not self.training or self.p == 0:
+            return x_BF
+        if key_B is None:
+            raise ValueError("dropout is keyed: pass key_B, an int64 key for each row, or call eval()")
+        place_F = torch.arange(x_BF.shape[1], device=x_BF.device)
+        bits_BF = hashed(hashed(key_B, torch.tensor(self.number))[:, None], place_F)
+        return torch.where(uniform(bits_BF) >= self.p, x_BF / (1 - self.p), 0.0)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, number={self.number}"
+
+
+class EndToEnd(nn.Module):
+    """A CPC network of which the recogniser hears a layer, trained together; it takes waveforms."""
+
+    def __init__(self, encoder: CPC, recogniser: Recogniser, layer: Layer = "c") -> None:
+        super().__init__()
+        # It is not heard, so it gets no gradient: DDP would wait for one.
+        encoder.predictor.requires_grad_(False)
+        if layer == "z":
+            encoder.context.requires_grad_(False)
+        self.encoder, self.recogniser, self.layer = encoder, recogniser, layer
+
+    def forward(self, wave_BS: Tensor, samples_B: Tensor, key_B: Tensor | None = None) -> Tensor:
+        """[B, P] for waveforms in [-1, 1) with `samples_B` valid samples a row, at least one hop each.
+
+        `key_B` keys the recogniser's dropout.
+        """
+        x_BTC = self.encoder.layer(wave_BS, self.layer)
+        return self.recogniser(x_BTC, samples_B // self.encoder.hop_samples, key_B)
 
 
 def average_frames(x_BTC: Tensor, frames_B: Tensor, count: int) -> tuple[Tensor, Tensor]:

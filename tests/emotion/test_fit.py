@@ -1,20 +1,12 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
-from cpcscale.emotion.fit import (
-    DivergedError,
-    Examples,
-    Fit,
-    FitConfig,
-    batches,
-    by_length,
-    collate,
-    device,
-    predict,
-    seeded,
-)
+from cpcscale.emotion.fit import DivergedError, Examples, Fit, FitConfig, device
 from cpcscale.emotion.recogniser import EndToEnd, Recogniser, RecogniserConfig
+from cpcscale.emotion.rows import batches, by_length, collate, predict, seeded
 from cpcscale.errors import UserError
 from cpcscale.model.context import ContextConfig
 from cpcscale.model.cpc import ModelConfig, build
@@ -42,6 +34,38 @@ def examples(count: int, seed: int) -> Examples:
 def head(seed: int = 0) -> Recogniser:
     with seeded(seed, "head"):
         return Recogniser(RecogniserConfig(heads=2, hidden=16, dense=16), WIDTH)
+
+
+def end_to_end() -> EndToEnd:
+    model = ModelConfig(encoder=EncoderConfig(channels=4), context=ContextConfig(width=WIDTH))
+    return EndToEnd(build(model, seed=0), head())
+
+
+def waves(count: int, seed: int = 0) -> Examples:
+    rng = np.random.default_rng(seed)
+    inputs = [rng.integers(-3000, 3000, int(rng.integers(800, 2400))).astype(np.int16) for _ in range(count)]
+    return Examples(inputs, rng.uniform(-1, 1, (count, 3)))
+
+
+def in_double(network: EndToEnd) -> EndToEnd:
+    """The network and what it is given, in float64."""
+    network.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(), *inputs[1:]))
+    return network.double()
+
+
+def update(network: torch.nn.Module, data: Examples, **settings) -> tuple[float, dict[str, torch.Tensor]]:
+    """(loss, gradients) of one update whose batch is all of `data`."""
+    config = FitConfig(epochs=1, batch=len(data.inputs), device="cpu", **settings)
+    (epoch,) = Fit(network, data, data, config, seed=0)
+    assert epoch.updates == 1
+    return epoch.train_loss, {name: each.grad for name, each in network.named_parameters() if each.grad is not None}
+
+
+def furthest(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """The largest difference of any gradient, as a share of the largest value of all."""
+    assert left.keys() == right.keys()
+    largest = max(float(tensor.abs().max()) for tensor in left.values())
+    return max(float((left[name] - right[name]).abs().max()) for name in left) / largest
 
 
 def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -134,14 +158,137 @@ def test_waveforms_are_scaled_to_floats_and_padded_to_one_of_few_lengths():
     assert lengths == {8_000, 16_000, 24_000}
 
 
-def test_an_encoder_is_trained_with_a_rate_of_its_own():
-    model = ModelConfig(encoder=EncoderConfig(channels=4), context=ContextConfig(width=WIDTH))
+@pytest.mark.parametrize("micro_batch", [1, 5, 8, 16])
+def test_32_utterances_in_micro_batches_have_loss_and_gradient_of_one_batch_with_dropout_on(micro_batch):
+    """4 x 8 and others against 1 x 32: to 1e-12 of the largest gradient in float64, to 1e-5 in float32."""
+    data = examples(32, 0)
+    for make, tolerance in ((lambda: head().double(), 1e-12), (head, 1e-5)):
+        loss, whole = update(make(), data)
+        split_loss, split = update(make(), data, micro_batch=micro_batch)
+        assert split_loss == pytest.approx(loss, abs=tolerance)
+        assert furthest(whole, split) < tolerance
+
+
+def test_dropout_is_on_where_gradients_are_compared():
+    data = examples(32, 0)
+    still = Recogniser(RecogniserConfig(heads=2, hidden=16, dense=16, dropout=0.0), WIDTH)
+    still.load_state_dict(head().state_dict())
+    assert furthest(update(still, data)[1], update(head(), data)[1]) > 0.1
+
+
+def test_the_gradient_of_an_encoder_in_micro_batches_is_that_of_one_batch():
+    data = waves(12)
+    loss, whole = update(in_double(end_to_end()), data)
+    split_loss, split = update(in_double(end_to_end()), data, micro_batch=5)
+    assert any(name.startswith("encoder.") for name in whole)
+    assert split_loss == pytest.approx(loss, abs=1e-12)
+    assert furthest(whole, split) < 1e-12
+
+
+def test_the_mean_over_micro_batches_of_their_ccc_has_another_gradient():
+    data = examples(32, 0)
+    network, parts = head().double().eval(), np.split(np.argsort(data.truth_UP[:, 0]), 4)
+    gradients = []
+    for rows in ([np.arange(32)], parts):
+        network.zero_grad()
+        for part in rows:
+            guess_BP = by_length(network, [data.inputs[row] for row in part], CPU)
+            (ccc_loss(guess_BP, torch.from_numpy(data.truth_UP[part]), (1 / 3, 1 / 3, 1 / 3)) / len(rows)).backward()
+        gradients.append({name: each.grad.clone() for name, each in network.named_parameters()})
+    assert furthest(*gradients) > 0.1
+
+
+def test_all_at_once_is_one_pass_and_micro_batches_are_two_with_no_larger_graph():
+    for micro_batch, expected in ((0, [(True, 32)]), (32, [(True, 32)]), (8, [(False, 8)] * 4 + [(True, 8)] * 4)):
+        network, passes = head(), []
+        network.register_forward_pre_hook(
+            lambda module, inputs, passes=passes: (
+                passes.append((torch.is_grad_enabled(), len(inputs[0]))) if module.training else None
+            )
+        )
+        update(network, examples(32, 0), micro_batch=micro_batch)
+        assert passes == expected
+
+
+def test_dropout_of_an_encoders_own_is_the_same_in_both_passes():
+    class Dropping(Recogniser):
+        def forward(self, x_BTC, frames_B, key_B=None):
+            return super().forward(torch.nn.functional.dropout(x_BTC, 0.3, self.training), frames_B, key_B)
+
+    # Groups of 8 at once, in one pass and in micro-batches: torch's own dropout follows the groups.
     rng = np.random.default_rng(0)
-    waves = [rng.integers(-3000, 3000, int(rng.integers(800, 2400))).astype(np.int16) for _ in range(12)]
-    data = Examples(waves, rng.uniform(-1, 1, (12, 3)))
+    data = Examples([rng.normal(0, 1, (250, WIDTH)).astype(np.float32) for _ in range(32)], examples(32, 0).truth_UP)
+    networks = [Dropping(RecogniserConfig(heads=2, hidden=16, dense=16), WIDTH).double() for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    loss, whole = update(networks[0], data)
+    split_loss, split = update(networks[1], data, micro_batch=8)
+    assert split_loss == pytest.approx(loss, abs=1e-12)
+    assert furthest(whole, split) < 1e-12
+
+
+def test_what_is_random_about_an_utterance_goes_with_its_id_and_not_with_its_place():
+    data = examples(12, 0)
+    ids = [f"u{number}" for number in range(12)]
+    turned = [Examples(data.inputs[::-1], data.truth_UP[::-1].copy(), names) for names in (ids[::-1], ids)]
+    _, first = update(head().double(), Examples(data.inputs, data.truth_UP, ids))
+    _, again = update(head().double(), turned[0])
+    _, other = update(head().double(), turned[1])
+    assert furthest(first, again) < 1e-12
+    assert furthest(first, other) > 0.01
+
+
+class Levels(torch.nn.Module):
+    """Says the mean of the first feature three times, and notes what it is given in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(3))
+        self.heard: list[list[float]] = []
+
+    def forward(self, x_BTC, frames_B, key_B=None):
+        level_B1 = x_BTC[:, :, :1].sum(dim=1) / frames_B[:, None]
+        if self.training:
+            self.heard.append(level_B1[:, 0].tolist())
+        return level_B1 * self.scale
+
+
+def windowed() -> list:
+    """Levels 1, 2 and the like: one window bare, one in a tuple, three windows of 10, 20 and 70 frames."""
+    cut = [np.full((frames, 1), level, np.float32) for frames, level in ((10, 3), (20, 4), (70, 5))]
+    return [np.full((40, 1), 1, np.float32), (np.full((30, 1), 2, np.float32),), tuple(cut)]
+
+
+def test_an_utterance_is_scored_by_the_mean_of_its_windows_weighted_by_their_lengths_or_as_told():
+    guess_UP = predict(Levels(), windowed(), CPU)
+    np.testing.assert_allclose(guess_UP[:, 0], [1, 2, 0.1 * 3 + 0.2 * 4 + 0.7 * 5], rtol=1e-12)
+    shares = [np.ones(1), np.ones(1), np.array([0.5, 0.5, 0.0])]
+    np.testing.assert_allclose(predict(Levels(), windowed(), CPU, shares=shares)[:, 0], [1, 2, 3.5], rtol=1e-12)
+
+
+def test_training_hears_one_window_of_each_utterance_an_epoch_and_all_of_them_over_epochs():
+    truth_UP = np.array([[0.1, 0.2, 0.3], [0.4, 0.1, 0.2], [0.3, 0.3, 0.1]])
+    settings = FitConfig(epochs=20, batch=3, learning_rate=0.0, weight_decay=0.0, device="cpu")
+    runs = []
+    for ids in (["a", "b", "c"], ["a", "b", "c"], ["a", "b", "d"]):
+        network, data = Levels(), Examples(windowed(), truth_UP, ids)
+        list(Fit(network, data, data, settings, seed=0))
+        runs.append([tuple(sorted(epoch)) for epoch in network.heard])
+    assert len(runs[0]) == 20 and set(runs[0]) == {(1, 2, 3), (1, 2, 4), (1, 2, 5)}
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_an_utterance_without_a_window_and_uneven_examples_are_refused():
+    with pytest.raises(ValueError, match="has no window"):
+        predict(Levels(), [()], CPU)
+    with pytest.raises(ValueError, match=r"of \[2, 3\] utterances"):
+        Examples(windowed(), np.zeros((3, 3)), ["a", "b"])
+
+
+def test_an_encoder_is_trained_with_a_rate_of_its_own():
+    data = waves(12)
     moved = {}
     for rate in (0.0, 1e-3):
-        network = EndToEnd(build(model, seed=0), head())
+        network = end_to_end()
         before = weights(network)
         list(Fit(network, data, data, QUICK, seed=0, encoder_rate=rate))
         after = weights(network)
@@ -149,6 +296,33 @@ def test_an_encoder_is_trained_with_a_rate_of_its_own():
     assert not any(name.startswith("encoder.") for name in moved[0.0])
     assert "encoder.encoder.layers.0.weight" in moved[1e-3] and "encoder.context.gru.weight_hh_l0" in moved[1e-3]
     assert "recogniser.mix.weight" in moved[0.0]
+
+
+@pytest.mark.parametrize("thaw", [0, 1, 3])
+def test_an_encoder_moves_from_the_epoch_on_in_which_it_thaws(thaw):
+    network, data = end_to_end(), waves(12)
+    settings = FitConfig(epochs=4, batch=8, thaw_epoch=thaw, device="cpu")
+    states = [weights(network)]
+    states += [weights(network) for _ in Fit(network, data, data, settings, seed=0, encoder_rate=1e-3)]
+    for part, first in (("encoder.encoder.layers.0.weight", max(thaw, 1)), ("recogniser.mix.weight", 1)):
+        moved = [not torch.equal(old[part], new[part]) for old, new in pairwise(states)]
+        assert moved == [number >= first for number in range(1, 5)]
+
+
+def test_patience_does_not_end_before_what_is_frozen_had_its_turn():
+    settings = FitConfig(epochs=9, batch=8, learning_rate=0.0, weight_decay=0.0, patience=2, thaw_epoch=5, device="cpu")
+    data = waves(12)
+    assert len(list(Fit(end_to_end(), data, data, settings, seed=0))) == 6
+    assert len(list(Fit(head(), examples(12, 0), examples(12, 1), settings, seed=0))) == 3, "nothing is frozen"
+
+
+def test_a_long_gradient_is_shortened_and_a_short_one_left():
+    _, whole = update(head(), examples(32, 0))
+    norm = float(torch.cat([each.flatten() for each in whole.values()]).norm())
+    for limit, factor in ((norm / 4, 0.25), (norm * 4, 1.0)):
+        _, clipped = update(head(), examples(32, 0), clip_norm=limit)
+        for name, gradient in whole.items():
+            torch.testing.assert_close(clipped[name], factor * gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_way_out():
@@ -163,6 +337,11 @@ def test_bad_settings_are_refused():
         FitConfig(activation_weight=0.7, valence_weight=0.7)
     with pytest.raises(UserError, match=r"fit\.batch=1"):
         FitConfig(batch=1)
+    with pytest.raises(UserError, match=r"fit\.thaw_epoch=51 is after the last one, fit\.epochs=50"):
+        FitConfig(thaw_epoch=51)
+    for name in ("micro_batch", "clip_norm", "thaw_epoch"):
+        with pytest.raises(UserError, match=rf"fit\.{name}=-1"):
+            FitConfig(**{name: -1})
     assert sum(FitConfig(activation_weight=0.2, valence_weight=0.5).weights) == pytest.approx(1)
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="sees no GPU"):

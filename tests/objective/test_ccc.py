@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional import concordance_corrcoef
 
-from cpcscale.objective.ccc import batch_ccc, ccc, ccc_loss
+from cpcscale.objective.ccc import batch_ccc, ccc, ccc_loss, ccc_loss_gradient
 
 THIRDS = (1 / 3, 1 / 3, 1 / 3)
 
@@ -14,6 +14,23 @@ def pair(rows: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     truth = rng.normal(3, 1, (rows, 3))
     return truth, 0.6 * truth + rng.normal(0.5, 0.7, (rows, 3))
+
+
+def lins_loss(guess: torch.Tensor, truth: torch.Tensor, weights: tuple[float, float, float]) -> torch.Tensor:
+    """The loss as the papers write it, nothing but the formula."""
+    covariance = ((guess - guess.mean(0)) * (truth - truth.mean(0))).mean(0)
+    spread = guess.var(0, correction=0) + truth.var(0, correction=0) + (guess.mean(0) - truth.mean(0)) ** 2
+    return 1 - (2 * covariance / spread * torch.tensor(weights, dtype=torch.float64)).sum()
+
+
+def gradients(guess: torch.Tensor, truth: torch.Tensor, weights: tuple[float, float, float]) -> list[torch.Tensor]:
+    """The gradient by each guess three ways: in closed form, by autograd through ours, by autograd of the formula."""
+    by_autograd = []
+    for loss in (ccc_loss, lins_loss):
+        leaf = guess.clone().requires_grad_()
+        loss(leaf, truth, weights).backward()
+        by_autograd.append(leaf.grad)
+    return [ccc_loss_gradient(guess, truth, weights), *by_autograd]
 
 
 def test_the_metric_is_lins_formula_written_out():
@@ -67,8 +84,10 @@ def test_constant_columns_score_exactly_0(constant):
         np.testing.assert_array_equal(ccc(left, right), 0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("case", ["constant guess", "constant labels", "both", "one sample", "one perfect sample"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "case", ["constant guess", "constant labels", "both", "both but for rounding", "one sample", "one perfect sample"]
+)
 def test_degenerate_batches_have_loss_1_and_finite_gradients(case, dtype):
     truth, guess = (torch.from_numpy(array).to(dtype) for array in pair())
     flat = torch.full_like(truth, 0.1)
@@ -76,16 +95,26 @@ def test_degenerate_batches_have_loss_1_and_finite_gradients(case, dtype):
         "constant guess": (flat, truth),
         "constant labels": (guess, flat),
         "both": (flat, flat),
+        "both but for rounding": (flat.double() + 1e-13 * guess, flat.double() + 1e-13 * truth),
         "one sample": (guess[:1], truth[:1]),
         "one perfect sample": (guess[:1], guess[:1]),
     }[case]
     guess = guess.clone().requires_grad_()
     loss = ccc_loss(guess, truth, THIRDS)
     loss.backward()
-    assert loss.item() == pytest.approx(1, abs=1e-9)
-    assert torch.isfinite(guess.grad).all()
-    if case == "constant guess":
-        assert guess.grad.abs().sum() > 0  # a network that starts as a constant can leave it
+    closed = ccc_loss_gradient(guess, truth, THIRDS)
+    assert loss.item() == 1
+    assert torch.isfinite(guess.grad).all() and torch.isfinite(closed).all()
+    torch.testing.assert_close(closed.to(guess.dtype), guess.grad)
+    # A network that starts as a constant can leave it; where no guess could do better, none is moved.
+    assert (guess.grad.abs().sum() > 0) == (closed.abs().sum() > 0) == (case == "constant guess")
+
+
+def test_from_a_constant_the_gradient_is_that_of_lins_formula():
+    truth, _ = (torch.from_numpy(array) for array in pair())
+    closed, ours, formula = gradients(torch.full_like(truth, 0.1), truth, THIRDS)
+    torch.testing.assert_close(closed, formula, atol=1e-14, rtol=1e-10)
+    torch.testing.assert_close(ours, formula, atol=1e-14, rtol=1e-10)
 
 
 def test_a_value_that_is_not_a_number_is_never_hidden():
@@ -93,6 +122,8 @@ def test_a_value_that_is_not_a_number_is_never_hidden():
     guess[3, 1] = np.nan
     loss = ccc_loss(torch.from_numpy(guess), torch.from_numpy(truth), THIRDS)
     assert np.isnan(ccc(truth, guess)).tolist() == [False, True, False] and torch.isnan(loss)
+    closed = ccc_loss_gradient(torch.from_numpy(guess), torch.from_numpy(truth), THIRDS)
+    assert closed.isnan().any(dim=0).tolist() == [False, True, False]
 
 
 def test_the_gradient_is_that_of_finite_differences():
@@ -100,10 +131,38 @@ def test_the_gradient_is_that_of_finite_differences():
     assert torch.autograd.gradcheck(lambda x: ccc_loss(x, truth, (0.2, 0.5, 0.3)), guess.requires_grad_())
 
 
+@given(
+    st.integers(2, 40),
+    st.floats(-100, 100),
+    st.floats(0.01, 100),
+    st.tuples(*[st.floats(0, 1)] * 3),
+    st.integers(0, 99),
+)
+def test_the_closed_form_is_the_gradient_of_the_formula(rows, shift, scale, weights, seed):
+    truth, guess = (torch.from_numpy(array) for array in pair(rows, seed))
+    closed, ours, formula = gradients(scale * guess + shift, truth, weights)
+    for other in (ours, formula):
+        torch.testing.assert_close(closed, other, atol=1e-10 * max(formula.abs().max().item(), 1e-12), rtol=1e-7)
+
+
+@given(st.integers(2, 40), st.integers(0, 99))
+def test_the_gradient_has_no_part_along_a_common_unit(rows, seed):
+    """CCC is unchanged when guess and labels are scaled or shifted together: by them, the derivatives cancel."""
+    truth, guess = (torch.from_numpy(array) for array in pair(rows, seed))
+    by_guess, by_truth = ccc_loss_gradient(guess, truth, THIRDS), ccc_loss_gradient(truth, guess, THIRDS)
+    torch.testing.assert_close((by_guess + by_truth).sum(0), torch.zeros(3).double(), atol=1e-12, rtol=0)
+    along = (by_guess * guess + by_truth * truth).sum(0)
+    torch.testing.assert_close(along, torch.zeros(3).double(), atol=1e-11, rtol=0)
+
+
 def test_a_large_offset_does_not_cancel_in_fp32():
     truth, guess = (torch.from_numpy(array) for array in pair())
     moved = batch_ccc((guess + 1024).float(), (truth + 1024).float())
     torch.testing.assert_close(moved, batch_ccc(guess, truth), atol=1e-3, rtol=0)
+    closed, there = (
+        ccc_loss_gradient(*each, THIRDS) for each in ((guess, truth), ((guess + 1024).float(), (truth + 1024).float()))
+    )
+    torch.testing.assert_close(there, closed, atol=1e-3 * closed.abs().max().item(), rtol=0)
 
 
 def test_the_mean_over_parts_is_another_value():
