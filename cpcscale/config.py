@@ -29,6 +29,8 @@ _PLACE = frozenset(
     # The fingerprint names the data, wherever it lies; the feed and the store change when a batch comes, never what.
     | {"shards", "audio", "name", "feed", "storage", "lease"}
     | {"max_failures", "grow_every_s", "stop_grace_s"}
+    # Features are cached by all that decides them; which files do not decode shows in the corpus.
+    | {"audio_cache"}
 )
 _SECRET = re.compile(r"secret|password|token|access_key", re.IGNORECASE)
 # Up to the last @ of the authority: a password may hold one. A query can carry secrets too.

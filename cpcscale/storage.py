@@ -88,7 +88,18 @@ def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
 
 def size(url: str) -> int:
     """The bytes of a file. Raises NotFoundError when there is no such file, or a folder."""
-    return _stat(url)[0]
+    return stat(url)[0]
+
+
+def stat(url: str) -> tuple[int, str]:
+    """(bytes, etag) of a file, the etag empty for a local one. Raises NotFoundError as `size` does."""
+    filesystem, path = _open(url)
+    local = local_path(url)
+    with _failures(url):
+        info = {} if local else filesystem.info(path)
+        if local.is_dir() if local else info["type"] == "directory":
+            raise NotFoundError(f"{url} is a folder, not a file: check the path")
+        return (local.stat().st_size, "") if local else (int(info["size"]), str(info.get("ETag", "")))
 
 
 def opened(url: str) -> io.RawIOBase | io.BufferedReader:
@@ -100,7 +111,7 @@ def opened(url: str) -> io.RawIOBase | io.BufferedReader:
     if local := local_path(url):
         with _failures(url):
             return local.open("rb")
-    count, etag = _stat(url)
+    count, etag = stat(url)
     filesystem, path = _open(url)
     bucket, key, _ = filesystem.split_path(path)
 
@@ -274,17 +285,6 @@ def _aside(url: str, folder: Path) -> Iterator[Path]:
 def _flush(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _stat(url: str) -> tuple[int, str]:
-    """(bytes, etag) of a file, the etag empty for a local one."""
-    filesystem, path = _open(url)
-    local = local_path(url)
-    with _failures(url):
-        info = {} if local else filesystem.info(path)
-        if local.is_dir() if local else info["type"] == "directory":
-            raise NotFoundError(f"{url} is a folder, not a file: check the path")
-        return (local.stat().st_size, "") if local else (int(info["size"]), str(info.get("ETag", "")))
 
 
 def _split(url: str) -> tuple[str, str]:

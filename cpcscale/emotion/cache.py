@@ -1,0 +1,312 @@
+"""Decoded audio and features on local disk, made once and found again by what they were made from.
+
+`FOLDER/KIND/NAME.safetensors` is a pack: many arrays of one kind by their keys, each with its checksum, published whole
+and never changed. Packs, because a hundred thousand small files are slow to list and to open; many small additions make
+many small packs, and nothing is written twice. Arrays are read from mapped memory, which goes on to hold them when
+their pack is evicted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import math
+import mmap
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+from safetensors.numpy import save_file
+
+from cpcscale import config, storage
+from cpcscale.errors import UserError
+from cpcscale.shards.cache import CacheConfig
+
+log = logging.getLogger(__name__)
+
+# What a killed process loses at most, and what the making of arrays holds in memory.
+_PACK_BYTES = 256 * 2**20
+_PACK, _TABLE = ".safetensors", ".json"
+# What safetensors calls the types that are kept.
+_TYPES = {
+    name: np.dtype(code)
+    for name, code in {"I16": "<i2", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}.items()
+}
+
+
+@dataclass(kw_only=True)
+class AudioCacheConfig:
+    """Where decoded labelled audio and the features of frozen front ends are kept, on this node's disk."""
+
+    # Empty: `cpcscale` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache).
+    path: str = ""
+    # The least recently used packs go first. A run that needs more than this works, and warns.
+    limit_gb: float = 50.0
+    # false: kept in a temporary folder for as long as the process lives.
+    enabled: bool = True
+
+    def __post_init__(self) -> None:
+        config.at_least(0, **{"audio_cache.limit_gb": self.limit_gb})
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the cache, beside that of the shards."""
+        return CacheConfig(folder=self.path).path / "emotion"
+
+
+def kind(name: str, *of: str) -> str:
+    """The name of a kind of arrays: `name` for people, and a digest of all that decides what it computes."""
+    digest = sha256(json.dumps([name, *of]).encode()).hexdigest()[:32]
+    return f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')[:40]}-{digest}"
+
+
+class _Place(NamedTuple):
+    """Where an array stands in a mapped pack."""
+
+    path: Path
+    mapped: mmap.mmap
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+    checksum: str
+
+
+class Held:
+    """The arrays of one kind that the cache has, by key, mapped: an array costs its pages when it is read."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, _Place] = {}
+        self._verified: set[str] = set()
+        self._mended: dict[str, np.ndarray] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of an array, of which nothing is read."""
+        return self._places[key].shape
+
+    def read(self, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The array, read-only, verified when this object first reads it.
+
+        When it is not what was written, its pack is removed, and this object goes on with what `make` gives.
+        """
+        if key in self._mended:
+            return self._mended[key]
+        place = self._places[key]
+        array = np.ndarray(place.shape, place.dtype, place.mapped, place.start)
+        if key not in self._verified:
+            if _checksum(array) != place.checksum:
+                _discard(place.path, "an array does not match its checksum")
+                array = self._mended[key] = make()
+                array.setflags(write=False)
+            self._verified.add(key)
+        return array
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Forgets the packs that hold none of these keys; the others count as used now."""
+        used = {self._places[key].path for key in keys if key in self._places}
+        self._places = {key: place for key, place in self._places.items() if place.path in used}
+        for path in used:
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(path)
+
+    def add(self, path: Path, aside: Path | None = None) -> None:
+        """Maps a pack, from where it is written `aside` if it is not yet in place.
+
+        One that has gone is passed over; one that is cut or garbled is removed.
+        """
+        try:
+            self._places |= _places(path, aside or path)
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            _discard(path, f"not a whole pack ({type(error).__name__})")
+
+
+class ArrayCache:
+    """The cache in a folder, of at most `limit_gb`. Any number of processes may use one folder, and die."""
+
+    def __init__(self, settings: AudioCacheConfig) -> None:
+        self.settings = settings
+        self._temporary = None if settings.enabled else tempfile.TemporaryDirectory(prefix="cpcscale-")
+        self._folder = Path(self._temporary.name) if self._temporary else settings.folder
+        self._limit_bytes = int(settings.limit_gb * 1e9)
+        self._ours: set[Path] = set()
+        self._warned = False
+        with _writable(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def held(self, what: str) -> Held:
+        """All arrays of a kind that are here."""
+        held = Held()
+        for path in sorted((self._folder / what).glob(f"*{_PACK}")):
+            held.add(path)
+        return held
+
+    @contextlib.contextmanager
+    def filling(self, what: str) -> Iterator[Filler]:
+        """Adds arrays of a kind; another process that would waits, and then finds what this one made.
+
+        When the block raises, the packs that were full stay, and the rest is lost.
+        """
+        folder = self._folder / what
+        with _locked(folder):
+            # Whoever was writing these died: the lock is ours.
+            for path in folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+            filler = Filler(self, folder, self.held(what))
+            yield filler
+            filler.publish()
+
+    def table(self, name: str) -> dict[str, list[str]]:
+        """A small table that was kept, empty when there is none or it is garbled."""
+        path = self._table(name)
+        try:
+            rows = json.loads(path.read_bytes())
+            os.utime(path)
+        except (FileNotFoundError, ValueError):
+            return {}
+        return rows if isinstance(rows, dict) else {}
+
+    def keep_table(self, name: str, rows: Mapping[str, list[str]]) -> None:
+        """Keeps a table for `table`; of two that are kept at once, one stays."""
+        storage.write(str(self._table(name)), json.dumps(rows).encode())
+
+    def publish(self, arrays: dict[str, np.ndarray], folder: Path, held: Held) -> None:
+        """Writes a pack, maps it, and evicts what is then over the limit."""
+        path = folder / f"{uuid.uuid4().hex}{_PACK}"
+        checksums = {key: _checksum(array) for key, array in arrays.items()}
+        size = sum(array.nbytes for array in arrays.values())
+        # Others fill this disk too.
+        self._evict(size - shutil.disk_usage(self._folder).free)
+        with storage.publishing(str(path)) as aside:
+            save_file(arrays, aside, checksums)
+            aside.chmod(0o644)
+            # Now: once it is in place another process may evict it.
+            held.add(path, aside)
+        self._ours.add(path)
+        self._evict(sum(taken for _, taken, _ in self._entries()) - self._limit_bytes)
+
+    def _evict(self, over: int) -> None:
+        """Removes the least recently used packs until `over` bytes are free again, or none is left."""
+        for _, taken, path in sorted(self._entries()) if over > 0 else ():
+            path.unlink(missing_ok=True)
+            if path in self._ours and not self._warned:
+                self._warned = True
+                log.warning(
+                    "%s: this run needs more than audio_cache.limit_gb=%g or its disk has, so some of it is made again "
+                    "at the next start: raise the limit or name another audio_cache.path",
+                    *(self._folder, self.settings.limit_gb),
+                )
+            over -= taken
+            if over <= 0:
+                return
+
+    def _entries(self) -> Iterator[tuple[int, int, Path]]:
+        """(last use, bytes, path) of what is in the cache."""
+        for path in self._folder.glob("*/*"):
+            if path.suffix in (_PACK, _TABLE) and not path.name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):
+                    state = path.stat()
+                    yield state.st_mtime_ns, state.st_size, path
+
+    def _table(self, name: str) -> Path:
+        return self._folder / "tables" / f"{sha256(name.encode()).hexdigest()[:32]}{_TABLE}"
+
+
+class Filler:
+    """Collects arrays of a kind into packs. `held` has what is there, and what was added as far as it is published."""
+
+    def __init__(self, cache: ArrayCache, folder: Path, held: Held) -> None:
+        self.held = held
+        self._cache, self._folder = cache, folder
+        self._arrays: dict[str, np.ndarray] = {}
+        self._bytes = 0
+
+    def add(self, key: str, array: np.ndarray) -> None:
+        """Takes a copy of an array, unless its key is there."""
+        assert array.dtype in _TYPES.values(), f"{array.dtype} is no type that the cache keeps"
+        if key in self._arrays or key in self.held:
+            return
+        self._arrays[key] = np.array(array, order="C")
+        self._bytes += array.nbytes
+        if self._bytes >= _PACK_BYTES:
+            self.publish()
+
+    def publish(self) -> None:
+        """Writes what was collected."""
+        if self._arrays:
+            self._cache.publish(self._arrays, self._folder, self.held)
+        self._arrays, self._bytes = {}, 0
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """No other process is in such a block for this folder; the kernel ends the lock of one that dies."""
+    with _writable(folder):
+        folder.mkdir(exist_ok=True)
+        lock = (folder / "lock").open("a")
+    with lock as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: another process is filling it, waiting", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the audio cache cannot be made or written in {folder} ({error.strerror}): name another folder as "
+            "audio_cache.path, or pass audio_cache.enabled=false"
+        ) from None
+
+
+def _places(path: Path, stands: Path) -> dict[str, _Place]:
+    """The arrays of a pack, which is a safetensors file: bytes of the header, the header as JSON, the arrays.
+
+    Mapped by ourselves, because the library copies each array that it gives. Raises ValueError and its like for a file
+    that is not a whole pack.
+    """
+    with stands.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    first = 8 + int.from_bytes(mapped[:8], "little")
+    header = json.loads(mapped[8:first])
+    checksums, places, last = header.pop("__metadata__"), {}, first
+    for key, row in header.items():
+        dtype, shape, (start, stop) = _TYPES[row["dtype"]], tuple(row["shape"]), row["data_offsets"]
+        if stop - start != math.prod(shape) * dtype.itemsize or start < 0:
+            raise ValueError("an array of another size than its header says")
+        places[key] = _Place(path, mapped, dtype, shape, first + start, checksums[key])
+        last = max(last, first + stop)
+    if last != len(mapped):
+        raise ValueError("a file of another size than its header says")
+    return places
+
+
+def _checksum(array: np.ndarray) -> str:
+    return str(xxhash.xxh3_64_hexdigest(array.reshape(-1).view(np.uint8).data))
+
+
+def _discard(path: Path, why: str) -> None:
+    log.warning("%s: %s; it is removed, and what it held is made again", path, why)
+    path.unlink(missing_ok=True)
