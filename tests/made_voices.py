@@ -52,7 +52,7 @@ def recipe(corpus: Path, system: str, checkpoint: str = "", **fit) -> EmotionRec
     return EmotionRecipe(
         system=system,
         corpus=CorpusConfig(path=str(corpus)),
-        protocol=ProtocolConfig(folds=3, dev_share=0.25),
+        protocol=ProtocolConfig(split="speakers3", dev_share=0.25),
         encoder=PretrainedConfig(checkpoint=checkpoint),
         recogniser=RecogniserConfig(heads=2, hidden=16, dense=16, pool_frames=4),
         fit=replace(FitConfig(epochs=2, batch=6, learning_rate=3e-3, device="cpu"), **fit),

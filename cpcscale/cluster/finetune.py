@@ -14,8 +14,9 @@ from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.crossval import FinetuneResult, FoldResult, combine, fold_splits, run_fold
-from cpcscale.emotion.features import encoder_digest, open_encoder, prepare
+from cpcscale.emotion.crossval import FinetuneResult, FoldResult, combine, fold_splits, marks, run_fold
+from cpcscale.emotion.encoders import encoder_digest, open_encoder
+from cpcscale.emotion.features import Prepared, prepare
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
@@ -39,22 +40,25 @@ class FinetuneConfig(EmotionRecipe):
         configs.at_least(1, workers=self.workers)
 
 
-def finetune(config: FinetuneConfig) -> FinetuneResult:
+def finetune(config: FinetuneConfig, *, parent: str | None = None) -> FinetuneResult:
     """Runs all folds and returns their result, which `run_dir` then holds as result.json and predictions.csv.
 
-    A run_dir that holds the finished result of the same config, corpus and encoder gives that one back. Whatever a user
-    can get wrong raises UserError before Ray starts or a file is written.
+    A run_dir that holds the finished result of the same config, corpus and encoder gives that one back. `parent` is the
+    id of the tracked run that this one is a part of. Whatever a user can get wrong raises UserError before Ray starts
+    or a file is written.
     """
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
     corpus = open_corpus(config.corpus)
-    splits = fold_splits(config, corpus)
+    fold_splits(config, corpus)
     encoder, source = open_encoder(config)
     identity = identify(config, corpus) | {"encoder": encoder_digest(encoder)}
-    if (done := _finished(config.run_dir, identity)) is not None:
+    if (done := finished(config.run_dir, identity)) is not None:
         log.warning("%s holds this run, finished: it is not run again", config.run_dir)
         return done
     started = time.monotonic()
     prepared = prepare(config, corpus)
+    # Again, without what could not be read.
+    count = len(fold_splits(config, prepared.corpus).splits)
     session.connect(config.workers)
     tracker = Tracker.start(
         config.tracking,
@@ -63,12 +67,13 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         run_dir=config.run_dir,
         tags=environment_tags() | describe(config, corpus, identity, source),
         params=configs.flat(config),
+        parent=parent,
     )
     status = "FAILED"
     try:
-        folds = _run_folds(config, corpus, prepared, len(splits))
+        folds = _run_folds(config, prepared, count)
         result = dataclasses.replace(
-            combine(config, corpus, folds),
+            combine(config, prepared.corpus, folds),
             seconds=time.monotonic() - started,
             identity=identity,
             run_id=tracker.run_id,
@@ -109,8 +114,8 @@ def describe(recipe: EmotionRecipe, corpus: Corpus, identity: dict[str, str], so
     tags = {
         "cpcscale.system": recipe.system,
         "cpcscale.corpus": corpus.name,
-        "cpcscale.protocol": recipe.protocol.name,
-        "cpcscale.marks": ",".join(corpus.marks),
+        "cpcscale.protocol": recipe.protocol.split,
+        "cpcscale.marks": ",".join(marks(corpus, fold_splits(recipe, corpus))),
         "cpcscale.config_hash": identity["config"],
         "cpcscale.corpus_hash": identity["corpus"],
     }
@@ -131,10 +136,10 @@ def cpus_each(workers: int) -> float:
     return float(int(share)) if share >= 1 else share
 
 
-def _run_folds(config: FinetuneConfig, corpus: Corpus, prepared: Any, count: int) -> list[FoldResult]:
+def _run_folds(config: FinetuneConfig, prepared: Prepared, count: int) -> list[FoldResult]:
     import ray
 
-    reference = ray.put((config, corpus, prepared))
+    reference = ray.put((config, prepared))
     cpus = cpus_each(min(config.workers, count))
     items = [{"shared": reference, "fold": fold, "threads": max(1, int(cpus))} for fold in range(count)]
     return session.map_tasks(_fold, items, what=f"finetune {config.system}", unit="folds", cpus=cpus)
@@ -145,11 +150,12 @@ def _fold(item: dict[str, Any]) -> FoldResult:
     import torch
 
     torch.set_num_threads(item["threads"])
-    config, corpus, prepared = ray.get(item["shared"])
-    return run_fold(config, corpus, item["fold"], prepared)
+    config, prepared = ray.get(item["shared"])
+    return run_fold(config, prepared, item["fold"])
 
 
-def _finished(run_dir: str, identity: dict[str, str]) -> FinetuneResult | None:
+def finished(run_dir: str, identity: dict[str, str]) -> FinetuneResult | None:
+    """The result that `run_dir` holds, or None. Raises UserError when it is of another config, corpus or encoder."""
     url = storage.join(run_dir, RESULT)
     if not storage.exists(url):
         return None

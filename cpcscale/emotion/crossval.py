@@ -1,7 +1,8 @@
-"""Speaker-disjoint cross-validation of one system: folds that can run anywhere, and what they come to together.
+"""Cross-validation of one system under one protocol: folds that can run anywhere, and what they come to together.
 
-The epoch of a fold is chosen on its development speakers; its test speakers are heard once, after that. No Ray, no
-MLflow: `run_fold` is a function of the recipe, the corpus and the fold.
+What is chosen of a fold (the epoch, or the config of a support vector machine) is chosen on speakers of its training
+part; what it tests is heard once, after that. No Ray, no MLflow: `run_fold` is a function of the recipe, what was
+prepared and the fold.
 """
 
 from __future__ import annotations
@@ -17,12 +18,22 @@ from typing import Any
 
 import numpy as np
 
+from cpcscale.emotion.classic import GRID, Regressor, choose, classify
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.features import Prepared, Source, open_source, prepare
-from cpcscale.emotion.fit import Epoch, Examples, Fit, key, predict, seeded
+from cpcscale.emotion.features import Prepared, Source, open_source
+from cpcscale.emotion.fit import Epoch, Examples, Fit
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.score import interval, mean_of_folds, scores
-from cpcscale.emotion.splits import Split, splits
+from cpcscale.emotion.rows import key, predict, seeded
+from cpcscale.emotion.score import (
+    agreement,
+    bootstrap_interval,
+    by_group,
+    interval,
+    mean_of_folds,
+    scores,
+    unweighted_average_recall,
+)
+from cpcscale.emotion.splits import Folds, Row, Split, make_folds
 from cpcscale.objective.ccc import PRIMITIVES
 
 log = logging.getLogger(__name__)
@@ -30,23 +41,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FoldResult:
-    """One fold's test predictions, `guess_UP` in the corpus's units for the utterances `test_rows`, and how it went."""
+    """One fold's test predictions, `guess_UP` in the corpus's units for the rows that its split tests, and how it went.
+
+    `chosen` is what was chosen on training speakers, `classes_U` the categories guessed, where they were asked for.
+    """
 
     split: Split
-    train_utterances: int
-    dev_utterances: int
-    test_rows: tuple[int, ...]
     guess_UP: np.ndarray
-    curve: tuple[Epoch, ...]
-    best_epoch: int
-    updates: int
-    dev_ccc: float
-    seconds: float
+    seconds: float = 0.0
+    curve: tuple[Epoch, ...] = ()
+    chosen: dict[str, Any] = dataclasses.field(default_factory=dict)
+    classes_U: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What result.json holds; `ccc` and `interval` are of all test predictions pooled, the primary figures."""
+    """What result.json holds; `ccc` and its intervals are of all test predictions pooled, the primary figures.
+
+    Under `official` they are those of the owner's first test part; `ccc_by_part` has all parts. `interval` is the
+    primary one; `bootstrap` is shown beside it. `unknown` counts utterances without a speaker, `dropped` what of the
+    corpus was left out and why. `recall` is the unweighted average recall of the categories, where it was asked for.
+    """
 
     system: str
     corpus: str
@@ -55,9 +70,15 @@ class FinetuneResult:
     seed: int
     utterances: int
     speakers: int
+    unknown: int
+    dropped: dict[str, int]
     ccc: dict[str, float]
+    ccc_by_part: dict[str, dict[str, float]]
     ccc_mean_of_folds: dict[str, float]
     interval: dict[str, list[float]] | None
+    bootstrap: dict[str, list[float]] | None
+    agreement: dict[str, dict[str, float]]
+    recall: float | None
     folds: list[dict[str, Any]]
     curves: list[dict[str, Any]]
     seconds: float
@@ -72,112 +93,200 @@ class FinetuneResult:
         return values
 
 
-def fold_splits(recipe: EmotionRecipe, corpus: Corpus) -> list[Split]:
-    """The splits of the recipe's protocol, one a fold. Raises UserError when the corpus has too few speakers."""
+def fold_splits(recipe: EmotionRecipe, corpus: Corpus) -> Folds:
+    """The corpus under the recipe's protocol. Raises UserError when it does not fit, or a speaker is on both sides."""
+    rows = [
+        Row(key=one.key, speaker=one.speaker, session=one.session, recording=one.recording, partition=one.partition)
+        for one in corpus.utterances
+    ]
     protocol = recipe.protocol
-    return splits(corpus.speakers, protocol.folds, protocol.dev_share, protocol.seed)
+    return make_folds(rows, protocol.split, dev_share=protocol.dev_share, seed=protocol.seed)
 
 
-def start_fit(recipe: EmotionRecipe, corpus: Corpus, prepared: Prepared, split: Split) -> tuple[Source, Fit]:
+def marks(corpus: Corpus, folds: Folds) -> list[str]:
+    """What goes with every figure of this corpus under this protocol."""
+    return [*corpus.marks, *folds.marks]
+
+
+def start_fit(recipe: EmotionRecipe, prepared: Prepared, split: Split) -> tuple[Source, Fit]:
     """A fit on the training part of a fold, not begun, and the source of its inputs. Hears no test utterance."""
-    train, dev, _ = split.rows(corpus.speakers)
-    source = open_source(recipe, corpus, prepared, split)
-    seed = key(recipe.seed, f"fold/{split.fold}")
-    with seeded(seed, "weights"):
-        network = source.network(train)
-    known, held = (Examples(source.inputs(rows), corpus.to_unit(corpus.labels_UP[rows])) for rows in (train, dev))
-    return source, Fit(network, known, held, recipe.fit, seed=seed, encoder_rate=recipe.encoder_rate)
+    source = open_source(recipe, prepared, split)
+    return source, _fit(recipe, prepared.corpus, source, split)
 
 
-def run_fold(recipe: EmotionRecipe, corpus: Corpus, fold: int, prepared: Prepared | None = None) -> FoldResult:
-    """Trains, chooses the epoch and scores one fold. `prepared` saves reading the audio where a caller has it.
+def run_fold(recipe: EmotionRecipe, prepared: Prepared, fold: int) -> FoldResult:
+    """Trains, chooses and scores one fold.
 
     Raises UserError for bad audio, a missing checkpoint or a fit that diverges.
     """
     started = time.monotonic()
-    split = fold_splits(recipe, corpus)[fold]
-    train, dev, test = split.rows(corpus.speakers)
+    corpus, folds = prepared.corpus, fold_splits(recipe, prepared.corpus)
+    split = folds.splits[fold]
     curve: tuple[Epoch, ...] = ()
-    best: Epoch | None = None
-    if recipe.system == "mean":
-        guess_UP = np.tile(corpus.labels_UP[train].mean(axis=0), (len(test), 1))
+    chosen: dict[str, Any] = {}
+    classes: list[str] = []
+    if recipe.regressor == "mean":
+        guess_UP = np.tile(corpus.labels_UP[list(split.train_rows)].mean(axis=0), (len(split.test_rows), 1))
     else:
-        source, fit = start_fit(recipe, corpus, prepared or prepare(recipe, corpus), split)
-        for epoch in fit:
-            _log_epoch(fold, epoch)
-        guess_UP = corpus.from_unit(predict(fit.finish(), source.inputs(test), fit.device))
-        curve, best = tuple(fit.curve), fit.best
-    return FoldResult(
-        split=split,
-        train_utterances=len(train),
-        dev_utterances=len(dev),
-        test_rows=tuple(test),
-        guess_UP=guess_UP,
-        curve=curve,
-        best_epoch=best.epoch if best else 0,
-        updates=curve[-1].updates if curve else 0,
-        dev_ccc=best.dev_ccc if best else 0.0,
-        seconds=time.monotonic() - started,
+        source = open_source(recipe, prepared, split)
+        if recipe.regressor == "svr":
+            guess_UP, chosen = _regressed(recipe, corpus, source, folds, split)
+        else:
+            guess_UP, curve, chosen = _trained(recipe, corpus, source, split)
+        if recipe.classify:
+            classes = _classified(recipe, corpus, source, folds, split)
+    return FoldResult(split, guess_UP, time.monotonic() - started, curve, chosen, tuple(classes))
+
+
+def _fit(recipe: EmotionRecipe, corpus: Corpus, source: Source, split: Split) -> Fit:
+    seed = key(recipe.seed, f"fold/{split.fold}")
+    with seeded(seed, "weights"):
+        network = source.network(split.train_rows)
+
+    def examples(rows: Sequence[int]) -> Examples:
+        names = [corpus.utterances[row].key for row in rows]
+        truth_UP = corpus.to_unit(corpus.labels_UP[list(rows)])
+        return Examples(source.inputs(rows), truth_UP, names, source.shares(rows))
+
+    known, held = examples(split.train_rows), examples(split.dev_rows)
+    return Fit(network, known, held, recipe.fit, seed=seed, encoder_rate=recipe.encoder_rate)
+
+
+def _trained(
+    recipe: EmotionRecipe, corpus: Corpus, source: Source, split: Split
+) -> tuple[np.ndarray, tuple[Epoch, ...], dict[str, Any]]:
+    """Predictions of the recogniser at its best epoch, its curve, and that epoch."""
+    fit = _fit(recipe, corpus, source, split)
+    for epoch in fit:
+        _log_epoch(split.fold, epoch)
+    inputs, shares = source.inputs(split.test_rows), source.shares(split.test_rows)
+    guess_UP = corpus.from_unit(predict(fit.finish(), inputs, fit.device, shares=shares))
+    assert fit.best is not None
+    return guess_UP, tuple(fit.curve), {"epoch": fit.best.epoch, "dev_ccc": fit.best.dev_ccc}
+
+
+def _regressed(
+    recipe: EmotionRecipe, corpus: Corpus, source: Source, folds: Folds, split: Split
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Predictions of a support vector regression on both the training and the development part, and its config."""
+    known = sorted(split.train_rows + split.dev_rows)
+    x_UF, truth_UP = source.vectors(known), corpus.to_unit(corpus.labels_UP[known])
+    grid = GRID if recipe.svm_search else (recipe.svm,)
+    voices = [folds.groups[row] for row in known]
+    settings = choose(x_UF, truth_UP, voices, grid, key=_inner_key(recipe, split))
+    guess_UP = Regressor(settings).fit(x_UF, truth_UP).predict(source.vectors(split.test_rows))
+    return corpus.from_unit(guess_UP), dataclasses.asdict(settings)
+
+
+def _classified(recipe: EmotionRecipe, corpus: Corpus, source: Source, folds: Folds, split: Split) -> list[str]:
+    """The category guessed for each test row; "" where the corpus names none for it."""
+    known = sorted(split.train_rows + split.dev_rows)
+    names, voices = [corpus.utterances[row].category for row in known], [folds.groups[row] for row in known]
+    guesses = classify(
+        source.vectors(known),
+        names,
+        voices,
+        source.vectors(split.test_rows),
+        GRID if recipe.svm_search else (recipe.svm,),
+        key=_inner_key(recipe, split),
     )
+    return [
+        guess if corpus.utterances[row].category else "" for row, guess in zip(split.test_rows, guesses, strict=True)
+    ]
 
 
-def combine(recipe: EmotionRecipe, corpus: Corpus, folds: Sequence[FoldResult]) -> FinetuneResult:
-    """The run's figures from all of its folds, in any order. Every utterance is tested in exactly one fold."""
-    folds = sorted(folds, key=lambda fold: fold.split.fold)
-    count = len(corpus.utterances)
-    guess_UP, tested = np.zeros((count, len(PRIMITIVES))), np.full(count, -1)
-    for fold in folds:
-        rows = list(fold.test_rows)
-        assert (tested[rows] == -1).all(), "an utterance is tested twice"
-        guess_UP[rows], tested[rows] = fold.guess_UP, fold.split.fold
-    assert (tested >= 0).all(), "an utterance is not tested"
-    truth_UP = corpus.labels_UP
-    tables = [_fold_table(fold, truth_UP) for fold in folds]
+def _inner_key(recipe: EmotionRecipe, split: Split) -> str:
+    return f"{recipe.protocol.seed}/inner/{split.fold}"
+
+
+def combine(recipe: EmotionRecipe, corpus: Corpus, results: Sequence[FoldResult]) -> FinetuneResult:
+    """The run's figures from all of its folds, in any order. No utterance is tested in two of them."""
+    results, folds = sorted(results, key=lambda result: result.split.fold), fold_splits(recipe, corpus)
+    count, truth_UP = len(corpus.utterances), corpus.labels_UP
+    guess_UP, tested_U = np.full((count, len(PRIMITIVES)), np.nan), np.full(count, -1)
+    classes = [""] * count
+    for result in results:
+        rows = list(result.split.test_rows)
+        assert (tested_U[rows] == -1).all(), "an utterance is tested twice"
+        guess_UP[rows], tested_U[rows] = result.guess_UP, result.split.fold
+        for row, name in zip(rows, result.classes_U, strict=False):
+            classes[row] = name
+    parts = [one.partition if folds.protocol == "official" else "" for one in corpus.utterances]
+    tested = np.flatnonzero(tested_U >= 0)
+    first = min(parts[row] for row in tested)
+    judged = np.array([row for row in tested if parts[row] == first])
+    known, guess = truth_UP[judged], guess_UP[judged]
+    voices = [folds.groups[row] for row in judged]
+    tables = [_fold_table(result, truth_UP) for result in results]
+    lost = {"no speaker and no recording": len(folds.dropped)} if folds.dropped else {}
     return FinetuneResult(
         system=recipe.system,
         corpus=corpus.name,
-        protocol=recipe.protocol.name,
-        marks=list(corpus.marks),
+        protocol=folds.protocol,
+        marks=marks(corpus, folds),
         seed=recipe.seed,
-        utterances=count,
-        speakers=len(set(corpus.speakers)),
-        ccc=scores(truth_UP, guess_UP),
+        utterances=len(judged),
+        speakers=len(set(voices)),
+        unknown=folds.unknown,
+        dropped=corpus.dropped_counts | lost,
+        ccc=scores(known, guess),
+        ccc_by_part={
+            str(part): figures
+            for part, figures in by_group(truth_UP[tested], guess_UP[tested], [parts[row] for row in tested]).items()
+        },
         ccc_mean_of_folds=mean_of_folds([table["ccc"] for table in tables]),
-        interval=interval(truth_UP, guess_UP, corpus.speakers),
+        interval=interval(known, guess, voices),
+        bootstrap=bootstrap_interval(known, guess, voices, seed=recipe.protocol.seed),
+        agreement=agreement(known, guess),
+        recall=_recall(corpus, classes, judged),
         folds=tables,
-        curves=[_curve_row(fold, epoch) for fold in folds for epoch in fold.curve],
-        seconds=sum(fold.seconds for fold in folds),
-        predictions_csv=_predictions(corpus, guess_UP, tested),
+        curves=[_curve_row(result, epoch) for result in results for epoch in result.curve],
+        seconds=sum(result.seconds for result in results),
+        predictions_csv=_predictions(corpus, guess_UP, tested_U, classes),
     )
 
 
-def _fold_table(fold: FoldResult, truth_UP: np.ndarray) -> dict[str, Any]:
+def _recall(corpus: Corpus, classes: Sequence[str], judged: np.ndarray) -> float | None:
+    rows = [row for row in judged.tolist() if classes[row]]
+    if not rows:
+        return None
+    return unweighted_average_recall([corpus.utterances[row].category for row in rows], [classes[row] for row in rows])
+
+
+def _fold_table(result: FoldResult, truth_UP: np.ndarray) -> dict[str, Any]:
+    split = result.split
     return {
-        "fold": fold.split.fold,
-        "test_speakers": list(fold.split.test),
-        "dev_speakers": list(fold.split.dev),
-        "train_utterances": fold.train_utterances,
-        "dev_utterances": fold.dev_utterances,
-        "test_utterances": len(fold.test_rows),
-        "best_epoch": fold.best_epoch,
-        "updates": fold.updates,
-        "dev_ccc": fold.dev_ccc,
-        "ccc": scores(truth_UP[list(fold.test_rows)], fold.guess_UP),
-        "seconds": fold.seconds,
+        "fold": split.fold,
+        "name": split.name,
+        "test_speakers": list(split.test),
+        "dev_speakers": list(split.dev),
+        "train_utterances": len(split.train_rows),
+        "dev_utterances": len(split.dev_rows),
+        "test_utterances": len(split.test_rows),
+        "chosen": result.chosen,
+        "updates": result.curve[-1].updates if result.curve else 0,
+        "ccc": scores(truth_UP[list(split.test_rows)], result.guess_UP),
+        "seconds": result.seconds,
     }
 
 
-def _curve_row(fold: FoldResult, epoch: Epoch) -> dict[str, Any]:
-    return {"fold": fold.split.fold, "epoch": epoch.epoch, "train_loss": epoch.train_loss, "dev_ccc": epoch.dev_ccc}
+def _curve_row(result: FoldResult, epoch: Epoch) -> dict[str, Any]:
+    values = {name: getattr(epoch, name) for name in ("epoch", "train_loss", "dev_ccc")}
+    return {"fold": result.split.fold, **values}
 
 
-def _predictions(corpus: Corpus, guess_UP: np.ndarray, tested: np.ndarray) -> str:
+def _predictions(corpus: Corpus, guess_UP: np.ndarray, tested_U: np.ndarray, classes: Sequence[str]) -> str:
+    """A row for each utterance that was tested; with `category` and `category_hat` where categories were guessed."""
+    named = any(classes)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["utterance", "speaker", "fold", *PRIMITIVES, *(f"{name}_hat" for name in PRIMITIVES)])
-    for row, utterance in enumerate(corpus.utterances):
+    columns = ["utterance", "speaker", "fold", *PRIMITIVES, *(f"{name}_hat" for name in PRIMITIVES)]
+    writer.writerow([*columns, *(("category", "category_hat") if named else ())])
+    for row in np.flatnonzero(tested_U >= 0).tolist():
+        utterance = corpus.utterances[row]
         guesses = [f"{value:.6f}" for value in guess_UP[row]]
-        writer.writerow([utterance.key, utterance.speaker, tested[row], *utterance.labels, *guesses])
+        words = (utterance.category, classes[row]) if named else ()
+        writer.writerow([utterance.key, utterance.speaker, tested_U[row], *utterance.labels, *guesses, *words])
     return out.getvalue()
 
 

@@ -1,7 +1,7 @@
-"""What a recogniser hears in each system: MFCC, the context c of a CPC network, or waveforms for one trained with it.
+"""What a regressor hears in each system: vectors of an utterance, frames of its windows, or waveforms to train on.
 
-What does not depend on the fold is computed once (`prepare`) and shared by all folds and trials; what does is made for
-a fold from its training speakers alone (`open_source`).
+What does not depend on the fold is computed once (`prepare`), cached by content, and shared by all folds and trials;
+what does is made for a fold from its training speakers alone (`open_source`).
 """
 
 from __future__ import annotations
@@ -9,45 +9,59 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
+import kaldi_native_fbank as knf
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cpcscale import audio, storage
+from cpcscale import model
+from cpcscale.emotion.classic import summarise
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.fit import collate, device
+from cpcscale.emotion.encoders import (
+    Encode,
+    encoder_digest,
+    level_of,
+    open_encoder,
+    pretrained_on,
+    untrained,
+    wave_level,
+)
+from cpcscale.emotion.fit import device
+from cpcscale.emotion.functionals import functionals
+from cpcscale.emotion.prosody import chosen, prosody, version
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.recogniser import EndToEnd, Recogniser
 from cpcscale.emotion.splits import Split
+from cpcscale.emotion.waves import Features, Waves, Windows, features
 from cpcscale.errors import UserError
-from cpcscale.model.cpc import CPC, ModelConfig, build
-from cpcscale.model.frontend import mfcc
-from cpcscale.shards.packing.sources import Source as AudioFile
-from cpcscale.train.checkpoint import load_encoder
+from cpcscale.model.cpc import CPC
+from cpcscale.model.frontend import log_mel, mfcc
 
-COEFFICIENTS = 40
-_LEAST_S = 0.1
-_BATCH_S = 60.0
+COEFFICIENTS = BANDS = 40
+# Longer than any utterance: classic features are of all of it, not of windows.
+_WHOLE_S = 1e6
 
 
 @dataclass(frozen=True)
 class Prepared:
     """What all folds of a run share.
 
-    `inputs` are float32 features [T, C] where `featured`, else int16 waveforms [S] at 16 kHz; one an utterance, in the
-    corpus's order; none for `mean`. `encoder` is the checkpoint's network, for folds that make their own features or
-    train it, and `source` says which checkpoint it was.
+    `corpus` are the utterances that can be used, in the order of all else. `vectors_UF` for the classic systems;
+    `inputs` the float32 frames [T, C] of each window where they do not depend on the fold; `waves` the int16 windows,
+    for all systems but `mean`. `encoder` is the checkpoint's network, for folds that make their own features or train
+    it, and `source` says which checkpoint it was.
     """
 
-    inputs: list[np.ndarray]
-    featured: bool
+    corpus: Corpus
+    waves: Waves | None = None
+    inputs: Sequence[Windows] | None = None
+    vectors_UF: np.ndarray | None = None
     encoder: CPC | None = None
     source: dict[str, Any] = field(default_factory=dict)
 
@@ -56,16 +70,31 @@ class Source:
     """The inputs of one fold, and the network on top of them."""
 
     def __init__(self, recipe: EmotionRecipe, prepared: Prepared, encoder: CPC | None) -> None:
-        """`encoder` turns the prepared waveforms into features, or is trained on them; None where they are features."""
+        """`encoder` turns the waveforms into features, or is trained on them; None where they are prepared."""
         self._recipe, self._prepared, self._encoder = recipe, prepared, encoder
         self._device = device(recipe.fit)
 
-    def inputs(self, rows: Sequence[int]) -> list[np.ndarray]:
-        """What the network takes for these utterances."""
-        inputs = [self._prepared.inputs[row] for row in rows]
+    def inputs(self, rows: Sequence[int]) -> list[Windows]:
+        """What the network takes for these utterances, window by window."""
+        known = self._prepared.inputs
+        if known is not None:
+            return [known[row] for row in rows]
+        waves = self._windows(rows)
         if self._encoder is None or self._recipe.trains_encoder:
-            return inputs
-        return encode(self._encoder, inputs, self._device)
+            return waves
+        return self._encoded(self._encoder, waves)
+
+    def shares(self, rows: Sequence[int]) -> list[np.ndarray]:
+        """The weight of each window in what is said of these utterances."""
+        assert self._prepared.waves is not None
+        return [self._prepared.waves.shares(row) for row in rows]
+
+    def vectors(self, rows: Sequence[int]) -> np.ndarray:
+        """float32 [U, F] of these utterances: classic features, or functionals of frames, the mean over windows."""
+        if self._prepared.vectors_UF is not None:
+            return self._prepared.vectors_UF[list(rows)]
+        pairs = zip(self.inputs(rows), self.shares(rows), strict=True)
+        return np.stack([share_W @ np.stack([summarise(x_TC) for x_TC in parts]) for parts, share_W in pairs])
 
     def network(self, train_rows: Sequence[int]) -> nn.Module:
         """A new recogniser that standardises by the training utterances, with the encoder where it is to be trained.
@@ -74,180 +103,115 @@ class Source:
         """
         inputs = self.inputs(train_rows)
         encoder = self._encoder if self._recipe.trains_encoder else None
-        mean_C, deviation_C = statistics(inputs if encoder is None else encode(encoder, inputs, self._device))
+        if encoder is not None:
+            inputs = self._encoded(encoder, inputs)
+        mean_C, deviation_C = statistics([window for parts in inputs for window in parts])
         recogniser = Recogniser(self._recipe.recogniser, len(mean_C))
         recogniser.standardise(mean_C, deviation_C)
-        return recogniser if encoder is None else EndToEnd(encoder, recogniser)
+        return recogniser if encoder is None else EndToEnd(encoder, recogniser, self._recipe.encoder.layer)
+
+    def _windows(self, rows: Sequence[int]) -> list[Windows]:
+        assert self._prepared.waves is not None
+        hop = self._encoder.hop_samples if self._encoder else 1
+        waves = self._prepared.waves.at_least(hop)
+        return [waves[row] for row in rows]
+
+    def _encoded(self, encoder: CPC, waves: Sequence[Windows]) -> list[Windows]:
+        flat = Encode(encoder, self._recipe.encoder.layer, self._device)([one for parts in waves for one in parts])
+        found = iter(flat)
+        return [tuple(next(found) for _ in parts) for parts in waves]
 
 
 def prepare(recipe: EmotionRecipe, corpus: Corpus) -> Prepared:
     """Reads the checkpoint and all audio, and computes the features that do not depend on the fold.
 
-    Raises UserError for a missing checkpoint, and for audio that is missing, does not decode or is under 0.1 s.
+    Raises UserError for a missing checkpoint, categories to classify that are not there, and audio that is missing,
+    does not decode or is under 0.1 s, unless `corpus.on_bad` skips it.
     """
+    if recipe.classify and not any(one.category for one in corpus.utterances):
+        raise UserError(f"classify=true, but corpus {corpus.name} names no category of any utterance: leave it out")
     if recipe.system == "mean":
-        return Prepared([], featured=False)
+        return Prepared(corpus)
     encoder, source = open_encoder(recipe)
-    waves = read_waves(corpus, recipe.corpus.max_s)
+    settings = recipe.corpus
+    waves = Waves.open(corpus, recipe.audio_cache, max_s=settings.max_s, on_bad=settings.on_bad)
+    shared = Prepared(waves.corpus, waves, encoder=encoder, source=source)
     match recipe.system:
+        case "functionals":
+            return dataclasses.replace(shared, vectors_UF=_vectors(recipe, waves, "", functionals))
+        case "prosody":
+            kind = chosen(recipe.prosody)
+            measure = partial(prosody, kind=kind)
+            return dataclasses.replace(shared, vectors_UF=_vectors(recipe, waves, version(kind), measure))
         case "mfcc":
-            return Prepared([mfcc(_floats(wave), COEFFICIENTS) for wave in waves], featured=True)
+            measure = partial(mfcc, coefficients=COEFFICIENTS)
+            inputs = features("mfcc", _digest(COEFFICIENTS), waves, partial(_each, measure))
+        case "logmel":
+            inputs = features("logmel", _digest(BANDS), waves, partial(_each, partial(log_mel, bands=BANDS)))
         case "random" if encoder is not None:
-            shared: CPC | None = _untrained(encoder.config, recipe.seed, _level(encoder))
-        case "precpc" if recipe.encoder.frozen:
-            shared = encoder
+            inputs = _encoded(recipe, waves, untrained(recipe, encoder, level_of(encoder)))
+        case "precpc" if recipe.encoder.frozen and encoder is not None:
+            inputs = _encoded(recipe, waves, encoder)
         case _:
-            return Prepared(waves, featured=False, encoder=encoder, source=source)
-    assert shared is not None
-    return Prepared(encode(shared, waves, device(recipe.fit)), featured=True, source=source)
+            return shared
+    return dataclasses.replace(shared, inputs=inputs)
 
 
-def open_encoder(recipe: EmotionRecipe) -> tuple[CPC | None, dict[str, Any]]:
-    """The network of `encoder.checkpoint` and its metadata, where the system uses one; else (None, {}).
-
-    Raises UserError when there is none at the path, or none is given to a system that cannot do without.
-    """
-    url = recipe.encoder.checkpoint
-    if recipe.system in ("mean", "mfcc"):
-        return None, {}
-    if not url:
-        if recipe.system == "precpc":
-            raise UserError("system=precpc needs encoder.checkpoint=RUN_DIR, the folder of a `cpcscale pretrain` run")
-        return None, {}
-    if not storage.exists(url):
-        way_out = (
-            ""
-            if recipe.system == "precpc"
-            else ', or pass encoder.checkpoint="" to use the network of pretraining.model'
-        )
-        raise UserError(
-            f"no pretraining at encoder.checkpoint={url}: run `cpcscale pretrain` with run_dir={url} first{way_out}"
-        )
-    return load_encoder(url)
-
-
-def open_source(recipe: EmotionRecipe, corpus: Corpus, prepared: Prepared, split: Split) -> Source:
+def open_source(recipe: EmotionRecipe, prepared: Prepared, split: Split) -> Source:
     """The inputs of a fold. Nothing of its test speakers goes into an encoder's weights or level."""
-    if prepared.featured:
+    if prepared.inputs is not None or prepared.vectors_UF is not None:
         return Source(recipe, prepared, None)
-    train, dev, _ = split.rows(corpus.speakers)
+    assert prepared.waves is not None
+    known = prepared.encoder
     match recipe.system:
         case "precpc":
-            encoder = copy.deepcopy(prepared.encoder)
+            encoder = copy.deepcopy(known)
         case "minicpc":
-            encoder = _pretrained_on(recipe, corpus, prepared, sorted(train + dev))
+            rows = sorted(split.train_rows + split.dev_rows)
+            encoder = pretrained_on(recipe, prepared.corpus, known, rows)
         case _:
-            known = prepared.encoder
-            level = wave_level([prepared.inputs[row] for row in train]) if known is None else _level(known)
-            encoder = _untrained(_model(recipe, known), recipe.seed, level)
+            level = (
+                wave_level([window for row in split.train_rows for window in prepared.waves[row]])
+                if known is None
+                else level_of(known)
+            )
+            encoder = untrained(recipe, known, level)
     return Source(recipe, prepared, encoder)
 
 
-def read_waves(corpus: Corpus, max_s: float) -> list[np.ndarray]:
-    """The first `max_s` seconds of each utterance as int16 [S], mono at 16 kHz. Raises UserError naming a bad file."""
-    count = int(max_s * audio.RATE_HZ)
-
-    def read(path: str) -> np.ndarray:
-        try:
-            wave = audio.decode(storage.read(path))
-        except audio.AudioError as error:
-            raise UserError(
-                f"{path} in corpus {corpus.name} cannot be used: {error}; drop its row or mend it"
-            ) from None
-        if len(wave) < _LEAST_S * audio.RATE_HZ:
-            raise UserError(
-                f"{path} in corpus {corpus.name} lasts {len(wave) / audio.RATE_HZ:.3f} s, too short for speech (at "
-                f"least {_LEAST_S} s): drop its row"
-            )
-        return audio.to_int16(wave[:count])
-
-    # libsndfile and soxr let other threads run.
-    with ThreadPoolExecutor(max_workers=max(2, torch.get_num_threads())) as pool:
-        return list(pool.map(read, [row.path for row in corpus.utterances]))
-
-
-def encode(encoder: CPC, waves: Sequence[np.ndarray], where: torch.device) -> list[np.ndarray]:
-    """The context c of each waveform, float32 [T, D], from the encoder as it is; no gradient."""
-    encoder.to(where).eval()
-    contexts: dict[int, np.ndarray] = {}
-    with torch.inference_mode():
-        for rows in _by_length(waves, int(_BATCH_S * audio.RATE_HZ)):
-            wave_BS, samples_B = collate([waves[row] for row in rows], where)
-            c_BTD = encoder.features(wave_BS)[1].float().cpu().numpy()
-            frames = (samples_B // encoder.hop_samples).tolist()
-            # Copies: a slice would keep the padded batch alive.
-            contexts.update({row: c_BTD[i, : frames[i]].copy() for i, row in enumerate(rows)})
-    return [contexts[row] for row in range(len(waves))]
-
-
-def statistics(features: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+def statistics(frames: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """(mean, standard deviation) of each feature over all frames, float32 [C], summed in float64 after centring."""
-    frames = sum(len(x_TC) for x_TC in features)
-    mean = sum(x_TC.sum(axis=0, dtype=np.float64) for x_TC in features) / frames
-    square = sum(((x_TC - mean) ** 2).sum(axis=0) for x_TC in features) / frames
+    count = sum(len(x_TC) for x_TC in frames)
+    mean = sum(x_TC.sum(axis=0, dtype=np.float64) for x_TC in frames) / count
+    square = sum(((x_TC - mean) ** 2).sum(axis=0) for x_TC in frames) / count
     return torch.from_numpy(np.asarray(mean)).float(), torch.from_numpy(np.sqrt(square)).float()
 
 
-def wave_level(waves: Sequence[np.ndarray]) -> tuple[float, float]:
-    """(offset, gain) that bring these int16 waveforms, together, to zero mean and unit variance as floats."""
-    samples = sum(len(wave) for wave in waves)
-    mean = sum(float(wave.sum(dtype=np.int64)) for wave in waves) / samples
-    square = sum(float(np.square(wave, dtype=np.int64).sum()) for wave in waves) / samples
-    deviation = max(square - mean * mean, 0.0) ** 0.5
-    return mean / 32768, 32768 / deviation if deviation > 0 else 1.0
+def _vectors(recipe: EmotionRecipe, waves: Waves, kind: str, measure: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    whole = Waves.open(waves.corpus, recipe.audio_cache, max_s=_WHOLE_S)
+    found = features(recipe.system, _digest(kind), whole, partial(_each, measure))
+    return np.stack([found[row][0] for row in range(len(found))])
 
 
-def encoder_digest(encoder: CPC | None) -> str:
-    """sha256 of a network's weights, or an empty string without one."""
-    if encoder is None:
-        return ""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+def _encoded(recipe: EmotionRecipe, waves: Waves, encoder: CPC) -> Features:
+    encode = Encode(encoder, recipe.encoder.layer, device(recipe.fit))
+    what = _digest(encoder_digest(encoder), recipe.encoder.layer)
+    return features(f"{recipe.system} features", what, waves.at_least(encoder.hop_samples), encode)
+
+
+@cache
+def _sources() -> str:
+    """sha256 of the source that computes features: what another version of it made is not taken from the cache."""
+    digest = hashlib.sha256(f"{knf.__version__} {torch.__version__}".encode())
+    for folder in (Path(model.__file__).parent, Path(__file__).parent):
+        for file in sorted(folder.glob("*.py")):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _model(recipe: EmotionRecipe, known: CPC | None) -> ModelConfig:
-    return recipe.pretraining.model if known is None else known.config
+def _digest(*of: object) -> str:
+    return " ".join([_sources(), *map(str, of)])
 
 
-def _untrained(model: ModelConfig, seed: int, level: tuple[float, float]) -> CPC:
-    return build(model, seed, offset=level[0], gain=level[1])
-
-
-def _level(encoder: CPC) -> tuple[float, float]:
-    return float(encoder.offset), float(encoder.gain)
-
-
-def _pretrained_on(recipe: EmotionRecipe, corpus: Corpus, prepared: Prepared, rows: list[int]) -> CPC:
-    from cpcscale.emotion.minicpc import pretrain_on
-
-    chosen = [corpus.utterances[row] for row in rows]
-    sources = [
-        AudioFile(
-            path=one.path, name=f"{one.key}{PurePosixPath(one.path).suffix}", group=one.speaker, language=one.language
-        )
-        for one in chosen
-    ]
-    # Other folds run beside this one: its share of the cores is what torch has here, not the whole machine.
-    train = dataclasses.replace(
-        recipe.pretraining.train, threads=recipe.pretraining.train.threads or torch.get_num_threads()
-    )
-    pretraining = dataclasses.replace(recipe.pretraining, model=_model(recipe, prepared.encoder), train=train)
-    with tempfile.TemporaryDirectory(prefix="minicpc-") as folder:
-        return pretrain_on(sources, pretraining, folder)
-
-
-def _floats(wave: np.ndarray) -> np.ndarray:
-    return wave.astype(np.float32) / 32768
-
-
-def _by_length(waves: Sequence[np.ndarray], samples: int) -> list[list[int]]:
-    """Row numbers in groups of like length, each of at most `samples` padded samples (or one row)."""
-    groups: list[list[int]] = []
-    for row in sorted(range(len(waves)), key=lambda row: len(waves[row])):
-        if groups and len(waves[row]) * (len(groups[-1]) + 1) <= samples:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
+def _each(measure: Callable[[np.ndarray], np.ndarray], windows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [measure(wave.astype(np.float32) / 32768) for wave in windows]

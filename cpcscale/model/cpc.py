@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ class ModelConfig:
         if self.predictor.kind != "linear":
             heads, positions = self.predictor.heads, self.predictor.positions
             attention.check("model.predictor", heads, self.context.width, positions)
+
+
+Layer = Literal["c", "z", "both"]
 
 
 class CPC(nn.Module):
@@ -80,6 +83,17 @@ class CPC(nn.Module):
         """
         z_BTC = self._latents(wave_BS)
         return z_BTC, self.context(z_BTC if past_BS is None else self._latents(past_BS))
+
+    def layer(self, wave_BS: Tensor, name: Layer) -> Tensor:
+        """[B, T, C] for whoever goes on from here: the context c, the latents z, or both side by side."""
+        z_BTC, c_BTD = self.features(wave_BS)
+        match name:
+            case "c":
+                return c_BTD
+            case "z":
+                return z_BTC
+            case "both":
+                return torch.cat([z_BTC, c_BTD], dim=2)
 
     def _latents(self, wave_BS: Tensor) -> Tensor:
         return cast(Tensor, self.encoder((wave_BS - self.offset) * self.gain))

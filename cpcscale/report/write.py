@@ -195,7 +195,11 @@ class _Recognisers:
                     [name, str(fold["fold"]), _speakers(fold["test_speakers"]), _speakers(fold["dev_speakers"])]
                 )
                 lines[-1] += [rounded(fold[f"{part}_utterances"]) for part in ("train", "dev", "test")]
-                lines[-1] += [str(fold["best_epoch"]), rounded(fold["updates"]), _ccc(fold["dev_ccc"])]
+                chosen = fold.get("chosen", {})
+                # A support vector machine has no epochs.
+                epoch, updates = (chosen.get("epoch"), fold["updates"]) if "epoch" in chosen else (None, None)
+                lines[-1] += [compare.NONE if value is None else rounded(value) for value in (epoch, updates)]
+                lines[-1] += [_ccc(chosen.get("dev_ccc"))]
                 lines[-1] += [_ccc(fold["ccc"].get(figure)) for figure in FIGURES]
         if not lines:
             return ""

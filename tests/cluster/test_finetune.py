@@ -11,7 +11,8 @@ from cpcscale.cluster.finetune import FinetuneConfig, finetune
 from cpcscale.cluster.spec import PretrainConfig
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import combine, run_fold
-from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe
+from cpcscale.emotion.features import prepare
+from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe, ProtocolConfig
 from cpcscale.errors import UserError
 from cpcscale.tracking.runs import read_runs
 from cpcscale.tracking.tracker import TrackingConfig
@@ -45,10 +46,10 @@ def finished(tmp_path_factory):
 
 def test_folds_under_ray_give_what_they_give_in_one_process(finished):
     config, result = finished
-    corpus = open_corpus(config.corpus)
-    alone = combine(config, corpus, [run_fold(config, corpus, fold) for fold in range(3)])
+    prepared = prepare(config, open_corpus(config.corpus))
+    alone = combine(config, prepared.corpus, [run_fold(config, prepared, fold) for fold in range(3)])
     assert result.ccc == pytest.approx(alone.ccc, abs=1e-5)
-    assert [fold["best_epoch"] for fold in result.folds] == [fold["best_epoch"] for fold in alone.folds]
+    assert [fold["chosen"]["epoch"] for fold in result.folds] == [fold["chosen"]["epoch"] for fold in alone.folds]
 
 
 def test_the_run_folder_and_the_tracker_hold_the_result(finished):
@@ -96,7 +97,7 @@ def test_a_finished_run_of_another_config_encoder_or_corpus_is_refused(finished,
     ("spoil", "message"),
     [
         (lambda config: replace(config, corpus=replace(config.corpus, path="nowhere")), r"no corpus at corpus\.path"),
-        (lambda config: replace(config, protocol=replace(config.protocol, folds=7)), "6 speakers cannot fill"),
+        (lambda config: replace(config, protocol=ProtocolConfig(split="speakers7")), "6 speakers cannot fill"),
         (lambda config: replace(config, encoder=replace(config.encoder, checkpoint="nowhere")), "no pretraining at"),
         (lambda config: Path(config.corpus.path, "00.wav").write_bytes(b"x") and config, "cannot be used"),
     ],

@@ -54,7 +54,8 @@ def add_recogniser(
             tracker.log(epoch, {f"fold{fold}_dev_ccc": epoch / 10, f"fold{fold}_train_loss": 1 - epoch / 10})
     folds = [
         {"fold": fold, "test_speakers": ["01", "02"], "dev_speakers": ["03"], "train_utterances": 70}
-        | {"dev_utterances": 10, "test_utterances": 20, "best_epoch": 3, "updates": 90, "dev_ccc": 0.3, "ccc": ccc}
+        | {"dev_utterances": 10, "test_utterances": 20, "chosen": {"epoch": 3, "dev_ccc": 0.3}, "updates": 90}
+        | {"ccc": ccc}
         for fold in range(2)
     ]
     result = {"system": system, **subject, "marks": ["MADE", "PROXY"], "seed": 0, "utterances": 100, "speakers": 12}
