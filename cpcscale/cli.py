@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _pretrain(options)
             case "checkpoint":
                 return _checkpoint(options)
+            case "corpus":
+                _corpus(options)
             case "finetune":
                 _finetune(options)
             case "sweep":
@@ -103,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     checkpoint.add_argument("what", choices=("ls", "show", "verify"))
     checkpoint.add_argument("path", help="run_dir of a pretraining, or one of its checkpoints/step-* folders")
+    corpus = verbs.add_parser("corpus", help="labelled corpus -> what it holds: labels, speakers, splits, durations")
+    corpus.add_argument("what", choices=("describe",))
+    corpus.add_argument("path", help="folder as its owners ship it, or a CSV file; local or s3://")
     compare = verbs.add_parser("compare", help="tracked runs -> table and one HTML page")
     compare.add_argument("--format", choices=("table", "json", "csv"), default="table")
     compare.add_argument("--html", metavar="PATH", help="also write one self-contained page with plots")
@@ -226,6 +231,27 @@ def _checkpoint(options: argparse.Namespace) -> int:
     else:
         print("\n".join(lines))
     return 0 if values.get("ok", True) else 1
+
+
+def _corpus(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from cpcscale import config
+    from cpcscale.emotion.corpora import open_corpus
+    from cpcscale.emotion.corpora.corpus import CorpusConfig
+    from cpcscale.emotion.describe import describe
+    from cpcscale.report.corpus import corpus_lines
+
+    # What a run is told as corpus.kind=..., and so what an error says to pass, is known here too.
+    path = options.path.removeprefix("corpus.path=")
+    settings = config.load(CorpusConfig, None, [text.removeprefix("corpus.") for text in options.overrides])
+    if settings.path:
+        raise UserError(f"path={settings.path} is given beside {path}: `corpus {options.what}` takes one path")
+    values = describe(open_corpus(replace(settings, path=path)))
+    if options.json:
+        _emit(values)
+    else:
+        print("\n".join(corpus_lines(values)))
 
 
 def _finetune(options: argparse.Namespace) -> None:
