@@ -257,18 +257,14 @@ def _corpus(options: argparse.Namespace) -> None:
 def _finetune(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.cluster.finetune import FinetuneConfig, finetune
+    from cpcscale.report.finetune import finetune_lines
 
     result = finetune(config.load(FinetuneConfig, options.config, options.overrides)).as_dict()
     if options.json:
         _emit(result)
         return
-    marks = f" [{', '.join(result['marks'])}]" if result["marks"] else ""
-    print(f"{result['system']} on {result['corpus']}{marks}, protocol {result['protocol']}, pooled over the test folds")
-    for name, value in result["ccc"].items():
-        interval = (result["interval"] or {}).get(name)
-        # Adding 0.0 turns a negative zero, as a constant prediction scores, into zero.
-        low, high = (round(bound, 3) + 0.0 for bound in interval) if interval else (None, None)
-        print(f"  CCC {name:10} {round(value, 3) + 0.0:6.3f}" + (f"  [{low:.3f}, {high:.3f}]" if interval else ""))
+    for line in finetune_lines(result):
+        print(line)
 
 
 def _sweep(options: argparse.Namespace) -> None:

@@ -159,6 +159,8 @@ def human_ceiling(corpus: Corpus) -> dict[str, Any] | None:
 def _correlation(labels_UP: np.ndarray) -> list[list[float | None]]:
     """Pearson's correlation of each two primitives; None where one is constant."""
     varies_P = np.ptp(labels_UP, axis=0) > 0
+    if not varies_P.any():
+        return [[None] * len(varies_P) for _ in varies_P]
     matrix_PP = np.corrcoef(np.where(varies_P, labels_UP, np.arange(len(labels_UP))[:, None]), rowvar=False)
     return [
         [float(matrix_PP[a, b]) if varies_P[a] and varies_P[b] else None for b in range(len(varies_P))]
