@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from cpcscale import __version__
+from cpcscale.arguments import command_line
 from cpcscale.errors import Terminated, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status."""
-    parser = _parser()
+    parser = command_line()
     options, rest = parser.parse_known_args(arguments)
     # argparse takes no more overrides after a flag that stands among them.
     if any(text.startswith("-") or "=" not in text for text in rest):
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _finetune(options)
             case "sweep":
                 _sweep(options)
+            case "reproduce":
+                _reproduce(options)
             case "compare":
                 _compare(options)
             case "bench":
@@ -56,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stopped:
         goes_on = "goes on from the last checkpoint" if options.verb == "pretrain" else "begins again"
-        goes_on = "goes on where it was" if options.verb == "pack" else goes_on
+        goes_on = {
+            "pack": "goes on where it was",
+            "sweep": "goes on with the trials that are left",
+            "reproduce": "goes on with the runs that are left",
+        }.get(options.verb, goes_on)
         print(f"cpcscale: {str(stopped) or 'stopped'}; the same command {goes_on}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
     finally:
@@ -67,63 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _terminate(number: int, frame: FrameType | None) -> None:
     """At SIGTERM what is open is closed, as at Ctrl-C."""
     raise Terminated
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cpcscale", description="CPC pretraining for speech emotion, from audio files to a comparison of runs."
-    )
-    parser.add_argument("--version", action="version", version=f"cpcscale {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    overrides = {"nargs": "*", "metavar": "key=value", "default": [], "help": "overrides, such as train.steps=60"}
-
-    pack = verbs.add_parser("pack", help="audio files -> WebDataset tar shards and their index")
-    pack.add_argument("source", help="folder of audio, or s3://")
-    pack.add_argument("target", help="folder or s3:// prefix for the shard sets")
-    index = verbs.add_parser("index", help="tars that others made -> an index beside them, or a new version of it")
-    index.add_argument("shards", help="folder of tars, or s3:// prefix")
-    index.add_argument("--append", action="store_true", help="add the tars that the index lacks")
-    index.add_argument(
-        "--exclude", action="append", metavar="KEYS|@FILE", help="KEY or SHARD:KEY of utterances that count for nothing"
-    )
-    audit = verbs.add_parser("audit", help="shard set -> what is in it, and what is wrong with it")
-    audit.add_argument("shards", help="folder of an indexed set, or s3:// prefix")
-    audit.add_argument("--plot", metavar="PATH.png", help="also draw durations, hours and sizes")
-    for verb, text in (
-        ("pretrain", "shards -> CPC encoder, on Ray Train"),
-        ("finetune", "encoder and labelled corpus -> emotion recogniser, cross-validated"),
-        ("sweep", "hyper-parameters of fine-tuning, on Ray Tune"),
-    ):
-        verbs.add_parser(verb, help=text).add_argument(
-            "config", help="YAML file, such as configs/" + verb + "/quickstart.yaml"
-        )
-    verbs.choices["pretrain"].add_argument(
-        "--take-over", action="store_true", help="go on with a run that another driver holds, and stop that one"
-    )
-    checkpoint = verbs.add_parser(
-        "checkpoint", help="a pretraining's checkpoints -> which there are, and whether whole"
-    )
-    checkpoint.add_argument("what", choices=("ls", "show", "verify"))
-    checkpoint.add_argument("path", help="run_dir of a pretraining, or one of its checkpoints/step-* folders")
-    corpus = verbs.add_parser("corpus", help="labelled corpus -> what it holds: labels, speakers, splits, durations")
-    corpus.add_argument("what", choices=("describe",))
-    corpus.add_argument("path", help="folder as its owners ship it, or a CSV file; local or s3://")
-    compare = verbs.add_parser("compare", help="tracked runs -> table and one HTML page")
-    compare.add_argument("--format", choices=("table", "json", "csv"), default="table")
-    compare.add_argument("--html", metavar="PATH", help="also write one self-contained page with plots")
-    bench = verbs.add_parser("bench", help="how fast: `feed CONFIG`, `train CONFIG`, or `plan` at any size")
-    bench.add_argument("what", choices=("feed", "train", "plan"))
-    bench.add_argument("config", nargs="?", help="of feed and train: YAML file, such as configs/bench/feed.yaml")
-    bench.add_argument("--profile", default="", help="of train: a file for the trace of an update, for a browser")
-    bench.add_argument("--peers", action="store_true", help="of feed: also the other loaders that are installed")
-    bench.add_argument("--shards", type=int, default=1_000_000, help="of plan: shards of the made set")
-    bench.add_argument("--lanes", type=int, default=1024, help="of plan: lanes of the run")
-    bench.add_argument("--rows", type=int, default=24_000_000, help="of plan: utterances whose windows are counted")
-    for verb, subparser in verbs.choices.items():
-        subparser.add_argument("overrides", **overrides)  # type: ignore[arg-type]
-        if verb != "compare":
-            subparser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
-    return parser
 
 
 def _pack(options: argparse.Namespace) -> None:
@@ -271,13 +220,31 @@ def _sweep(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.cluster.sweep import SweepConfig, sweep
 
-    result = sweep(config.load(SweepConfig, options.config, options.overrides))
+    result = sweep(config.load(SweepConfig, options.config, options.overrides), resume=options.resume)
     if options.json:
         _emit(result)
         return
     print(f"best of {result['trials']} trials: inner_ccc {result['inner_ccc']:.3f}, on development speakers alone")
     for key, value in result["best"].items():
         print(f"  {key}={value}")
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from cpcscale import config
+    from cpcscale.cluster.reproduce import reproduce
+    from cpcscale.cluster.reproduce_spec import ReproduceConfig
+    from cpcscale.report.results import forecast_lines, results_lines, results_markdown
+
+    # Without a config the first override stands in its place.
+    if options.config and "=" in options.config:
+        options.config, options.overrides = None, [options.config, *options.overrides]
+    overrides = [*options.overrides, *(["dry_run=true"] if options.dry_run else [])]
+    spec = config.load(ReproduceConfig, options.config, overrides)
+    result = reproduce(spec, results_markdown)
+    if options.json:
+        _emit(result)
+    else:
+        print("\n".join(forecast_lines(result) if spec.dry_run else results_lines(result)))
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -48,11 +48,13 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     dataclasses themselves refuse.
     """
     tree = _schema(root)
-    known = [key for key, _ in leaves(OmegaConf.to_container(tree))] + list(_branches(OmegaConf.to_container(tree)))
+    # As the classes have it: what a file puts into a free mapping is no schema for what comes after.
+    schema = OmegaConf.to_container(tree)
+    known = [key for key, _ in leaves(schema)] + list(_branches(schema))
     layers = [] if path is None else [(path, _read(path))]
     layers += [(f"override {text!r}", _override(text)) for text in overrides]
     for source, layer in layers:
-        _refuse(source, layer, OmegaConf.to_container(tree), known)
+        _refuse(source, layer, schema, known)
         try:
             tree = OmegaConf.merge(tree, OmegaConf.create(layer))
         except OmegaConfBaseException as error:

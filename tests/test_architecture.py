@@ -25,6 +25,7 @@ ORDER = (
     ("tracking", "serve"),
     ("cluster", "bench"),
     ("report",),
+    ("arguments",),
     ("cli",),
     ("__main__",),
 )

@@ -78,6 +78,12 @@ def test_defaults_then_the_file_then_overrides_the_last_one_wins(tmp_path):
     assert config.load(Run, str(path)) == Run()
 
 
+def test_what_a_file_puts_into_a_free_mapping_keeps_no_other_key_out(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("extra: {a: b}\n")
+    assert config.load(Run, str(path), ["extra.c=d", "extra.a=e"]).extra == {"a": "e", "c": "d"}
+
+
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path):
     assert "unknown key train.stepz (did you mean train.steps?)" in refusal("train.stepz=3")
     assert "unknown key tain (did you mean train?)" in refusal("tain.steps=3")

@@ -1,10 +1,11 @@
 """The search space of a sweep as YAML has it: a config key to one way of drawing its value.
 
     fit.learning_rate: {loguniform: [1e-4, 1e-2]}
-    fit.batch: {choice: [8, 16, 32]}
+    encoder.checkpoint: {choice: [runs/pretrain/a, runs/pretrain/b]}
 
-Only keys that leave data, folds and features as they are can be searched, so that trials compare like with like and
-share one set of features. Bounds: uniform, loguniform and quniform include both ends, randint leaves out the upper.
+Every key of the recipe can be searched but those that would make trials incomparable: data, folds and seed. A key that
+decides what a recogniser hears is drawn by choice, so that features are computed once for each value. Bounds: uniform,
+loguniform and quniform include both ends, randint leaves out the upper.
 """
 
 from __future__ import annotations
@@ -15,13 +16,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from cpcscale import config as configs
+from cpcscale import storage
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError, nearest
 
 FORMS = ("uniform", "loguniform", "quniform", "randint", "choice")
-_SEARCHED = ("fit.", "recogniser.", "encoder.learning_rate")
-# The epoch is chosen on development speakers in every trial already, and a device is no setting.
-_LEFT_OUT = ("fit.epochs", "fit.device")
+_INNER = "its support vector machine is chosen on inner folds of each fold already (svm_search)"
+NOT_SWEPT = {
+    "mean": "it has nothing to set",
+    "functionals": _INNER,
+    "prosody": _INNER,
+    "minicpc": "every trial would pretrain a network for each fold",
+}
+_REFUSED = {
+    "corpus": "trials on other data do not compare",
+    "protocol": "trials on other folds do not compare",
+    "seed": "the luckiest seed is no setting",
+    "name": "it names the run",
+    "head": "only the attention head has epochs and a development score to search by",
+    "svm": "it is chosen on inner folds of each fold already (svm_search)",
+    "svm_search": "a sweep is over the attention head",
+    "classify": "it changes no development score",
+    "prosody": "it is of the system prosody, which is not swept",
+    "audio_cache": "where features are kept is no setting",
+    "fit.epochs": "each trial chooses its epoch on development speakers, up to fit.epochs",
+    "fit.device": "where a trial runs is no setting",
+    "pretraining": "only minicpc is pretrained by it, which is not swept; of it, pretraining.model can be",
+}
+_CHECKPOINT = "encoder.checkpoint"
 
 
 @dataclass(frozen=True)
@@ -32,11 +54,20 @@ class Dimension:
     form: str
     arguments: tuple[Any, ...]
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether it decides what a recogniser hears: the features, or the network that makes them."""
+        return _is_heard(self.key)
+
 
 def parse(space: Mapping[str, Any], recipe: EmotionRecipe) -> list[Dimension]:
-    """The dimensions of a space. Raises UserError for an unknown key or form, and values that do not fit the key."""
-    known = {key: value for key, value in configs.flat(recipe).items() if _searchable(key)}
-    found = [_dimension(key, entry, known) for key, entry in _entries(space)]
+    """The dimensions of a space, by key; checkpoints as absolute paths.
+
+    Raises UserError for an unknown key or form, a key that is not searched, and values that do not fit the key.
+    """
+    fields = {field.name for field in dataclasses.fields(EmotionRecipe)}
+    known = {key: value for key, value in configs.flat(recipe).items() if key.partition(".")[0] in fields}
+    found = sorted((_dimension(key, entry, known) for key, entry in _entries(space)), key=lambda each: each.key)
     if not found:
         raise UserError("space is empty: name at least one key, such as fit.learning_rate: {loguniform: [1e-4, 1e-2]}")
     return found
@@ -55,8 +86,14 @@ def apply(recipe: EmotionRecipe, values: Mapping[str, Any]) -> EmotionRecipe:
     return configs.build(EmotionRecipe, tree)
 
 
-def _searchable(key: str) -> bool:
-    return key.startswith(_SEARCHED) and key not in _LEFT_OUT
+def _is_heard(key: str) -> bool:
+    return not key.startswith(("fit.", "recogniser.")) and key != "encoder.learning_rate"
+
+
+def _why_not(key: str) -> str | None:
+    if key.startswith("pretraining.model."):
+        return None
+    return next((why for name, why in _REFUSED.items() if key == name or key.startswith(f"{name}.")), None)
 
 
 def _entries(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -73,8 +110,13 @@ def _is_group(entry: Mapping[str, Any]) -> bool:
 
 
 def _dimension(key: str, entry: Any, known: Mapping[str, Any]) -> Dimension:
+    if why := _why_not(key):
+        raise UserError(f"space: {key} cannot be searched: {why}; give it one value in the config")
     if key not in known:
-        raise UserError(f"space: {key} cannot be searched{nearest(key, list(known))}; these can: {', '.join(known)}")
+        searched = [name for name in known if _why_not(name) is None]
+        groups = sorted({name.partition(".")[0] for name in searched})
+        way_out = nearest(key, searched) or f"; these can, and what is in them: {', '.join(groups)}"
+        raise UserError(f"space: {key} is no key of the recipe{way_out}")
     if not isinstance(entry, Mapping) or len(entry) != 1 or next(iter(entry)) not in FORMS:
         raise UserError(f"space: {key}: {entry!r} is not one of the forms {', '.join(FORMS)}, as {{choice: [1, 2]}}")
     form, given = next(iter(entry.items()))
@@ -84,10 +126,20 @@ def _dimension(key: str, entry: Any, known: Mapping[str, Any]) -> Dimension:
     if form != "choice":
         _check_range(key, form, arguments)
     _check_type(key, form, arguments, known[key])
+    for value in arguments if key == "system" else ():
+        if value in NOT_SWEPT:
+            raise UserError(f"space: system={value} is not swept: {NOT_SWEPT[value]}; leave it out")
+    if key == _CHECKPOINT:
+        arguments = tuple(storage.absolute(value) if value else "" for value in arguments)
     return Dimension(key, form, arguments)
 
 
 def _check_range(key: str, form: str, arguments: tuple[Any, ...]) -> None:
+    if _is_heard(key):
+        raise UserError(
+            f"space: {key} decides what recognisers hear, and features are computed once for each value: name its "
+            f"values by choice, not {form}"
+        )
     count = 3 if form == "quniform" else 2
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in arguments)
     if len(arguments) != count or not numbers or not arguments[0] < arguments[1]:
@@ -95,6 +147,14 @@ def _check_range(key: str, form: str, arguments: tuple[Any, ...]) -> None:
         raise UserError(f"space: {key}: {form} wants {wanted} with low below high, not {list(arguments)}")
     if form == "loguniform" and arguments[0] <= 0:
         raise UserError(f"space: {key}: loguniform wants a low above 0, not {arguments[0]}")
+    if form == "quniform":
+        _check_step(key, arguments)
+
+
+def _check_step(key: str, arguments: tuple[Any, ...]) -> None:
+    low, high, step = arguments
+    if step <= 0 or abs((high - low) / step - round((high - low) / step)) > 1e-6:
+        raise UserError(f"space: {key}: quniform wants a step above 0 that leads from {low} to {high}, not {step}")
 
 
 def _check_type(key: str, form: str, arguments: tuple[Any, ...], current: Any) -> None:

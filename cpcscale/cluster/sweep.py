@@ -1,258 +1,284 @@
 """Hyper-parameters of fine-tuning by Ray Tune. What is maximised is `inner_ccc`: the mean over folds of the best CCC so
 far on the fold's development speakers. Test speakers are never heard; a sweep has no test score.
+
+A sweep that was killed or stopped goes on with the trials that are left, by the same command.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import yaml
 
 from cpcscale import config as configs
 from cpcscale import storage
 from cpcscale.cluster import session
-from cpcscale.cluster.finetune import absolute_inputs, cpus_each, describe, identify
+from cpcscale.cluster.finetune import absolute_inputs, describe, identify
 from cpcscale.cluster.space import Dimension, apply, parse
-from cpcscale.cluster.trials import METRIC, WORST, Children, trial
+from cpcscale.cluster.sweep_children import Children
+from cpcscale.cluster.sweep_features import Heard, encoders_digest, feature_key, heard_by, prepare_all
+from cpcscale.cluster.sweep_journal import METRIC, Journal, TrialRecord
+from cpcscale.cluster.sweep_share import Share, share
+from cpcscale.cluster.sweep_spec import SweepConfig
+from cpcscale.cluster.sweep_trials import Trials
+from cpcscale.cluster.sweep_tune import run_trials
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.crossval import fold_splits
-from cpcscale.emotion.features import Prepared, encoder_digest, open_encoder, prepare
-from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.emotion.crossval import fold_splits, marks
+from cpcscale.emotion.features import Prepared
+from cpcscale.emotion.splits import Folds
 from cpcscale.errors import UserError
-from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
+from cpcscale.progress import note
+from cpcscale.tracking.outbox import always
+from cpcscale.tracking.tracker import Tracker, environment_tags
+from cpcscale.train.lease import Lease, free, hold
+from cpcscale.train.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
-RESULT = "result.json"
-BEST = "best.yaml"
-_QUIET_TUNE = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-}
+RESULT, BEST, TABLE = "result.json", "best.yaml", "trials.csv"
 
 
-@dataclass(kw_only=True)
-class SweepConfig(EmotionRecipe):
-    """A sweep: the recipe that trials start from, what they change, and where they run."""
+@dataclass(frozen=True)
+class _Plan:
+    """A sweep that was checked: its dimensions, the corpus and how it is heard, and digests of what it follows from."""
 
-    run_dir: str = "runs/sweep"  # folder (or s3:// prefix) of the sweep; a finished one is not run again
-    workers: int = 2  # trials at a time; each gets its share of the cores
-    trials: int = 16
-    search: str = "random"  # random, or optuna (its TPE sampler)
-    scheduler: str = "asha"  # asha stops the worse trials early; none lets all end
-    grace_epochs: int = 1  # asha: no trial is stopped before
-    reduction_factor: float = 3.0  # asha: one in so many goes on at each rung
-    space: dict[str, Any] = field(default_factory=dict)  # config key: {form: arguments}, see space.py
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    config: SweepConfig
+    dimensions: list[Dimension]
+    corpus: Corpus
+    ways: dict[str, Heard]
+    identity: dict[str, str]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        configs.choose("search", self.search, ("random", "optuna"))
-        configs.choose("scheduler", self.scheduler, ("asha", "none"))
-        configs.at_least(1, workers=self.workers, trials=self.trials, grace_epochs=self.grace_epochs)
-        configs.at_least(1.1, reduction_factor=self.reduction_factor)
-        if self.system in ("mean", "minicpc"):
-            reason = {"mean": "it has nothing to set", "minicpc": "every trial would pretrain a network for each fold"}
-            raise UserError(f"system={self.system} is not swept: {reason[self.system]}; sweep another system")
-        if self.grace_epochs > self.fit.epochs:
-            raise UserError(f"grace_epochs={self.grace_epochs} is above fit.epochs={self.fit.epochs}: lower it")
+    def tags(self, values: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """The tags of a trial, or of the whole sweep: an encoder that is searched is not among those."""
+        if values is None and len(self.ways) > 1:
+            return describe(self.config, self.corpus, self.identity, {})
+        # Of the rest of its values a trial may find that they do not go together.
+        heard = {each.key: values[each.key] for each in self.dimensions if each.is_heard} if values else {}
+        recipe = apply(self.config, heard)
+        way = self.ways[feature_key(recipe)] if values else next(iter(self.ways.values()))
+        return describe(recipe, self.corpus, self.identity, way.source)
 
 
-def sweep(config: SweepConfig) -> dict[str, Any]:
+def sweep(config: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
     """Runs all trials and returns the summary that `run_dir` then holds as result.json.
 
-    It has trials (how many), inner_ccc, best (the winning values by key), results (one row a trial), system, corpus,
-    protocol, marks, seconds, run_id. `run_dir/best.yaml` is the winner as a config for `cpcscale finetune`. A finished
-    run_dir gives its summary back. Raises UserError before Ray starts for whatever a user can get wrong.
+    It has trials (how many), inner_ccc, best (the winning values by key), best_trial, results (one row a trial),
+    system, corpus, protocol, marks, rungs (the epochs at which asha judges), share, seconds, run_id. `run_dir` also
+    gets best.yaml, the winner as a config for `cpcscale finetune`, and trials.csv, the rows as a table. A finished
+    run_dir gives its summary back, an unfinished one goes on with the trials that are not over; `resume` insists on
+    one of the two. Raises UserError before a file is written for whatever a user can get wrong, and HeldError when
+    another driver is at this sweep.
     """
+    plan = _planned(config)
+    config, journal = plan.config, Journal(plan.config.run_dir)
+    if (done := _finished(config.run_dir, plan.identity)) is not None:
+        _settle(plan, journal, done)
+        log.warning("%s holds this sweep, finished: it is not run again", config.run_dir)
+        return done
+    _check_unfinished(journal, plan.identity, resume)
+    before = free(Ledger(config.run_dir), take_over=False, say=_say)
+    started = time.monotonic()
+    with session.connected(1):
+        mine = _share(config)
+        prepared = prepare_all(plan.ways, plan.corpus)
+        gone = before.holder.id if before.holder else ""
+        with hold(config.run_dir, config.lease, take_over=False, say=_say, gone=gone) as lease:
+            journal.begin(plan.identity)
+            _say_plan(config, mine, journal, _folds(config, prepared))
+            return _tracked(plan, journal, prepared, mine, lease, started)
+
+
+def _planned(config: SweepConfig) -> _Plan:
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
     dimensions = parse(config.space, config)
     corpus = open_corpus(config.corpus)
     fold_splits(config, corpus)
-    encoder, source = open_encoder(config)
-    identity = identify(config, corpus) | {"encoder": encoder_digest(encoder)}
-    if (done := _finished(config.run_dir, identity)) is not None:
-        log.warning("%s holds this sweep, finished: it is not run again", config.run_dir)
-        return done
-    started = time.monotonic()
-    prepared = prepare(config, corpus)
-    session.connect(config.workers)
-    tags = describe(config, corpus, identity, source)
+    ways = heard_by(config, dimensions)
+    # Checkpoints count by their weights, wherever they lie.
+    placeless = [each for each in dimensions if each.key != "encoder.checkpoint"]
+    space = {each.key: {each.form: list(each.arguments)} for each in placeless}
+    identity = identify(dataclasses.replace(config, space=space), corpus) | {"encoder": encoders_digest(ways)}
+    return _Plan(config, dimensions, corpus, ways, identity)
+
+
+def _check_unfinished(journal: Journal, identity: Mapping[str, str], resume: bool) -> None:
+    begun = journal.begun()
+    if begun is None and resume:
+        raise UserError(
+            f"run_dir={storage.shown(journal.run_dir)} holds no unfinished sweep to resume: leave --resume out to "
+            "start one"
+        )
+    if begun is not None and begun != identity:
+        changed = [name for name, value in identity.items() if begun.get(name) != value]
+        raise UserError(
+            f"run_dir={storage.shown(journal.run_dir)} holds an unfinished sweep with another {' and '.join(changed)}: "
+            "pass run_dir=FOLDER with a new one, or remove it"
+        )
+
+
+def _share(config: SweepConfig) -> Share:
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = ([node.get(name, 0.0) for node in nodes] for name in ("CPU", "GPU"))
+    return share(config.workers, config.trials, config.fit.device, cpus, gpus)
+
+
+def _say(text: str) -> None:
+    note(f"sweep: {text}")
+
+
+def _folds(config: SweepConfig, prepared: Mapping[str, Prepared]) -> Folds:
+    """The folds of what could be read."""
+    return fold_splits(config, next(iter(prepared.values())).corpus)
+
+
+def _say_plan(config: SweepConfig, mine: Share, journal: Journal, folds: Folds) -> None:
+    over = len(journal.over())
+    begun = f", {over} of them over already" if over else ""
+    rungs = ", ".join(str(rung) for rung in config.rungs)
+    side_by_side = f"{len(folds.splits)} folds side by side, {config.fit.epochs} epochs at most"
+    judged = (
+        f"asha compares {METRIC} after epoch {rungs} and lets the best 1 in {config.reduction_factor:g} go on"
+        if config.rungs
+        else "none is stopped early"
+    )
+    _say(f"{config.trials} trials{begun}, {mine.described()}; {side_by_side}; {judged}")
+
+
+def _tracked(
+    plan: _Plan, journal: Journal, prepared: Mapping[str, Prepared], mine: Share, lease: Lease, started: float
+) -> dict[str, Any]:
+    config = plan.config
     tracker = Tracker.start(
         config.tracking,
         kind="sweep",
         name=config.name or f"sweep-{config.system}",
         run_dir=config.run_dir,
-        tags=environment_tags() | tags,
+        tags=environment_tags() | plan.tags(),
         params=configs.flat(config),
+        allowed=lease.held,
     )
+    children = Children(config.tracking, tracker.run_id, journal, plan.tags, config.trials, lease.held)
     status, summary = "FAILED", {}
     try:
-        rows = _run_trials(
-            config, dimensions, (corpus, prepared), Children(config.tracking, tracker.run_id, tags, config.trials)
-        )
-        result = _summary(config, corpus, rows) | {
+        children.take_up()
+        run_trials(Trials(config, plan.dimensions, journal, children), prepared, mine)
+        best = _best(journal)
+        children.folds(best)
+        result = _summary(config, plan.corpus, _folds(config, prepared), journal.over(), best) | {
+            "share": dataclasses.asdict(mine),
             "seconds": time.monotonic() - started,
             "run_id": tracker.run_id,
             "run_dir": config.run_dir,
-            "identity": identity,
+            "identity": plan.identity,
         }
-        _publish(config, result, tracker)
+        files = _files(config, result)
+        for name, text in files.items():
+            tracker.artifact(name, text)
         status, summary = "FINISHED", {METRIC: result[METRIC]}
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        tracker.finish(status, summary)
+        # The tracked runs are another driver's when this one was overtaken.
+        if lease.held(now=True):
+            children.close()
+            tracker.finish(status, summary)
+    # The result comes last: where it stands, the sweep is whole, and so is what is tracked of it.
+    for name, text in files.items():
+        storage.write(storage.join(config.run_dir, name), text.encode())
+    journal.clear()
     return result
 
 
-def _run_trials(
-    config: SweepConfig, dimensions: Sequence[Dimension], shared: tuple[Corpus, Prepared], children: Children
-) -> list[dict[str, Any]]:
-    # Tune's own output goes to stdout whatever its verbosity, its loggers write a folder a trial, and its handler of
-    # interrupts swallows them.
-    for name, value in _QUIET_TUNE.items():
-        os.environ.setdefault(name, value)
-    from ray import tune
-
-    cpus = cpus_each(min(config.workers, config.trials))
-    recipe = apply(config, {})
-    trainable = tune.with_parameters(trial, config=recipe, shared=shared, threads=max(1, int(cpus)))
-    folder = storage.join(config.run_dir, "ray")
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": cpus}),
-        param_space={each.key: _draw(each) for each in dimensions},
-        tune_config=tune.TuneConfig(
-            metric=METRIC,
-            mode="max",
-            num_samples=config.trials,
-            max_concurrent_trials=config.workers,
-            # A process of its own for each trial would import torch for longer than it trains.
-            reuse_actors=True,
-            search_alg=_searcher(config),
-            scheduler=_scheduler(config),
-            trial_name_creator=lambda trial: f"trial-{trial.trial_id.rpartition('_')[2]}",
-        ),
-        run_config=tune.RunConfig(name="sweep", storage_path=folder, verbose=0, callbacks=[_callback(children)]),
-    )
-    status = "KILLED"
-    try:
-        grid = tuner.fit()
-        status = "FINISHED"
-    finally:
-        children.close(status)
-        storage.remove(folder)
-    return [_row(result) for result in grid]
+def _settle(plan: _Plan, journal: Journal, done: Mapping[str, Any]) -> None:
+    """What the driver that finished this sweep could not send, or was killed before it cleared it away."""
+    config = plan.config
+    if storage.exists(storage.join(config.run_dir, "unsent.json")):
+        tracker = Tracker.start(
+            config.tracking, kind="sweep", name=config.name, run_dir=config.run_dir, tags=plan.tags(), params={}
+        )
+        tracker.finish("FINISHED")
+    if journal.begun() is not None:
+        journal.begin(plan.identity)
+        children = Children(config.tracking, done["run_id"], journal, plan.tags, config.trials, always)
+        children.take_up()
+        children.folds(_best(journal))
+        children.close()
+        journal.clear()
 
 
-def _callback(children: Children) -> Any:
-    from ray import tune
-
-    class Callback(tune.Callback):
-        """Tune's events, handed on."""
-
-        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            children.start(str(trial), trial.config)
-
-        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
-            children.report(str(trial), result)
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            children.end(str(trial), "FINISHED")
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            children.end(str(trial), "FAILED")
-
-    return Callback()
-
-
-def _draw(dimension: Dimension) -> Any:
-    from ray import tune
-
-    arguments = dimension.arguments
-    match dimension.form:
-        case "uniform":
-            return tune.uniform(*arguments)
-        case "loguniform":
-            return tune.loguniform(*arguments)
-        case "quniform":
-            return tune.quniform(*arguments)
-        case "randint":
-            return tune.randint(*arguments)
-        case _:
-            return tune.choice(list(arguments))
-
-
-def _searcher(config: SweepConfig) -> Any:
-    match config.search:
-        case "optuna":
-            import optuna
-            from ray.tune.search.optuna import OptunaSearch
-
-            optuna.logging.set_verbosity(optuna.logging.WARNING)
-            return OptunaSearch(metric=METRIC, mode="max", sampler=optuna.samplers.TPESampler(seed=config.seed))
-        case _:
-            from ray.tune.search import BasicVariantGenerator
-
-            return BasicVariantGenerator(random_state=np.random.RandomState(config.seed))
-
-
-def _scheduler(config: SweepConfig) -> Any:
-    from ray.tune import schedulers
-
-    if config.scheduler == "none":
-        return schedulers.FIFOScheduler()
-    return schedulers.ASHAScheduler(
-        max_t=config.fit.epochs, grace_period=config.grace_epochs, reduction_factor=config.reduction_factor
-    )
-
-
-def _row(result: Any) -> dict[str, Any]:
-    metrics = result.metrics or {}
-    row = {
-        "values": dict(result.config),
-        METRIC: float(metrics.get(METRIC, WORST)),
-        "epochs": int(metrics.get("epoch", 0)),
-    }
-    error = metrics.get("error") or (str(result.error).strip().splitlines()[-1] if result.error else "")
-    return row | ({"error": error} if error else {})
-
-
-def _summary(config: SweepConfig, corpus: Corpus, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    trained = [row for row in rows if "error" not in row]
+def _best(journal: Journal) -> TrialRecord:
+    records = journal.over()
+    trained = [record for record in records if record.status != "failed"]
     if not trained:
-        raise UserError(f"none of the {len(rows)} trials could be trained; the first: {rows[0]['error']}")
-    best = max(trained, key=lambda row: row[METRIC])
+        # The same command tries them again, once what is wrong is mended.
+        journal.clear()
+        raise UserError(f"none of the {len(records)} trials could be trained; the first: {records[0].error}")
+    return max(trained, key=lambda record: record.score)
+
+
+def _summary(
+    config: SweepConfig, corpus: Corpus, folds: Folds, records: Sequence[TrialRecord], best: TrialRecord
+) -> dict[str, Any]:
     return {
-        "system": config.system,
+        "system": apply(config, best.values).system,
         "corpus": corpus.name,
-        "protocol": config.protocol.name,
-        "marks": list(corpus.marks),
-        "trials": len(rows),
-        METRIC: best[METRIC],
-        "best": best["values"],
-        "results": rows,
+        "protocol": folds.protocol,
+        "marks": marks(corpus, folds),
+        "trials": len(records),
+        METRIC: best.score,
+        "best": best.values,
+        "best_trial": best.number,
+        "folds": len(folds.splits),
+        "rungs": config.rungs,
+        "results": [_row(record) for record in records],
     }
 
 
-def _publish(config: SweepConfig, result: dict[str, Any], tracker: Tracker) -> None:
+def _row(record: TrialRecord) -> dict[str, Any]:
+    row = {
+        "trial": record.number,
+        "status": record.status,
+        METRIC: record.score,
+        "epochs": record.epochs,
+        "seconds": round(record.seconds, 3),
+        "restarts": record.restarts,
+        "values": record.values,
+    }
+    return row | ({"error": record.error} if record.error else {})
+
+
+def _files(config: SweepConfig, result: Mapping[str, Any]) -> dict[str, str]:
+    """The files of a finished sweep by name, the result last."""
     winner = configs.to_dict(apply(config, result["best"])) | {"run_dir": storage.join(config.run_dir, "best")}
     head = f"# The best of {result['trials']} trials: inner_ccc {result[METRIC]:.4f}, on development speakers alone.\n"
-    files = {BEST: head + yaml.safe_dump(winner, sort_keys=False), RESULT: json.dumps(result, indent=1) + "\n"}
-    for name, text in files.items():
-        tracker.artifact(name, text)
-        storage.write(storage.join(config.run_dir, name), text.encode())
+    return {
+        BEST: head + yaml.safe_dump(winner, sort_keys=False),
+        TABLE: _table(result["results"]),
+        RESULT: json.dumps(result, indent=1) + "\n",
+    }
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns, keys = ("trial", "status", METRIC, "epochs", "seconds", "restarts"), list(rows[0]["values"])
+    writer.writerow([*columns, *keys, "error"])
+    for row in rows:
+        values = [row["values"][key] for key in keys]
+        writer.writerow([*(row[column] for column in columns), *values, row.get("error", "")])
+    return out.getvalue()
 
 
 def _finished(run_dir: str, identity: Mapping[str, str]) -> dict[str, Any] | None:

@@ -151,7 +151,7 @@ def results(
     several = {each.seeds for each in systems.values() if len(each.seeds) > 1}
     if len(several) > 1:
         raise ValueError(f"the systems differ in their seeds, {sorted(several)}: compare runs of the same ones")
-    against = [reference, *([BASELINE] if BASELINE in systems and reference != BASELINE else [])]
+    against = dict.fromkeys([reference, *([BASELINE] if BASELINE in systems else [])])
     return Results(
         subject=subject,
         rows=[_row(name, each, truth_UP, groups, folds, seed) for name, each in systems.items()],

@@ -56,7 +56,8 @@ class TrackedRun:
 
 
 def read_runs(config: TrackingConfig, *, children: bool = False) -> list[TrackedRun]:
-    """The runs of the experiment, newest first, without (by default) those that have a parent.
+    """The runs of the experiment, newest first, without (by default) those that are parts of another: trials and folds.
+    A fine-tuning is a whole one, below a reproduction too.
 
     Raises UserError when the store cannot be reached or holds no run of cpcscale.
     """
@@ -77,7 +78,7 @@ def read_runs(config: TrackingConfig, *, children: bool = False) -> list[Tracked
     runs = sorted((run for run in runs if run.kind), key=lambda run: run.started_s, reverse=True)
     if not runs:
         raise nothing
-    return [run for run in runs if children or not run.parent]
+    return [run for run in runs if children or not run.parent or run.kind == "finetune"]
 
 
 def _all_runs(client: Any, experiment_id: str) -> Iterator[Any]:

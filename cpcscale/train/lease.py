@@ -79,7 +79,7 @@ def free(ledger: Ledger, *, take_over: bool, say: Callable[[str], None], gone: s
             alive = _seen_alive(ledger, holder)
         if alive:
             raise HeldError(
-                f"{what}, which lives: stop it, name another run_dir, or give --take-over to stop it from here"
+                f"{what}, which lives: stop it, name another run_dir, or give --take-over (pretrain) to stop it"
             )
         gone = holder.id
 

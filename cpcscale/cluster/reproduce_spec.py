@@ -1,0 +1,95 @@
+"""The config of a reproduction: the recipe that all runs share, the systems and seeds, and where they run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cpcscale import config as configs
+from cpcscale.cluster.space import apply
+from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe
+from cpcscale.errors import UserError, nearest
+from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.train.lease import LeaseConfig
+
+RECIPE_FIELDS = tuple(one.name for one in dataclasses.fields(EmotionRecipe))
+# What all systems share, or what names a run: figures would not compare, or runs could not be told apart.
+_SHARED = ("system", "name", "seed", "corpus", "protocol", "audio_cache", "pretraining.seed")
+
+
+@dataclass(kw_only=True)
+class ReproduceConfig(EmotionRecipe):
+    """The recipe that all runs share, the systems and seeds, and where they run. `system` and `seed` stay unset."""
+
+    run_dir: str = "runs/reproduce"  # folder (or s3:// prefix); each run is in SYSTEM-seedN below it
+    workers: int = 2  # folds at a time
+    systems: list[str] = field(default_factory=lambda: list(SYSTEMS))
+    # Each keys the weights, the batches and minicpc's pretraining; a system that draws nothing runs with the first.
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    reference: str = "random"  # the system that all others are tested against
+    # What one system has otherwise, by key of the recipe, as {raw: {fit.epochs: 20}}.
+    overrides: dict[str, Any] = field(default_factory=dict)
+    dry_run: bool = False  # only list the runs, and the hours that they may take
+    lease: LeaseConfig = field(default_factory=LeaseConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        # Not the checks of the recipe as it stands: they are of one system, and each of several is checked below.
+        configs.at_least(1, workers=self.workers)
+        if not self.run_dir:
+            raise UserError("run_dir is empty: name the folder of the reproduction")
+        if self.system != EmotionRecipe.system or self.seed != EmotionRecipe.seed:
+            raise UserError(
+                f"system={self.system} and seed={self.seed} are of single runs: give lists of them, systems=[...] and "
+                "seeds=[...]"
+            )
+        for name, given in (("systems", self.systems), ("seeds", self.seeds)):
+            if not given or len(set(given)) < len(given):
+                raise UserError(f"{name}={given} names none, or one twice: give each once")
+        for system in self.systems:
+            configs.choose("systems", system, SYSTEMS)
+        configs.choose("reference", self.reference, self.systems)
+        for system in self.overrides:
+            configs.choose("overrides", system, SYSTEMS)
+        for system in self.systems:
+            self.recipe(system)
+
+    def recipe(self, system: str) -> EmotionRecipe:
+        """What one system's runs compute, but for the seed. Raises UserError for overrides that are no keys of it, or
+        that it refuses."""
+        known = [key for key in configs.flat(self) if _field(key) in RECIPE_FIELDS and not _within(key, _SHARED)]
+        given = self.overrides.get(system, {})
+        if not isinstance(given, Mapping):
+            raise UserError(f"overrides.{system}={given!r} is no mapping of keys to values, as {{fit.epochs: 20}}")
+        values = dict(configs.leaves(given))
+        for key in values:
+            if _within(key, _SHARED):
+                raise UserError(
+                    f"overrides.{system}: {key} is shared by all systems, or nothing compares: leave it out"
+                )
+            if key not in known:
+                raise UserError(f"overrides.{system}: {key} is no key of the recipe{nearest(key, known)}")
+        try:
+            return apply(self, values | {"system": system})
+        except UserError as error:
+            raise UserError(f"system {system}: {error} (here by overrides.{system}.KEY)") from None
+
+
+def with_seed(recipe: EmotionRecipe, seed: int) -> EmotionRecipe:
+    """The recipe of one run: all that is drawn in it follows from `seed`, minicpc's pretraining too."""
+    return dataclasses.replace(recipe, seed=seed, pretraining=dataclasses.replace(recipe.pretraining, seed=seed))
+
+
+def draws(recipe: EmotionRecipe) -> bool:
+    """Whether the seed changes a result of this system: it has weights that are drawn, in its encoder or its head."""
+    return recipe.regressor == "attention" or (recipe.regressor == "svr" and recipe.system in ("random", "minicpc"))
+
+
+def _within(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _field(key: str) -> str:
+    return key.partition(".")[0]
