@@ -104,9 +104,9 @@ class Tracker:
         try:
             client, experiment_id = _prepare(config)
             with usable(config):
-                run = _active_run(client, known_id) or client.create_run(
-                    experiment_id, run_name=name, tags={PARENT_TAG: parent} if parent else {}
-                )
+                # With its kind from the start: a driver killed just now leaves a run that is found again.
+                first = {"cpcscale.kind": kind} | ({PARENT_TAG: parent} if parent else {})
+                run = _active_run(client, known_id) or client.create_run(experiment_id, run_name=name, tags=first)
                 _describe(client, run, {**tags, "cpcscale.kind": kind}, params)
         except StoreError as error:
             if not (patient and known_id):

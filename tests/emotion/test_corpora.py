@@ -8,7 +8,6 @@ import soundfile
 
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Rating, merged_ratings
-from cpcscale.emotion.features import read_waves
 from cpcscale.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -199,26 +198,3 @@ def test_the_made_corpus_says_that_it_is_made():
     assert (corpus.name, corpus.marks) == ("made-emotion", ("MADE",))
     assert len(set(corpus.speakers)) >= 12
     assert "MADE" in read(DATA / "made_emotion", name="in-house", kind="csv").marks
-
-
-def test_audio_is_read_at_16_khz_and_cut_at_max_s(tmp_path):
-    folder = put_table(tmp_path / "s", "1.wav,a,1,2,3", "2.wav,a,1,2,3")
-    put_audio(folder / "2.wav", seconds=2, rate_hz=48_000)
-    waves = read_waves(read(folder), max_s=1.5)
-    assert [(wave.dtype, len(wave)) for wave in waves] == [(np.int16, 8_000), (np.int16, 24_000)]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda path: path.write_bytes(b"not audio at all"), r"1\.wav in corpus s cannot be used"),
-        (lambda path: path.write_bytes(b""), r"1\.wav in corpus s cannot be used"),
-        (lambda path: put_audio(path, seconds=0.05), r"1\.wav in corpus s lasts 0\.050 s, too short"),
-    ],
-)
-def test_audio_that_cannot_be_used_is_named(tmp_path, spoil, message):
-    folder = put_table(tmp_path / "s", "1.wav,a,1,2,3")
-    spoil(folder / "1.wav")
-    with pytest.raises(UserError, match=message) as error:
-        read_waves(read(folder), max_s=10)
-    assert "\n" not in str(error.value)
