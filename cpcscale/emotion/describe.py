@@ -16,6 +16,7 @@ import numpy as np
 
 from cpcscale import audio, storage
 from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.emotion.results import label_correlation
 from cpcscale.objective.ccc import PRIMITIVES, ccc
 
 # The owners write means with two to six decimals.
@@ -41,7 +42,7 @@ def describe(corpus: Corpus) -> dict[str, Any]:
         "scale": list(corpus.scale),
         "utterances": len(rows),
         "labels": {name: label_figures(corpus.labels_UP[:, at], corpus.scale) for at, name in enumerate(PRIMITIVES)},
-        "correlation": _correlation(corpus.labels_UP),
+        "correlation": label_correlation(corpus.labels_UP),
         "out_of_scale": int(corpus.outside_U.sum()),
         "speakers": dict(sorted(speakers.items())),
         "unknown_speaker": unknown,
@@ -154,18 +155,6 @@ def human_ceiling(corpus: Corpus) -> dict[str, Any] | None:
         "rated_utterances": rated,
         "raters_an_utterance": len(found) / rated,
     }
-
-
-def _correlation(labels_UP: np.ndarray) -> list[list[float | None]]:
-    """Pearson's correlation of each two primitives; None where one is constant."""
-    varies_P = np.ptp(labels_UP, axis=0) > 0
-    if not varies_P.any():
-        return [[None] * len(varies_P) for _ in varies_P]
-    matrix_PP = np.corrcoef(np.where(varies_P, labels_UP, np.arange(len(labels_UP))[:, None]), rowvar=False)
-    return [
-        [float(matrix_PP[a, b]) if varies_P[a] and varies_P[b] else None for b in range(len(varies_P))]
-        for a in range(len(varies_P))
-    ]
 
 
 def _counts(words: Iterable[str]) -> dict[str, int]:

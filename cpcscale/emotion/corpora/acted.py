@@ -9,6 +9,7 @@ mark PROXY: a handful of label points say little, on valence least, where a dete
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 from cpcscale import audio, storage
@@ -71,3 +72,9 @@ def gather(
 def audio_files(files: Iterable[str]) -> list[str]:
     """Those of the names that are audio by their suffix."""
     return [name for name in files if name.lower().endswith(audio.SUFFIXES)]
+
+
+def all_named(files: Iterable[str], form: re.Pattern[str]) -> bool:
+    """Whether every audio file among the names, and at least one, has a stem of this form."""
+    names = audio_files(files)
+    return bool(names) and all(form.fullmatch(stem(name)) for name in names)

@@ -40,8 +40,7 @@ def read(settings: CorpusConfig) -> Corpus:
 
 def recognises(files: Sequence[str]) -> bool:
     """Whether every audio file, and at least one, is named as CREMA-D names them."""
-    names = acted.audio_files(files)
-    return bool(names) and all(_NAME.fullmatch(stem(name)) for name in names)
+    return acted.all_named(files, _NAME)
 
 
 def _genders(folder: str, files: Sequence[str]) -> dict[str, str]:

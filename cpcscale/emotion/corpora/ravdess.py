@@ -45,8 +45,7 @@ def read(settings: CorpusConfig) -> Corpus:
 
 def recognises(files: Sequence[str]) -> bool:
     """Whether every audio file, and at least one, is named as RAVDESS names them."""
-    names = acted.audio_files(files)
-    return bool(names) and all(_NAME.fullmatch(stem(name)) for name in names)
+    return acted.all_named(files, _NAME)
 
 
 def _utterance(key: str, path: str) -> Utterance | str:
