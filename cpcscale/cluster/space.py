@@ -35,6 +35,7 @@ _REFUSED = {
     "name": "it names the run",
     "head": "only the attention head has epochs and a development score to search by",
     "svm": "it is chosen on inner folds of each fold already (svm_search)",
+    "fit_search": "a sweep is the search",
     "svm_search": "a sweep is over the attention head",
     "classify": "it changes no development score",
     "prosody": "it is of the system prosody, which is not swept",

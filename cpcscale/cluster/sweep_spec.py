@@ -41,6 +41,8 @@ class SweepConfig(EmotionRecipe):
             raise UserError(f"system={self.system} is not swept: {NOT_SWEPT[self.system]}; sweep another system")
         if self.head == "svr":
             raise UserError("head=svr is not swept: it is chosen on inner folds already (svm_search); leave head out")
+        if self.fit_search:
+            raise UserError("fit_search=true is a search of its own on the same speakers: leave it out of a sweep")
         if self.scheduler == "asha" and self.grace_epochs > self.fit.epochs:
             raise UserError(f"grace_epochs={self.grace_epochs} is above fit.epochs={self.fit.epochs}: lower it")
         if not self.run_dir:

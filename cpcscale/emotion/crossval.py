@@ -22,6 +22,7 @@ from cpcscale.emotion.classic import GRID, Regressor, choose, classify
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.features import Prepared, Source, open_source
 from cpcscale.emotion.fit import Epoch, Examples, Fit
+from cpcscale.emotion.halving import best_of, candidates, halve, settings
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.rows import key, predict, seeded
 from cpcscale.emotion.score import (
@@ -111,7 +112,7 @@ def marks(corpus: Corpus, folds: Folds) -> list[str]:
 def start_fit(recipe: EmotionRecipe, prepared: Prepared, split: Split) -> tuple[Source, Fit]:
     """A fit on the training part of a fold, not begun, and the source of its inputs. Hears no test utterance."""
     source = open_source(recipe, prepared, split)
-    return source, _fit(recipe, prepared.corpus, source, split)
+    return source, _fits([recipe], prepared.corpus, source, split)[0]
 
 
 def run_fold(recipe: EmotionRecipe, prepared: Prepared, fold: int) -> FoldResult:
@@ -138,31 +139,38 @@ def run_fold(recipe: EmotionRecipe, prepared: Prepared, fold: int) -> FoldResult
     return FoldResult(split, guess_UP, time.monotonic() - started, curve, chosen, tuple(classes))
 
 
-def _fit(recipe: EmotionRecipe, corpus: Corpus, source: Source, split: Split) -> Fit:
-    seed = key(recipe.seed, f"fold/{split.fold}")
-    with seeded(seed, "weights"):
-        network = source.network(split.train_rows)
+def _fits(recipes: Sequence[EmotionRecipe], corpus: Corpus, source: Source, split: Split) -> list[Fit]:
+    """A fit for each recipe, over inputs that they share, not begun."""
 
     def examples(rows: Sequence[int]) -> Examples:
         names = [corpus.utterances[row].key for row in rows]
         truth_UP = corpus.to_unit(corpus.labels_UP[list(rows)])
         return Examples(source.inputs(rows), truth_UP, names, source.shares(rows))
 
+    seed = key(recipes[0].seed, f"fold/{split.fold}")
     known, held = examples(split.train_rows), examples(split.dev_rows)
-    return Fit(network, known, held, recipe.fit, seed=seed, encoder_rate=recipe.encoder_rate)
+    fits = []
+    for recipe in recipes:
+        with seeded(seed, "weights"):
+            network = source.network(split.train_rows, recipe.recogniser)
+        fits.append(Fit(network, known, held, recipe.fit, seed=seed, encoder_rate=recipe.encoder_rate))
+    return fits
 
 
 def _trained(
     recipe: EmotionRecipe, corpus: Corpus, source: Source, split: Split
 ) -> tuple[np.ndarray, tuple[Epoch, ...], dict[str, Any]]:
-    """Predictions of the recogniser at its best epoch, its curve, and that epoch."""
-    fit = _fit(recipe, corpus, source, split)
-    for epoch in fit:
-        _log_epoch(split.fold, epoch)
+    """Predictions of the recogniser at its best epoch, its curve, and that epoch with what else was chosen."""
+    recipes = candidates(recipe)
+    fits = _fits(recipes, corpus, source, split)
+    for place, epoch in halve(fits, recipe.fit.epochs):
+        _log_epoch(split.fold, place, epoch)
+    place = best_of(fits)
+    fit, chosen = fits[place], settings(recipes[place]) if len(fits) > 1 else {}
     inputs, shares = source.inputs(split.test_rows), source.shares(split.test_rows)
     guess_UP = corpus.from_unit(predict(fit.finish(), inputs, fit.device, shares=shares))
     assert fit.best is not None
-    return guess_UP, tuple(fit.curve), {"epoch": fit.best.epoch, "dev_ccc": fit.best.dev_ccc}
+    return guess_UP, tuple(fit.curve), {"epoch": fit.best.epoch, "dev_ccc": fit.best.dev_ccc} | chosen
 
 
 def _regressed(
@@ -290,5 +298,6 @@ def _predictions(corpus: Corpus, guess_UP: np.ndarray, tested_U: np.ndarray, cla
     return out.getvalue()
 
 
-def _log_epoch(fold: int, epoch: Epoch) -> None:
-    log.info("fold %d epoch %d: loss %.3f, dev CCC %.3f", fold, epoch.epoch, epoch.train_loss, epoch.dev_ccc)
+def _log_epoch(fold: int, place: int, epoch: Epoch) -> None:
+    line = "fold %d config %d epoch %d: loss %.3f, dev CCC %.3f"
+    log.info(line, fold, place, epoch.epoch, epoch.train_loss, epoch.dev_ccc)

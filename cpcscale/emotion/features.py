@@ -36,7 +36,7 @@ from cpcscale.emotion.fit import device
 from cpcscale.emotion.functionals import functionals
 from cpcscale.emotion.prosody import chosen, prosody, version
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.recogniser import EndToEnd, Recogniser
+from cpcscale.emotion.recogniser import EndToEnd, Recogniser, RecogniserConfig
 from cpcscale.emotion.splits import Split
 from cpcscale.emotion.waves import Features, Waves, Windows, features
 from cpcscale.errors import UserError
@@ -96,7 +96,7 @@ class Source:
         pairs = zip(self.inputs(rows), self.shares(rows), strict=True)
         return np.stack([share_W @ np.stack([summarise(x_TC) for x_TC in parts]) for parts, share_W in pairs])
 
-    def network(self, train_rows: Sequence[int]) -> nn.Module:
+    def network(self, train_rows: Sequence[int], settings: RecogniserConfig) -> nn.Module:
         """A new recogniser that standardises by the training utterances, with the encoder where it is to be trained.
 
         The statistics under a trained encoder are those of its first weights.
@@ -106,9 +106,12 @@ class Source:
         if encoder is not None:
             inputs = self._encoded(encoder, inputs)
         mean_C, deviation_C = statistics([window for parts in inputs for window in parts])
-        recogniser = Recogniser(self._recipe.recogniser, len(mean_C))
+        recogniser = Recogniser(settings, len(mean_C))
         recogniser.standardise(mean_C, deviation_C)
-        return recogniser if encoder is None else EndToEnd(encoder, recogniser, self._recipe.encoder.layer)
+        if encoder is None:
+            return recogniser
+        # A copy: several fits of one fold train theirs from the same weights.
+        return EndToEnd(copy.deepcopy(encoder), recogniser, self._recipe.encoder.layer)
 
     def _windows(self, rows: Sequence[int]) -> list[Windows]:
         assert self._prepared.waves is not None

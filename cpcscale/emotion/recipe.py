@@ -74,6 +74,9 @@ class EmotionRecipe:
     fit: FitConfig = field(default_factory=FitConfig)
     svm: SVMConfig = field(default_factory=SVMConfig)
     svm_search: bool = True  # svr: the config is the best of 16 on inner folds of the training speakers, not `svm`
+    # attention: rate, decay, dropout and pooling are the best of 16 (4 under a trained encoder) on each fold's
+    # development speakers, not those of `fit` and `recogniser`; it takes about three times as long.
+    fit_search: bool = False
     classify: bool = False  # also a support vector classification of the corpus's categories, from the same features
     prosody: str = "auto"  # egemaps where the extra opensmile is installed, else pitch
     audio_cache: AudioCacheConfig = field(default_factory=AudioCacheConfig)
@@ -86,6 +89,11 @@ class EmotionRecipe:
         config.choose("prosody", self.prosody, PROSODY_KINDS)
         if self.head == "attention" and self.system in CLASSIC:
             raise UserError(f"head=attention hears frames, and system={self.system} has none: use head=auto")
+        if self.fit_search and self.regressor != "attention":
+            raise UserError(
+                f"fit_search=true chooses a config of the attention head, and system={self.system} with "
+                f"head={self.head} has none (svr has svm_search): leave it out"
+            )
         if self.trains_encoder and (self.head == "svr" or self.classify):
             key = "head=svr" if self.head == "svr" else "classify=true"
             raise UserError(
