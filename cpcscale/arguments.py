@@ -49,12 +49,17 @@ def _of_runs(verbs: Verbs) -> None:
         ("pretrain", "shards -> CPC encoder, on Ray Train"),
         ("finetune", "encoder and labelled corpus -> emotion recogniser, cross-validated"),
         ("sweep", "hyper-parameters of fine-tuning, on Ray Tune"),
+        ("evaluate", "recognisers on degraded audio, with fewer labels, or on other corpora"),
     ):
         verbs.add_parser(verb, help=text).add_argument(
-            "config", help="YAML file, such as configs/" + verb + "/quickstart.yaml"
+            "config",
+            help=f"YAML file, such as configs/{verb}/{'robustness' if verb == 'evaluate' else 'quickstart'}.yaml",
         )
     verbs.choices["sweep"].add_argument(
         "--resume", action="store_true", help="only go on with an unfinished sweep (the same command does so anyway)"
+    )
+    verbs.choices["evaluate"].add_argument(
+        "--dry-run", action="store_true", help="only list the runs and the hours they may take"
     )
     verbs.choices["pretrain"].add_argument(
         "--take-over", action="store_true", help="go on with a run that another driver holds, and stop that one"

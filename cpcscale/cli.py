@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _sweep(options)
             case "reproduce":
                 _reproduce(options)
+            case "evaluate":
+                _evaluate(options)
             case "compare":
                 _compare(options)
             case "bench":
@@ -62,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "pack": "goes on where it was",
             "sweep": "goes on with the trials that are left",
             "reproduce": "goes on with the runs that are left",
+            "evaluate": "goes on with the runs that are left",
         }.get(options.verb, goes_on)
         print(f"cpcscale: {str(stopped) or 'stopped'}; the same command {goes_on}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
@@ -245,6 +248,22 @@ def _reproduce(options: argparse.Namespace) -> None:
         _emit(result)
     else:
         print("\n".join(forecast_lines(result) if spec.dry_run else results_lines(result)))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from cpcscale import config
+    from cpcscale.cluster.evaluate import evaluate
+    from cpcscale.cluster.evaluate_spec import EvaluateConfig
+    from cpcscale.report.evaluate import evaluate_files, evaluate_lines
+    from cpcscale.report.results import forecast_lines
+
+    overrides = [*options.overrides, *(["dry_run=true"] if options.dry_run else [])]
+    spec = config.load(EvaluateConfig, options.config, overrides)
+    result = evaluate(spec, evaluate_files)
+    if options.json:
+        _emit(result)
+    else:
+        print("\n".join(forecast_lines(result) if spec.dry_run else evaluate_lines(result)))
 
 
 def _compare(options: argparse.Namespace) -> None:

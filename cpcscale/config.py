@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 # Keys that say where or how fast a run happens, never what it computes: they stay out of the hash.
 _PLACE = frozenset(
-    {"run_dir", "workers", "threads", "tracking", "log_window_ids", "log_every_steps"}
+    {"run_dir", "workers", "ranks", "threads", "tracking", "log_window_ids", "log_every_steps"}
     # The fingerprint names the data, wherever it lies; the feed and the store change when a batch comes, never what.
     | {"shards", "audio", "name", "feed", "storage", "lease"}
     | {"max_failures", "grow_every_s", "stop_grace_s"}

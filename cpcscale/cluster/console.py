@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cpcscale.progress import Progress, note
@@ -17,8 +17,9 @@ QUARANTINE_COLUMNS = ("shard", "key", "number", "cause", "why", "step")
 class Console:
     """The observer in the driver."""
 
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker, self._detail = tracker, ""
+    def __init__(self, tracker: Tracker, look: Callable[[], None] | None = None) -> None:
+        """`look` is called when a checkpoint was published."""
+        self._tracker, self._look, self._detail = tracker, look, ""
         self._bar: Progress | None = None
         # Whether workers have made a step.
         self.working = False
@@ -60,6 +61,8 @@ class Console:
     def saved(self) -> None:
         # A resumed run starts from here: what was logged before it is not made again.
         self._tracker.flush()
+        if self._look:
+            self._look()
 
     def close(self) -> None:
         if self._bar:

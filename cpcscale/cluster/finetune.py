@@ -12,12 +12,14 @@ from typing import Any
 from cpcscale import config as configs
 from cpcscale import storage
 from cpcscale.cluster import session
+from cpcscale.cluster.fold_ranks import SharedFold, check_ranks, refuse_without_room, run_shared, uses_gpus
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import FinetuneResult, FoldResult, combine, fold_splits, marks, run_fold
-from cpcscale.emotion.encoders import encoder_digest, open_encoder
+from cpcscale.emotion.encoders import absolute_checkpoint, encoder_digest, open_encoder
 from cpcscale.emotion.features import Prepared, prepare
 from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.emotion.selection import refuse_selected
 from cpcscale.errors import UserError
 from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
 
@@ -33,33 +35,39 @@ class FinetuneConfig(EmotionRecipe):
 
     run_dir: str = "runs/finetune"  # folder (or s3:// prefix) of the run; a finished one is not run again
     workers: int = 2  # folds at a time; each gets its share of the cores
+    # Processes that train one fold together, on a GPU each where there are GPUs: they share its batches, and the CCC is
+    # still that of the whole batch.
+    ranks: int = 1
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        configs.at_least(1, workers=self.workers)
+        configs.at_least(1, workers=self.workers, ranks=self.ranks)
+        check_ranks(self, self.ranks)
 
 
-def finetune(config: FinetuneConfig, *, parent: str | None = None) -> FinetuneResult:
+def finetune(config: FinetuneConfig, *, parent: str | None = None, corpus: Corpus | None = None) -> FinetuneResult:
     """Runs all folds and returns their result, which `run_dir` then holds as result.json and predictions.csv.
 
     A run_dir that holds the finished result of the same config, corpus and encoder gives that one back. `parent` is the
-    id of the tracked run that this one is a part of. Whatever a user can get wrong raises UserError before Ray starts
-    or a file is written.
+    id of the tracked run that this one is a part of; `corpus` stands in for the one that the config names. Whatever a
+    user can get wrong raises UserError before Ray starts or a file is written.
     """
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
-    corpus = open_corpus(config.corpus)
+    corpus = open_corpus(config.corpus) if corpus is None else corpus
     fold_splits(config, corpus)
     encoder, source = open_encoder(config)
+    refuse_selected(config, corpus, source)
     identity = identify(config, corpus) | {"encoder": encoder_digest(encoder)}
     if (done := finished(config.run_dir, identity)) is not None:
         log.warning("%s holds this run, finished: it is not run again", config.run_dir)
         return done
     started = time.monotonic()
+    refuse_without_room(config, config.ranks, config.workers)
     prepared = prepare(config, corpus)
     # Again, without what could not be read.
     count = len(fold_splits(config, prepared.corpus).splits)
-    session.connect(config.workers)
+    session.connect(config.workers * config.ranks)
     tracker = Tracker.start(
         config.tracking,
         kind="finetune",
@@ -76,6 +84,7 @@ def finetune(config: FinetuneConfig, *, parent: str | None = None) -> FinetuneRe
             combine(config, prepared.corpus, folds),
             seconds=time.monotonic() - started,
             identity=identity,
+            encoder_chosen=str(source.get("chosen", "")),
             run_id=tracker.run_id,
         )
         _publish(config.run_dir, result, tracker)
@@ -94,7 +103,7 @@ def absolute_inputs(recipe: EmotionRecipe) -> dict[str, Any]:
     path, checkpoint = recipe.corpus.path, recipe.encoder.checkpoint
     return {
         "corpus": dataclasses.replace(recipe.corpus, path=storage.absolute(path) if path else ""),
-        "encoder": dataclasses.replace(recipe.encoder, checkpoint=storage.absolute(checkpoint) if checkpoint else ""),
+        "encoder": dataclasses.replace(recipe.encoder, checkpoint=absolute_checkpoint(checkpoint)),
     }
 
 
@@ -115,12 +124,13 @@ def describe(recipe: EmotionRecipe, corpus: Corpus, identity: dict[str, str], so
         "cpcscale.system": recipe.system,
         "cpcscale.corpus": corpus.name,
         "cpcscale.protocol": recipe.protocol.split,
-        "cpcscale.marks": ",".join(marks(corpus, fold_splits(recipe, corpus))),
+        "cpcscale.marks": ",".join(marks(recipe, corpus, fold_splits(recipe, corpus))),
         "cpcscale.config_hash": identity["config"],
         "cpcscale.corpus_hash": identity["corpus"],
     }
     if source:
         tags["cpcscale.encoder"] = str(source["url"])
+        tags["cpcscale.encoder_chosen"] = str(source.get("chosen", ""))
     # The others take no more than the architecture from the checkpoint: its data is not theirs.
     if source and recipe.system == "precpc":
         tags["cpcscale.fingerprint"] = str(source["fingerprint"])
@@ -140,9 +150,14 @@ def _run_folds(config: FinetuneConfig, prepared: Prepared, count: int) -> list[F
     import ray
 
     reference = ray.put((config, prepared))
-    cpus = cpus_each(min(config.workers, count))
-    items = [{"shared": reference, "fold": fold, "threads": max(1, int(cpus))} for fold in range(count)]
-    return session.map_tasks(_fold, items, what=f"finetune {config.system}", unit="folds", cpus=cpus)
+    cpus = cpus_each(min(config.workers, count) * config.ranks)
+    threads = max(1, int(cpus))
+    what = f"finetune {config.system}"
+    if config.ranks > 1:
+        shared = [SharedFold(reference, fold, config.ranks, cpus, uses_gpus(config), threads) for fold in range(count)]
+        return session.map_tasks(run_shared, shared, what=what, unit="folds", cpus=0)
+    items = [{"shared": reference, "fold": fold, "threads": threads} for fold in range(count)]
+    return session.map_tasks(_fold, items, what=what, unit="folds", cpus=cpus)
 
 
 def _fold(item: dict[str, Any]) -> FoldResult:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -27,8 +27,15 @@ from cpcscale.train.ranks import PeerLostError
 _RAY = "ray-"
 
 
-def fit(config: PretrainConfig, fingerprint: str, use_gpu: bool, tracker: Tracker, holder: str) -> dict[str, Any]:
-    """Trains on as many workers as the config asks for and returns the loop's summary.
+def fit(
+    config: PretrainConfig,
+    fingerprint: str,
+    use_gpu: bool,
+    tracker: Tracker,
+    holder: str,
+    look: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Trains on as many workers as the config asks for and returns the loop's summary; `look` as in Console.
 
     Raises the workers' UserError, and one when more of them died than may; KeyboardInterrupt at Ctrl-C; Terminated at
     SIGTERM, once they have made a checkpoint or `stop_grace_s` is over, and at once at a second one.
@@ -53,7 +60,7 @@ def fit(config: PretrainConfig, fingerprint: str, use_gpu: bool, tracker: Tracke
             callbacks=[_Deaths(mailbox, config.max_failures)],
         ),
     )
-    console = Console(tracker)
+    console = Console(tracker, look)
     stop = _Stop(mailbox, console, config.stop_grace_s)
     try:
         with stop.heard(), Delivery(mailbox, console):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from cpcscale import config as configs
 from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.cluster.data import checked_data, pack_first
-from cpcscale.cluster.sizing import feeder_cores, use_gpu
+from cpcscale.cluster.sizing import cores_beside, use_gpu
 from cpcscale.cluster.spec import PretrainConfig, absolute
+from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.errors import UserError
 from cpcscale.progress import note
 from cpcscale.tracking.tracker import Tracker, environment_tags
@@ -18,6 +20,10 @@ from cpcscale.train import checkpoint, resume
 from cpcscale.train.checkpoint import Restored
 from cpcscale.train.lease import Lease, free, hold
 from cpcscale.train.ledger import Ledger
+from cpcscale.train.probes import Probes, ProbeSet
+
+if TYPE_CHECKING:
+    from cpcscale.cluster.probe import Probing
 
 
 def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, Any]:
@@ -36,15 +42,16 @@ def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, An
     origin = _origin(config, restored)
     # A set that is there is refused before Ray starts, one that is packed first after it.
     data = None if config.data.audio else checked_data(config, restored)
+    labelled = _probe_set(config)
     before = free(ledger, take_over=take_over, say=_say)
-    with session.connected(config.least_workers + feeder_cores(config, config.least_workers)):
+    with session.connected(config.least_workers + cores_beside(config, config.least_workers)):
         gpu = use_gpu(config)
         if data is None:
             pack_first(config)
             data = checked_data(config, restored)
         gone = before.holder.id if before.holder else ""
         with hold(config.run_dir, config.lease, take_over=take_over, say=_say, gone=gone) as lease:
-            return _tracked(config, data.train.fingerprint, origin, gpu, lease)
+            return _tracked(config, data.train.fingerprint, origin, labelled, gpu, lease)
 
 
 def _say(text: str) -> None:
@@ -59,8 +66,34 @@ def _origin(config: PretrainConfig, restored: Restored | None) -> dict[str, str]
     return {f"cpcscale.init_{name}": str(begun[1][name]) for name in ("url", "step", "fingerprint")}
 
 
+def _probe_set(config: PretrainConfig) -> tuple[Corpus, ProbeSet] | None:
+    """The labelled set that checkpoints are probed on, checked; None where there is none."""
+    if not config.probe.is_on:
+        return None
+    # It brings what recognisers need, which a run without a probe does not.
+    from cpcscale.cluster.probe import checked
+
+    return checked(config)
+
+
+def _probing(
+    config: PretrainConfig, labelled: tuple[Corpus, ProbeSet] | None, tracker: Tracker
+) -> AbstractContextManager[Probing | None]:
+    if labelled is None:
+        Probes(config.run_dir).retire()
+        return nullcontext()
+    from cpcscale.cluster.probe import probing
+
+    return probing(config, *labelled, tracker)
+
+
 def _tracked(
-    config: PretrainConfig, fingerprint: str, origin: Mapping[str, str], gpu: bool, lease: Lease
+    config: PretrainConfig,
+    fingerprint: str,
+    origin: Mapping[str, str],
+    labelled: tuple[Corpus, ProbeSet] | None,
+    gpu: bool,
+    lease: Lease,
 ) -> dict[str, Any]:
     # It brings Ray Train, which a mistyped config does not need.
     from cpcscale.cluster.group import fit
@@ -71,13 +104,15 @@ def _tracked(
         kind="pretrain",
         name=config.name,
         run_dir=config.run_dir,
-        tags=environment_tags() | own | dict(origin),
+        tags=environment_tags() | own | dict(origin) | (labelled[1].tags() if labelled else {}),
         params=configs.flat(config),
         allowed=lease.held,
     )
     status = "FAILED"
     try:
-        summary = fit(config, fingerprint, gpu, tracker, lease.id)
+        with _probing(config, labelled, tracker) as probes:
+            summary = fit(config, fingerprint, gpu, tracker, lease.id, probes.look if probes else None)
+            summary |= {"probe": probes.finish()} if probes else {}
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

@@ -16,7 +16,7 @@ from cpcscale.train.lease import LeaseConfig
 
 RECIPE_FIELDS = tuple(one.name for one in dataclasses.fields(EmotionRecipe))
 # What all systems share, or what names a run: figures would not compare, or runs could not be told apart.
-_SHARED = ("system", "name", "seed", "corpus", "protocol", "audio_cache", "pretraining.seed")
+_SHARED = ("system", "name", "seed", "corpus", "protocol", "audio_cache", "test_conditions", "pretraining.seed")
 
 
 @dataclass(kw_only=True)
@@ -40,41 +40,53 @@ class ReproduceConfig(EmotionRecipe):
         configs.at_least(1, workers=self.workers)
         if not self.run_dir:
             raise UserError("run_dir is empty: name the folder of the reproduction")
-        if self.system != EmotionRecipe.system or self.seed != EmotionRecipe.seed:
-            raise UserError(
-                f"system={self.system} and seed={self.seed} are of single runs: give lists of them, systems=[...] and "
-                "seeds=[...]"
-            )
-        for name, given in (("systems", self.systems), ("seeds", self.seeds)):
-            if not given or len(set(given)) < len(given):
-                raise UserError(f"{name}={given} names none, or one twice: give each once")
-        for system in self.systems:
-            configs.choose("systems", system, SYSTEMS)
+        check_lists(self, self.systems, self.seeds, self.overrides)
         configs.choose("reference", self.reference, self.systems)
-        for system in self.overrides:
-            configs.choose("overrides", system, SYSTEMS)
         for system in self.systems:
             self.recipe(system)
 
     def recipe(self, system: str) -> EmotionRecipe:
         """What one system's runs compute, but for the seed. Raises UserError for overrides that are no keys of it, or
         that it refuses."""
-        known = [key for key in configs.flat(self) if _field(key) in RECIPE_FIELDS and not _within(key, _SHARED)]
-        given = self.overrides.get(system, {})
-        if not isinstance(given, Mapping):
-            raise UserError(f"overrides.{system}={given!r} is no mapping of keys to values, as {{fit.epochs: 20}}")
-        values = dict(configs.leaves(given))
-        for key in values:
-            if _within(key, _SHARED):
-                raise UserError(
-                    f"overrides.{system}: {key} is shared by all systems, or nothing compares: leave it out"
-                )
-            if key not in known:
-                raise UserError(f"overrides.{system}: {key} is no key of the recipe{nearest(key, known)}")
-        try:
-            return apply(self, values | {"system": system})
-        except UserError as error:
-            raise UserError(f"system {system}: {error} (here by overrides.{system}.KEY)") from None
+        return recipe_of(self, self.overrides, system)
+
+
+def check_lists(base: EmotionRecipe, systems: list[str], seeds: list[int], overrides: Mapping[str, Any]) -> None:
+    """Raises UserError where a config of several runs names none, one twice, or one that is no system, or has the
+    fields of a single run set."""
+    if base.system != EmotionRecipe.system or base.seed != EmotionRecipe.seed:
+        raise UserError(
+            f"system={base.system} and seed={base.seed} are of single runs: give lists of them, systems=[...] and "
+            "seeds=[...]"
+        )
+    for name, given in (("systems", systems), ("seeds", seeds)):
+        if not given or len(set(given)) < len(given):
+            raise UserError(f"{name}={given} names none, or one twice: give each once")
+    for system in systems:
+        configs.choose("systems", system, SYSTEMS)
+    for system in overrides:
+        configs.choose("overrides", system, SYSTEMS)
+
+
+def recipe_of(base: EmotionRecipe, overrides: Mapping[str, Any], system: str) -> EmotionRecipe:
+    """What one system's runs compute, but for the seed: the recipe fields of `base`, changed by `overrides.SYSTEM`.
+
+    Raises UserError for overrides that are no keys of the recipe, or that it refuses.
+    """
+    known = [key for key in configs.flat(base) if _field(key) in RECIPE_FIELDS and not _within(key, _SHARED)]
+    given = overrides.get(system, {})
+    if not isinstance(given, Mapping):
+        raise UserError(f"overrides.{system}={given!r} is no mapping of keys to values, as {{fit.epochs: 20}}")
+    values = dict(configs.leaves(given))
+    for key in values:
+        if _within(key, _SHARED):
+            raise UserError(f"overrides.{system}: {key} is shared by all systems, or nothing compares: leave it out")
+        if key not in known:
+            raise UserError(f"overrides.{system}: {key} is no key of the recipe{nearest(key, known)}")
+    try:
+        return apply(base, values | {"system": system})
+    except UserError as error:
+        raise UserError(f"system {system}: {error} (here by overrides.{system}.KEY)") from None
 
 
 def with_seed(recipe: EmotionRecipe, seed: int) -> EmotionRecipe:

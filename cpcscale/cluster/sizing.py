@@ -22,12 +22,13 @@ def use_gpu(config: PretrainConfig) -> bool:
     if use_gpu:
         # As many as will be started.
         workers = min(config.most_workers, gpus)
-    feeders, feeding = _feeders(config, workers), feeder_cores(config, workers)
-    if have.get("CPU", 0) < feeding + workers * (not use_gpu):
-        more = f", and their feeders {feeding} more," if feeding else ""
+    feeders, feeding, probing = _feeders(config, workers), feeder_cores(config, workers), _probe_cores(config)
+    if have.get("CPU", 0) < feeding + probing + workers * (not use_gpu):
+        beside = {"their feeders": feeding, "the probe": probing}
+        more = "".join(f", and {who} {count} more," for who, count in beside.items() if count)
         raise UserError(
             f"workers={config.workers}: {workers} need a core each{more} and the cluster has {have.get('CPU', 0):g}: "
-            "lower workers or feed.actors"
+            f"lower workers or feed.actors{', or set probe.cpus=0' if probing else ''}"
         )
     named = config.feed.actor_resource
     if feeders and named and have.get(named, 0) < feeders:
@@ -40,12 +41,26 @@ def use_gpu(config: PretrainConfig) -> bool:
             f"workers={config.workers} take every core that is free, and feed.kind=actors would find none: name nodes "
             "of their own by feed.actor_resource, fix the number of workers, or use feed.kind=threads"
         )
+    if probing and config.elastic and not use_gpu:
+        raise UserError(
+            f"workers={config.workers} take every core that is free, and the probe would find none: set probe.cpus=0 "
+            "to let it have what they leave, or fix the number of workers"
+        )
     return use_gpu
+
+
+def cores_beside(config: PretrainConfig, workers: int) -> int:
+    """The cores that are taken beside those of so many workers: by feeder actors and by the probe."""
+    return feeder_cores(config, workers) + _probe_cores(config)
 
 
 def feeder_cores(config: PretrainConfig, workers: int) -> int:
     """The cores that feeder actors take beside so many workers."""
     return _feeders(config, workers) * config.feed.actor_cpus
+
+
+def _probe_cores(config: PretrainConfig) -> int:
+    return config.probe.cpus if config.probe.is_on else 0
 
 
 def _feeders(config: PretrainConfig, workers: int) -> int:

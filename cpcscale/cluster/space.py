@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cpcscale import config as configs
-from cpcscale import storage
+from cpcscale.emotion.encoders import absolute_checkpoint
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError, nearest
 
@@ -40,6 +40,9 @@ _REFUSED = {
     "classify": "it changes no development score",
     "prosody": "it is of the system prosody, which is not swept",
     "audio_cache": "where features are kept is no setting",
+    "test_conditions": "they are of the test, which a search never hears",
+    "speaker_norm": "trials that hear test speakers do not compare with those that do not",
+    "pretraining_on": "only minicpc has it, which is not swept",
     "fit.epochs": "each trial chooses its epoch on development speakers, up to fit.epochs",
     "fit.device": "where a trial runs is no setting",
     "pretraining": "only minicpc is pretrained by it, which is not swept; of it, pretraining.model can be",
@@ -131,7 +134,7 @@ def _dimension(key: str, entry: Any, known: Mapping[str, Any]) -> Dimension:
         if value in NOT_SWEPT:
             raise UserError(f"space: system={value} is not swept: {NOT_SWEPT[value]}; leave it out")
     if key == _CHECKPOINT:
-        arguments = tuple(storage.absolute(value) if value else "" for value in arguments)
+        arguments = tuple(absolute_checkpoint(value) for value in arguments)
     return Dimension(key, form, arguments)
 
 

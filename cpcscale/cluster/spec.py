@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from cpcscale import config as configs
 from cpcscale import storage
+from cpcscale.cluster.probe_spec import ProbeConfig
 from cpcscale.errors import UserError
 from cpcscale.shards.pack import PackConfig
 from cpcscale.storage import StorageConfig
@@ -51,6 +52,7 @@ class PretrainConfig(Recipe):
     # The longest that workers may take for a checkpoint when the driver is asked to stop (SIGTERM).
     stop_grace_s: float = 60.0
     data: DataConfig = field(default_factory=DataConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     lease: LeaseConfig = field(default_factory=LeaseConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -64,6 +66,10 @@ class PretrainConfig(Recipe):
         if not self.run_dir:
             raise UserError("run_dir is empty: name the folder of the run")
         served(self.train.lanes, 0, self.most_workers)
+        if self.checkpoint.best_by == "probe" and not self.probe.is_on:
+            raise UserError(
+                "checkpoint.best_by=probe without a probe: name a labelled corpus by probe.corpus.path, or use loss"
+            )
 
     @property
     def elastic(self) -> bool:
@@ -103,10 +109,16 @@ def absolute(config: PretrainConfig) -> PretrainConfig:
         shards=storage.absolute(config.data.shards),
         audio=storage.absolute(config.data.audio) if config.data.audio else "",
     )
+    labelled = replace(
+        config.probe.corpus, path=storage.absolute(config.probe.corpus.path) if config.probe.is_on else ""
+    )
     # Ray unpacks what `ray job submit --working-dir` sends under such a name, and throws it away in the end.
     if "_ray_pkg_" in storage.absolute(config.run_dir):
         log.warning(
             "run_dir=%s lies in the job's temporary folder: name an absolute path or s3:// to keep it", config.run_dir
         )
     init_from = storage.absolute(config.init_from) if config.init_from else ""
-    return replace(config, run_dir=storage.absolute(config.run_dir), init_from=init_from, train=train, data=data)
+    probe = replace(config.probe, corpus=labelled)
+    return replace(
+        config, run_dir=storage.absolute(config.run_dir), init_from=init_from, train=train, data=data, probe=probe
+    )

@@ -235,7 +235,7 @@ def _summary(
         "system": apply(config, best.values).system,
         "corpus": corpus.name,
         "protocol": folds.protocol,
-        "marks": marks(corpus, folds),
+        "marks": marks(config, corpus, folds),
         "trials": len(records),
         METRIC: best.score,
         "best": best.values,

@@ -23,6 +23,7 @@ from cpcscale.errors import UserError
 
 KERNELS = ("rbf", "linear")
 PERCENTILES = (10, 50, 90)
+INNER_FOLDS = 4
 # Speech shorter than this has too few frames for a percentile or a rate to mean anything.
 LEAST_S = 0.1
 # Standardised features beyond it are drawn back to it: one wild ratio (eGeMAPS has some at 20 deviations) would else
@@ -106,7 +107,7 @@ def choose(
     truth_UP: np.ndarray,
     groups: Sequence[str],
     grid: Sequence[SVMConfig] = GRID,
-    folds: int = 4,
+    folds: int = INNER_FOLDS,
     key: str = "0",
 ) -> SVMConfig:
     """The config of `grid` with the greatest mean CCC, out of fold and pooled, on `folds` that share no group.
@@ -134,7 +135,7 @@ def choose_classifier(
     classes_U: Sequence[str],
     groups: Sequence[str],
     grid: Sequence[SVMConfig] = GRID,
-    folds: int = 4,
+    folds: int = INNER_FOLDS,
     key: str = "0",
 ) -> SVMConfig:
     """As `choose`, by the unweighted average recall. Configs that differ in `epsilon` alone are tried once."""
@@ -160,7 +161,7 @@ def classify(
     groups: Sequence[str],
     x_VF: np.ndarray,
     grid: Sequence[SVMConfig] = GRID,
-    folds: int = 4,
+    folds: int = INNER_FOLDS,
     key: str = "0",
 ) -> list[str]:
     """The class guessed for each of V test rows, by a classifier fitted to those of U training rows that have one.

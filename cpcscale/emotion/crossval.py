@@ -12,7 +12,7 @@ import dataclasses
 import io
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,28 +23,38 @@ from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.features import Prepared, Source, open_source
 from cpcscale.emotion.fit import Epoch, Examples, Fit
 from cpcscale.emotion.halving import best_of, candidates, halve, settings
+from cpcscale.emotion.labelled import share_marks, with_share
 from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.emotion.recogniser import learnt_mix
 from cpcscale.emotion.rows import key, predict, seeded
 from cpcscale.emotion.score import (
     agreement,
     bootstrap_interval,
     by_group,
+    change,
     interval,
     mean_of_folds,
     scores,
     unweighted_average_recall,
 )
+from cpcscale.emotion.selection import selection_marks
 from cpcscale.emotion.splits import Folds, Row, Split, make_folds
+from cpcscale.emotion.traits import by_trait, traits_of
 from cpcscale.objective.ccc import PRIMITIVES
+from cpcscale.train.ranks import Ranks
 
 log = logging.getLogger(__name__)
+
+# guess_UP of a fold's test rows, in the corpus's units, from what they sound like.
+_Guess = Callable[[Source], np.ndarray]
 
 
 @dataclass(frozen=True)
 class FoldResult:
     """One fold's test predictions, `guess_UP` in the corpus's units for the rows that its split tests, and how it went.
 
-    `chosen` is what was chosen on training speakers, `classes_U` the categories guessed, where they were asked for.
+    `chosen` is what was chosen on training speakers, `classes_U` the categories guessed, where they were asked for, and
+    `conditions` what is said of the same rows degraded, as guess_UP, by the name of the condition.
     """
 
     split: Split
@@ -53,6 +63,7 @@ class FoldResult:
     curve: tuple[Epoch, ...] = ()
     chosen: dict[str, Any] = dataclasses.field(default_factory=dict)
     classes_U: tuple[str, ...] = ()
+    conditions: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,10 @@ class FinetuneResult:
     folds: list[dict[str, Any]]
     curves: list[dict[str, Any]]
     seconds: float
+    encoder_chosen: str = ""  # how the checkpoint was: newest, best by loss, best by probe, or by name
+    groups: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # CCC by gender and style: traits.py
+    # By name: `ccc` and `interval` under a condition of robustness.py, `change` from the clean ones, `change_interval`.
+    conditions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     predictions_csv: str = ""  # a file of its own, not part of as_dict
     run_id: str = ""  # of the tracked run, where there is one
     identity: dict[str, str] = dataclasses.field(default_factory=dict)  # digests of what it was computed from
@@ -101,12 +116,14 @@ def fold_splits(recipe: EmotionRecipe, corpus: Corpus) -> Folds:
         for one in corpus.utterances
     ]
     protocol = recipe.protocol
-    return make_folds(rows, protocol.split, dev_share=protocol.dev_share, seed=protocol.seed)
+    folds = make_folds(rows, protocol.split, dev_share=protocol.dev_share, seed=protocol.seed)
+    return with_share(folds, [row.key for row in rows], protocol.train_share, protocol.seed)
 
 
-def marks(corpus: Corpus, folds: Folds) -> list[str]:
-    """What goes with every figure of this corpus under this protocol."""
-    return [*corpus.marks, *folds.marks]
+def marks(recipe: EmotionRecipe, corpus: Corpus, folds: Folds) -> list[str]:
+    """What goes with every figure of this recipe on this corpus under this protocol."""
+    shares = share_marks(recipe.protocol.train_share)
+    return [*corpus.marks, *folds.marks, *recipe.marks, *selection_marks(recipe), *shares]
 
 
 def start_fit(recipe: EmotionRecipe, prepared: Prepared, split: Split) -> tuple[Source, Fit]:
@@ -115,8 +132,8 @@ def start_fit(recipe: EmotionRecipe, prepared: Prepared, split: Split) -> tuple[
     return source, _fits([recipe], prepared.corpus, source, split)[0]
 
 
-def run_fold(recipe: EmotionRecipe, prepared: Prepared, fold: int) -> FoldResult:
-    """Trains, chooses and scores one fold.
+def run_fold(recipe: EmotionRecipe, prepared: Prepared, fold: int, ranks: Ranks | None = None) -> FoldResult:
+    """Trains, chooses and scores one fold. The `ranks`, all of which call this, share the recogniser's batches.
 
     Raises UserError for bad audio, a missing checkpoint or a fit that diverges.
     """
@@ -128,18 +145,23 @@ def run_fold(recipe: EmotionRecipe, prepared: Prepared, fold: int) -> FoldResult
     classes: list[str] = []
     if recipe.regressor == "mean":
         guess_UP = np.tile(corpus.labels_UP[list(split.train_rows)].mean(axis=0), (len(split.test_rows), 1))
+        conditions = dict.fromkeys(recipe.test_conditions, guess_UP)
     else:
         source = open_source(recipe, prepared, split)
         if recipe.regressor == "svr":
-            guess_UP, chosen = _regressed(recipe, corpus, source, folds, split)
+            guess, chosen = _regressed(recipe, corpus, source, folds, split)
         else:
-            guess_UP, curve, chosen = _trained(recipe, corpus, source, split)
+            guess, curve, chosen = _trained(recipe, corpus, source, split, ranks)
+        guess_UP = guess(source)
+        conditions = {name: guess(source.hearing(other)) for name, other in prepared.conditions.items()}
         if recipe.classify:
             classes = _classified(recipe, corpus, source, folds, split)
-    return FoldResult(split, guess_UP, time.monotonic() - started, curve, chosen, tuple(classes))
+    return FoldResult(split, guess_UP, time.monotonic() - started, curve, chosen, tuple(classes), conditions)
 
 
-def _fits(recipes: Sequence[EmotionRecipe], corpus: Corpus, source: Source, split: Split) -> list[Fit]:
+def _fits(
+    recipes: Sequence[EmotionRecipe], corpus: Corpus, source: Source, split: Split, ranks: Ranks | None = None
+) -> list[Fit]:
     """A fit for each recipe, over inputs that they share, not begun."""
 
     def examples(rows: Sequence[int]) -> Examples:
@@ -153,37 +175,45 @@ def _fits(recipes: Sequence[EmotionRecipe], corpus: Corpus, source: Source, spli
     for recipe in recipes:
         with seeded(seed, "weights"):
             network = source.network(split.train_rows, recipe.recogniser)
-        fits.append(Fit(network, known, held, recipe.fit, seed=seed, encoder_rate=recipe.encoder_rate))
+        fits.append(Fit(network, known, held, recipe.fit, seed=seed, encoder_rate=recipe.encoder_rate, ranks=ranks))
     return fits
 
 
 def _trained(
-    recipe: EmotionRecipe, corpus: Corpus, source: Source, split: Split
-) -> tuple[np.ndarray, tuple[Epoch, ...], dict[str, Any]]:
-    """Predictions of the recogniser at its best epoch, its curve, and that epoch with what else was chosen."""
+    recipe: EmotionRecipe, corpus: Corpus, source: Source, split: Split, ranks: Ranks | None
+) -> tuple[_Guess, tuple[Epoch, ...], dict[str, Any]]:
+    """The recogniser at its best epoch as a predictor of the test rows, its curve, and that epoch with what else was
+    chosen."""
     recipes = candidates(recipe)
-    fits = _fits(recipes, corpus, source, split)
+    fits = _fits(recipes, corpus, source, split, ranks)
     for place, epoch in halve(fits, recipe.fit.epochs):
         _log_epoch(split.fold, place, epoch)
     place = best_of(fits)
-    fit, chosen = fits[place], settings(recipes[place]) if len(fits) > 1 else {}
-    inputs, shares = source.inputs(split.test_rows), source.shares(split.test_rows)
-    guess_UP = corpus.from_unit(predict(fit.finish(), inputs, fit.device, shares=shares))
+    fit = fits[place]
+    network, rows = fit.finish(), split.test_rows
     assert fit.best is not None
-    return guess_UP, tuple(fit.curve), {"epoch": fit.best.epoch, "dev_ccc": fit.best.dev_ccc} | chosen
+
+    def guess(heard: Source) -> np.ndarray:
+        return corpus.from_unit(predict(network, heard.inputs(rows), fit.device, fit.ranks, heard.shares(rows)))
+
+    mix = learnt_mix(network)
+    chosen = {"epoch": fit.best.epoch, "dev_ccc": fit.best.dev_ccc} | ({"mix": mix} if mix else {})
+    chosen |= settings(recipes[place]) if len(fits) > 1 else {}
+    return guess, tuple(fit.curve), chosen
 
 
 def _regressed(
     recipe: EmotionRecipe, corpus: Corpus, source: Source, folds: Folds, split: Split
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Predictions of a support vector regression on both the training and the development part, and its config."""
+) -> tuple[_Guess, dict[str, Any]]:
+    """A support vector regression on both the training and the development part, as a predictor of the test rows, and
+    its config."""
     known = sorted(split.train_rows + split.dev_rows)
     x_UF, truth_UP = source.vectors(known), corpus.to_unit(corpus.labels_UP[known])
     grid = GRID if recipe.svm_search else (recipe.svm,)
     voices = [folds.groups[row] for row in known]
     settings = choose(x_UF, truth_UP, voices, grid, key=_inner_key(recipe, split))
-    guess_UP = Regressor(settings).fit(x_UF, truth_UP).predict(source.vectors(split.test_rows))
-    return corpus.from_unit(guess_UP), dataclasses.asdict(settings)
+    machine = Regressor(settings).fit(x_UF, truth_UP)
+    return lambda heard: corpus.from_unit(machine.predict(heard.vectors(split.test_rows))), dataclasses.asdict(settings)
 
 
 def _classified(recipe: EmotionRecipe, corpus: Corpus, source: Source, folds: Folds, split: Split) -> list[str]:
@@ -226,12 +256,13 @@ def combine(recipe: EmotionRecipe, corpus: Corpus, results: Sequence[FoldResult]
     known, guess = truth_UP[judged], guess_UP[judged]
     voices = [folds.groups[row] for row in judged]
     tables = [_fold_table(result, truth_UP) for result in results]
+    degraded = {name: _all_rows(results, name, count) for name in recipe.test_conditions}
     lost = {"no speaker and no recording": len(folds.dropped)} if folds.dropped else {}
     return FinetuneResult(
         system=recipe.system,
         corpus=corpus.name,
         protocol=folds.protocol,
-        marks=marks(corpus, folds),
+        marks=marks(recipe, corpus, folds),
         seed=recipe.seed,
         utterances=len(judged),
         speakers=len(set(voices)),
@@ -250,8 +281,28 @@ def combine(recipe: EmotionRecipe, corpus: Corpus, results: Sequence[FoldResult]
         folds=tables,
         curves=[_curve_row(result, epoch) for result in results for epoch in result.curve],
         seconds=sum(result.seconds for result in results),
-        predictions_csv=_predictions(corpus, guess_UP, tested_U, classes),
+        groups=by_trait(known, guess, voices, traits_of([corpus.utterances[row] for row in judged])),
+        conditions={name: _condition(known, guess, other[judged], voices) for name, other in degraded.items()},
+        predictions_csv=_predictions(corpus, guess_UP, tested_U, classes, degraded),
     )
+
+
+def _all_rows(results: Sequence[FoldResult], condition: str, count: int) -> np.ndarray:
+    """guess_UP [count, P] under a condition, NaN where nothing was tested."""
+    guess_UP = np.full((count, len(PRIMITIVES)), np.nan)
+    for result in results:
+        guess_UP[list(result.split.test_rows)] = result.conditions[condition]
+    return guess_UP
+
+
+def _condition(truth_UP: np.ndarray, clean: np.ndarray, degraded: np.ndarray, voices: Sequence[str]) -> dict[str, Any]:
+    difference, bounds = change(truth_UP, clean, degraded, voices)
+    return {
+        "ccc": scores(truth_UP, degraded),
+        "interval": interval(truth_UP, degraded, voices),
+        "change": difference,
+        "change_interval": bounds,
+    }
 
 
 def _recall(corpus: Corpus, classes: Sequence[str], judged: np.ndarray) -> float | None:
@@ -283,18 +334,27 @@ def _curve_row(result: FoldResult, epoch: Epoch) -> dict[str, Any]:
     return {"fold": result.split.fold, **values}
 
 
-def _predictions(corpus: Corpus, guess_UP: np.ndarray, tested_U: np.ndarray, classes: Sequence[str]) -> str:
-    """A row for each utterance that was tested; with `category` and `category_hat` where categories were guessed."""
+def _predictions(
+    corpus: Corpus,
+    guess_UP: np.ndarray,
+    tested_U: np.ndarray,
+    classes: Sequence[str],
+    degraded: Mapping[str, np.ndarray],
+) -> str:
+    """A row for each utterance that was tested; with `category` and `category_hat` where categories were guessed, and
+    `PRIMITIVE_hat@CONDITION` for what was said of it degraded."""
     named = any(classes)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = ["utterance", "speaker", "fold", *PRIMITIVES, *(f"{name}_hat" for name in PRIMITIVES)]
-    writer.writerow([*columns, *(("category", "category_hat") if named else ())])
+    of_conditions = [f"{name}_hat@{condition}" for condition in degraded for name in PRIMITIVES]
+    writer.writerow([*columns, *(("category", "category_hat") if named else ()), *of_conditions])
     for row in np.flatnonzero(tested_U >= 0).tolist():
         utterance = corpus.utterances[row]
         guesses = [f"{value:.6f}" for value in guess_UP[row]]
         words = (utterance.category, classes[row]) if named else ()
-        writer.writerow([utterance.key, utterance.speaker, tested_U[row], *utterance.labels, *guesses, *words])
+        more = [f"{value:.6f}" for other_UP in degraded.values() for value in other_UP[row]]
+        writer.writerow([utterance.key, utterance.speaker, tested_U[row], *utterance.labels, *guesses, *words, *more])
     return out.getvalue()
 
 

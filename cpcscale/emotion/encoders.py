@@ -1,24 +1,32 @@
-"""The CPC networks under recognisers: from a checkpoint, untrained, or pretrained for a fold; and what they hear."""
+"""The networks under recognisers: from a checkpoint, untrained, or pretrained for a fold; and what they encode."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 
-from cpcscale import storage
+import cpcscale
+from cpcscale import config, storage
+from cpcscale.emotion.cache import kind
 from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.emotion.hearing import Encoder, EncoderLayer, Hearing, WaveNorm
+from cpcscale.emotion.huggingface import PREFIX, HFEncoder, absolute_hf, library_version, open_hf, untrained_hf
 from cpcscale.emotion.recipe import CLASSIC, FRAMES, EmotionRecipe
 from cpcscale.emotion.rows import collate, like_lengths
+from cpcscale.emotion.waves import Waves
 from cpcscale.errors import UserError
-from cpcscale.model.cpc import CPC, Layer, ModelConfig, build
+from cpcscale.model.cpc import CPC, ModelConfig, build
+from cpcscale.progress import note
 from cpcscale.shards.packing.sources import Source as AudioFile
 from cpcscale.train.checkpoint import load_encoder
 
@@ -27,24 +35,26 @@ from cpcscale.train.checkpoint import load_encoder
 class Encode:
     """int16 windows [S] to what an encoder makes of each at a layer, float32 [T, C]; no gradient."""
 
-    encoder: CPC
-    layer: Layer
+    encoder: Encoder
+    layer: EncoderLayer
     where: torch.device
+    wave_norm: WaveNorm = "corpus"
 
     def __call__(self, windows: Sequence[np.ndarray]) -> list[np.ndarray]:
         self.encoder.to(self.where).eval()
+        hearing = Hearing(self.encoder, self.layer, self.wave_norm)
         found: dict[int, np.ndarray] = {}
         with torch.inference_mode():
             for rows in like_lengths(windows):
                 wave_BS, samples_B = collate([windows[row] for row in rows], self.where)
-                x_BTC = self.encoder.layer(wave_BS, self.layer).float().cpu().numpy()
-                frames = (samples_B // self.encoder.hop_samples).tolist()
+                x_BTC = hearing(wave_BS, samples_B).float().cpu().numpy()
+                frames = hearing.frames(samples_B).tolist()
                 # Copies: a slice would keep the padded batch alive.
                 found.update({row: x_BTC[place, : frames[place]].copy() for place, row in enumerate(rows)})
         return [found[row] for row in range(len(windows))]
 
 
-def open_encoder(recipe: EmotionRecipe) -> tuple[CPC | None, dict[str, Any]]:
+def open_encoder(recipe: EmotionRecipe) -> tuple[Encoder | None, dict[str, Any]]:
     """The network of `encoder.checkpoint` and its metadata, where the system uses one; else (None, {}).
 
     Raises UserError when there is none at the path, or none is given to a system that cannot do without.
@@ -56,6 +66,8 @@ def open_encoder(recipe: EmotionRecipe) -> tuple[CPC | None, dict[str, Any]]:
         if recipe.system == "precpc":
             raise UserError("system=precpc needs encoder.checkpoint=RUN_DIR, the folder of a `cpcscale pretrain` run")
         return None, {}
+    if url.startswith(PREFIX):
+        return open_hf(url)
     if not storage.exists(url):
         way_out = (
             ""
@@ -65,29 +77,46 @@ def open_encoder(recipe: EmotionRecipe) -> tuple[CPC | None, dict[str, Any]]:
         raise UserError(
             f"no pretraining at encoder.checkpoint={url}: run `cpcscale pretrain` with run_dir={url} first{way_out}"
         )
-    return load_encoder(url)
+    return load_encoder(url, recipe.encoder.which)
 
 
-def untrained(recipe: EmotionRecipe, known: CPC | None, level: tuple[float, float]) -> CPC:
-    """A new network of the checkpoint's architecture, or of `pretraining.model`, with this (offset, gain)."""
+def absolute_checkpoint(url: str) -> str:
+    """`encoder.checkpoint` with a local path made absolute: workers stand in other folders."""
+    if url.startswith(PREFIX):
+        return absolute_hf(url)
+    return storage.absolute(url) if url else ""
+
+
+def untrained(recipe: EmotionRecipe, known: Encoder | None, level: tuple[float, float]) -> Encoder:
+    """A new network of the checkpoint's architecture, or of `pretraining.model`, with this (offset, gain) if CPC."""
+    if isinstance(known, HFEncoder):
+        return untrained_hf(known, recipe.seed)
     return build(_model(recipe, known), recipe.seed, offset=level[0], gain=level[1])
 
 
-def level_of(encoder: CPC) -> tuple[float, float]:
+def level_of(encoder: Encoder) -> tuple[float, float]:
     """(offset, gain) of its input."""
+    if isinstance(encoder, HFEncoder):
+        return 0.0, 1.0
     return float(encoder.offset), float(encoder.gain)
 
 
-def wave_level(waves: Sequence[np.ndarray]) -> tuple[float, float]:
-    """(offset, gain) that bring these int16 waveforms, together, to zero mean and unit variance as floats."""
-    samples = sum(len(wave) for wave in waves)
-    mean = sum(float(wave.sum(dtype=np.int64)) for wave in waves) / samples
-    square = sum(float(np.square(wave, dtype=np.int64).sum()) for wave in waves) / samples
-    deviation = max(square - mean * mean, 0.0) ** 0.5
+def wave_level(waves: Iterable[np.ndarray]) -> tuple[float, float]:
+    """(offset, gain) that bring these int16 waveforms, together, to zero mean and unit variance as floats.
+
+    Each is asked for once, so that no more than one need be in memory.
+    """
+    samples, total, total_square = 0, 0.0, 0.0
+    for wave in waves:
+        samples += len(wave)
+        total += float(wave.sum(dtype=np.int64))
+        total_square += float(np.square(wave, dtype=np.int64).sum())
+    mean = total / samples
+    deviation = max(total_square / samples - mean * mean, 0.0) ** 0.5
     return mean / 32768, 32768 / deviation if deviation > 0 else 1.0
 
 
-def pretrained_on(recipe: EmotionRecipe, corpus: Corpus, known: CPC | None, rows: Sequence[int]) -> CPC:
+def pretrained_on(recipe: EmotionRecipe, corpus: Corpus, known: Encoder | None, rows: Sequence[int]) -> CPC:
     """A network pretrained on these utterances alone, in this process."""
     from cpcscale.emotion.minicpc import pretrain_on
 
@@ -107,15 +136,69 @@ def pretrained_on(recipe: EmotionRecipe, corpus: Corpus, known: CPC | None, rows
         return pretrain_on(sources, pretraining, folder)
 
 
-def encoder_digest(encoder: CPC | None) -> str:
-    """sha256 of a network's weights, or an empty string without one."""
+def pretrained_on_corpus(recipe: EmotionRecipe, waves: Waves, known: Encoder | None) -> CPC:
+    """A network pretrained on all utterances that can be used, those of test speakers too: TRANSDUCTIVE.
+
+    It is kept in the audio cache by what it follows from, so that runs with another head, layer or protocol share it;
+    of several processes one makes it and the others wait.
+    """
+    corpus, model = waves.corpus, _model(recipe, known)
+    heard = [
+        (one.key, one.speaker, one.language, digest)
+        for one, digest in zip(corpus.utterances, waves.digests, strict=True)
+    ]
+    placeless = dataclasses.replace(
+        recipe.pretraining, model=model, train=dataclasses.replace(recipe.pretraining.train, threads=0)
+    )
+    what = kind("minicpc network", config.digest(placeless), json.dumps(heard), _package_digest())
+    blank = build(model, seed=0)
+    names = list(blank.state_dict())
+    held = waves.cache.held(what)
+    if any(name not in held for name in names):
+        with waves.cache.filling(what) as filler:
+            # Anew: this process may have waited for one that made it.
+            if any(name not in filler.held for name in names):
+                note(f"minicpc: pretraining on all {len(corpus.utterances):,} utterances of {corpus.name}")
+                made = pretrained_on(recipe, corpus, known, range(len(corpus.utterances)))
+                for name, tensor in made.state_dict().items():
+                    filler.add(name, tensor.cpu().numpy())
+        held = filler.held
+    held.keep(names)
+    blank.load_state_dict({name: torch.from_numpy(held.read(name, _gone).copy()) for name in names})
+    return blank
+
+
+def encoder_digest(encoder: Encoder | None) -> str:
+    """sha256 of a network's weights, and of another's than CPC its settings; an empty string without one."""
     if encoder is None:
         return ""
     digest = hashlib.sha256()
+    if isinstance(encoder, HFEncoder):
+        digest.update(json.dumps(encoder.settings, sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _model(recipe: EmotionRecipe, known: CPC | None) -> ModelConfig:
-    return recipe.pretraining.model if known is None else known.config
+def features_digest(hearing: Hearing) -> str:
+    """All that decides what is heard, but for the source of this project and torch."""
+    library = library_version() if isinstance(hearing.encoder, HFEncoder) else ""
+    return f"{encoder_digest(hearing.encoder)} {hearing.features} {library}"
+
+
+@cache
+def _package_digest() -> str:
+    """sha256 of the source of this project, and of torch's version: pretraining takes nearly all of it."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    root = Path(cpcscale.__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _gone() -> np.ndarray:
+    raise UserError("the network of minicpc in the audio cache was garbled, and is removed: start again")
+
+
+def _model(recipe: EmotionRecipe, known: Encoder | None) -> ModelConfig:
+    return known.config if isinstance(known, CPC) else recipe.pretraining.model

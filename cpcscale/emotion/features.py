@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,40 @@ import torch
 from torch import Tensor, nn
 
 from cpcscale import model
+from cpcscale.emotion.ahead import Picked, flat, in_chunks
 from cpcscale.emotion.classic import summarise
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders import (
     Encode,
-    encoder_digest,
+    features_digest,
     level_of,
     open_encoder,
     pretrained_on,
+    pretrained_on_corpus,
     untrained,
     wave_level,
 )
 from cpcscale.emotion.fit import device
 from cpcscale.emotion.functionals import functionals
+from cpcscale.emotion.hearing import Encoder, Hearing
 from cpcscale.emotion.prosody import chosen, prosody, version
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.recogniser import EndToEnd, Recogniser, RecogniserConfig
+from cpcscale.emotion.robustness import DegradedWaves, parse
+from cpcscale.emotion.selection import refuse_selected
+from cpcscale.emotion.speakers import Scale, Scaled, apply_each, speaker_scales, vectors_scale
 from cpcscale.emotion.splits import Split
 from cpcscale.emotion.waves import Features, Waves, Windows, features
 from cpcscale.errors import UserError
-from cpcscale.model.cpc import CPC
 from cpcscale.model.frontend import log_mel, mfcc
+
+log = logging.getLogger(__name__)
 
 COEFFICIENTS = BANDS = 40
 # Longer than any utterance: classic features are of all of it, not of windows.
 _WHOLE_S = 1e6
+# Encoded at a time where statistics alone are wanted: about half a gigabyte of frames.
+_ENCODED_WINDOWS = 512
 
 
 @dataclass(frozen=True)
@@ -55,34 +65,43 @@ class Prepared:
     `corpus` are the utterances that can be used, in the order of all else. `vectors_UF` for the classic systems;
     `inputs` the float32 frames [T, C] of each window where they do not depend on the fold; `waves` the int16 windows,
     for all systems but `mean`. `encoder` is the checkpoint's network, for folds that make their own features or train
-    it, and `source` says which checkpoint it was.
+    it, and `source` says which checkpoint it was. `conditions` are the same utterances degraded, by name, to test by.
     """
 
     corpus: Corpus
     waves: Waves | None = None
     inputs: Sequence[Windows] | None = None
     vectors_UF: np.ndarray | None = None
-    encoder: CPC | None = None
+    encoder: Encoder | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    conditions: dict[str, Prepared] = field(default_factory=dict)
 
 
 class Source:
     """The inputs of one fold, and the network on top of them."""
 
-    def __init__(self, recipe: EmotionRecipe, prepared: Prepared, encoder: CPC | None) -> None:
-        """`encoder` turns the waveforms into features, or is trained on them; None where they are prepared."""
+    def __init__(
+        self, recipe: EmotionRecipe, prepared: Prepared, encoder: Encoder | None, train_rows: Sequence[int] = ()
+    ) -> None:
+        """`encoder` turns the waveforms into features, or is trained on them; None where they are prepared.
+
+        `train_rows` are those of the fold, by which utterances of unknown speakers are scaled, where speakers are.
+        """
         self._recipe, self._prepared, self._encoder = recipe, prepared, encoder
+        self._train_rows = train_rows
+        self._training: Source = self
         self._device = device(recipe.fit)
 
-    def inputs(self, rows: Sequence[int]) -> list[Windows]:
-        """What the network takes for these utterances, window by window."""
-        known = self._prepared.inputs
-        if known is not None:
-            return [known[row] for row in rows]
-        waves = self._windows(rows)
-        if self._encoder is None or self._recipe.trains_encoder:
-            return waves
-        return self._encoded(self._encoder, waves)
+    def inputs(self, rows: Sequence[int]) -> Sequence[Windows]:
+        """What the network takes for these utterances, window by window; read or decoded when it is asked for."""
+        found = self._unscaled(rows)
+        return Scaled(found, [self._scales[row] for row in rows]) if self._recipe.speaker_norm else found
+
+    def hearing(self, prepared: Prepared) -> Source:
+        """The same encoder over other audio of the same utterances."""
+        other = Source(self._recipe, prepared, self._encoder, self._train_rows)
+        other._training = self._training
+        return other
 
     def shares(self, rows: Sequence[int]) -> list[np.ndarray]:
         """The weight of each window in what is said of these utterances."""
@@ -92,7 +111,8 @@ class Source:
     def vectors(self, rows: Sequence[int]) -> np.ndarray:
         """float32 [U, F] of these utterances: classic features, or functionals of frames, the mean over windows."""
         if self._prepared.vectors_UF is not None:
-            return self._prepared.vectors_UF[list(rows)]
+            x_UF = self._prepared.vectors_UF[list(rows)]
+            return apply_each(x_UF, [self._scales[row] for row in rows]) if self._recipe.speaker_norm else x_UF
         pairs = zip(self.inputs(rows), self.shares(rows), strict=True)
         return np.stack([share_W @ np.stack([summarise(x_TC) for x_TC in parts]) for parts, share_W in pairs])
 
@@ -101,28 +121,47 @@ class Source:
 
         The statistics under a trained encoder are those of its first weights.
         """
-        inputs = self.inputs(train_rows)
         encoder = self._encoder if self._recipe.trains_encoder else None
+        frames = flat(self.inputs(train_rows))
         if encoder is not None:
-            inputs = self._encoded(encoder, inputs)
-        mean_C, deviation_C = statistics([window for parts in inputs for window in parts])
-        recogniser = Recogniser(settings, len(mean_C))
+            frames = in_chunks(_encode(self._recipe, encoder), frames, _ENCODED_WINDOWS)
+        mean_C, deviation_C = statistics(frames)
+        heard = self._encoder or self._prepared.encoder
+        mixed = heard is not None and self._recipe.encoder.layer == "mix"
+        layers = _hearing(self._recipe, heard).widths if heard is not None and mixed else ()
+        recogniser = Recogniser(settings, len(mean_C), layers)
         recogniser.standardise(mean_C, deviation_C)
         if encoder is None:
             return recogniser
         # A copy: several fits of one fold train theirs from the same weights.
-        return EndToEnd(copy.deepcopy(encoder), recogniser, self._recipe.encoder.layer)
+        own = copy.deepcopy(encoder)
+        return EndToEnd(own, recogniser, self._recipe.encoder.layer, self._recipe.encoder.wave_norm)
 
-    def _windows(self, rows: Sequence[int]) -> list[Windows]:
+    def _windows(self, rows: Sequence[int]) -> Waves:
         assert self._prepared.waves is not None
-        hop = self._encoder.hop_samples if self._encoder else 1
-        waves = self._prepared.waves.at_least(hop)
-        return [waves[row] for row in rows]
+        least = _hearing(self._recipe, self._encoder).least_samples if self._encoder else 1
+        return self._prepared.waves.at_least(least).take(rows)
 
-    def _encoded(self, encoder: CPC, waves: Sequence[Windows]) -> list[Windows]:
-        flat = Encode(encoder, self._recipe.encoder.layer, self._device)([one for parts in waves for one in parts])
-        found = iter(flat)
-        return [tuple(next(found) for _ in parts) for parts in waves]
+    def _unscaled(self, rows: Sequence[int]) -> Sequence[Windows]:
+        known = self._prepared.inputs
+        if known is not None:
+            return Picked(known, rows)
+        waves = self._windows(rows)
+        if self._encoder is None or self._recipe.trains_encoder:
+            return waves
+        return _encoded(self._recipe, waves, self._encoder)
+
+    @cached_property
+    def _scales(self) -> list[Scale]:
+        """By speaker, of each utterance of the corpus."""
+        speakers_U = self._prepared.corpus.speakers
+        return speaker_scales(speakers_U, self._measured, lambda: self._training._measured(self._train_rows))
+
+    def _measured(self, rows: Sequence[int]) -> Scale:
+        if self._prepared.vectors_UF is not None:
+            return vectors_scale(self._prepared.vectors_UF[list(rows)])
+        mean_C, deviation_C = statistics(flat(self._unscaled(rows)))
+        return Scale(mean_C.numpy(), deviation_C.numpy())
 
 
 def prepare(recipe: EmotionRecipe, corpus: Corpus) -> Prepared:
@@ -136,8 +175,22 @@ def prepare(recipe: EmotionRecipe, corpus: Corpus) -> Prepared:
     if recipe.system == "mean":
         return Prepared(corpus)
     encoder, source = open_encoder(recipe)
+    refuse_selected(recipe, corpus, source)
     settings = recipe.corpus
     waves = Waves.open(corpus, recipe.audio_cache, max_s=settings.max_s, on_bad=settings.on_bad)
+    if recipe.system == "minicpc" and recipe.pretraining_on == "corpus":
+        encoder = pretrained_on_corpus(recipe, waves, encoder)
+    _say_ablation(recipe)
+    clean = _heard(recipe, waves, encoder, source)
+    conditions = {
+        name: _heard(recipe, DegradedWaves(waves, parse(name), recipe.protocol.seed), encoder, source)
+        for name in recipe.test_conditions
+    }
+    return dataclasses.replace(clean, conditions=conditions)
+
+
+def _heard(recipe: EmotionRecipe, waves: Waves, encoder: Encoder | None, source: dict[str, Any]) -> Prepared:
+    """What the folds share of this audio."""
     shared = Prepared(waves.corpus, waves, encoder=encoder, source=source)
     match recipe.system:
         case "functionals":
@@ -155,6 +208,8 @@ def prepare(recipe: EmotionRecipe, corpus: Corpus) -> Prepared:
             inputs = _encoded(recipe, waves, untrained(recipe, encoder, level_of(encoder)))
         case "precpc" if recipe.encoder.frozen and encoder is not None:
             inputs = _encoded(recipe, waves, encoder)
+        case "minicpc" if recipe.pretraining_on == "corpus" and recipe.encoder.frozen and encoder is not None:
+            inputs = _encoded(recipe, waves, encoder)
         case _:
             return shared
     return dataclasses.replace(shared, inputs=inputs)
@@ -163,43 +218,64 @@ def prepare(recipe: EmotionRecipe, corpus: Corpus) -> Prepared:
 def open_source(recipe: EmotionRecipe, prepared: Prepared, split: Split) -> Source:
     """The inputs of a fold. Nothing of its test speakers goes into an encoder's weights or level."""
     if prepared.inputs is not None or prepared.vectors_UF is not None:
-        return Source(recipe, prepared, None)
+        return Source(recipe, prepared, None, split.train_rows)
     assert prepared.waves is not None
     known = prepared.encoder
     match recipe.system:
         case "precpc":
             encoder = copy.deepcopy(known)
+        case "minicpc" if recipe.pretraining_on == "corpus":
+            encoder = copy.deepcopy(known)
         case "minicpc":
             rows = sorted(split.train_rows + split.dev_rows)
             encoder = pretrained_on(recipe, prepared.corpus, known, rows)
         case _:
-            level = (
-                wave_level([window for row in split.train_rows for window in prepared.waves[row]])
-                if known is None
-                else level_of(known)
-            )
+            level = wave_level(flat(prepared.waves.take(split.train_rows))) if known is None else level_of(known)
             encoder = untrained(recipe, known, level)
-    return Source(recipe, prepared, encoder)
+    return Source(recipe, prepared, encoder, split.train_rows)
 
 
-def statistics(frames: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """(mean, standard deviation) of each feature over all frames, float32 [C], summed in float64 after centring."""
-    count = sum(len(x_TC) for x_TC in frames)
-    mean = sum(x_TC.sum(axis=0, dtype=np.float64) for x_TC in frames) / count
-    square = sum(((x_TC - mean) ** 2).sum(axis=0) for x_TC in frames) / count
-    return torch.from_numpy(np.asarray(mean)).float(), torch.from_numpy(np.sqrt(square)).float()
+def statistics(frames: Iterable[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """(mean, standard deviation) of each feature over all frames, float32 [C], summed in float64 after centring.
+
+    Each array [T, C] is asked for once, so that no more than one need be in memory: squares are summed about the mean
+    of their own array, and moved to that of all (Chan, Golub and LeVeque 1983, eq. 2.1).
+    """
+    count, mean_C, square_C = 0, np.float64(0), np.float64(0)
+    for x_TC in frames:
+        own_C = x_TC.mean(axis=0, dtype=np.float64)
+        shift_C, total = own_C - mean_C, count + len(x_TC)
+        square_C = square_C + ((x_TC - own_C) ** 2).sum(axis=0) + shift_C**2 * (count * len(x_TC) / total)
+        mean_C = mean_C + shift_C * (len(x_TC) / total)
+        count = total
+    return torch.from_numpy(np.asarray(mean_C)).float(), torch.from_numpy(np.sqrt(square_C / count)).float()
 
 
 def _vectors(recipe: EmotionRecipe, waves: Waves, kind: str, measure: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    whole = Waves.open(waves.corpus, recipe.audio_cache, max_s=_WHOLE_S)
-    found = features(recipe.system, _digest(kind), whole, partial(_each, measure))
+    found = features(recipe.system, _digest(kind), waves.spanning(_WHOLE_S), partial(_each, measure))
     return np.stack([found[row][0] for row in range(len(found))])
 
 
-def _encoded(recipe: EmotionRecipe, waves: Waves, encoder: CPC) -> Features:
-    encode = Encode(encoder, recipe.encoder.layer, device(recipe.fit))
-    what = _digest(encoder_digest(encoder), recipe.encoder.layer)
-    return features(f"{recipe.system} features", what, waves.at_least(encoder.hop_samples), encode)
+def _encoded(recipe: EmotionRecipe, waves: Waves, encoder: Encoder) -> Features:
+    hearing = _hearing(recipe, encoder)
+    what = _digest(features_digest(hearing))
+    return features(f"{recipe.system} features", what, waves.at_least(hearing.least_samples), _encode(recipe, encoder))
+
+
+def _encode(recipe: EmotionRecipe, encoder: Encoder) -> Encode:
+    return Encode(encoder, recipe.encoder.layer, device(recipe.fit), recipe.encoder.wave_norm)
+
+
+def _hearing(recipe: EmotionRecipe, encoder: Encoder) -> Hearing:
+    return Hearing(encoder, recipe.encoder.layer, recipe.encoder.wave_norm)
+
+
+def _say_ablation(recipe: EmotionRecipe) -> None:
+    if recipe.system in ("minicpc", "precpc") and recipe.encoder.wave_norm != "corpus":
+        log.warning(
+            "encoder.wave_norm=%s: the encoder was pretrained at the level of encoder.wave_norm=corpus; an ablation",
+            recipe.encoder.wave_norm,
+        )
 
 
 @cache

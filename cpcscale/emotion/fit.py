@@ -22,12 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from cpcscale import config
+from cpcscale.emotion.ahead import read_ahead
 from cpcscale.emotion.recogniser import EndToEnd
 from cpcscale.emotion.rows import Utterance, batches, by_length, key, predict, seeded, windows
 from cpcscale.errors import UserError
 from cpcscale.objective.ccc import ccc, ccc_loss, ccc_loss_gradient
 from cpcscale.objective.keyed import bounded, hashed
 from cpcscale.train.ranks import Ranks
+
+# Batches that are read before their turn.
+_BATCHES_AHEAD = 4
 
 
 class DivergedError(UserError):
@@ -82,7 +86,8 @@ class FitConfig:
 class Examples:
     """Utterances as a network takes them, and what it should say.
 
-    `inputs` are float32 features [T, C] or int16 waveforms [S], an utterance's one or a tuple of its windows;
+    `inputs` are float32 features [T, C] or int16 waveforms [S], an utterance's one or a tuple of its windows. They are
+    taken for a batch at a time, by threads: a sequence that reads or decodes them then is never in memory as a whole.
     `truth_UP` the labels on [-1, 1]; `ids` name the utterances and key what is random about each: by default their
     numbers. `shares` weighs the windows in what is said of an utterance, see `predict`. Raises ValueError where these
     are not of one length.
@@ -181,7 +186,9 @@ class Fit:
         self.network.train()
         with seeded(self._seed, f"dropout/{number}", self.device):
             rows = batches(len(self._train.inputs), self._settings.batch, self._seed, number)
-            losses = [self._update(each, number) for each in rows]
+            # Threads read while the network learns: what a batch hears does not follow from the one before.
+            heard = read_ahead(lambda each: (each, self._heard(each, number)), rows, _BATCHES_AHEAD)
+            losses = [self._update(each, chosen, number) for each, chosen in heard]
         mean = float(torch.stack(losses).mean())
         if not math.isfinite(mean):
             raise DivergedError(
@@ -196,14 +203,27 @@ class Fit:
             parameter.requires_grad_(required)
         self._module = self.ranks.wrapped(self.network)
 
-    def _update(self, rows: np.ndarray, number: int) -> Tensor:
+    def _own(self, rows: np.ndarray) -> list[int]:
+        """The places of a batch that are this rank's."""
+        return list(range(len(rows)))[self.ranks.rank :: self.ranks.world]
+
+    def _heard(self, rows: np.ndarray, number: int) -> dict[int, np.ndarray]:
+        """The window that this epoch hears of each utterance of this rank, by its place in the batch."""
+        window_B = hashed(torch.tensor(key(self._seed, f"window/{number}")), self._id_U[torch.from_numpy(rows)])
+        heard = {}
+        # A rank without rows pushes the first one through for nothing, as the others wait for its gradient.
+        for place in self._own(rows) or [0]:
+            choices = windows(self._train.inputs[rows[place]])
+            heard[place] = choices[int(bounded(window_B[place], torch.tensor(len(choices))))]
+        return heard
+
+    def _update(self, rows: np.ndarray, heard: dict[int, np.ndarray], number: int) -> Tensor:
         """One step of the optimiser on these rows, the batch of all ranks; the batch's loss."""
         world, micro_batch = self.ranks.world, self._settings.micro_batch
-        own = list(range(len(rows)))[self.ranks.rank :: world]
+        own = self._own(rows)
         # The largest share decides for all ranks, whose collectives must meet.
         once = not 0 < micro_batch < -(-len(rows) // world)
-        # A rank without rows pushes the first one through for nothing, as the others wait for its gradient.
-        pieces = self._pieces(rows, own or [0], number)
+        pieces = self._pieces(rows, heard, number)
         made = [self._guess(piece, graph=once) for piece in pieces]
         truth_BP = torch.from_numpy(self._train.truth_UP[rows]).to(self.device)
         guess_BP = torch.zeros_like(truth_BP, dtype=torch.float64)
@@ -222,17 +242,10 @@ class Fit:
         self._optimizer.step()
         return ccc_loss(guess_BP, truth_BP, self._settings.weights)
 
-    def _pieces(self, rows: np.ndarray, own: list[int], number: int) -> list[_Piece]:
-        """The `own` places of a batch in micro-batches of like length, each with the window that this epoch hears."""
-        id_B = self._id_U[torch.from_numpy(rows)]
-        dropout_B, window_B = (
-            hashed(torch.tensor(key(self._seed, f"{what}/{number}")), id_B) for what in ("dropout", "window")
-        )
-        heard = {}
-        for place in own:
-            choices = windows(self._train.inputs[rows[place]])
-            heard[place] = choices[int(bounded(window_B[place], torch.tensor(len(choices))))]
-        order = sorted(own, key=lambda place: len(heard[place]))
+    def _pieces(self, rows: np.ndarray, heard: dict[int, np.ndarray], number: int) -> list[_Piece]:
+        """The windows of a batch in micro-batches of like length."""
+        dropout_B = hashed(torch.tensor(key(self._seed, f"dropout/{number}")), self._id_U[torch.from_numpy(rows)])
+        order = sorted(heard, key=lambda place: len(heard[place]))
         size = self._settings.micro_batch or len(order)
         parts = [order[start : start + size] for start in range(0, len(order), size)]
         return [_Piece(part, [heard[place] for place in part], dropout_B[part]) for part in parts]

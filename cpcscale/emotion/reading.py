@@ -1,14 +1,16 @@
-"""The audio files of a corpus to int16 arrays in the cache, by the sha256 of each file's bytes, and what is wrong."""
+"""The audio files of a corpus to int16 arrays in the cache, by the sha256 of each file's bytes, and what is wrong.
+
+Audio in shards stays there, and its digests name its place.
+"""
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TypeVar
 
 import numpy as np
 import soundfile
@@ -16,8 +18,10 @@ import soxr
 import torch
 
 from cpcscale import audio, storage
+from cpcscale.emotion.ahead import in_turn
 from cpcscale.emotion.cache import ArrayCache, Filler, Held, kind
 from cpcscale.emotion.corpora.corpus import NO_AUDIO, Corpus, Dropped, Utterance
+from cpcscale.emotion.sharded import Place, ShardedAudio, locate, open_index, open_sharded
 from cpcscale.errors import UserError
 from cpcscale.progress import Progress
 
@@ -37,9 +41,6 @@ _AHEAD = 64
 # A file may change once more without a sign: some file systems tell times apart to 2 s only.
 _SETTLED_NS = 2_000_000_000
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 
 @dataclass(frozen=True)
 class Bad:
@@ -58,9 +59,9 @@ class Bad:
 
 @dataclass(frozen=True)
 class Read:
-    """The files of a corpus: `held` has the waveform of each by its digest, but for the rows in `bad`."""
+    """The audio of a corpus: `held` has the waveform of each by its digest, but for the rows in `bad`."""
 
-    held: Held
+    held: Held | ShardedAudio
     digests: list[str]
     bad: dict[int, Bad]
 
@@ -68,13 +69,15 @@ class Read:
 def read_corpus(corpus: Corpus, cache: ArrayCache) -> Read:
     """Reads and decodes the files whose waveforms the cache does not have; a file that it knows is not opened.
 
-    A file is known by its path, size and times of change, or its etag in a store. Raises UserError when a store or the
-    cache fails.
+    A file is known by its path, size and times of change, or its etag in a store. A corpus in shards is found in their
+    index, and nothing of it is read yet. Raises UserError when a store or the cache fails.
     """
+    if corpus.shards:
+        return _read_shards(corpus, cache)
     paths = [one.path for one in corpus.utterances]
     local = all(storage.local_path(path) is not None for path in paths)
     with ThreadPoolExecutor(max(2, torch.get_num_threads()) if local else _STORE_THREADS) as pool:
-        stamps = list(_in_turn(pool, _stamp, corpus.utterances))
+        stamps = list(in_turn(pool, _stamp, corpus.utterances, _AHEAD))
         bad = {row: stamp for row, stamp in enumerate(stamps) if isinstance(stamp, Bad)}
         held, digests = cache.held(DECODED), _known(cache, corpus, stamps)
         if _unread(held, digests, bad):
@@ -103,8 +106,7 @@ def read_file(utterance: Utterance, held: Collection[str] | Held = ()) -> tuple[
     except audio.AudioError as error:
         return digest, Bad(utterance.key, utterance.path, error.cause, str(error))
     if len(wave) < LEAST_S * audio.RATE_HZ:
-        why = f"it lasts {len(wave) / audio.RATE_HZ:.3f} s, too short for speech (at least {LEAST_S} s)"
-        return digest, Bad(utterance.key, utterance.path, "short", why)
+        return digest, _short(utterance, len(wave))
     return digest, wave
 
 
@@ -115,6 +117,27 @@ def refusal(corpus: Corpus, bad: Sequence[Bad], way_out: str) -> UserError:
         f"corpus {corpus.name}: {len(bad)} of {len(corpus.utterances)} audio files cannot be used ({causes}), the "
         f"first {bad[0].path} of {bad[0].key}: {bad[0].why}; {way_out}"
     )
+
+
+def _read_shards(corpus: Corpus, cache: ArrayCache) -> Read:
+    index = open_index(corpus.shards)
+    bad, located = dict[int, Bad](), dict[int, Place]()
+    for row, (one, place) in enumerate(zip(corpus.utterances, locate(index, corpus.utterances), strict=True)):
+        if place is None:
+            why = f"no utterance of this name is in the shards at {index.base}"
+            bad[row] = Bad(one.key, one.path, "missing", why)
+        elif place.samples < LEAST_S * audio.RATE_HZ:
+            bad[row] = _short(one, place.samples)
+        else:
+            located[row] = place
+    held, found = open_sharded(index, list(located.values()), cache.settings)
+    digests = dict(zip(located, found, strict=True))
+    return Read(held, [digests.get(row, "") for row in range(len(corpus.utterances))], bad)
+
+
+def _short(utterance: Utterance, samples: int) -> Bad:
+    why = f"it lasts {samples / audio.RATE_HZ:.3f} s, too short for speech (at least {LEAST_S} s)"
+    return Bad(utterance.key, utterance.path, "short", why)
 
 
 def _unread(held: Held, digests: Sequence[str], bad: dict[int, Bad]) -> list[int]:
@@ -130,7 +153,7 @@ def _read_rows(
     bad: dict[int, Bad],
 ) -> None:
     """Reads these rows, and sets their digests and what is wrong with them."""
-    read = _in_turn(pool, lambda row: read_file(corpus.utterances[row], filler.held), rows)
+    read = in_turn(pool, lambda row: read_file(corpus.utterances[row], filler.held), rows, _AHEAD)
     with Progress(f"reading {corpus.name}", len(rows), "utterances") as progress:
         for done, (row, (digest, found)) in enumerate(zip(rows, read, strict=True), start=1):
             digests[row] = digest
@@ -166,14 +189,3 @@ def _remember(cache: ArrayCache, corpus: Corpus, stamps: Sequence[str | Bad], di
     rows = zip(corpus.utterances, stamps, digests, strict=True)
     told = {one.path: [stamp, digest] for one, stamp, digest in rows if isinstance(stamp, str) and stamp and digest}
     cache.keep_table(corpus.name, cache.table(corpus.name) | told)
-
-
-def _in_turn(pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """The results in order, few of them in memory, where `pool.map` would gather all that the reader is behind."""
-    coming: deque[Future[Result]] = deque()
-    for item in items:
-        coming.append(pool.submit(function, item))
-        if len(coming) > _AHEAD:
-            yield coming.popleft().result()
-    while coming:
-        yield coming.popleft().result()

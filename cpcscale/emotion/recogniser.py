@@ -6,6 +6,7 @@ the total over the heads. U utterances, B rows of a batch, T frames, C input fea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cpcscale import config
+from cpcscale.emotion.hearing import Encoder, EncoderLayer, Hearing, WaveNorm
 from cpcscale.errors import UserError
-from cpcscale.model.cpc import CPC, Layer
 from cpcscale.objective.ccc import PRIMITIVES
 from cpcscale.objective.keyed import hashed, uniform
 
@@ -52,12 +53,14 @@ class Recogniser(nn.Module):
     mean_C: Tensor
     deviation_C: Tensor
 
-    def __init__(self, settings: RecogniserConfig, width: int) -> None:
+    def __init__(self, settings: RecogniserConfig, width: int, layers: Sequence[int] = ()) -> None:
+        """`layers`, where they are to be mixed, are the widths of those that stand side by side in `width`."""
         super().__init__()
         self.config = settings
         self.register_buffer("mean_C", torch.zeros(width))
         self.register_buffer("deviation_C", torch.ones(width))
-        self.query_key_value = nn.Linear(width, 3 * settings.hidden)
+        self.layer_mix = LayerMix(layers) if layers else None
+        self.query_key_value = nn.Linear(max(layers, default=width), 3 * settings.hidden)
         self.mix = nn.Linear(settings.hidden, settings.hidden)
         self.dense = nn.Sequential(
             nn.Linear(2 * settings.hidden, settings.dense),
@@ -80,6 +83,8 @@ class Recogniser(nn.Module):
         `key_B`, int64, keys the dropout of each row; in training with dropout there is a ValueError without.
         """
         x_BTC, frames_B = average_frames((x_BTC - self.mean_C) / self.deviation_C, frames_B, self.config.pool_frames)
+        if self.layer_mix is not None:
+            x_BTC = self.layer_mix(x_BTC)
         valid_BT = _valid(frames_B, x_BTC.shape[1])
         mean_BH, deviation_BH = pool(self.mix(self._attend(x_BTC, valid_BT)), valid_BT)
         x_BF = torch.cat([mean_BH, deviation_BH], dim=1)
@@ -123,24 +128,58 @@ class KeyedDropout(nn.Module):
         return f"p={self.p}, number={self.number}"
 
 
-class EndToEnd(nn.Module):
-    """A CPC network of which the recogniser hears a layer, trained together; it takes waveforms."""
+class LayerMix(nn.Module):
+    """Layers side by side to one: scale * sum over layers of share * layer, the shares a softmax of learnt weights.
 
-    def __init__(self, encoder: CPC, recogniser: Recogniser, layer: Layer = "c") -> None:
+    So SUPERB weighs the hidden states of a network (Yang et al. 2021, arXiv 2105.01051). Layers of one width are summed
+    as they are. Of several widths, such as z and c, each has a learnt map to the widest. Its rows are of unit length:
+    how much of a layer passes is said by its share alone, and how loud a frame is gets lost in no normalisation.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        # It is not heard, so it gets no gradient: DDP would wait for one.
-        encoder.predictor.requires_grad_(False)
-        if layer == "z":
-            encoder.context.requires_grad_(False)
-        self.encoder, self.recogniser, self.layer = encoder, recogniser, layer
+        self.widths = list(widths)
+        self.weight_L = nn.Parameter(torch.zeros(len(self.widths)))
+        self.scale = nn.Parameter(torch.ones(()))
+        mapped = self.widths if len(set(self.widths)) > 1 else []
+        self.maps = nn.ParameterList(nn.Parameter(torch.randn(max(self.widths), width)) for width in mapped)
+
+    @property
+    def share_L(self) -> Tensor:
+        """The part that each layer has, adding up to 1."""
+        return self.weight_L.softmax(dim=0)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        layers = list(x_BTC.split(self.widths, dim=2))
+        if len(self.maps):
+            layers = [F.linear(each, F.normalize(rows, dim=1)) for each, rows in zip(layers, self.maps, strict=True)]
+        return self.scale * (torch.stack(layers, dim=3) @ self.share_L)
+
+
+class EndToEnd(nn.Module):
+    """An encoder of which the recogniser hears a layer, trained together; it takes waveforms."""
+
+    def __init__(
+        self, encoder: Encoder, recogniser: Recogniser, layer: EncoderLayer = "c", wave_norm: WaveNorm = "corpus"
+    ) -> None:
+        super().__init__()
+        self.encoder, self.recogniser = encoder, recogniser
+        self.hearing = Hearing(encoder, layer, wave_norm)
+        self.hearing.leave_unheard()
 
     def forward(self, wave_BS: Tensor, samples_B: Tensor, key_B: Tensor | None = None) -> Tensor:
-        """[B, P] for waveforms in [-1, 1) with `samples_B` valid samples a row, at least one hop each.
+        """[B, P] for waveforms in [-1, 1) with `samples_B` valid samples a row, at least `hearing.least_samples` each.
 
         `key_B` keys the recogniser's dropout.
         """
-        x_BTC = self.encoder.layer(wave_BS, self.layer)
-        return self.recogniser(x_BTC, samples_B // self.encoder.hop_samples, key_B)
+        return self.recogniser(self.hearing(wave_BS, samples_B), self.hearing.frames(samples_B), key_B)
+
+
+def learnt_mix(network: nn.Module) -> list[float]:
+    """The shares of a recogniser's layers, alone or over its encoder; empty where it mixes none."""
+    recogniser = network.recogniser if isinstance(network, EndToEnd) else network
+    mix = recogniser.layer_mix if isinstance(recogniser, Recogniser) else None
+    return [] if mix is None else [round(share, 6) for share in mix.share_L.tolist()]
 
 
 def average_frames(x_BTC: Tensor, frames_B: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ from cpcscale.emotion.score import (
     seed_deviation,
     with_seeds,
 )
+from cpcscale.emotion.traits import by_trait
 
 # The classic system that a learnt one has to beat to be worth using.
 BASELINE = "functionals"
@@ -55,6 +56,7 @@ class Row:
 
     `interval` is the jackknife over speakers, the primary one; `bootstrap` is shown beside it. `seed_deviation` and
     `recall_deviation` are over seeds, None for a single one. `recall` is None where no categories were guessed.
+    `groups` are those of traits.by_trait, for the traits that were given.
     """
 
     system: str
@@ -67,6 +69,7 @@ class Row:
     agreement: dict[str, Figures]
     recall: float | None
     recall_deviation: float | None
+    groups: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,13 @@ def results(
     *,
     reference: str,
     published: Published | None = None,
+    traits: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
 ) -> Results:
     """The table of these systems, by name, in their order.
 
-    `groups` are the speakers of the rows and `folds` the fold that tested each. All systems are compared with
+    `groups` are the speakers of the rows, `folds` the fold that tested each, `traits` what else is known of them by
+    name, such as a gender each. All systems are compared with
     `reference`, and with BASELINE where it is among them; each of the two is a family for Holm's correction, over the
     primitives of all its tests. `seed` keys the random draws. Raises ValueError for a reference that is not there, and
     for systems that differ in their seeds, but for those that have one.
@@ -154,7 +159,7 @@ def results(
     against = dict.fromkeys([reference, *([BASELINE] if BASELINE in systems else [])])
     return Results(
         subject=subject,
-        rows=[_row(name, each, truth_UP, groups, folds, seed) for name, each in systems.items()],
+        rows=[_row(name, each, truth_UP, groups, folds, traits or {}, seed) for name, each in systems.items()],
         reference=reference,
         tests={second: compared(truth_UP, groups, systems, second, seed=seed) for second in against},
         correlation=label_correlation(truth_UP),
@@ -210,6 +215,7 @@ def _row(
     truth_UP: np.ndarray,
     groups: Sequence[str],
     folds: Sequence[int],
+    traits: Mapping[str, Sequence[str]],
     seed: int,
 ) -> Row:
     guess_SUP = with_seeds(truth_UP, guesses.guess_SUP)
@@ -225,4 +231,5 @@ def _row(
         agreement=agreement(truth_UP, guess_SUP),
         recall=float(np.mean(recalls)) if recalls else None,
         recall_deviation=float(np.std(recalls, ddof=1)) if len(recalls) > 1 else None,
+        groups=by_trait(truth_UP, guess_SUP, groups, traits),
     )

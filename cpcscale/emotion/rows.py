@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cpcscale.emotion.ahead import read_ahead
 from cpcscale.objective.ccc import PRIMITIVES
 from cpcscale.train.ranks import Ranks
 
 # Most of padded audio pushed through at once, 20 s; on a CPU more of it costs more a second.
 _WAVE_GROUP, _FRAME_GROUP = 320_000, 2000
-# Utterances predicted together, of which those of like length go through at once.
-_CHUNK = 1024
+# Utterances predicted together, of which those of like length go through at once; fewer where they are of many bytes.
+_CHUNK, _CHUNK_BYTES = 1024, 256 * 2**20
+_READ_AHEAD = 64
 # Padded lengths are multiples of these, half a second: torch keeps kernels and buffers for every length it has met, and
 # with one of its own for each batch of waveforms that comes to gigabytes.
 _WAVE_STEP, _FRAME_STEP = 8000, 50
@@ -54,15 +56,29 @@ def predict(
     own = range(len(inputs))[ranks.rank :: ranks.world]
     guess_UP = torch.zeros(len(inputs), len(PRIMITIVES), dtype=torch.float64)
     with torch.inference_mode():
-        for start in range(0, len(own), _CHUNK):
-            rows = own[start : start + _CHUNK]
-            parts = [windows(inputs[row]) for row in rows]
+        for rows, parts in _chunks(inputs, own):
             guess_WP = by_length(network, [window for part in parts for window in part], where).double().cpu()
             each = [_shares_by_length(part) for part in parts] if shares is None else [shares[row] for row in rows]
             row_W = [row for row, part in zip(rows, parts, strict=True) for _ in part]
             share_W1 = torch.from_numpy(np.concatenate(each))[:, None]
             guess_UP.index_add_(0, torch.tensor(row_W), guess_WP * share_W1)
     return ranks.sum(guess_UP).numpy()
+
+
+def _chunks(
+    inputs: Sequence[Utterance], rows: Sequence[int]
+) -> Iterator[tuple[list[int], list[tuple[np.ndarray, ...]]]]:
+    """(rows, windows of each) of consecutive utterances: as many as are predicted together, so few are in memory."""
+    parts, size = list[tuple[np.ndarray, ...]](), 0
+    done = 0
+    for part in read_ahead(lambda row: windows(inputs[row]), rows, _READ_AHEAD):
+        parts.append(part)
+        size += sum(window.nbytes for window in part)
+        if len(parts) == _CHUNK or size >= _CHUNK_BYTES:
+            yield list(rows[done : done + len(parts)]), parts
+            done, parts, size = done + len(parts), [], 0
+    if parts:
+        yield list(rows[done:]), parts
 
 
 def by_length(

@@ -123,6 +123,23 @@ def bootstrap_interval(
     return _bounds(low, high)
 
 
+def change(
+    truth_UP: np.ndarray, before: np.ndarray, after: np.ndarray, speakers: Sequence[str]
+) -> tuple[Figures, Intervals | None]:
+    """The CCC of the predictions `after` less that of `before`, of the same rows, with its 95 % interval over speakers.
+
+    The interval is that of a delete-one-speaker jackknife of the difference, by Student's t with n - 1 degrees of
+    freedom; there is none under LEAST_SPEAKERS.
+    """
+    sums = [speaker_sums(truth_UP, guess, speakers) for guess in (before, after)]
+    difference = np.subtract(*(figures_of(part.sum(axis=0, keepdims=True))[0] for part in reversed(sums)))
+    if len(sums[0]) < LEAST_SPEAKERS:
+        return _named(difference), None
+    without = [figures_of(part.sum(axis=0) - part) for part in sums]
+    reach = _t_quantile(len(sums[0])) * _jackknife_error(without[1] - without[0])
+    return _named(difference), _bounds(difference - reach, difference + reach)
+
+
 @dataclass(frozen=True)
 class Gap:
     """How much better `first` is scored than `second`: the difference of their pooled CCCs, with its 95 % interval."""

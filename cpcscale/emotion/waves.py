@@ -16,15 +16,18 @@ from typing import overload
 import numpy as np
 
 from cpcscale import audio
+from cpcscale.emotion.ahead import read_ahead
 from cpcscale.emotion.cache import ArrayCache, AudioCacheConfig, Filler, Held, kind
 from cpcscale.emotion.corpora.corpus import Corpus, Utterance
 from cpcscale.emotion.reading import DECODED, Bad, read_corpus, read_file, refusal
+from cpcscale.emotion.sharded import ShardedAudio
 from cpcscale.errors import UserError
 from cpcscale.progress import Progress
 
 log = logging.getLogger(__name__)
 
 _BATCH_SAMPLES = 60 * audio.RATE_HZ
+_BATCHES_AHEAD = 4
 
 Windows = tuple[np.ndarray, ...]
 # int16 windows [S] to one array each, such as float32 features [T, C].
@@ -54,16 +57,18 @@ def shares(windows: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 class Waves(Sequence[Windows]):
-    """The windows of each utterance, int16 [S], in the corpus's order; mapped from the cache, so read-only.
+    """The windows of each utterance, int16 [S], in the corpus's order: views of what the cache has mapped, so
+    read-only, or decoded from shards when they are asked for. None of them is held here.
 
-    `corpus` has the utterances that can be used, `bad` the others, `digests` the sha256 of each file. Pickled, it is
-    opened again where it arrives: from the cache of that node, or from the audio, which must be the same.
+    `corpus` has the utterances that can be used, `bad` the others, `digests` the sha256 of each file, or of its place
+    in a shard. Pickled, it is opened again where it arrives: from the cache of that node, or from the audio, which must
+    be the same.
     """
 
     def __init__(
         self,
         corpus: Corpus,
-        held: Held,
+        held: Held | ShardedAudio,
         digests: Sequence[str],
         *,
         cache: ArrayCache,
@@ -78,7 +83,7 @@ class Waves(Sequence[Windows]):
 
     @classmethod
     def open(cls, corpus: Corpus, settings: AudioCacheConfig, *, max_s: float = 10.0, on_bad: str = "stop") -> Waves:
-        """Reads and decodes what the cache does not have.
+        """Reads and decodes what the cache does not have; of a corpus in shards, the index alone.
 
         Raises UserError when the store or the cache fails, and, once all files were tried, for any that is missing,
         empty, not decodable or under 0.1 s, unless `on_bad` is skip and an utterance is left.
@@ -94,13 +99,26 @@ class Waves(Sequence[Windows]):
             log.warning("%s: left out %s, %s: %s", corpus.name, one.key, one.path, one.why)
         rows = [row for row in range(len(read.digests)) if row not in read.bad]
         digests = [read.digests[row] for row in rows]
-        read.held.keep(digests)
+        if isinstance(read.held, Held):
+            read.held.keep(digests)
         usable = dataclasses.replace(_only(corpus, rows), dropped=(*corpus.dropped, *(one.dropped for one in bad)))
         return cls(usable, read.held, digests, cache=cache, max_s=max_s, bad=bad)
 
     def at_least(self, samples: int) -> Waves:
         """The same, shorter windows repeating themselves to `samples`: an encoder's hop or receptive field."""
         return self._with(self.corpus, self.digests, max(self.least_samples, samples))
+
+    def spanning(self, max_s: float) -> Waves:
+        """The same, in windows of up to so many seconds."""
+        return Waves(
+            self.corpus,
+            self._held,
+            self.digests,
+            cache=self.cache,
+            max_s=max_s,
+            least_samples=self.least_samples,
+            bad=self.bad,
+        )
 
     def take(self, rows: Iterable[int]) -> Waves:
         """These utterances only, in this order."""
@@ -121,13 +139,11 @@ class Waves(Sequence[Windows]):
 
     def whole(self, row: int) -> np.ndarray:
         """The whole utterance, int16 [S]. Raises UserError when the cache lost it and its file has changed since."""
-        return self._held.read(self.digests[row], lambda: self._decoded(row))
+        return self._part(row, 0, self.samples(row))
 
     def window(self, row: int, number: int) -> np.ndarray:
         """One window of an utterance, int16 [S]."""
-        start, stop = self.spans(row)[number]
-        wave = self.whole(row)[start:stop]
-        return wave if len(wave) >= self.least_samples else np.resize(wave, self.least_samples)
+        return self._long_enough(self._part(row, *self.spans(row)[number]))
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -139,7 +155,8 @@ class Waves(Sequence[Windows]):
     def __getitem__(self, row: int | slice) -> Windows | Waves:
         if isinstance(row, slice):
             return self.take(range(len(self))[row])
-        return tuple(self.window(row, number) for number in range(len(self.spans(row))))
+        whole = self.whole(row)
+        return tuple(self._long_enough(whole[start:stop]) for start, stop in self.spans(row))
 
     def __reduce__(self) -> tuple[Callable[..., Waves], tuple[object, ...]]:
         return _reopened, (self.corpus, self.digests, self.cache.settings, self.max_s, self.least_samples, self.bad)
@@ -154,6 +171,15 @@ class Waves(Sequence[Windows]):
             least_samples=least_samples,
             bad=self.bad,
         )
+
+    def _part(self, row: int, start: int, stop: int) -> np.ndarray:
+        """Samples [start, stop) of an utterance."""
+        if isinstance(self._held, ShardedAudio):
+            return self._held.read(self.digests[row], start, stop)
+        return self._held.read(self.digests[row], lambda: self._decoded(row))[start:stop]
+
+    def _long_enough(self, wave: np.ndarray) -> np.ndarray:
+        return wave if len(wave) >= self.least_samples else np.resize(wave, self.least_samples)
 
     def _decoded(self, row: int) -> np.ndarray:
         utterance = self.corpus.utterances[row]
@@ -219,11 +245,23 @@ def features(name: str, digest: str, waves: Waves, compute: Compute) -> Features
 def _compute_missing(
     name: str, waves: Waves, compute: Compute, missing: Mapping[str, tuple[int, int]], filler: Filler
 ) -> None:
-    lengths = {key: min(waves.samples(row), round(waves.max_s * audio.RATE_HZ)) for key, (row, _) in missing.items()}
+    most, utterances = round(waves.max_s * audio.RATE_HZ), waves.corpus.utterances
+    lengths = {key: min(waves.samples(row), most) for key, (row, _) in missing.items()}
+
+    def place(key: str) -> tuple[int, str, int]:
+        # By name, so that who shares a batch, and with it the last bits, does not follow from where the audio lies.
+        row, number = missing[key]
+        return lengths[key], utterances[row].key, number
+
     done = 0
     with Progress(f"computing {name}", len(missing), "windows") as progress:
-        for keys in _batches(lengths, waves.least_samples):
-            arrays = compute([waves.window(*missing[key]) for key in keys])
+        heard = read_ahead(
+            lambda keys: (keys, [waves.window(*missing[key]) for key in keys]),
+            _batches({key: lengths[key] for key in sorted(missing, key=place)}, waves.least_samples),
+            _BATCHES_AHEAD,
+        )
+        for keys, windows in heard:
+            arrays = compute(windows)
             for key, array in zip(keys, arrays, strict=True):
                 filler.add(key, array)
             done += len(keys)
@@ -231,9 +269,9 @@ def _compute_missing(
 
 
 def _batches(lengths: Mapping[str, int], least: int) -> Iterator[list[str]]:
-    """The keys in groups of like length, each of at most a minute when padded, or of one key."""
+    """The keys in their order, the shortest first, in groups of at most a minute when padded, or of one key."""
     group: list[str] = []
-    for key in sorted(lengths, key=lambda key: (lengths[key], key)):
+    for key in lengths:
         if group and max(lengths[key], least) * (len(group) + 1) > _BATCH_SAMPLES:
             yield group
             group = []

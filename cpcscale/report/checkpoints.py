@@ -14,18 +14,21 @@ def list_lines(values: Mapping[str, Any]) -> Iterator[str]:
     """The lines of `train.look.listed`."""
     rows = values["checkpoints"]
     width = max(len(row["folder"]) for row in rows)
-    yield f"{'checkpoint':{width}} {'step':>9} {'audio h':>9} {'held-out':>9} {'MB':>9}  age"
+    probed = any(row["probe"] for row in rows)
+    ccc = f" {'probe CCC':>9}" if probed else ""
+    yield f"{'checkpoint':{width}} {'step':>9} {'audio h':>9} {'held-out':>9}{ccc} {'MB':>9}  age"
     for row in rows:
         cells = (
             _figure(row["audio_hours"], "{:,.2f}"),
             _figure(row["heldout_loss"], "{:.3f}"),
+            *([row["probe"] if row["probe_ccc"] is None else f"{row['probe_ccc']:.3f}"] if probed else []),
             _figure(row["bytes"] and row["bytes"] / 1e6, "{:,.1f}"),
         )
         age = "" if row["age_s"] is None else duration(row["age_s"])
         marks = [name for name in ("newest", "best") if row[name]]
         if row["why"]:
             marks.append(f"torn: {row['why']}" if row["published"] else row["why"])
-        line = f"{row['folder']:{width}} {row['step']:>9,} " + " ".join(f"{cell:>9}" for cell in cells)
+        line = f"{row['folder']:{width}} {row['step']:>9,} " + " ".join(f"{cell or '':>9}" for cell in cells)
         yield f"{line}  {age:10} {', '.join(marks)}".rstrip()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cpcscale.report.traits import trait_lines
+
 
 def finetune_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """What `cpcscale finetune` prints of a result.json."""
@@ -21,6 +23,9 @@ def finetune_lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield "  no interval: it takes 6 speakers"
     for part, figures in list(result["ccc_by_part"].items())[1:]:
         yield f"  {part}: " + ", ".join(f"{name} {_figure(value)}" for name, value in figures.items())
+    slopes = result["agreement"]["slope"].items()
+    yield "  calibration slope " + ", ".join(f"{name} {_figure(value)}" for name, value in slopes if name != "mean")
+    yield from trait_lines(result["groups"])
     if result["recall"] is not None:
         yield f"  unweighted average recall of the categories {_figure(result['recall'])}"
     if result["dropped"]:

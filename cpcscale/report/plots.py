@@ -103,6 +103,22 @@ def accuracy_by_k_plot(by_source: Mapping[str, Mapping[int, float]], chance: flo
         return _svg(figure, "Accuracy for each prediction step")
 
 
+def probe_plot(hours: Curve, by_figure: Mapping[str, Curve]) -> str:
+    """CCC of the probes by figure (mean and the primitives) over hours of audio heard; both curves are by step."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panel(3.5, 2.8, "Probe")
+        hours_at = dict(hours)
+        colours = (BLUE, ORANGE, GREEN, PURPLE)
+        for (name, curve), colour in zip(by_figure.items(), colours, strict=False):
+            points = _drawable([(step, value) for step, value in curve if step in hours_at])
+            x, y = [hours_at[step] for step, _ in points], [value for _, value in points]
+            width = 2.2 if name == "mean" else 1.2
+            axes.plot(x, y, "o-", color=colour, linewidth=width, markersize=3, label=name)
+        axes.set(xlabel="hours of audio", ylabel="CCC")
+        figure.legend(loc="outside lower left", ncols=2)
+        return _svg(figure, "CCC of the probes over hours of audio")
+
+
 def interval_plot(
     title: str, rows: Sequence[tuple[str, str, float, Sequence[float] | None]], limits: tuple[float, float]
 ) -> str:

@@ -29,8 +29,25 @@ def pretrain_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         by_step = [f"{scores[key]:.2f}" for key in sorted(scores) if key.startswith("accuracy_k")]
         detail = f"; k=1..{len(by_step)}: {' '.join(by_step)}" if by_step else ""
         yield f"  {name:14} mean {scores['accuracy_mean']:.3f}, loss {scores['loss']:.3f}{detail}"
+    if "probe" in summary:
+        yield from _probe_lines(summary["probe"])
     yield f"  checkpoint {storage.shown(summary['checkpoint'])}"
     yield f"  MLflow run {summary['run_id']}"
+
+
+def _probe_lines(probe: Mapping[str, Any]) -> Iterator[str]:
+    """The newest score, and the best one where it is another, of the mean CCC."""
+    marks = "".join(f", {mark}" for mark in probe["marks"])
+    yield f"  probe on {probe['corpus']} ({probe['split']}, {probe['speakers']} speakers{marks})"
+    scores = probe["scores"]
+    if scores:
+        best = max(scores, key=lambda score: score["ccc"]["mean"])
+        for score in (scores[-1], best) if best is not scores[-1] else (best,):
+            by_name = ", ".join(f"{name} {value:.3f}" for name, value in score["ccc"].items() if name != "mean")
+            word = "best" if score is best else "last"
+            at = f"step {score['step']}, {score['audio_hours']:.2f} h"
+            yield f"  {word:14} CCC mean {score['ccc']['mean']:.3f}, {by_name} ({at})"
+    yield from (f"  step {failed['step']} has no probe: {failed['why']}" for failed in probe["failed"])
 
 
 def shares(by_name: Mapping[str, float]) -> str:

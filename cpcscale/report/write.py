@@ -265,11 +265,21 @@ def _pretraining_plots(run: TrackedRun, row: Row) -> str:
     ]
     if by_k:
         drawings.append(plots.accuracy_by_k_plot(by_k, chance))
+    if probed := run.history("probe_audio_hours"):
+        curves = {figure: run.history(f"probe_ccc_{figure}") for figure in ("mean", *PRIMITIVES)}
+        drawings.append(plots.probe_plot(probed, curves))
     caption = (
         f"Run {run.name}, {rounded(row['steps'])} optimiser steps. Loss in nats, accuracy as a share; pale: single "
         f"batches, dark: their running mean. Dashed: what a guess among the positive and N negatives reaches."
+        f"{_probed_on(run)}"
     )
     return f"<h3>{escape(run.name)}</h3>\n" + page.figure([("", drawings)], caption, least_px=300)
+
+
+def _probed_on(run: TrackedRun) -> str:
+    if not (corpus := run.tag("probe_corpus")):
+        return ""
+    return f" Probe: CCC on {', '.join([corpus, *filter(None, run.tag('probe_marks').split(','))])}."
 
 
 def _every_run(runs: Sequence[TrackedRun]) -> str:

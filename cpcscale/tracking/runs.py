@@ -28,7 +28,7 @@ class TrackedRun:
 
     run_id: str
     name: str
-    kind: str  # pretrain, finetune, sweep, trial, fold or reproduce
+    kind: str  # pretrain, finetune, sweep, trial, fold, reproduce or evaluate
     status: str  # RUNNING, FINISHED, FAILED, KILLED
     experiment: str
     tags: dict[str, str]  # MLflow's own left out

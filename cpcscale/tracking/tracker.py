@@ -123,6 +123,11 @@ class Tracker:
         now_ms = int(time.time() * 1000)
         self._outbox.put([(key, float(value), now_ms, int(step)) for key, value in metrics.items()])
 
+    def tag(self, name: str, value: str) -> None:
+        """Sets the tag `cpcscale.NAME`; lost when the store is away, so for what is told elsewhere too."""
+        with contextlib.suppress(StoreAwayError):
+            self._sink.send_tag(f"cpcscale.{name}", _shown(name, value))
+
     def artifact(self, name: str, data: str | bytes) -> None:
         """Queues one file (a plain name, or a path below the run's artifacts), replacing what had this name."""
         self._outbox.put_artifact(name, data.encode() if isinstance(data, str) else data)
@@ -177,6 +182,10 @@ class _MlflowSink:
         with _answering(f"{len(records)} metric values"):
             metrics = [Metric(key, value, at_ms, step) for key, value, at_ms, step in records]
             self._client.log_batch(self._run_id, metrics=metrics)
+
+    def send_tag(self, key: str, value: str) -> None:
+        with _answering(f"the tag {key}"):
+            self._client.set_tag(self._run_id, key, value)
 
     def send_artifact(self, name: str, data: bytes) -> None:
         import tempfile

@@ -129,18 +129,29 @@ class _Draws:
 
     def white(self, number: int, samples: int) -> Tensor:
         """float64 [B, samples]: white noise of unit power."""
-        place_S = torch.arange(samples, device=self.key_B.device)
-        return (uniform(hashed(self.bits(number).unsqueeze(1), place_S)).double() - 0.5) * math.sqrt(12)
+        return white(self.bits(number), samples)
+
+
+def white(key_B: Tensor, samples: int) -> Tensor:
+    """float64 [B, samples]: white noise of unit power, even over its range, that follows from each row's key."""
+    place_S = torch.arange(samples, device=key_B.device)
+    return (uniform(hashed(key_B.unsqueeze(1), place_S)).double() - 0.5) * math.sqrt(12)
+
+
+def coloured(white_BS: Tensor, tilt_B: Tensor) -> Tensor:
+    """float64 [B, S]: noise whose power falls as f^-tilt above 20 Hz, with none below: 0 is white, 1 pink."""
+    samples = white_BS.shape[1]
+    hz_F = torch.fft.rfftfreq(samples, 1 / audio.RATE_HZ, dtype=torch.float64, device=white_BS.device)
+    shape_BF = hz_F.clamp(min=_NOISE_FROM_HZ) ** (-tilt_B.unsqueeze(1) / 2) * (hz_F >= _NOISE_FROM_HZ)
+    shape_BF = shape_BF / shape_BF.square().mean(1, keepdim=True).sqrt()
+    return torch.fft.irfft(torch.fft.rfft(white_BS) * shape_BF, samples)
 
 
 def _noise(wave_BS: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
     samples = wave_BS.shape[1]
     snr_B, tilt_B = draws.between(1, config.noise_snr_db), draws.share(2)
-    hz_F = torch.fft.rfftfreq(samples, 1 / audio.RATE_HZ, dtype=torch.float64, device=wave_BS.device)
-    # Amplitudes of a power that falls as f^-tilt: 0 is white, 1 pink. They know nothing of the row.
-    shape_BF = hz_F.clamp(min=_NOISE_FROM_HZ) ** (-tilt_B.unsqueeze(1) / 2) * (hz_F >= _NOISE_FROM_HZ)
-    shape_BF = shape_BF / shape_BF.square().mean(1, keepdim=True).sqrt()
-    noise_BS = torch.fft.irfft(torch.fft.rfft(draws.white(3, samples)) * shape_BF, samples)
+    # It knows nothing of the row.
+    noise_BS = coloured(draws.white(3, samples), tilt_B)
     counts_S = torch.arange(1, samples + 1, device=wave_BS.device)
     power_BS = wave_BS.double().square().cumsum(1) / counts_S
     return wave_BS + noise_BS * (power_BS * 10 ** (-snr_B.unsqueeze(1) / 10)).sqrt()

@@ -117,7 +117,9 @@ def _saver(
     saver, error = None, None
     if ranks.first and step < total:
         try:
-            saver = Saver(Publisher(ledger, seen, step, keep=recipe.checkpoint.keep, holder=holder), recipe)
+            spec = recipe.checkpoint
+            publisher = Publisher(ledger, seen, step, keep=spec.keep, holder=holder, best_by=spec.best_by)
+            saver = Saver(publisher, recipe)
         except UserError as failure:
             error = failure
     ranks.agreed(error)

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ from cpcscale.train.ema import Ema
 from cpcscale.train.ema import weights as ema_weights
 from cpcscale.train.files import STATE, TENSORS
 from cpcscale.train.ledger import Ledger, State
+from cpcscale.train.probes import Probes, ProbeSet
 
 log = logging.getLogger(__name__)
 
@@ -77,15 +78,21 @@ class Restored:
     url: str
     tensors: dict[str, dict[str, Tensor]]
     position: Position
+    # What the run's checkpoints were probed on, as a dict; empty when they were not.
+    probe_set: dict[str, Any] = field(default_factory=dict)
 
 
-def contents(tensors: Tensors, position: Position, spec: object) -> dict[str, bytes]:
-    """The files of a checkpoint by name; `spec` is the config of the run, whose secrets are left out."""
+def contents(tensors: Tensors, position: Position, spec: object, probe_set: ProbeSet | None = None) -> dict[str, bytes]:
+    """The files of a checkpoint by name; `spec` is the config of the run, whose secrets are left out.
+
+    `probe_set` is what its checkpoints are probed on: whoever holds one may have chosen it by that.
+    """
     state = {
         "saved_at_s": time.time(),
         "config": config.to_dict(spec),
         "config_hash": config.digest(spec),
         "position": vars(position),
+        "probe_set": dataclasses.asdict(probe_set) if probe_set else None,
     }
     found = {f"{name}{TENSORS}": save_tensors(dict(part)) for name, part in tensors.items()}
     return {**found, STATE: json.dumps(state).encode()}
@@ -107,12 +114,13 @@ def newest(ledger: Ledger, state: State) -> Restored | None:
 def read(url: str) -> Restored:
     """The checkpoint in folder `url`, every file checked against the marker. Raises TornError when it is not whole."""
     found = files.contents(url)
-    position = files.parsed(url, found[STATE])["position"]
+    state = files.parsed(url, found[STATE])
+    position, probe_set = state["position"], state.get("probe_set") or {}
     try:
         tensors = {
             name.removesuffix(TENSORS): load_tensors(data) for name, data in found.items() if name.endswith(TENSORS)
         }
-        return Restored(url, tensors, Position(**position))
+        return Restored(url, tensors, Position(**position), probe_set)
     except SafetensorError as error:
         raise UserError(f"{url} holds tensors that cannot be read: {error}") from None
     except TypeError as error:
@@ -146,17 +154,14 @@ def restore(restored: Restored, contrast: nn.Module, optimizer: torch.optim.Opti
         ema.load(restored.tensors["ema"])
 
 
-def load_encoder(url: str) -> tuple[CPC, dict[str, Any]]:
-    """(network, metadata) of a pretraining run's newest whole checkpoint, or of one checkpoint folder.
+def load_encoder(url: str, which: Literal["newest", "best"] = "newest") -> tuple[CPC, dict[str, Any]]:
+    """(network, metadata) of a pretraining run's newest whole checkpoint or its best, or of one checkpoint folder.
 
     The weights are the run's running mean, where it has one. The metadata has `url`, `step`, `fingerprint`, `audio_s`
-    and `identity`. Raises UserError when there is none.
+    and `identity`; `probe_set`, what the run was probed on, empty when it was not; and how the checkpoint was `chosen`:
+    newest, best by loss, best by probe, or by name. Raises UserError when there is none.
     """
-    if storage.exists(storage.join(url, files.MARKER)):
-        restored: Restored | None = read(url)
-    else:
-        ledger = Ledger(url)
-        restored = newest(ledger, ledger.head())
+    restored, chosen = _chosen(url, which)
     if restored is None:
         raise UserError(
             f"no checkpoint at {url}: name the run_dir of a `cpcscale pretrain` run, or one of its checkpoints/step-* "
@@ -168,4 +173,30 @@ def load_encoder(url: str) -> tuple[CPC, dict[str, Any]]:
         ema_weights(restored.tensors["ema"]) if "ema" in restored.tensors else restored.tensors["model"]
     )
     kept = ("step", "fingerprint", "audio_s", "identity")
-    return model, {"url": restored.url, **{name: getattr(position, name) for name in kept}}
+    facts = {name: getattr(position, name) for name in kept}
+    return model, {"url": restored.url, **facts, "chosen": chosen, "probe_set": restored.probe_set}
+
+
+def _chosen(url: str, which: Literal["newest", "best"]) -> tuple[Restored | None, str]:
+    """The checkpoint that is meant, and how it was chosen."""
+    if storage.exists(storage.join(url, files.MARKER)):
+        return read(url), "best by probe" if _is_best_by_probe(url) else "by name"
+    ledger = Ledger(url)
+    state = ledger.head()
+    if which == "newest" or not state.checkpoints:
+        return newest(ledger, state), "newest"
+    best = Probes(url).best(state)
+    if best is None:
+        figure = "held-out loss" if state.best_by == "loss" else "probe"
+        raise UserError(f"no checkpoint of {url} has a {figure} to be the best by: take the newest, or name one")
+    return read(ledger.url(best)), f"best by {state.best_by}"
+
+
+def _is_best_by_probe(url: str) -> bool:
+    """Whether the run of the checkpoint in this folder keeps it as its best, by a probe."""
+    run_dir, _, folder = storage.absolute(url).rstrip("/").rpartition("/checkpoints/")
+    if not run_dir:
+        return False
+    state = Ledger(run_dir).head()
+    best = Probes(run_dir).best(state) if state.best_by == "probe" else None
+    return best is not None and best.folder == folder

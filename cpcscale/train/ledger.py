@@ -17,8 +17,9 @@ import math
 import re
 import time
 import uuid
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from cpcscale import storage
 from cpcscale.errors import UserError
@@ -74,12 +75,17 @@ class Published:
     heldout_loss: float | None = None
 
 
+# Of the checkpoints of a line, the new one included, those that stay however old they are.
+Spare: TypeAlias = Callable[[tuple[Published, ...]], Iterable[Published]]
+
+
 @dataclass(frozen=True)
 class State:
     """The state of a run; each method gives the next one, which is true once its entry is created.
 
     `held`: it belongs to `holder`, which else is the last one it belonged to. `writer` is the number of the entry with
-    which the process that publishes began, 0 while there is none. `checkpoints` are ascending in their steps.
+    which the process that publishes began, 0 while there is none. `checkpoints` are ascending in their steps; the best
+    of them is so by `best_by`, the loss or a probe (probes.py).
     """
 
     number: int = 0
@@ -87,6 +93,7 @@ class State:
     held: bool = False
     writer: int = 0
     checkpoints: tuple[Published, ...] = ()
+    best_by: str = "loss"
 
     def is_of(self, holder: str) -> bool:
         """Whether the run belongs to the holder of this id."""
@@ -100,17 +107,19 @@ class State:
         """The run belongs to nobody."""
         return replace(self, number=self.number + 1, held=False, writer=0)
 
-    def begun(self, step: int, holder: str) -> State:
+    def begun(self, step: int, holder: str, best_by: str = "loss") -> State:
         """A process goes on from `step` and will publish, in the name of the holder or of none; what is later goes."""
         number = self.number + 1
         stay = tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.step <= step)
         owner = self.holder if self.is_of(holder) else None
-        return State(number, owner, owner is not None, number, stay)
+        return State(number, owner, owner is not None, number, stay, best_by)
 
-    def published(self, new: Published, keep: int) -> State:
-        """The checkpoint is the newest; the newest `keep` stay, and the first with the lowest held-out loss."""
+    def published(self, new: Published, keep: int, spare: Spare | None = None) -> State:
+        """The checkpoint is the newest; the newest `keep` stay, and those to `spare`: without it, the first with the
+        lowest held-out loss."""
         line = (*(each for each in self.checkpoints if each.step < new.step), new)
-        stay = {*line[-keep:], *([best] if (best := best_of(line)) else [])}
+        best = best_of(line)
+        stay = {*line[-keep:], *(spare(line) if spare else [best] if best else [])}
         return replace(self, number=self.number + 1, checkpoints=tuple(each for each in line if each in stay))
 
 
@@ -233,4 +242,5 @@ def _parsed(number: int, data: bytes) -> State:
     state: dict[str, Any] = json.loads(text)["state"]
     holder = Holder(**state["holder"]) if state["holder"] else None
     published = tuple(Published(**each) for each in state["checkpoints"])
-    return State(number, holder, bool(state["held"]), int(state["writer"]), published)
+    best_by = str(state.get("best_by", "loss"))
+    return State(number, holder, bool(state["held"]), int(state["writer"]), published, best_by)

@@ -11,17 +11,20 @@ from typing import Any
 from cpcscale import storage
 from cpcscale.errors import UserError
 from cpcscale.train import files
-from cpcscale.train.ledger import Ledger, State, best_of
+from cpcscale.train.ledger import Ledger, State
+from cpcscale.train.probes import Probe, Probes
 
 
 def listed(url: str) -> dict[str, Any]:
     """The checkpoints of a run folder, or the one in a checkpoint's folder, by rising steps, and who holds the run.
 
-    Each has folder, step, writer, published, newest, best, audio_hours, heldout_loss, bytes, saved_at_s, age_s, and
-    `why` it is torn, as far as sizes tell (None when it is whole). Raises UserError when there is none at `url`.
+    Each has folder, step, writer, published, newest, best, audio_hours, heldout_loss, probe_ccc (mean), probe
+    (running, done, failed or None), bytes,
+    saved_at_s, age_s, and `why` it is torn, as far as sizes tell (None when it is whole). Raises UserError when there
+    is none at `url`.
     """
     run = _Run(url)
-    best = best_of(run.state.checkpoints)
+    best = run.probes.best(run.state)
     newest = next((folder for folder in reversed(run.published) if not run.why(folder)), None)
     rows = []
     for folder in run.folders:
@@ -32,7 +35,7 @@ def listed(url: str) -> dict[str, Any]:
             "best": best is not None and folder == best.folder,
         }
         row = {"folder": folder, "step": step, "writer": writer, **marks, "why": run.why(folder)}
-        rows.append({**row, **_facts(run.place(folder))})
+        rows.append({**row, **_facts(run.place(folder)), **_probed(run.probes.of(folder))})
     holder = asdict(run.state.holder) if run.state.held and run.state.holder else None
     return {"path": url, "holder": holder, "checkpoints": rows}
 
@@ -72,7 +75,8 @@ class _Run:
         self.one = files.numbers(name) is not None
         inside = place.endswith("/checkpoints")
         self._base = place if self.one else storage.join(url, "checkpoints")
-        ledger = Ledger(place.removesuffix("/checkpoints") if self.one else url)
+        run_dir = place.removesuffix("/checkpoints") if self.one else url
+        ledger, self.probes = Ledger(run_dir), Probes(run_dir)
         self.state = State() if self.one and not inside else ledger.head()
         self.published = [each.folder for each in self.state.checkpoints]
         found = {*ledger.folders(), *self.published}
@@ -112,6 +116,10 @@ def _facts(url: str) -> dict[str, Any]:
         "saved_at_s": state.get("saved_at_s"),
         "age_s": max(0.0, time.time() - state["saved_at_s"]) if "saved_at_s" in state else None,
     }
+
+
+def _probed(probe: Probe | None) -> dict[str, Any]:
+    return {"probe_ccc": probe.score if probe else None, "probe": probe.status if probe else None}
 
 
 def _tensors(url: str) -> dict[str, dict[str, Any]]:

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 
 from cpcscale.errors import UserError
 from cpcscale.train import files
 from cpcscale.train.ledger import Ledger, OvertakenError, Published, State
+from cpcscale.train.probes import Probes
 
 
 class Publisher:
-    """Publishes the checkpoints of one process, the newest `keep` of which stay, and the best by held-out loss."""
+    """Publishes the checkpoints of one process, the newest `keep` of which stay, and the best by `best_by`.
 
-    def __init__(self, ledger: Ledger, seen: State, step: int, *, keep: int, holder: str = "") -> None:
+    In a run that is probed those that wait for it stay too. `probe_set` is what it is probed on, if it is.
+    """
+
+    def __init__(
+        self, ledger: Ledger, seen: State, step: int, *, keep: int, holder: str = "", best_by: str = "loss"
+    ) -> None:
         """Goes on from `step` of the state `seen`, in the name of the driver that holds the run with this id.
 
         Whoever published before cannot any more. Raises OvertakenError when the state has changed since, and when it is
         another driver's. Without a `holder` the run is taken from any.
         """
         self._ledger, self._keep = ledger, keep
+        probes = Probes(ledger.run_dir)
+        self.probe_set = probes.probe_set()
+        self._spare = partial(probes.spared, best_by=best_by, probe_set=self.probe_set)
         if holder and not seen.is_of(holder):
             raise self._overtaken()
-        self._state = seen.begun(step, holder)
+        self._state = seen.begun(step, holder, best_by)
         if not (ledger.advance(self._state) and ledger.leads(self._state)):
             raise self._overtaken()
 
@@ -41,7 +51,7 @@ class Publisher:
             with contextlib.suppress(UserError):
                 files.remove(url)
             raise
-        state = self._state.published(new, self._keep)
+        state = self._state.published(new, self._keep, self._spare)
         if not self._ledger.advance(state):
             files.remove(url)
             raise self._overtaken()

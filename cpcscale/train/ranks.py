@@ -146,15 +146,19 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def joined(rank: int, world: int, meeting: str) -> Iterator[Ranks]:
-    """Within the block this process is one of `world` ranks of this machine, who meet at the file `meeting`, which is
-    not there yet: over NCCL where there are GPUs, one for each, else over gloo."""
-    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+def joined(rank: int, world: int, meeting: str, device: torch.device | None = None) -> Iterator[Ranks]:
+    """Within the block this process is one of `world` ranks, over NCCL where its `device` is a GPU, else over gloo.
+
+    They meet at the file `meeting` of this machine, which is not there yet, or at tcp://HOST:PORT, a free port of rank
+    0's. Without a `device` it is the GPU of this number where there are GPUs, else the CPU.
+    """
+    device = device or (torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu"))
     own_gpu = device if device.type == "cuda" else None
     if own_gpu:
         torch.cuda.set_device(own_gpu)
     backend = "nccl" if own_gpu else "gloo"
-    dist.init_process_group(backend, f"file://{meeting}", rank=rank, world_size=world, device_id=own_gpu)
+    where = meeting if "://" in meeting else f"file://{meeting}"
+    dist.init_process_group(backend, where, rank=rank, world_size=world, device_id=own_gpu)
     try:
         yield Ranks.current(device)
     finally:

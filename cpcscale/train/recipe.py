@@ -59,8 +59,10 @@ class CheckpointConfig:
     """When checkpoints are made and which stay."""
 
     every_steps: int = 500
-    # The newest this many stay, and the best by held-out loss.
+    # The newest this many stay, and the best.
     keep: int = 2
+    # What the best is best by: the lowest held-out loss, or the highest mean CCC of a probe (cpcscale pretrain, probe).
+    best_by: Literal["loss", "probe"] = "loss"
 
     def __post_init__(self) -> None:
         config.at_least(1, **{"checkpoint.every_steps": self.every_steps, "checkpoint.keep": self.keep})

@@ -106,7 +106,7 @@ class Saver:
         began = time.perf_counter()
         try:
             self._snapshot.wait()
-            files = contents(copies, position, self._spec)
+            files = contents(copies, position, self._spec, self._publisher.probe_set)
             return self._publisher.publish(position.step, position.metrics.get("heldout_loss"), files)
         finally:
             self.busy_s += time.perf_counter() - began

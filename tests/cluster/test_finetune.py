@@ -1,21 +1,32 @@
+import contextlib
+import csv
+import io
 import json
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import ray
+import torch
 from made_voices import put_checkpoint, put_corpus, recipe
 
 from cpcscale import config as configs
 from cpcscale.cluster import session
 from cpcscale.cluster.finetune import FinetuneConfig, finetune
+from cpcscale.cluster.fold_ranks import SharedFold, _explained, _RankDiedError, run_shared
 from cpcscale.cluster.spec import PretrainConfig
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import combine, run_fold
 from cpcscale.emotion.features import prepare
+from cpcscale.emotion.fit import FitConfig
 from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe, ProtocolConfig
 from cpcscale.errors import UserError
+from cpcscale.objective.ccc import PRIMITIVES
 from cpcscale.tracking.runs import read_runs
 from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.train.ranks import PeerLostError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -70,6 +81,76 @@ def test_the_run_folder_and_the_tracker_hold_the_result(finished):
         "marks": "",
         "fingerprint": "f" * 64,
     }
+
+
+def predictions(text: str) -> np.ndarray:
+    """float64 [U, 3] of a predictions.csv."""
+    return np.array([[float(row[f"{name}_hat"]) for name in PRIMITIVES] for row in csv.DictReader(io.StringIO(text))])
+
+
+def test_two_ranks_train_a_fold_to_what_one_does_and_their_number_is_no_part_of_the_run(finished):
+    """Predictions to 1e-5 on a scale of four units; the run counts as the same one."""
+    config, result = finished
+    shared = finetune(replace(config, ranks=2, run_dir=f"{config.run_dir}-shared"))
+    np.testing.assert_allclose(predictions(shared.predictions_csv), predictions(result.predictions_csv), atol=1e-5)
+    assert [row["train_loss"] for row in shared.curves] == pytest.approx(
+        [row["train_loss"] for row in result.curves], abs=1e-6
+    )
+    assert shared.identity == result.identity
+
+
+def test_a_fold_of_which_a_rank_dies_begins_again(finished, tmp_path):
+    mark = str(tmp_path / "died")
+
+    def arrive() -> str:
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+            os._exit(1)
+        return mark
+
+    class DiesOnce:
+        """Ends the first process in which it arrives."""
+
+        def __reduce__(self):
+            return arrive, ()
+
+    config, result = finished
+    session.connect(2)
+    prepared = replace(prepare(config, open_corpus(config.corpus)), source={"dies": DiesOnce()})
+    fold = run_shared(SharedFold(ray.put((config, prepared)), 0, 2, 1.0, False, 1))
+    assert Path(mark).exists()
+    assert fold.curve[-1].train_loss == pytest.approx(
+        [row["train_loss"] for row in result.curves if row["fold"] == 0][-1], abs=1e-6
+    )
+
+
+def test_a_users_error_of_one_rank_is_told_and_not_that_the_others_lost_it():
+    failures = [PeerLostError("Connection closed by peer"), UserError("the loss is nan"), RuntimeError("a bug")]
+    assert str(_explained(failures)) == "the loss is nan"
+    assert str(_explained(failures[::2])) == "a bug"
+    assert isinstance(_explained(failures[:1]), _RankDiedError)
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ranks": 7}, r"ranks=7 are more than the utterances of a batch, fit\.batch=6"),
+        ({"ranks": 2, "head": "svr"}, r"head=svr is fitted or pretrained by one process: use ranks=1"),
+        ({"ranks": 2, "system": "minicpc"}, r"system=minicpc is fitted or pretrained by one process"),
+        ({"ranks": 6}, r"ranks=6 needs a core for each rank, and this machine has 4: lower ranks"),
+        ({"ranks": 3, "fit": FitConfig(batch=6)}, r"ranks=3 needs 3 GPUs, one a rank, and this machine has 2"),
+    ],
+)
+def test_more_ranks_than_can_share_a_fold_are_refused_before_ray_starts(tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    put_corpus(tmp_path / "tones", each=2)
+    config = settings(tmp_path, "precpc", put_checkpoint(tmp_path / "pretrained"))
+    with pytest.raises(UserError, match=message):
+        finetune(replace(config, **changes))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pretrained", "tones"]
 
 
 @pytest.mark.usefixtures("no_ray")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_voices import put_checkpoint, put_corpus, recipe
+from made_voices import TINY, put_checkpoint, put_corpus, recipe
 
 from cpcscale import config as configs
 from cpcscale.cluster import reproduce as module
@@ -21,6 +21,7 @@ from cpcscale.errors import UserError
 from cpcscale.report.results import results_markdown
 from cpcscale.tracking.runs import TrackedRun, read_runs
 from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.train.recipe import Recipe, TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EMODB = str(CONFIGS / "reproduce" / "emodb.yaml")
@@ -178,15 +179,21 @@ def test_a_dry_run_lists_what_one_more_seed_takes_by_what_the_others_took_and_wr
     }
     assert coming == pytest.approx(expected)
     assert forecast["hours"] == pytest.approx(sum(expected.values()) / 3600)
-    assert (forecast["done"], forecast["unknown"]) == (6, [])
+    assert (forecast["done"], forecast["tried"]) == (6, [])
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_a_dry_run_of_what_was_never_run_knows_no_hours(tmp_path):
+def test_a_dry_run_of_what_was_never_run_tries_each_system_once_and_writes_nothing(tmp_path):
     put_corpus(tmp_path / "tones")
-    forecast = reproduce(settings(tmp_path, dry_run=True), results_markdown)
-    assert [run["name"] for run in forecast["runs"]] == NAMES
-    assert (forecast["done"], forecast["unknown"]) == (0, ["mean", "random", "functionals", "mfcc"])
+    systems = ["mean", "random", "functionals", "raw", "minicpc"]
+    changes = {"overrides": {}, "dry_run": True, "systems": systems, "seeds": [0, 1]}
+    changes["pretraining"] = Recipe(model=TINY, train=TrainConfig(steps=20, batch=4, lanes=2))
+    forecast = reproduce(settings(tmp_path, **changes), results_markdown)
+    seconds = {run["name"]: run["seconds"] for run in forecast["runs"]}
+    assert seconds["mean-seed0"] == 0 and min(seconds[f"{system}-seed0"] for system in systems[1:]) > 0
+    assert all(seconds[f"{system}-seed1"] == seconds[f"{system}-seed0"] for system in ("random", "raw", "minicpc"))
+    assert (forecast["done"], forecast["tried"]) == (0, systems)
+    assert forecast["hours"] == pytest.approx(sum(seconds.values()) / 3600)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tones"]
 
 

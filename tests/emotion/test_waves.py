@@ -6,7 +6,6 @@ import logging
 import mmap
 import os
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -366,13 +365,3 @@ def test_an_object_that_is_missing_is_bad_and_a_store_that_is_away_is_an_error(s
     storage.write(f"{base}/2.wav", audio.encode(noise(0.5, 2), "wav"))
     with pytest.raises(UserError, match="cannot be read"):
         Waves.open(corpus_of(base, ["1", "2"], "wav"), settings, on_bad="skip")
-
-
-def test_results_come_in_order_and_few_are_ahead_of_the_reader():
-    begun: list[int] = []
-    numbers = (begun.append(number) or number for number in range(500))
-    with ThreadPoolExecutor(4) as pool:
-        results = reading._in_turn(pool, lambda number: 2 * number, numbers)
-        assert next(results) == 0
-        assert len(begun) < 100
-        assert list(results) == [2 * number for number in range(1, 500)]

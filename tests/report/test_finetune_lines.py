@@ -12,9 +12,12 @@ RESULT = {
     "ccc": FIGURES,
     "ccc_by_part": {},
     "interval": {name: [value - 0.1, value + 0.1] for name, value in FIGURES.items()},
+    "agreement": {"slope": FIGURES},
+    "groups": {},
     "recall": None,
     "dropped": {},
 }
+SLOPES = "  calibration slope activation 0.500, valence 0.000, dominance 0.250"
 
 
 def test_a_result_is_said_with_its_protocol_its_size_and_its_intervals():
@@ -25,6 +28,7 @@ def test_a_result_is_said_with_its_protocol_its_size_and_its_intervals():
         "  CCC valence    0.000  [-0.100, 0.100]",
         "  CCC dominance  0.250  [0.150, 0.350]",
         "  CCC mean       0.250  [0.150, 0.350]",
+        SLOPES,
     ]
 
 
@@ -43,8 +47,9 @@ def test_what_was_left_out_unknown_or_not_to_be_had_is_said():
     )
     assert lines[0] == "mfcc on tones [PROXY, LEAKY], protocol speakers5, pooled over the test folds"
     assert lines[1].endswith(", 12 utterances of unknown speakers in the corpus")
-    assert lines[-3:] == [
+    assert lines[-4:] == [
         "  no interval: it takes 6 speakers",
+        SLOPES,
         "  unweighted average recall of the categories 0.612",
         "  left out: 3 no audio file, 1,000 no label",
     ]
@@ -53,4 +58,4 @@ def test_what_was_left_out_unknown_or_not_to_be_had_is_said():
 def test_the_owners_first_test_part_is_the_figure_and_the_others_stand_beside_it():
     lines = list(finetune_lines({**RESULT, "ccc_by_part": {"test1": FIGURES, "test2": FIGURES}}))
     assert lines[0].endswith("the owner's test1")
-    assert lines[-1] == "  test2: activation 0.500, valence 0.000, dominance 0.250, mean 0.250"
+    assert lines[-2] == "  test2: activation 0.500, valence 0.000, dominance 0.250, mean 0.250"

@@ -144,7 +144,7 @@ def test_an_encoder_is_loaded_from_a_run_or_from_one_checkpoint(tmp_path):
     for url, step, place in ((str(tmp_path), 8, places[1]), (str(places[0]), 4, places[0])):
         model, metadata = load_encoder(url)
         assert (metadata["step"], metadata["url"]) == (step, str(place))
-        assert set(metadata) == {"url", "step", "fingerprint", "audio_s", "identity"}
+        assert set(metadata) == {"url", "step", "fingerprint", "audio_s", "identity", "chosen", "probe_set"}
         expected = trained(0, seed=step).model.state_dict()
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, expected[name]), name

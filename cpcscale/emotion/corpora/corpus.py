@@ -32,6 +32,9 @@ class CorpusConfig:
 
     kind: str = "auto"  # csv, emodb, iemocap, ...; auto: told by what the folder holds, csv when by nothing else
     path: str = ""  # folder of the corpus as its owners ship it, or the CSV file itself; local or s3://
+    # The shard set that `cpcscale pack` made of the corpus, local or s3://: the audio is read from there, and of `path`
+    # only the labels. Empty: from the audio files.
+    shards: str = ""
     name: str = ""  # csv, msp-podcast: what tables call it; empty: the name of the CSV's folder, or the kind
     scale: list[float] = field(default_factory=lambda: [1.0, 5.0])  # csv: the least and the greatest label possible
     max_s: float = 10.0  # a longer utterance is heard in overlapping windows of so many seconds
@@ -94,7 +97,7 @@ class Corpus:
     """A labelled data set. `marks` (MADE, PROXY, ...) go with every figure that comes from it.
 
     `dropped` is what the owners ship and the adapter did not take. `notes` are sentences about what the adapter had to
-    decide, for `corpus describe`.
+    decide, for `corpus describe`. `shards`: the set that has the audio, instead of the files at the utterances' paths.
     """
 
     name: str
@@ -103,6 +106,7 @@ class Corpus:
     utterances: tuple[Utterance, ...]
     dropped: tuple[Dropped, ...] = ()
     notes: tuple[str, ...] = ()
+    shards: str = ""
 
     @cached_property
     def labels_UP(self) -> np.ndarray:
@@ -152,7 +156,11 @@ def checked(corpus: Corpus, settings: CorpusConfig, listed: Collection[str] | No
     is empty, has a key twice, or audio is missing and `corpus.on_bad=stop`. What was dropped is logged by reason, and
     so are labels outside the stated scale, which are kept as they are.
     """
-    corpus = _without_missing(corpus, settings.on_bad, listed)
+    if settings.shards:
+        # Which of them lack an utterance is told when their index is read.
+        corpus = dataclasses.replace(corpus, shards=storage.absolute(settings.shards))
+    else:
+        corpus = _without_missing(corpus, settings.on_bad, listed)
     if not corpus.utterances:
         raise UserError(f"corpus {corpus.name} has no utterance{_because(corpus)}: check corpus.path")
     keys = Counter(row.key for row in corpus.utterances)

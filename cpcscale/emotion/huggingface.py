@@ -1,0 +1,248 @@
+"""wav2vec 2.0, HuBERT and WavLM networks under recognisers, by the optional extra `hf` (the transformers library).
+
+They hear 16 kHz and give 50 frames/s. B rows, S samples, T frames, C features, L hidden layers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from cpcscale import audio, storage
+from cpcscale.errors import UserError
+
+PREFIX = "hf:"
+# What these networks draw at random in training. Off: the gradient of a batch would depend on how it is split over
+# micro-batches and ranks, and SpecAugment draws from numpy's global generator. The adapter changes the frame rate.
+_STILL = {
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+    "layerdrop": 0.0,
+    "apply_spec_augment": False,
+    "mask_time_prob": 0.0,
+    "mask_feature_prob": 0.0,
+    "add_adapter": False,
+}
+# What a config says of the file it came from, not of the network.
+_PLACES = ("_name_or_path", "transformers_version", "architectures", "dtype")
+
+
+class HFEncoder(nn.Module):
+    """A network of the transformers library as an encoder: waveforms to frames of one of its layers.
+
+    `z` is the output of its convolutions, `c` its last hidden state, `both` the two side by side, and `mix` all L + 1
+    hidden states side by side, each frame of each to zero mean and unit variance, as SUPERB weighs them (Yang et al.
+    2021, arXiv 2105.01051). `normalises` says whether it was pretrained on windows of zero mean and unit variance.
+    """
+
+    network: Any
+
+    def __init__(self, network: nn.Module, normalises: bool) -> None:
+        super().__init__()
+        self.network, self.normalises = network, normalises
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides, beside the weights, what it computes."""
+        values = {name: value for name, value in self._config.to_dict().items() if name not in _PLACES}
+        return json.loads(json.dumps({"normalises": self.normalises, **values}, default=str))
+
+    @property
+    def least_samples(self) -> int:
+        """Samples of one frame, its receptive field: 400."""
+        samples = 1
+        for kernel, stride in reversed(list(zip(self._config.conv_kernel, self._config.conv_stride, strict=True))):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+    def frames(self, samples_B: Tensor) -> Tensor:
+        """Frames of so many samples: the convolutions are not padded."""
+        for kernel, stride in zip(self._config.conv_kernel, self._config.conv_stride, strict=True):
+            samples_B = (samples_B - kernel) // stride + 1
+        return samples_B
+
+    def widths(self, name: Literal["c", "z", "both", "mix"]) -> tuple[int, ...]:
+        """The widths of the layers that stand side by side."""
+        z, c = int(self._config.conv_dim[-1]), int(self._config.hidden_size)
+        match name:
+            case "c":
+                return (c,)
+            case "z":
+                return (z,)
+            case "both":
+                return (z, c)
+            case "mix":
+                return (c,) * (int(self._config.num_hidden_layers) + 1)
+
+    def leave_unheard(self, name: Literal["c", "z", "both", "mix"]) -> None:
+        """What this layer is no function of gets no gradient."""
+        if name == "z":
+            for part, module in self.network.named_children():
+                module.requires_grad_(part == "feature_extractor")
+
+    def layer(self, wave_BS: Tensor, samples_B: Tensor, name: Literal["c", "z", "both", "mix"]) -> Tensor:
+        """x_BTC, of which the first `frames` of each row are what the row gives alone, to rounding.
+
+        `wave_BS` is 0 from `samples_B` on. A network whose first convolution is normalised over time (wav2vec2-base,
+        hubert-base) knows no mask, padding would count: of it, rows of one length go through together, without padding.
+        """
+        if self._config.feat_extract_norm == "layer":
+            valid_BS = torch.arange(wave_BS.shape[1], device=wave_BS.device)[None] < samples_B[:, None]
+            return self._layer(wave_BS, valid_BS.long(), name)
+        frames, places, parts = int(self.frames(samples_B).max()), [], []
+        for samples in samples_B.unique().tolist():
+            rows = (samples_B == samples).nonzero()[:, 0]
+            x_BTC = self._layer(wave_BS[rows, :samples], None, name)
+            parts.append(F.pad(x_BTC, (0, 0, 0, frames - x_BTC.shape[1])))
+            places.append(rows)
+        return torch.cat(parts)[torch.cat(places).argsort()]
+
+    def _layer(self, wave_BS: Tensor, valid_BS: Tensor | None, name: str) -> Tensor:
+        if name == "z":
+            return self.network.feature_extractor(wave_BS).transpose(1, 2)
+        with _outputs(self.network.feature_extractor) as z:
+            found = self.network(wave_BS, attention_mask=valid_BS, output_hidden_states=name == "mix", return_dict=True)
+        c_BTC = found.last_hidden_state
+        if name == "mix":
+            # The last one as it leaves the network: some normalise it once more.
+            states = (*found.hidden_states[:-1], c_BTC)
+            return torch.cat([F.layer_norm(x_BTC, x_BTC.shape[-1:]) for x_BTC in states], dim=2)
+        return torch.cat([z[0].transpose(1, 2), c_BTC], dim=2) if name == "both" else c_BTC
+
+    @property
+    def _config(self) -> Any:
+        return self.network.config
+
+    def __reduce__(self) -> tuple[Callable[..., HFEncoder], tuple[Any, ...]]:
+        """Weights that are computed from others, as those of the positions here, cannot be pickled."""
+        weights = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
+        return _rebuilt, (self._config.model_type, self._config.to_dict(), self.normalises, weights)
+
+
+def open_hf(url: str) -> tuple[HFEncoder, dict[str, Any]]:
+    """(network, metadata) of `hf:FOLDER` or `hf:NAME`, a name on the hub; weights are read as safetensors only.
+
+    Raises UserError without the extra, for what is not there, for other kinds of networks, and for weights that are not
+    safetensors, are not all there, or want audio of another rate.
+    """
+    classes = _classes()
+    from transformers import AutoConfig, Wav2Vec2FeatureExtractor
+
+    name = url.removeprefix(PREFIX)
+    with _refusing(url), _quiet():
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type not in classes:
+            raise UserError(
+                f"encoder.checkpoint={url} is a network of the kind {config.model_type}: known are {', '.join(classes)}"
+            )
+        heard = Wav2Vec2FeatureExtractor.from_pretrained(name)
+        network, loaded = classes[config.model_type].from_pretrained(
+            name, config=_still(config), use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    if loaded["missing_keys"]:
+        raise UserError(
+            f"encoder.checkpoint={url} lacks {len(loaded['missing_keys'])} weights of the network, such as "
+            f"{min(loaded['missing_keys'])}, which would be random: save it whole with save_pretrained"
+        )
+    if heard.sampling_rate != audio.RATE_HZ:
+        raise UserError(
+            f"encoder.checkpoint={url} wants audio at {heard.sampling_rate} Hz, and recognisers hear {audio.RATE_HZ}: "
+            "use a network of that rate"
+        )
+    # The owners of such networks do not say by a digest what they were pretrained on.
+    return HFEncoder(network, bool(heard.do_normalize)).eval(), {"url": url, "fingerprint": "unknown"}
+
+
+def untrained_hf(known: HFEncoder, seed: int) -> HFEncoder:
+    """A network of the same architecture with new weights, which depend on `seed` alone."""
+    config = known.network.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return HFEncoder(_classes()[config.model_type](config), known.normalises).eval()
+
+
+def absolute_hf(url: str) -> str:
+    """The same with a local folder made absolute; the name of a network on the hub as it is."""
+    name = url.removeprefix(PREFIX)
+    return PREFIX + storage.absolute(name) if Path(name).expanduser().is_dir() else url
+
+
+def library_version() -> str:
+    """The version of transformers, which decides what its networks compute."""
+    return f"transformers {version('transformers')}"
+
+
+def _classes() -> dict[str, Any]:
+    try:
+        from transformers import HubertModel, Wav2Vec2Model, WavLMModel
+    except ImportError:
+        raise UserError(
+            f"encoder.checkpoint={PREFIX}... needs the transformers library: pip install 'cpcscale[hf]'"
+        ) from None
+    return {"wav2vec2": Wav2Vec2Model, "hubert": HubertModel, "wavlm": WavLMModel}
+
+
+def _still(config: Any) -> Any:
+    config.update({name: value for name, value in _STILL.items() if hasattr(config, name)})
+    return config
+
+
+def _rebuilt(kind: str, values: dict[str, Any], normalises: bool, weights: dict[str, Tensor]) -> HFEncoder:
+    made = _classes()[kind]
+    with torch.random.fork_rng(devices=[]):
+        network = made(made.config_class.from_dict(values))
+    network.load_state_dict(weights)
+    return HFEncoder(network, normalises).eval()
+
+
+@contextmanager
+def _outputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What `module` returns inside."""
+    found: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _module, _given, made: found.append(made))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _refusing(url: str) -> Iterator[None]:
+    """What the library raises for a checkpoint that it cannot load, in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"encoder.checkpoint={url} cannot be loaded ({lines[0]}): give a folder that save_pretrained wrote (its "
+            "config.json, preprocessor_config.json and *.safetensors), or a name on the hub"
+        ) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's bars and its list of weights that are not used, such as those of another task's head."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,77 @@
+"""Features by each speaker's own mean and deviation, from unlabelled audio alone: an ablation, SPEAKER-ADAPTED. Pure.
+
+T frames, C features, U utterances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+
+# Of one utterance there is no deviation between utterances, and by its own mean it would say nothing.
+_LEAST_UTTERANCES = 2
+
+
+@dataclass(frozen=True)
+class Scale:
+    """(mean, deviation) of features, float32 [C]."""
+
+    mean_C: np.ndarray
+    deviation_C: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """float32, shifted and scaled along the last axis; a feature that never varies is only shifted."""
+        deviation_C = np.where(self.deviation_C > 1e-6, self.deviation_C, np.float32(1))
+        return ((x - self.mean_C) / deviation_C).astype(np.float32)
+
+
+def speaker_scales(
+    speakers_U: Sequence[str], measure: Callable[[Sequence[int]], Scale], training: Callable[[], Scale]
+) -> list[Scale]:
+    """The scale of each utterance: that of all utterances of its speaker, the same on both sides of any split.
+
+    `measure` gives the scale of some rows. Rows of unknown speakers ("") and of speakers with a single utterance get
+    that of the `training` rows.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row, speaker in enumerate(speakers_U):
+        rows_of.setdefault(speaker, []).append(row)
+    own: Mapping[str, Scale] = {
+        speaker: measure(rows) for speaker, rows in rows_of.items() if speaker and len(rows) >= _LEAST_UTTERANCES
+    }
+    rest = None if set(rows_of) <= set(own) else training()
+    scales = [own.get(speaker, rest) for speaker in speakers_U]
+    return [scale for scale in scales if scale is not None]
+
+
+class Scaled(Sequence[tuple[np.ndarray, ...]]):
+    """The windows [T, C] of utterances by the scale of each, computed when one is asked for."""
+
+    def __init__(self, known: Sequence[tuple[np.ndarray, ...]], scales: Sequence[Scale]) -> None:
+        self._known, self._scales = known, scales
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @overload
+    def __getitem__(self, row: int) -> tuple[np.ndarray, ...]: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[tuple[np.ndarray, ...]]: ...
+    def __getitem__(self, row: int | slice) -> tuple[np.ndarray, ...] | Sequence[tuple[np.ndarray, ...]]:
+        if isinstance(row, slice):
+            return Scaled(self._known[row], self._scales[row])
+        return tuple(self._scales[row](x_TC) for x_TC in self._known[row])
+
+
+def vectors_scale(x_UF: np.ndarray) -> Scale:
+    """The scale of vectors, each an utterance's."""
+    x_UF = x_UF.astype(np.float64)
+    return Scale(x_UF.mean(axis=0).astype(np.float32), x_UF.std(axis=0).astype(np.float32))
+
+
+def apply_each(x_UF: np.ndarray, scales: Iterable[Scale]) -> np.ndarray:
+    """float32 [U, F], each row by its own scale."""
+    return np.stack([scale(x_F) for x_F, scale in zip(x_UF, scales, strict=True)])
