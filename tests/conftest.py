@@ -65,6 +65,14 @@ def faulty_s3(s3: ObjectStore, tmp_path: Path) -> Iterator[FaultyStore]:
             storage.configure(StorageConfig())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ray_ends_with_its_module() -> Iterator[None]:
+    """A verb leaves Ray to the process, and the next module would get one of another size."""
+    yield
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
 @pytest.fixture(scope="module")
 def ray_here(s3: ObjectStore) -> Iterator[None]:
     """A small Ray on this machine, whose workers can reach the S3 server."""
