@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from commands import long
 from made_voices import put_checkpoint, put_corpus, recipe
 
 from cpcscale import config as configs
@@ -99,6 +100,7 @@ def test_two_ranks_train_a_fold_to_what_one_does_and_their_number_is_no_part_of_
     assert shared.identity == result.identity
 
 
+@long
 def test_a_fold_of_which_a_rank_dies_begins_again(finished, tmp_path):
     mark = str(tmp_path / "died")
 

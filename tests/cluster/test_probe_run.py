@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import speech
+from commands import long
 from made_voices import TINY, put_corpus
 
 from cpcscale import cli, config
@@ -138,6 +139,7 @@ def test_bad_audio_is_one_line_and_a_tag_and_a_mended_set_is_probed_at_the_next_
     second.finish("FINISHED")
 
 
+@long
 @pytest.mark.usefixtures("ray_here")
 def test_a_scorer_that_is_killed_costs_one_probe_and_the_next_has_another(tmp_path, corpus):
     import ray
@@ -163,6 +165,7 @@ def test_a_scorer_that_is_killed_costs_one_probe_and_the_next_has_another(tmp_pa
     assert [each["step"] for each in said["scores"]] == [10]
 
 
+@long
 @pytest.mark.usefixtures("ray_here")
 def test_an_interrupted_run_leaves_a_probe_under_way_behind_and_the_next_start_makes_it(tmp_path, corpus):
     import ray

@@ -288,7 +288,8 @@ def test_one_checkpoint_serves_all_systems_that_use_one(tmp_path):
     put_corpus(tmp_path / "tones")
     checkpoint = put_checkpoint(tmp_path / "pretrained")
     base = settings(tmp_path, systems=["random", "raw", "minicpc", "precpc"], dry_run=True)
-    config = replace(base, encoder=replace(base.encoder, checkpoint=checkpoint))
+    pretraining = Recipe(model=TINY, train=TrainConfig(steps=20, batch=4, lanes=2))
+    config = replace(base, encoder=replace(base.encoder, checkpoint=checkpoint), pretraining=pretraining)
     forecast = reproduce(config, results_markdown)
     assert [run["name"] for run in forecast["runs"]] == [
         f"{system}-seed{seed}" for seed in (0, 1) for system in config.systems

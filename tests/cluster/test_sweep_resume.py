@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from commands import long
 from hypothesis import given
 from hypothesis import strategies as st
 from made_voices import put_corpus
@@ -260,7 +261,7 @@ def interrupt() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
+@pytest.mark.parametrize("where", [pytest.param("local", marks=long), "s3"])
 def test_a_sweep_that_is_interrupted_goes_on_with_the_trials_that_are_left(one_ray, s3, tmp_path, where, capfd):
     put_corpus(tmp_path / "tones")
     run_dir = f"{s3.base}/sweeps/{tmp_path.name}" if where == "s3" else str(tmp_path / "run")

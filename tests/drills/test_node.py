@@ -126,6 +126,7 @@ def planned(shards: Path, *more: str) -> dict[int, list[str]]:
     return ids
 
 
+@long
 def test_a_node_taken_away_with_notice_costs_no_step_before_the_notice_and_no_failure(shards, tmp_path, nodes):
     # No checkpoint is due, and no failure allowed.
     more = [f"train.steps={STEPS}", "checkpoint.every_steps=100000", "train.validate_every_steps=100000"]

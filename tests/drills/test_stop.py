@@ -143,7 +143,7 @@ def test_a_run_that_is_asked_to_stop_ends_behind_a_checkpoint_of_its_last_step_a
 
 
 # What exists when it is sent: Ray is on its way, or the run is taken and its workers are on theirs.
-@pytest.mark.parametrize("when", ["Ray starts", "workers start"])
+@pytest.mark.parametrize("when", ["Ray starts", pytest.param("workers start", marks=long)])
 def test_a_run_asked_to_stop_before_any_worker_works_ends_at_once_with_nothing_half_written(shards, place, when):
     command = place.pretrain(shards, 1)
     if when == "Ray starts":
@@ -214,6 +214,7 @@ def test_a_pack_that_is_asked_to_stop_goes_on_where_it_was(place):
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
+@long
 def test_a_worker_that_dies_past_what_is_allowed_ends_the_run_in_one_line_that_names_it(shards, place):
     command = place.pretrain(shards, 2, "max_failures=0")
     command.reach(8)
