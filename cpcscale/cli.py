@@ -11,7 +11,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -236,7 +236,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.cluster.reproduce import reproduce
     from cpcscale.cluster.reproduce_spec import ReproduceConfig
-    from cpcscale.report.results import forecast_lines, results_lines, results_markdown
+    from cpcscale.report.results import results_lines, results_markdown
 
     # Without a config the first override stands in its place.
     if options.config and "=" in options.config:
@@ -244,10 +244,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     overrides = [*options.overrides, *(["dry_run=true"] if options.dry_run else [])]
     spec = config.load(ReproduceConfig, options.config, overrides)
     result = reproduce(spec, results_markdown)
-    if options.json:
-        _emit(result)
-    else:
-        print("\n".join(forecast_lines(result) if spec.dry_run else results_lines(result)))
+    _show_table(options, result, results_lines)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -255,15 +252,23 @@ def _evaluate(options: argparse.Namespace) -> None:
     from cpcscale.cluster.evaluate import evaluate
     from cpcscale.cluster.evaluate_spec import EvaluateConfig
     from cpcscale.report.evaluate import evaluate_files, evaluate_lines
-    from cpcscale.report.results import forecast_lines
 
     overrides = [*options.overrides, *(["dry_run=true"] if options.dry_run else [])]
     spec = config.load(EvaluateConfig, options.config, overrides)
     result = evaluate(spec, evaluate_files)
+    _show_table(options, result, evaluate_lines)
+
+
+def _show_table(
+    options: argparse.Namespace, result: dict[str, Any], lines: Callable[[Mapping[str, Any]], list[str]]
+) -> None:
+    """A table of several runs by its `lines`, or what a dry run foretells."""
+    from cpcscale.report.results import forecast_lines
+
     if options.json:
         _emit(result)
     else:
-        print("\n".join(forecast_lines(result) if spec.dry_run else evaluate_lines(result)))
+        print("\n".join(forecast_lines(result) if result.get("dry_run") else lines(result)))
 
 
 def _compare(options: argparse.Namespace) -> None:

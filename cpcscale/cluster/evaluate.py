@@ -20,7 +20,8 @@ from cpcscale.cluster.evaluate_spec import EvaluateConfig
 from cpcscale.cluster.evaluate_table import table_of
 from cpcscale.cluster.finetune import absolute_inputs, finetune, identify
 from cpcscale.cluster.reproduce_spec import draws, with_seed
-from cpcscale.cluster.several import Run, done_of, forecast, publish, run_left, seconds_of, single, tracked
+from cpcscale.cluster.several import Run, done_of, forecast, publish, run_left, seconds_of, single
+from cpcscale.cluster.tracked import tracked
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.emotion.crossval import fold_splits

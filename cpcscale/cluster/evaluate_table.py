@@ -9,9 +9,10 @@ import numpy as np
 
 from cpcscale.cluster.several import Run, Said, predictions
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.crossval import FinetuneResult, fold_splits
+from cpcscale.emotion.crossval import fold_splits
 from cpcscale.emotion.joined import key_in
 from cpcscale.emotion.labelled import share_marks
+from cpcscale.emotion.outcome import FinetuneResult
 from cpcscale.emotion.score import change, interval, scores
 
 CLEAN = "clean"

@@ -15,9 +15,10 @@ from cpcscale.cluster import session
 from cpcscale.cluster.fold_ranks import SharedFold, check_ranks, refuse_without_room, run_shared, uses_gpus
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.crossval import FinetuneResult, FoldResult, combine, fold_splits, marks, run_fold
+from cpcscale.emotion.crossval import FoldResult, fold_splits, marks, run_fold
 from cpcscale.emotion.encoders import absolute_checkpoint, encoder_digest, open_encoder
 from cpcscale.emotion.features import Prepared, prepare
+from cpcscale.emotion.outcome import FinetuneResult, combine
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.selection import refuse_selected
 from cpcscale.errors import UserError

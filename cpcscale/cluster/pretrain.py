@@ -12,10 +12,11 @@ from cpcscale.cluster import session
 from cpcscale.cluster.data import checked_data, pack_first
 from cpcscale.cluster.sizing import cores_beside, use_gpu
 from cpcscale.cluster.spec import PretrainConfig, absolute
+from cpcscale.cluster.tracked import tracked
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.errors import UserError
 from cpcscale.progress import note
-from cpcscale.tracking.tracker import Tracker, environment_tags
+from cpcscale.tracking.tracker import Tracker
 from cpcscale.train import checkpoint, resume
 from cpcscale.train.checkpoint import Restored
 from cpcscale.train.lease import Lease, free, hold
@@ -99,26 +100,18 @@ def _tracked(
     from cpcscale.cluster.group import fit
 
     own = {"cpcscale.config_hash": configs.digest(config), "cpcscale.fingerprint": fingerprint}
-    tracker = Tracker.start(
-        config.tracking,
-        kind="pretrain",
-        name=config.name,
-        run_dir=config.run_dir,
-        tags=environment_tags() | own | dict(origin) | (labelled[1].tags() if labelled else {}),
-        params=configs.flat(config),
-        allowed=lease.held,
-    )
-    status = "FAILED"
-    try:
-        with _probing(config, labelled, tracker) as probes:
-            summary = fit(config, fingerprint, gpu, tracker, lease.id, probes.look if probes else None)
-            summary |= {"probe": probes.finish()} if probes else {}
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        # The tracked run is another driver's when this one was overtaken.
-        if lease.held(now=True):
-            tracker.finish(status)
+    with (
+        tracked(
+            config.tracking,
+            lease,
+            config.run_dir,
+            kind="pretrain",
+            name=config.name,
+            tags=own | dict(origin) | (labelled[1].tags() if labelled else {}),
+            params=configs.flat(config),
+        ) as (tracker, _),
+        _probing(config, labelled, tracker) as probes,
+    ):
+        summary = fit(config, fingerprint, gpu, tracker, lease.id, probes.look if probes else None)
+        summary |= {"probe": probes.finish()} if probes else {}
     return {**summary, "run_id": tracker.run_id, "run_dir": config.run_dir}

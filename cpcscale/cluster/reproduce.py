@@ -28,12 +28,13 @@ from cpcscale.cluster.several import (
     run_left,
     seconds_of,
     single,
-    tracked,
 )
+from cpcscale.cluster.tracked import tracked
 from cpcscale.emotion.corpora import open_corpus, recognised
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.crossval import FinetuneResult, fold_splits, marks
+from cpcscale.emotion.crossval import fold_splits, marks
 from cpcscale.emotion.encoders import encoder_digest, open_encoder
+from cpcscale.emotion.outcome import FinetuneResult
 from cpcscale.emotion.results import Guesses, Results, Subject, published, results
 from cpcscale.emotion.splits import Folds
 from cpcscale.emotion.traits import traits_of

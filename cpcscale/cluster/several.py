@@ -21,13 +21,12 @@ from cpcscale.cluster import session
 from cpcscale.cluster.finetune import FinetuneConfig, finished
 from cpcscale.cluster.reproduce_spec import RECIPE_FIELDS
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.crossval import FinetuneResult
 from cpcscale.emotion.estimate import TRIED, estimate_s
+from cpcscale.emotion.outcome import FinetuneResult
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.objective.ccc import PRIMITIVES
 from cpcscale.progress import duration
-from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
-from cpcscale.train.lease import Lease
+from cpcscale.tracking.tracker import Tracker, TrackingConfig
 
 
 @dataclass(frozen=True)
@@ -98,41 +97,6 @@ def run_left(
         for place, run in enumerate(todo):
             say(f"run {len(done) + 1} of {len(runs)}, {run.name}{_left(todo[place:], done)}")
             done[run.name] = start(run)
-
-
-@contextlib.contextmanager
-def tracked(
-    tracking: TrackingConfig,
-    lease: Lease,
-    run_dir: str,
-    *,
-    kind: str,
-    name: str,
-    tags: Mapping[str, str],
-    params: Mapping[str, Any],
-) -> Iterator[tuple[Tracker, dict[str, float]]]:
-    """The parent run for the block, and a summary to fill. It ends FINISHED, KILLED or FAILED as the block does."""
-    tracker = Tracker.start(
-        tracking,
-        kind=kind,
-        name=name,
-        run_dir=run_dir,
-        tags=environment_tags() | dict(tags),
-        params=params,
-        allowed=lease.held,
-    )
-    status: str = "FAILED"
-    summary: dict[str, float] = {}
-    try:
-        yield tracker, summary
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        # The tracked run is another driver's when this one was overtaken.
-        if lease.held(now=True):
-            tracker.finish(status, summary if status == "FINISHED" else {})
 
 
 def publish(run_dir: str, tracker: Tracker, table: Mapping[str, Any], files: Mapping[str, bytes]) -> None:

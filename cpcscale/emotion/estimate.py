@@ -18,7 +18,7 @@ from cpcscale.emotion.classic import GRID, INNER_FOLDS, Regressor
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import fold_splits, start_fit
 from cpcscale.emotion.encoders import open_encoder, pretrained_on
-from cpcscale.emotion.features import open_source, prepare
+from cpcscale.emotion.features import Prepared, open_source, prepare
 from cpcscale.emotion.halving import candidates, epochs_in_all
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.splits import Split
@@ -41,22 +41,18 @@ def estimate_s(recipe: EmotionRecipe, corpus: Corpus, workers: int = 1) -> float
     rounds = -(-len(folds) // max(1, workers))
     with tempfile.TemporaryDirectory(prefix="estimate-") as folder, contextlib.redirect_stderr(io.StringIO()):
         tried = dataclasses.replace(recipe, fit_search=False, audio_cache=AudioCacheConfig(path=folder))
-        return _shared_s(tried, corpus) + rounds * _fold_s(recipe, tried, corpus, folds[0])
+        shared_s, prepared = _timed(lambda: prepare(tried, _few(corpus)))
+        more = len(corpus.utterances) / len(prepared.corpus.utterances)
+        return shared_s * more + rounds * _fold_s(recipe, tried, prepared, folds[0])
 
 
-def _shared_s(tried: EmotionRecipe, corpus: Corpus) -> float:
-    few = _few(corpus)
-    seconds, _ = _timed(lambda: prepare(tried, few))
-    return seconds * len(corpus.utterances) / len(few.utterances)
-
-
-def _fold_s(recipe: EmotionRecipe, tried: EmotionRecipe, corpus: Corpus, fold: Split) -> float:
-    few = _few(corpus)
+def _fold_s(recipe: EmotionRecipe, tried: EmotionRecipe, prepared: Prepared, fold: Split) -> float:
+    few = prepared.corpus
     pretraining_s = _pretraining_s(tried, few, fold) if recipe.system == "minicpc" else 0.0
     if recipe.system == "minicpc":
         # What it hears afterwards costs what an untrained network of its kind costs.
         tried = dataclasses.replace(tried, system="random")
-    prepared = prepare(tried, few)
+        prepared = prepare(tried, few)
     rows = tuple(range(len(few.utterances)))
     split = Split(0, (), (), (), rows[:-2], rows[-2:], (), leaky=True)
     known = len(fold.train_rows) + len(fold.dev_rows)

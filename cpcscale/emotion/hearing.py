@@ -60,15 +60,15 @@ class Hearing:
     @property
     def widths(self) -> tuple[int, ...]:
         """The widths of the layers that stand side by side in C."""
-        if not isinstance(self.encoder, CPC):
-            return self.encoder.widths(self.layer)
         z, c = self.encoder.channels, self.encoder.context_width
-        match self._cpc_layer:
+        match self.layer:
             case "c":
                 return (c,)
             case "z":
                 return (z,)
-            case "both":
+            case "mix" if isinstance(self.encoder, HFEncoder):
+                return (c,) * self.encoder.hidden_states
+            case _:
                 return (z, c)
 
     @property

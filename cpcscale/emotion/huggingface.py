@@ -72,18 +72,20 @@ class HFEncoder(nn.Module):
             samples_B = (samples_B - kernel) // stride + 1
         return samples_B
 
-    def widths(self, name: Literal["c", "z", "both", "mix"]) -> tuple[int, ...]:
-        """The widths of the layers that stand side by side."""
-        z, c = int(self._config.conv_dim[-1]), int(self._config.hidden_size)
-        match name:
-            case "c":
-                return (c,)
-            case "z":
-                return (z,)
-            case "both":
-                return (z, c)
-            case "mix":
-                return (c,) * (int(self._config.num_hidden_layers) + 1)
+    @property
+    def channels(self) -> int:
+        """The width of z."""
+        return int(self._config.conv_dim[-1])
+
+    @property
+    def context_width(self) -> int:
+        """The width of c, and of each hidden state."""
+        return int(self._config.hidden_size)
+
+    @property
+    def hidden_states(self) -> int:
+        """How many there are, the one before the first hidden layer too: L + 1."""
+        return int(self._config.num_hidden_layers) + 1
 
     def leave_unheard(self, name: Literal["c", "z", "both", "mix"]) -> None:
         """What this layer is no function of gets no gradient."""

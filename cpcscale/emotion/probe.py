@@ -14,10 +14,11 @@ import numpy as np
 from cpcscale.emotion.cache import AudioCacheConfig
 from cpcscale.emotion.classic import summarise
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
-from cpcscale.emotion.crossval import combine, fold_splits, run_fold
+from cpcscale.emotion.crossval import fold_splits, run_fold
 from cpcscale.emotion.encoders import Encode
 from cpcscale.emotion.features import Prepared
 from cpcscale.emotion.fit import FitConfig, device
+from cpcscale.emotion.outcome import combine
 from cpcscale.emotion.recipe import EmotionRecipe, ProtocolConfig
 from cpcscale.emotion.waves import Waves
 from cpcscale.model.cpc import CPC

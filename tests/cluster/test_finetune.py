@@ -19,9 +19,10 @@ from cpcscale.cluster.finetune import FinetuneConfig, finetune
 from cpcscale.cluster.fold_ranks import SharedFold, _explained, _RankDiedError, run_shared
 from cpcscale.cluster.spec import PretrainConfig
 from cpcscale.emotion.corpora import open_corpus
-from cpcscale.emotion.crossval import combine, run_fold
+from cpcscale.emotion.crossval import run_fold
 from cpcscale.emotion.features import prepare
 from cpcscale.emotion.fit import FitConfig
+from cpcscale.emotion.outcome import combine
 from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe, ProtocolConfig
 from cpcscale.errors import UserError
 from cpcscale.objective.ccc import PRIMITIVES

@@ -14,32 +14,23 @@ import speech
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_voices import TINY, put_checkpoint, put_corpus, recipe
+from made_voices import TINY, put_corpus, recipe
 
 from cpcscale import config
 from cpcscale.emotion import encoders
 from cpcscale.emotion.cache import AudioCacheConfig
 from cpcscale.emotion.classic import summarise
 from cpcscale.emotion.corpora import open_corpus
-from cpcscale.emotion.crossval import FoldResult, combine, fold_splits, run_fold
+from cpcscale.emotion.crossval import FoldResult, fold_splits, run_fold
 from cpcscale.emotion.encoders import encoder_digest, pretrained_on_corpus
 from cpcscale.emotion.features import open_source, prepare
 from cpcscale.emotion.hearing import Hearing
+from cpcscale.emotion.outcome import combine
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.speakers import Scale, Scaled, speaker_scales, vectors_scale
 from cpcscale.emotion.waves import Waves
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return put_corpus(tmp_path_factory.mktemp("corpus") / "tones")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    return put_checkpoint(tmp_path_factory.mktemp("run"))
 
 
 def fold(settings: EmotionRecipe, number: int = 1) -> FoldResult:

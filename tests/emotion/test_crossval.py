@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from made_voices import TINY, put_checkpoint, put_corpus, recipe
+from made_voices import TINY, put_corpus, recipe
 
 from cpcscale import config
 from cpcscale.emotion.classic import summarise
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.crossval import FinetuneResult, combine, fold_splits, run_fold, start_fit
+from cpcscale.emotion.crossval import fold_splits, run_fold, start_fit
 from cpcscale.emotion.encoders import Encode, encoder_digest, wave_level
 from cpcscale.emotion.features import Prepared, Source, open_source, prepare, statistics
+from cpcscale.emotion.outcome import FinetuneResult, combine
 from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe
 from cpcscale.emotion.rows import predict
 from cpcscale.emotion.score import scores
@@ -26,16 +27,6 @@ from cpcscale.model.cpc import build
 from cpcscale.train.checkpoint import load_encoder
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return put_corpus(tmp_path_factory.mktemp("corpus") / "tones")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    return put_checkpoint(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

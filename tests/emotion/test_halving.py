@@ -1,12 +1,11 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_voices import put_checkpoint, put_corpus, recipe
+from made_voices import put_checkpoint, recipe
 
 from cpcscale.cluster.sweep_spec import SweepConfig
 from cpcscale.emotion.corpora import open_corpus
@@ -17,11 +16,6 @@ from cpcscale.emotion.halving import best_of, candidates, epochs_in_all, halve, 
 from cpcscale.emotion.recogniser import Recogniser, RecogniserConfig
 from cpcscale.emotion.rows import seeded
 from cpcscale.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return put_corpus(tmp_path_factory.mktemp("corpus") / "tones")
 
 
 def fits(rates: list[float], epochs: int) -> list[Fit]:

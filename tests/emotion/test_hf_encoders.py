@@ -46,11 +46,6 @@ def url(tmp_path_factory) -> str:
     return put_network(tmp_path_factory.mktemp("network"))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return put_corpus(tmp_path_factory.mktemp("corpus") / "tones")
-
-
 def waves() -> tuple[torch.Tensor, torch.Tensor]:
     """Rows padded with zeros to a multiple of half a second, as `collate` pads them."""
     generator = torch.Generator().manual_seed(0)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_voices import put_checkpoint, put_corpus, recipe
+from made_voices import recipe
 
 from cpcscale.emotion.corpora import open_corpus
-from cpcscale.emotion.crossval import combine, run_fold
+from cpcscale.emotion.crossval import run_fold
 from cpcscale.emotion.features import prepare
+from cpcscale.emotion.outcome import combine
 from cpcscale.emotion.robustness import CONDITIONS, DegradedWaves, degraded, parse
 from cpcscale.emotion.score import change, interval, scores
 from cpcscale.emotion.waves import Waves
@@ -100,16 +101,6 @@ def test_a_condition_that_is_none_is_refused_with_those_that_are(name):
         parse(name)
     with pytest.raises(UserError, match="names one twice"):
         recipe("nowhere", "mfcc").__class__(test_conditions=["reverb", "reverb"])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return put_corpus(tmp_path_factory.mktemp("corpus") / "tones")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    return put_checkpoint(tmp_path_factory.mktemp("run"))
 
 
 def test_degraded_waves_are_the_same_in_any_order_in_windows_and_in_another_process(folder, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_voices import put_checkpoint, put_corpus, recipe
+from made_voices import put_corpus, recipe
 from trees import noise, write_tree
 
 from cpcscale import audio, storage
@@ -49,11 +49,6 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = put_corpus(root / "tones")
     pack(str(folder), str(root / "shards"), WHOLE)
     return folder, root / "shards"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return put_checkpoint(tmp_path_factory.mktemp("pretrained"))
 
 
 @pytest.mark.parametrize("system", ["precpc", "raw", "random"])
