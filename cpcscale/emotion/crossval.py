@@ -117,7 +117,7 @@ def _fits(
     fits = []
     for recipe in recipes:
         with seeded(seed, "weights"):
-            network = source.network(split.train_rows, recipe.recogniser)
+            network = source.network(recipe.recogniser)
         fits.append(Fit(network, known, held, recipe.fit, seed=seed, encoder_rate=recipe.encoder_rate, ranks=ranks))
     return fits
 

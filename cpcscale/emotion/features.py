@@ -81,11 +81,12 @@ class Source:
     """The inputs of one fold, and the network on top of them."""
 
     def __init__(
-        self, recipe: EmotionRecipe, prepared: Prepared, encoder: Encoder | None, train_rows: Sequence[int] = ()
+        self, recipe: EmotionRecipe, prepared: Prepared, encoder: Encoder | None, train_rows: Sequence[int]
     ) -> None:
         """`encoder` turns the waveforms into features, or is trained on them; None where they are prepared.
 
-        `train_rows` are those of the fold, by which utterances of unknown speakers are scaled, where speakers are.
+        `train_rows` are those of the fold: a recogniser standardises by them, and utterances of unknown speakers are
+        scaled by them, where speakers are.
         """
         self._recipe, self._prepared, self._encoder = recipe, prepared, encoder
         self._train_rows = train_rows
@@ -116,16 +117,13 @@ class Source:
         pairs = zip(self.inputs(rows), self.shares(rows), strict=True)
         return np.stack([share_W @ np.stack([summarise(x_TC) for x_TC in parts]) for parts, share_W in pairs])
 
-    def network(self, train_rows: Sequence[int], settings: RecogniserConfig) -> nn.Module:
+    def network(self, settings: RecogniserConfig) -> nn.Module:
         """A new recogniser that standardises by the training utterances, with the encoder where it is to be trained.
 
         The statistics under a trained encoder are those of its first weights.
         """
         encoder = self._encoder if self._recipe.trains_encoder else None
-        frames = flat(self.inputs(train_rows))
-        if encoder is not None:
-            frames = in_chunks(_encode(self._recipe, encoder), frames, _ENCODED_WINDOWS)
-        mean_C, deviation_C = statistics(frames)
+        mean_C, deviation_C = self._statistics
         heard = self._encoder or self._prepared.encoder
         mixed = heard is not None and self._recipe.encoder.layer == "mix"
         layers = _hearing(self._recipe, heard).widths if heard is not None and mixed else ()
@@ -150,6 +148,14 @@ class Source:
         if self._encoder is None or self._recipe.trains_encoder:
             return waves
         return _encoded(self._recipe, waves, self._encoder)
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """(mean, deviation) of what a recogniser hears of the training utterances; once for all fits of the fold."""
+        frames = flat(self.inputs(self._train_rows))
+        if self._encoder is not None and self._recipe.trains_encoder:
+            frames = in_chunks(_encode(self._recipe, self._encoder), frames, _ENCODED_WINDOWS)
+        return statistics(frames)
 
     @cached_property
     def _scales(self) -> list[Scale]:
