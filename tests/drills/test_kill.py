@@ -18,7 +18,7 @@ import commands
 import mlflow
 import pytest
 import speech
-from commands import EVERY, STEPS, WAIT_S, Command
+from commands import EVERY, STEPS, WAIT_S, Command, long
 
 from cpcscale.train.ledger import Ledger
 
@@ -124,6 +124,7 @@ def test_nothing_of_ray_or_of_torn_writes_stays_in_the_run_folder(drill):
     assert [step for step, _ in checkpoints.whole(run)] == checkpoints.steps(run)
 
 
+@long
 def test_a_run_that_is_interrupted_is_given_back_with_nothing_half_written(shards, tmp_path):
     command = Command(shards, tmp_path, "run", workers=1)
     command.reach(EVERY + 2)
