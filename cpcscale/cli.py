@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
+from cpcscale import heap
 from cpcscale.arguments import command_line
 from cpcscale.errors import Terminated, UserError
 
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(text.startswith("-") or "=" not in text for text in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides += rest
+    heap.keep()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -13,7 +13,10 @@ MODULES = sorted([*ROOT.glob("cpcscale/**/*.py"), *ROOT.glob("jobs/*.py")])
 
 # The journey of the data: a room imports from itself and from rooms before its own.
 ORDER = (
-    ("errors",),
+    (
+        "errors",
+        "heap",
+    ),
     ("config",),
     ("retries", "ranged"),
     ("storage", "audio", "progress", "account"),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpcscale import heap
 from cpcscale.errors import Terminated, UserError
 from cpcscale.progress import Progress
 
@@ -58,7 +59,12 @@ def _connect(workers: int) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": heap.environment()},
+            )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"no Ray cluster answers at RAY_ADDRESS={address} ({str(error).splitlines()[0]}): start one with "
@@ -71,6 +77,7 @@ def _connect(workers: int) -> None:
         ("RAY_AUTH_MODE", "disabled"),
         ("RAY_USAGE_STATS_ENABLED", "0"),
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
+        *heap.environment().items(),
     ):
         os.environ.setdefault(name, value)
     ray.init(
