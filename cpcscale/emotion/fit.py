@@ -6,7 +6,8 @@ and a second pass takes each part of that gradient back through the network, und
 
 The whole of it is a function of its arguments and the seed. Shuffling has a generator of its own, and dropout and the
 choice of windows are keyed by (seed, epoch, utterance), so several fits may take turns epoch by epoch, as a sweep has
-them do, without touching each other. U utterances, B rows of a batch, P primitives.
+them do, without touching each other. Augmentation, where there is any, changes what is trained on and nothing that is
+scored. U utterances, B rows of a batch, P primitives.
 """
 
 from __future__ import annotations
@@ -14,20 +15,21 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cpcscale import config
+from cpcscale import audio, config
 from cpcscale.emotion.ahead import read_ahead
 from cpcscale.emotion.recogniser import EndToEnd
 from cpcscale.emotion.rows import Utterance, batches, by_length, key, predict, seeded, windows
 from cpcscale.errors import UserError
 from cpcscale.objective.ccc import ccc, ccc_loss, ccc_loss_gradient
 from cpcscale.objective.keyed import bounded, hashed
+from cpcscale.train.augment import EffectsConfig, augmented
 from cpcscale.train.ranks import Ranks
 
 # Batches that are read before their turn.
@@ -36,6 +38,15 @@ _BATCHES_AHEAD = 4
 
 class DivergedError(UserError):
     """A loss that is not finite."""
+
+
+@dataclass(kw_only=True)
+class FitAugmentConfig(EffectsConfig):
+    """What a recogniser that is trained on waveforms hears otherwise than it was, drawn anew in each epoch."""
+
+    PLACE: ClassVar[str] = "fit.augment"
+
+    enabled: bool = False
 
 
 @dataclass(kw_only=True)
@@ -52,6 +63,7 @@ class FitConfig:
     patience: int = 0  # epochs without a better development CCC before it stops; 0: never
     activation_weight: float = 1 / 3  # a
     valence_weight: float = 1 / 3  # b
+    augment: FitAugmentConfig = field(default_factory=FitAugmentConfig)  # off in the paper's recipe
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU when this process has one
 
     def __post_init__(self) -> None:
@@ -209,13 +221,26 @@ class Fit:
 
     def _heard(self, rows: np.ndarray, number: int) -> dict[int, np.ndarray]:
         """The window that this epoch hears of each utterance of this rank, by its place in the batch."""
-        window_B = hashed(torch.tensor(key(self._seed, f"window/{number}")), self._id_U[torch.from_numpy(rows)])
+        window_B, augment_B = self._keys("window", rows, number), self._keys("augment", rows, number)
         heard = {}
         # A rank without rows pushes the first one through for nothing, as the others wait for its gradient.
         for place in self._own(rows) or [0]:
             choices = windows(self._train.inputs[rows[place]])
-            heard[place] = choices[int(bounded(window_B[place], torch.tensor(len(choices))))]
+            window = choices[int(bounded(window_B[place], torch.tensor(len(choices))))]
+            heard[place] = self._augmented(window, augment_B[place]) if self._settings.augment.enabled else window
         return heard
+
+    def _augmented(self, wave_S: np.ndarray, key: Tensor) -> np.ndarray:
+        """int16 [S]. Raises ValueError for features, which have no waveform to change."""
+        if wave_S.ndim != 1:
+            raise ValueError("augmentation takes waveforms [S], and these are features [T, C]")
+        wave_BS = torch.from_numpy(wave_S.astype(np.float32) / 32768)[None]
+        changed_BS = augmented(wave_BS, key[None], torch.tensor([len(wave_S)]), self._settings.augment)
+        return audio.to_int16(changed_BS[0].numpy())
+
+    def _keys(self, what: str, rows: np.ndarray, number: int) -> Tensor:
+        """What an epoch draws of these rows by, whatever rank or batch they are in."""
+        return hashed(torch.tensor(key(self._seed, f"{what}/{number}")), self._id_U[torch.from_numpy(rows)])
 
     def _update(self, rows: np.ndarray, heard: dict[int, np.ndarray], number: int) -> Tensor:
         """One step of the optimiser on these rows, the batch of all ranks; the batch's loss."""
@@ -244,7 +269,7 @@ class Fit:
 
     def _pieces(self, rows: np.ndarray, heard: dict[int, np.ndarray], number: int) -> list[_Piece]:
         """The windows of a batch in micro-batches of like length."""
-        dropout_B = hashed(torch.tensor(key(self._seed, f"dropout/{number}")), self._id_U[torch.from_numpy(rows)])
+        dropout_B = self._keys("dropout", rows, number)
         order = sorted(heard, key=lambda place: len(heard[place]))
         size = self._settings.micro_batch or len(order)
         parts = [order[start : start + size] for start in range(0, len(order), size)]

@@ -131,6 +131,11 @@ class EmotionRecipe:
                 "system=minicpc packs the training speakers of each fold from their audio files: give corpus.path with "
                 "the audio, and leave corpus.shards out"
             )
+        if self.fit.augment.enabled and not self.trains_encoder:
+            raise UserError(
+                f"fit.augment changes waveforms, and those of system={self.system} are features that stay: use "
+                "encoder.frozen=false (precpc and minicpc) or system=raw, or leave it out"
+            )
         if self.trains_encoder and self.speaker_norm:
             raise UserError(
                 "speaker_norm=true scales features that stay, and this encoder is trained: use encoder.frozen=true "

@@ -28,7 +28,7 @@ from cpcscale.emotion.rows import key as keyed
 from cpcscale.emotion.waves import Waves
 from cpcscale.errors import UserError, nearest
 from cpcscale.train import augment
-from cpcscale.train.augment import AugmentConfig, augmented, coloured, white
+from cpcscale.train.augment import EffectsConfig, augmented, coloured, white
 
 # What `cpcscale evaluate` tests under where no other conditions are named.
 CONDITIONS = ("noise20", "noise10", "noise0", "reverb", "telephone", "gain+12", "gain-12")
@@ -37,7 +37,7 @@ _MOST_DB = 100.0
 _PINK = 1.0
 _TELEPHONE_HZ = (300, 3400)
 _POLES = 8
-_ROOM = AugmentConfig(
+_ROOM = EffectsConfig(
     noise_p=0, band_drop_p=0, time_drop_p=0, reverb_p=1, reverb_rt60_s=[0.6, 0.6], reverb_direct_db=[0.0, 0.0]
 )
 

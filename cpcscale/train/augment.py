@@ -1,4 +1,4 @@
-"""What the context hears otherwise than it was: noise, reverberation, dropped bands and spans, pitch.
+"""Audio heard otherwise than it was: with noise, reverberation, dropped bands and spans, pitch.
 
 Past-only augmentation (Kharitonov et al. 2020, arXiv 2007.00991): the context c comes from the augmented waveform, the
 latents z that it is compared with from the clean one. Two laws make that safe here:
@@ -15,6 +15,7 @@ from __future__ import annotations
 import cmath
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from scipy.fft import next_fast_len
@@ -38,11 +39,12 @@ _FADE_STEEPNESS = 8
 
 
 @dataclass(kw_only=True)
-class AugmentConfig:
+class EffectsConfig:
     """Each effect's probability for a row, and the range that its strength is drawn from evenly."""
 
-    # Whether contexts come from augmented audio at all; the encoder then runs twice. The paper's recipe has none.
-    past: bool = False
+    # Where the effects stand in a config, as errors name them.
+    PLACE: ClassVar[str] = "augment"
+
     noise_p: float = 0.5
     # Power of the row so far over that of the noise; its colour lies anywhere between white and pink.
     noise_snr_db: list[float] = field(default_factory=lambda: [5.0, 20.0])
@@ -64,7 +66,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         for name in ("noise_p", "reverb_p", "band_drop_p", "time_drop_p", "pitch_p"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment.{name}={getattr(self, name)} is no probability: give 0 to 1")
+                raise UserError(f"{self.PLACE}.{name}={getattr(self, name)} is no probability: give 0 to 1")
         for name, least, most in (
             ("noise_snr_db", -60.0, 120.0),
             ("reverb_rt60_s", 0.01, 5.0),
@@ -75,10 +77,20 @@ class AugmentConfig:
         ):
             ends = getattr(self, name)
             if len(ends) != 2 or not least <= ends[0] <= ends[1] <= most:
-                raise UserError(f"augment.{name}={ends} is no range: give [low, high] within {least:g} to {most:g}")
+                raise UserError(
+                    f"{self.PLACE}.{name}={ends} is no range: give [low, high] within {least:g} to {most:g}"
+                )
 
 
-def augmented(wave_BS: Tensor, key_B: Tensor, samples_B: Tensor, config: AugmentConfig) -> Tensor:
+@dataclass(kw_only=True)
+class AugmentConfig(EffectsConfig):
+    """What the contexts of a pretraining hear."""
+
+    # Whether contexts come from augmented audio at all; the encoder then runs twice. The paper's recipe has none.
+    past: bool = False
+
+
+def augmented(wave_BS: Tensor, key_B: Tensor, samples_B: Tensor, config: EffectsConfig) -> Tensor:
     """float32 [B, S]: each row with the effects its key draws, in the order of sound: voice, room, microphone, channel.
 
     `key_B` and `samples_B` are on the CPU, where it is drawn which rows are changed: a GPU need not say how many. Of
@@ -147,7 +159,7 @@ def coloured(white_BS: Tensor, tilt_B: Tensor) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(white_BS) * shape_BF, samples)
 
 
-def _noise(wave_BS: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
+def _noise(wave_BS: Tensor, draws: _Draws, config: EffectsConfig) -> Tensor:
     samples = wave_BS.shape[1]
     snr_B, tilt_B = draws.between(1, config.noise_snr_db), draws.share(2)
     # It knows nothing of the row.
@@ -157,7 +169,7 @@ def _noise(wave_BS: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
     return wave_BS + noise_BS * (power_BS * 10 ** (-snr_B.unsqueeze(1) / 10)).sqrt()
 
 
-def _reverb(wave_BS: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
+def _reverb(wave_BS: Tensor, draws: _Draws, config: EffectsConfig) -> Tensor:
     """The direct path at 1, then exponentially decaying noise from the next sample on (Polack 1988)."""
     rt60_B, direct_B = draws.between(1, config.reverb_rt60_s), draws.between(2, config.reverb_direct_db)
     taps = round(config.reverb_rt60_s[1] * audio.RATE_HZ)
@@ -167,7 +179,7 @@ def _reverb(wave_BS: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
     return _convolved(wave_BS, draws.white(3, taps) * fall_BL * level_B1 + (place_L == 0))
 
 
-def _band_drop(wave_BS: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
+def _band_drop(wave_BS: Tensor, draws: _Draws, config: EffectsConfig) -> Tensor:
     width_B = draws.between(1, config.band_drop_hz)
     lowest, highest_B = _mel(torch.tensor(_BAND_HZ[0])), _mel(_BAND_HZ[1] - width_B)
     low_B = _hz(lowest + (highest_B - lowest) * draws.share(2))
@@ -176,14 +188,14 @@ def _band_drop(wave_BS: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
     return _convolved(wave_BS, band_stop(low_B, low_B + width_B, 2 * math.ceil(10 * audio.RATE_HZ / decay)))
 
 
-def _time_drop(wave_BS: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
+def _time_drop(wave_BS: Tensor, draws: _Draws, config: EffectsConfig) -> Tensor:
     length_B1 = (draws.between(1, config.time_drop_s) * audio.RATE_HZ).long().unsqueeze(1)
     start_B1 = bounded(draws.bits(2), draws.samples_B).unsqueeze(1)
     place_S = torch.arange(wave_BS.shape[1], device=wave_BS.device)
     return wave_BS.where((place_S < start_B1) | (place_S >= start_B1 + length_B1), 0)
 
 
-def _pitch(wave_BS: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
+def _pitch(wave_BS: Tensor, draws: _Draws, config: EffectsConfig) -> Tensor:
     return pitched(wave_BS, draws.between(1, config.pitch_cents), draws.share(2))
 
 

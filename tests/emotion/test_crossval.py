@@ -318,6 +318,10 @@ def test_combinations_that_cannot_be_are_refused_with_the_way_out():
         ({"system": "functionals", "head": "attention"}, r"system=functionals has none: use head=auto"),
         ({"system": "raw", "head": "svr"}, r"head=svr takes features that stay"),
         ({"system": "raw", "classify": True}, r"classify=true takes features that stay"),
+        (
+            {"fit": {"augment": {"enabled": True}}},
+            r"those of system=precpc are features that stay: use encoder\.frozen",
+        ),
         ({"protocol": {"split": "speakers"}}, r"protocol='speakers' is none: choose speakers5"),
     ):
         with pytest.raises(UserError, match=message):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cpcscale.emotion.fit import DivergedError, Examples, Fit, FitConfig, device
+from cpcscale.emotion.fit import DivergedError, Examples, Fit, FitAugmentConfig, FitConfig, device
 from cpcscale.emotion.recogniser import EndToEnd, Recogniser, RecogniserConfig
 from cpcscale.emotion.rows import batches, by_length, collate, predict, seeded
 from cpcscale.errors import UserError
@@ -185,6 +185,15 @@ def test_the_gradient_of_an_encoder_in_micro_batches_is_that_of_one_batch():
     assert furthest(whole, split) < 1e-12
 
 
+def test_the_gradient_of_augmented_audio_in_micro_batches_is_that_of_one_batch():
+    data, augment = waves(12), FitAugmentConfig(enabled=True)
+    loss, whole = update(in_double(end_to_end()), data, augment=augment)
+    split_loss, split = update(in_double(end_to_end()), data, micro_batch=5, augment=augment)
+    assert furthest(whole, update(in_double(end_to_end()), data)[1]) > 0.01
+    assert split_loss == pytest.approx(loss, abs=1e-12)
+    assert furthest(whole, split) < 1e-12
+
+
 def test_the_mean_over_micro_batches_of_their_ccc_has_another_gradient():
     data = examples(32, 0)
     network, parts = head().double().eval(), np.split(np.argsort(data.truth_UP[:, 0]), 4)
@@ -277,6 +286,44 @@ def test_training_hears_one_window_of_each_utterance_an_epoch_and_all_of_them_ov
     assert runs[0] == runs[1] != runs[2]
 
 
+class Listening(torch.nn.Module):
+    """Says a constant, and notes the waveforms that it is given: in training by their keys, and in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.says = torch.nn.Parameter(torch.zeros(3))
+        self.trained_on: list[dict[int, np.ndarray]] = []
+        self.scored_on: list[np.ndarray] = []
+
+    def forward(self, x_BS, samples_B, key_B=None):
+        rows = [x_S[:samples].numpy() for x_S, samples in zip(x_BS, samples_B.tolist(), strict=True)]
+        if key_B is None:
+            self.scored_on += rows
+        else:
+            self.trained_on.append(dict(zip(key_B.tolist(), rows, strict=True)))
+        return self.says.expand(len(x_BS), 3)
+
+
+def test_augmentation_is_drawn_anew_in_each_epoch_for_what_is_trained_on_alone():
+    wave_S = waves(1).inputs[0]
+    data = Examples([wave_S] * 4, waves(4).truth_UP)
+    settings = FitConfig(epochs=2, batch=4, device="cpu", augment=FitAugmentConfig(enabled=True, noise_p=1.0))
+    runs = [Listening(), Listening()]
+    for network in runs:
+        list(Fit(network, data, data, settings, seed=0))
+    first, again = ([row for epoch in network.trained_on for row in epoch.values()] for network in runs)
+    assert len(first) == 8 and all(np.array_equal(*pair) for pair in zip(first, again, strict=True))
+    assert len({row.tobytes() for row in [wave_S.astype(np.float32) / 32768, *first]}) == 9
+    assert {row.tobytes() for row in runs[0].scored_on} == {(wave_S.astype(np.float32) / 32768).tobytes()}
+
+
+def test_features_have_no_waveform_to_augment():
+    data = examples(4, 0)
+    settings = FitConfig(epochs=1, batch=4, device="cpu", augment=FitAugmentConfig(enabled=True))
+    with pytest.raises(ValueError, match="augmentation takes waveforms"):
+        list(Fit(head(), data, data, settings, seed=0))
+
+
 def test_an_utterance_without_a_window_and_uneven_examples_are_refused():
     with pytest.raises(ValueError, match="has no window"):
         predict(Levels(), [()], CPU)
@@ -339,6 +386,8 @@ def test_bad_settings_are_refused():
         FitConfig(batch=1)
     with pytest.raises(UserError, match=r"fit\.thaw_epoch=51 is after the last one, fit\.epochs=50"):
         FitConfig(thaw_epoch=51)
+    with pytest.raises(UserError, match=r"fit\.augment\.noise_p=2\.0 is no probability"):
+        FitConfig(augment=FitAugmentConfig(noise_p=2.0))
     for name in ("micro_batch", "clip_norm", "thaw_epoch"):
         with pytest.raises(UserError, match=rf"fit\.{name}=-1"):
             FitConfig(**{name: -1})
