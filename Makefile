@@ -32,7 +32,7 @@ quickstart: $(READY)
 	@$(BIN)/python jobs/quickstart.py
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 	@echo "tests passed; the environment is $(CURDIR)/.venv"
 
 drills: $(READY)

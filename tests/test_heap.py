@@ -47,15 +47,21 @@ print(json.dumps(ray.get(ray.remote(settings).remote())))
 PAGES = 40 * 2**20 // os.sysconf("SC_PAGESIZE")
 
 
+@pytest.fixture(autouse=True)
+def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ray that another test started has left them in this process's environment."""
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+
+
 def faults(*arguments: str, **environment: str) -> int:
     return int(run(PROGRAM, *arguments, **environment))
 
 
 def run(program: str, *arguments: str, **environment: str) -> str:
-    """What the program prints, in an environment with none of the settings but those given."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    """What the program prints."""
     command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, env=clean | environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def test_pages_come_back_ten_times_without_it() -> None:

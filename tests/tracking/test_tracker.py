@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import random
 import re
 import socket
 import subprocess
@@ -26,7 +27,7 @@ class Server:
     """MLflow's own REST application on a port of this process: down and up again within milliseconds."""
 
     def __init__(self) -> None:
-        self.port = 0
+        self.port = free_port()
         self.up()
 
     def up(self) -> None:
@@ -277,9 +278,12 @@ def test_a_record_that_the_store_refuses_does_not_hold_up_the_others(
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that stays free while its server is away: below those that others are given."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def test_an_unusable_store_is_one_line_for_the_user(tmp_path: Path) -> None:
