@@ -64,6 +64,7 @@ def _of_runs(verbs: Verbs) -> None:
     verbs.choices["pretrain"].add_argument(
         "--take-over", action="store_true", help="go on with a run that another driver holds, and stop that one"
     )
+    _size(verbs)
     checkpoint = verbs.add_parser(
         "checkpoint", help="a pretraining's checkpoints -> which there are, and whether whole"
     )
@@ -74,6 +75,19 @@ def _of_runs(verbs: Verbs) -> None:
         "config", nargs="?", help="YAML file, such as configs/reproduce/emodb.yaml; without one, the paper's recogniser"
     )
     reproduce.add_argument("--dry-run", action="store_true", help="only list the runs and the hours they may take")
+
+
+def _size(verbs: Verbs) -> None:
+    size = verbs.add_parser("size", help="a pretraining's config -> what it takes of a cluster, before it takes it")
+    size.add_argument("config", help="YAML file, such as configs/pretrain/paper.yaml")
+    size.add_argument("--nodes", type=int, default=1, help="machines of one kind")
+    size.add_argument("--gpus-per-node", type=int, default=0, help="a worker each; 0: the config's workers on CPUs")
+    size.add_argument("--cores-per-node", type=int, default=0, help="0: as many as this machine has")
+    size.add_argument("--store-mb-s", type=float, default=0.0, help="that a node reads from the object store; 0: any")
+    size.add_argument("--network-gbit-s", type=float, default=25.0, help="of a node's card")
+    rate = "audio seconds a second, 0: measured here"
+    size.add_argument("--update-rate", type=float, default=0.0, help=f"of one worker, as `bench train` has it: {rate}")
+    size.add_argument("--decode-rate", type=float, default=0.0, help=f"of one core: {rate}")
 
 
 def _of_figures(verbs: Verbs) -> None:

@@ -7,8 +7,10 @@ that `--help` and a mistyped config answer at once.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _audit(options)
             case "pretrain":
                 _pretrain(options)
+            case "size":
+                _size(options)
             case "checkpoint":
                 return _checkpoint(options)
             case "corpus":
@@ -330,6 +334,29 @@ def _bench(options: argparse.Namespace) -> None:
         _emit(result)
     else:
         print("\n".join(lines))
+
+
+def _size(options: argparse.Namespace) -> None:
+    from cpcscale import config
+    from cpcscale.cluster.spec import PretrainConfig
+    from cpcscale.report.size import size_lines
+    from cpcscale.size.machines import Machines
+    from cpcscale.size.rates import Rates
+    from cpcscale.size.size import size
+
+    machines = Machines(
+        options.nodes,
+        options.gpus_per_node,
+        options.cores_per_node or os.cpu_count() or 1,
+        options.store_mb_s,
+        options.network_gbit_s,
+    )
+    given = Rates(options.update_rate, options.decode_rate)
+    found = size(config.load(PretrainConfig, options.config, options.overrides), machines, given)
+    if options.json:
+        _emit(dataclasses.asdict(found))
+    else:
+        print("\n".join(size_lines(found, given.names)))
 
 
 def _emit(result: dict[str, Any]) -> None:

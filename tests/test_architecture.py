@@ -27,6 +27,7 @@ ORDER = (
     ("emotion",),
     ("tracking", "serve"),
     ("cluster", "bench"),
+    ("size",),
     ("report",),
     ("arguments",),
     ("cli",),

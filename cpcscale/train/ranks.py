@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +62,11 @@ class Ranks:
         if self.world == 1:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
-        # Buffers follow from the config and the data alone.
-        wrapped = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # Newer versions have the flag by another name, which older ones lack.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            # Buffers follow from the config and the data alone.
+            wrapped = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
         if self.device.type == "cpu":
             # On a GPU each sample waits for it: there, one pass in 100 as by default.
             wrapped._set_ddp_runtime_logging_sample_rate(1)
