@@ -324,6 +324,13 @@ def _bench(options: argparse.Namespace) -> None:
 
         result = bench_train(config.load(TrainBenchConfig, options.config, options.overrides), options.profile)
         lines = report.train_lines(result)
+    elif options.what == "scale":
+        from cpcscale.bench.scale import ScaleBenchConfig, bench_scale
+        from cpcscale.cluster.scale import actors, feeders
+        from cpcscale.report.scale import scale_lines
+
+        result = bench_scale(config.load(ScaleBenchConfig, options.config, options.overrides), feeders, actors)
+        lines = scale_lines(result)
     else:
         from cpcscale.bench.feed import FeedBenchConfig, bench_feed
 

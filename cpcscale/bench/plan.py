@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from cpcscale.bench.alone import alone, peak_mib
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
 from cpcscale.shards.publish import IndexWriter, publish
@@ -42,9 +40,9 @@ def bench_plan(shards: int, lanes: int, rows: int) -> dict[str, Any]:
         raise UserError(f"--shards {shards} is fewer than --lanes {lanes}: every lane needs windows")
     with tempfile.TemporaryDirectory() as folder:
         _make_shard_table(Path(folder, "set"), shards)
-        planned = _alone(_plan, str(Path(folder, "set")), lanes)
+        planned = alone(_plan, str(Path(folder, "set")), lanes)
         _make_rows(Path(folder, "rows"), rows)
-        counted = _alone(_count, str(Path(folder, "rows")))
+        counted = alone(_count, str(Path(folder, "rows")))
     return {"shards": shards, "lanes": lanes, **planned, **counted}
 
 
@@ -65,7 +63,7 @@ def _plan(base: str, lanes: int) -> dict[str, Any]:
     return {
         "windows": order.plan.total,
         "seconds": round(seconds, 3),
-        "peak_mib": _peak_mib(),
+        "peak_mib": peak_mib(),
         "resume_seconds": round(resumed, 3),
         "position_kib": round(len(json.dumps(asdict(position))) / 1024, 1),
         "lost_share": 1 - owned / order.plan.total,
@@ -81,31 +79,8 @@ def _count(base: str) -> dict[str, Any]:
         "count_rows": index.count,
         "count_windows": int(windows.sum()),
         "count_seconds": round(seconds, 3),
-        "count_peak_mib": _peak_mib(),
+        "count_peak_mib": peak_mib(),
     }
-
-
-def _alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """`work` in a fresh process, whose memory is its own."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_report, args=(theirs, work, arguments))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    finally:
-        process.join()
-
-
-def _report(out: Connection, work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:
-    out.send(work(*arguments))
-
-
-def _peak_mib() -> float:
-    # Not getrusage: its peak is that of the parent too, which a new program inherits.
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1)
 
 
 def _make_shard_table(folder: Path, shards: int) -> None:

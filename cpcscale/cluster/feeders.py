@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import ray
@@ -21,7 +21,10 @@ from cpcscale.storage import Counters, StorageConfig
 from cpcscale.stream.draft import Batch
 from cpcscale.stream.feed import Feed, FeedConfig, FeedSource, ThreadFeed
 from cpcscale.stream.lane import served
-from cpcscale.train.ranks import Ranks
+
+if TYPE_CHECKING:
+    # It brings torch, which is most of the memory of a feeder that does without.
+    from cpcscale.train.ranks import Ranks
 
 log = logging.getLogger(__name__)
 

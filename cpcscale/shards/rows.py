@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import file_digest, sha256
@@ -203,22 +203,19 @@ def _unnamed(table: pa.Table) -> int:
     return digest.intdigest()
 
 
-def _canonical(table: pa.Table, names: Sequence[str]) -> list[Any]:
+def _canonical(table: pa.Table, names: Sequence[str]) -> Iterator[Any]:
     """The rows' count, then each column: texts and hashes as their lengths and bytes, numbers as 8 bytes each."""
-    pieces: list[Any] = [table.num_rows.to_bytes(8, "little")]
+    yield table.num_rows.to_bytes(8, "little")
     for name in names:
         column = table[name].combine_chunks()
         if pa.types.is_string(column.type):
-            pieces += _text(column)
+            yield from _text(column)
         elif pa.types.is_fixed_size_binary(column.type):
             width = column.type.byte_width
-            pieces.append(
-                memoryview(column.buffers()[1])[column.offset * width : (column.offset + len(column)) * width]
-            )
+            yield memoryview(column.buffers()[1])[column.offset * width : (column.offset + len(column)) * width]
         else:
             kind = "<f8" if pa.types.is_floating(column.type) else "<u8"
-            pieces.append(np.ascontiguousarray(column.to_numpy(zero_copy_only=False).astype(kind)))
-    return pieces
+            yield np.ascontiguousarray(column.to_numpy(zero_copy_only=False).astype(kind, copy=False))
 
 
 def _text(column: pa.StringArray) -> list[Any]:

@@ -90,7 +90,7 @@ class ThreadFeed:
         self, source: FeedSource, lanes: Sequence[int], start: int, *, threads: int, lanes_on_node: int | None = None
     ) -> None:
         self.account = Account()
-        largest = int(max(source.index.shards["bytes"].to_numpy(), default=0))
+        largest = int(source.index.shards["bytes"].to_numpy().max(initial=0))
         kept = cache.choose(source.config.cache, source.index.base, lanes_on_node or len(lanes), largest)
         keep = len(lanes) * (2 + source.config.cache.ahead) + 8
         self._shards = ShardReader(source.index, kept, keep=keep, account=self.account)

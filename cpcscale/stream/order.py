@@ -65,6 +65,9 @@ class Order:
         """The shards that a lane needs from `step` on, in order, this epoch's and the next's; at most `most`."""
         coming: list[int] = []
         for begin in (step, self.edge(step + 1)[0]):
+            if len(coming) == most:
+                # The next epoch's order is as large as the set, and not needed yet.
+                break
             number, begun = self._chapter(begin)
             lanes = self._lanes[number]
             epoch, turn = divmod(begin - begun.step, lanes.steps_per_epoch)

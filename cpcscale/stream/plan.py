@@ -17,6 +17,7 @@ of every library.
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import islice
 
 import numpy as np
 
@@ -71,8 +72,9 @@ class Plan:
             return []
         shards, ends = self._shard_order(epoch)
         begin, end = np.searchsorted(ends, [first, last - 1], side="right")
-        slots = shards[begin : end + 1]
-        return slots[self.windows[slots] > 0][:most].tolist()
+        # One after the other: a lane's rest is thousands of shards, and a few are asked for.
+        held = (int(shard) for shard in shards[begin : end + 1] if self.windows[shard])
+        return list(islice(held, most))
 
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shards of an epoch in order, and the position after each one's last window."""
