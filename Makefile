@@ -36,7 +36,7 @@ test: $(READY)
 	@echo "tests passed; the environment is $(CURDIR)/.venv"
 
 drills: $(READY)
-	CPCSCALE_DRILLS=1 CPCSCALE_KILLS=20 $(BIN)/python -m pytest -s tests/drills tests/cluster
+	CPCSCALE_DRILLS=1 CPCSCALE_KILLS=20 $(BIN)/python -m pytest -s tests/drills tests/cluster tests/infra
 
 lint: $(READY)
 	$(BIN)/ruff check .
