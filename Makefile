@@ -3,13 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test lint format clean drills
+.PHONY: help setup quickstart test lint format clean drills docs
 
 help:
 	@echo "make quickstart   set up, then the main job on the speech that the project carries (about 10 minutes)"
 	@echo "make test         set up, then every test but the longest drills"
 	@echo "make drills       set up, then every drill: workers, nodes and drivers killed (half an hour)"
 	@echo "make setup        .venv with everything, nothing else"
+	@echo "make docs         set up, then the documentation with its reference in build/site"
 	@echo "make lint         ruff and mypy"
 	@echo "make format       ruff, writing"
 	@echo "make clean        remove .venv and runs/"
@@ -37,6 +38,10 @@ test: $(READY)
 
 drills: $(READY)
 	CPCSCALE_DRILLS=1 CPCSCALE_KILLS=20 $(BIN)/python -m pytest -s tests/drills tests/cluster tests/infra
+
+docs: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m properdocs build --strict -f mkdocs.yml
 
 lint: $(READY)
 	$(BIN)/ruff check .

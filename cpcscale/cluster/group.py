@@ -16,6 +16,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cpcscale import storage
+from cpcscale.cluster import session
 from cpcscale.cluster.console import Console
 from cpcscale.cluster.mailbox import Delivery, Mailbox
 from cpcscale.cluster.spec import PretrainConfig
@@ -61,7 +62,7 @@ def fit(
         ),
     )
     console = Console(tracker, look)
-    stop = _Stop(mailbox, console, config.stop_grace_s)
+    stop = _Stop(mailbox, console, _grace_s(config, console))
     try:
         with stop.heard(), Delivery(mailbox, console):
             trainer.fit()
@@ -87,6 +88,16 @@ def fit(
     if outcome.summary is None:
         raise Terminated(outcome.stopped)
     return dict(outcome.summary)
+
+
+def _grace_s(config: PretrainConfig, console: Console) -> float:
+    """How long the workers have for a checkpoint at SIGTERM; the console says when Ray gives a job less."""
+    if (wait_s := session.stop_wait_s()) < config.stop_grace_s:
+        console.note(
+            f"Ray kills this job {wait_s:g} s after it is asked to stop, and stop_grace_s={config.stop_grace_s:g}: for "
+            "a checkpoint that takes longer, submit it with RAY_JOB_STOP_WAIT_TIME_S among its env_vars"
+        )
+    return min(config.stop_grace_s, wait_s)
 
 
 class _Deaths(ray.train.UserCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -17,6 +18,8 @@ from cpcscale.errors import Terminated, UserError
 from cpcscale.progress import Progress
 
 _OBJECT_STORE_BYTES = 256 * 2**20
+# JobSupervisor.DEFAULT_RAY_JOB_STOP_WAIT_TIME_S
+_RAY_STOP_WAIT_S = 3
 
 
 def connect(workers: int = 1) -> None:
@@ -88,6 +91,20 @@ def _connect(workers: int) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+
+
+def stop_wait_s() -> float:
+    """How long Ray waits for this process to end, once it was asked to: a job that `ray job stop` stops is killed then.
+
+    Infinite for a process that is no job's. Raises UserError when the environment says no number.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return math.inf
+    name = "RAY_JOB_STOP_WAIT_TIME_S"
+    value = os.environ.get(name, str(_RAY_STOP_WAIT_S))
+    if not value.isdecimal():
+        raise UserError(f"{name}={value} is no whole number of seconds, and Ray could not stop the job: write 60")
+    return int(value)
 
 
 @contextlib.contextmanager

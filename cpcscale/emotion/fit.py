@@ -46,7 +46,7 @@ class FitAugmentConfig(EffectsConfig):
 
     PLACE: ClassVar[str] = "fit.augment"
 
-    enabled: bool = False
+    enabled: bool = False  # of an encoder that is trained; what is scored stays as it is
 
 
 @dataclass(kw_only=True)

@@ -286,6 +286,15 @@ def free_port() -> int:
             return port
 
 
+def test_a_store_that_goes_with_the_job_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for folder, words in (("_ray_pkg_0123", "job's temporary folder"), ("kept", "")):
+        caplog.clear()
+        (tmp_path / folder).mkdir()
+        store = TrackingConfig(uri=f"sqlite:///{tmp_path}/{folder}/mlflow.db")
+        Tracker.start(store, kind="finetune", name="r", run_dir=None, tags={}, params={}).end("FINISHED", {})
+        assert words in caplog.text and bool(words) == ("MLFLOW_TRACKING_URI" in caplog.text)
+
+
 def test_an_unusable_store_is_one_line_for_the_user(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("this is not a data base")
     uris = [f"http://ann:hunter2@127.0.0.1:{free_port()}", str(tmp_path), f"sqlite:///{tmp_path}/text.db", "ftp://host"]

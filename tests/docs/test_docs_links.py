@@ -1,0 +1,47 @@
+"""Links of README and docs/ lead somewhere: to a file, to a heading in it, or to a page that the build makes."""
+
+from __future__ import annotations
+
+import posixpath
+from pathlib import Path
+
+import pytest
+from docs_pages import PAGES, README, ROOT, anchors, links, reference
+
+
+def broken(page: Path, target: str) -> str:
+    """What is wrong with a link of the page, or nothing. Other sites are not asked."""
+    path, _, anchor = target.partition("#")
+    if "://" in target:
+        return ""
+    here = page.relative_to(ROOT).as_posix()
+    place = posixpath.normpath(posixpath.join(posixpath.dirname(here), path)) if path else here
+    file = ROOT / place
+    if place.removeprefix("docs/") in reference().pages():
+        return ""
+    if not file.exists():
+        return f"{target}: there is no {place}"
+    if anchor and anchor not in anchors(file):
+        return f"{target}: {file.name} has no heading #{anchor}, but {sorted(anchors(file))}"
+    return ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_internal_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    assert [wrong for target in links(page) if (wrong := broken(page, target))] == []
+
+
+def test_broken_links_are_found() -> None:
+    assert broken(README, "docs/gone.md") and broken(README, "docs/tutorial.md#gone") and broken(README, "#gone")
+    assert not broken(README, "docs/tutorial.md#1-pack") and not broken(README, "docs/reference/pretrain.md")
+
+
+def test_every_page_can_be_reached_from_the_first() -> None:
+    seen, pending = set(), [ROOT / "docs" / "index.md"]
+    while pending:
+        page = pending.pop()
+        if page not in seen:
+            seen.add(page)
+            near = [(page.parent / target.partition("#")[0]).resolve() for target in links(page)]
+            pending += [path for path in near if path in PAGES]
+    assert set(PAGES) <= seen

@@ -1,0 +1,106 @@
+"""Two and four real Ray nodes, each by a `ray start` of its own: one is killed and another one added under training.
+
+Where this machine allows it they stand in network namespaces with addresses of their own. The run is a job that nobody
+touches: it goes on with the nodes that are left, takes the new one in, and no batch changes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import ray_heads
+import speech
+from commands import CONFIG, WAIT_S, arguments, long
+from ray_heads import Head, Job
+
+from cpcscale import config
+from cpcscale.cluster.spec import PretrainConfig
+from cpcscale.train.loop import pretrain
+from cpcscale.train.ranks import Ranks
+
+# So many steps by the number of nodes that the new one is in long before the last.
+STEPS = {2: 1500, 4: 800}
+
+
+def until(happened: Callable[[], Any], job: Job) -> Any:
+    """What `happened` says once it is something, while the job runs."""
+    deadline = time.monotonic() + WAIT_S
+    while not (value := happened()):
+        assert job.submitted.poll() is None, job.streamed()[-3000:]
+        assert time.monotonic() < deadline, job.streamed()[-3000:]
+        time.sleep(0.05)
+    return value
+
+
+def begun_with(job: Job) -> list[int]:
+    """With how many workers the run has begun and gone on so far, in order."""
+    lines = [line for line in job.streamed().splitlines() if " worker(s)" in line]
+    return [int(line.partition(" worker(s)")[0].rpartition(" ")[2]) for line in lines]
+
+
+def working(head: Head) -> int:
+    """How many nodes have a worker."""
+    return sum(bool(node.workers()) for node in head.nodes)
+
+
+def steps_of(ids: Path) -> int:
+    """How many steps have their ids written; what a restart does again is taken out first."""
+    return ids.read_text().count("\n")
+
+
+def undisturbed(shards: Path, folder: Path, more: list[str]) -> tuple[dict[int, list[str]], dict[int, float]]:
+    """(ids, loss) of each step of the same run in this process, without Ray."""
+    recipe = config.load(PretrainConfig, CONFIG, [*arguments(shards, folder, "whole", 1), *more])
+    watcher = speech.Watcher()
+    pretrain(recipe, speech.data(shards, validate=True), recipe.run_dir, Ranks.current(), watcher)
+    return speech.ids(folder / "whole.jsonl"), watcher.losses
+
+
+@long
+@pytest.mark.parametrize("nodes", STEPS)
+def test_a_node_killed_and_another_added_under_training_change_no_batch_and_need_no_hand(nodes, shards, tmp_path):
+    project = ray_heads.project(tmp_path / "project")
+    steps = STEPS[nodes]
+    more = [f"train.steps={steps}", "checkpoint.every_steps=25", f"train.validate_every_steps={steps}"]
+    more += ["max_failures=1", "grow_every_s=2"]
+    ids = tmp_path / "run.jsonl"
+    # A core each: a node has room for one worker.
+    with ray_heads.head(cpus=1, most_nodes=nodes + 1) as head:
+        others = [head.add(cpus=1) for _ in range(nodes - 1)]
+        run = arguments(shards, tmp_path, "run", f"[1,{nodes}]")
+        entrypoint = ["python", "jobs/pretrain.py", "configs/pretrain/quickstart.yaml", *run, *more]
+        tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+        job = Job(head, project, entrypoint, tracking)
+        job.reach(ids, 60)
+        assert begun_with(job)[-1] == nodes
+        assert working(head) == nodes
+        others[-1].kill()
+        lost_s = time.monotonic()
+        until(lambda: begun_with(job)[-1] == nodes - 1, job)
+        step = steps_of(ids)
+        until(lambda: steps_of(ids) > step, job)
+        sys.stderr.write(f"{nodes} nodes, one killed: {time.monotonic() - lost_s:.1f} s to the next finished step\n")
+        added_s = time.monotonic()
+        head.add(cpus=1)
+        until(lambda: begun_with(job)[-1] == nodes, job)
+        step = steps_of(ids)
+        until(lambda: steps_of(ids) > step, job)
+        sys.stderr.write(f"another added: {time.monotonic() - added_s:.1f} s to the next step of {nodes} workers\n")
+        assert working(head) == nodes
+        assert job.ended() == "SUCCEEDED", job.streamed()[-3000:]
+    assert begun_with(job) == [nodes, nodes - 1, nodes]
+    expected, losses = undisturbed(shards, tmp_path, more)
+    assert speech.ids(ids) == expected
+    client = mlflow.MlflowClient(tracking["MLFLOW_TRACKING_URI"])
+    [experiment] = [each for each in client.search_experiments() if each.name == "cpcscale"]
+    [tracked] = client.search_runs([experiment.experiment_id])
+    assert tracked.info.status == "FINISHED"
+    history = client.get_metric_history(tracked.info.run_id, "loss")
+    assert [record.step for record in history] == list(range(1, steps + 1))
+    assert [record.value for record in history] == pytest.approx(list(losses.values()), abs=1e-5)
