@@ -291,7 +291,7 @@ def test_a_store_that_goes_with_the_job_is_said(tmp_path: Path, caplog: pytest.L
         caplog.clear()
         (tmp_path / folder).mkdir()
         store = TrackingConfig(uri=f"sqlite:///{tmp_path}/{folder}/mlflow.db")
-        Tracker.start(store, kind="finetune", name="r", run_dir=None, tags={}, params={}).end("FINISHED", {})
+        Tracker.start(store, kind="finetune", name="r", run_dir=None, tags={}, params={}).finish("FINISHED")
         assert words in caplog.text and bool(words) == ("MLFLOW_TRACKING_URI" in caplog.text)
 
 
