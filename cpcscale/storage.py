@@ -309,8 +309,9 @@ def _split(url: str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=8)
-def _filesystem(scheme: str, process: int) -> fsspec.AbstractFileSystem:
-    """One filesystem a process: its event loop and connections do not survive a fork, so the pid is part of the key."""
+def _filesystem(scheme: str, process: int, endpoint: str) -> fsspec.AbstractFileSystem:
+    """One filesystem a process: its event loop and connections do not survive a fork, so the pid is part of the key;
+    and one an endpoint, which the environment names and may change."""
     if scheme == "file":
         return fsspec.filesystem(scheme)
     # Here, because they cost half a second that a process with local files need not wait.
@@ -334,7 +335,7 @@ def _filesystem(scheme: str, process: int) -> fsspec.AbstractFileSystem:
 
 def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     scheme, path = _split(url)
-    return _filesystem(scheme, os.getpid()), path
+    return _filesystem(scheme, os.getpid(), os.environ.get("AWS_ENDPOINT_URL", "")), path
 
 
 @contextlib.contextmanager
