@@ -8,7 +8,7 @@ READY := .venv/.ready
 help:
 	@echo "make quickstart   set up, then the main job on the speech that the project carries (about 10 minutes)"
 	@echo "make test         set up, then every test but the longest drills"
-	@echo "make drills       set up, then every drill: workers, nodes and drivers killed (half an hour)"
+	@echo "make drills       set up, then every drill: workers, nodes and drivers killed (an hour)"
 	@echo "make setup        .venv with everything, nothing else"
 	@echo "make docs         set up, then the documentation with its reference in build/site"
 	@echo "make lint         ruff and mypy"
