@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
 
 # mallopt(3): by its name in an environment, the parameter's number in <malloc.h> and its value; -1: no threshold.
 _SETTINGS = {
@@ -33,3 +37,11 @@ def keep() -> None:
 def environment() -> dict[str, str]:
     """What a process has to be started with for the same; without what this one's environment sets already."""
     return {name: str(value % 2**63) for name, (_, value) in _SETTINGS.items() if name not in os.environ}
+
+
+def private_mib(process: psutil.Process | None = None) -> float:
+    """What a process, by default this one, has in memory and shares with no other one."""
+    # Not needed to keep memory, which every command does at its start.
+    import psutil
+
+    return float((process or psutil.Process()).memory_full_info().uss) / 2**20

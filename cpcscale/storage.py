@@ -48,6 +48,11 @@ def configure(settings: StorageConfig) -> None:
     _filesystem.cache_clear()
 
 
+def in_job_folder(path: str | Path) -> bool:
+    """Whether a path lies where Ray unpacks the `--working-dir` of a job, and throws it away in the end."""
+    return "_ray_pkg_" in absolute(str(path))
+
+
 def counters() -> Counters:
     """What this process has moved to and from object stores so far; local files are not counted."""
     return retries.TALLY.now()

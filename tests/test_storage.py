@@ -12,6 +12,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import faulty_store
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -404,6 +405,17 @@ def test_a_server_that_is_not_there_is_one_line_in_its_time(run_python):
     assert status == 1
     assert lines[-1].startswith("cpcscale.errors.UserError: s3://speech/x cannot be read or written")
     assert "127.0.0.1:1" in lines[-1]
+
+
+def test_another_endpoint_is_another_store_without_a_word(s3: ObjectStore, monkeypatch, tmp_path):
+    url = storage.join(s3.base, tmp_path.name)
+    storage.write(url, b"x")
+    with faulty_store.in_front_of(s3.environment["AWS_ENDPOINT_URL"], url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        assert storage.read(url) == b"x" and proxy.requests["GET"]
+    monkeypatch.undo()
+    # As after a bench, whose server has ended.
+    assert storage.read(url) == b"x"
 
 
 def test_a_process_that_used_the_store_ends(s3: ObjectStore):

@@ -8,8 +8,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from cpcscale import heap
 
 
@@ -31,11 +29,6 @@ def peak_mib() -> float:
     # Not getrusage: its peak is that of the parent too, which a new program inherits.
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1)
-
-
-def private_mib() -> float:
-    """What this process has in memory and shares with no other one."""
-    return psutil.Process().memory_full_info().uss / 2**20
 
 
 def _report(out: Connection, work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:

@@ -19,8 +19,9 @@ import numpy as np
 
 from cpcscale import config
 from cpcscale.bench import scale_set
-from cpcscale.bench.alone import alone, peak_mib, private_mib
+from cpcscale.bench.alone import alone, peak_mib
 from cpcscale.errors import UserError
+from cpcscale.heap import private_mib
 from cpcscale.progress import note
 from cpcscale.shards.index import Index
 from cpcscale.shards.read import ShardReader
@@ -31,8 +32,8 @@ from cpcscale.stream.lane import PADDING, served
 from cpcscale.stream.order import Order
 from cpcscale.stream.window import WindowConfig
 
-# (base, ranks, batch, steps) -> figures; what a Ray of its own is needed for lives behind its door.
-Measure = Callable[[str, int, int, int], dict[str, Any]]
+# (base, ranks, batch, steps, window) -> figures; what a Ray of its own is needed for lives behind its door.
+Measure = Callable[[str, int, int, int, WindowConfig], dict[str, Any]]
 WINDOW = WindowConfig(kind="crop", seconds=scale_set.UTTERANCE_S)
 # The smaller set and the smaller world, which tell what grows with shards and with lanes.
 _SMALLER = 4
@@ -87,9 +88,9 @@ def bench_scale(spec: ScaleBenchConfig, feeders: Measure, actors: Measure) -> di
         many = _grown(spec, bases, _rank, max(1, spec.ranks // _FEWER))
         step = alone(_all_ranks, bases[0], spec.ranks, spec.batch)
         note(f"bench scale: {spec.ranks:,} feeders in one process")
-        fed = alone(feeders, bases[0], spec.ranks, spec.batch, 2)
+        fed = alone(feeders, bases[0], spec.ranks, spec.batch, 2, WINDOW)
         note("bench scale: a rank with its feeder, driver and mailbox, on a Ray of their own")
-        acted = _grown(spec, bases, actors)
+        acted = _grown(spec, bases, actors, WINDOW)
     return {
         "shards": spec.shards,
         "utterances": spec.shards * spec.utterances,

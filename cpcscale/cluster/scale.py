@@ -16,6 +16,7 @@ from cpcscale.cluster import session
 from cpcscale.cluster.feeders import ActorFeed, Feeder
 from cpcscale.cluster.mailbox import Mailbox, MailboxObserver
 from cpcscale.errors import UserError
+from cpcscale.heap import private_mib
 from cpcscale.shards.index import Index
 from cpcscale.storage import StorageConfig
 from cpcscale.stream.counts import shard_windows
@@ -24,19 +25,18 @@ from cpcscale.stream.lane import PADDING, served
 from cpcscale.stream.order import Order
 from cpcscale.stream.window import WindowConfig
 
-_SPEC = WindowConfig(kind="crop", seconds=0.1)
 _MESSAGES = 2000
 
 
-def feeders(base: str, ranks: int, batch: int, steps: int) -> dict[str, Any]:
+def feeders(base: str, ranks: int, batch: int, steps: int, window: WindowConfig) -> dict[str, Any]:
     """One feeder for each of so many ranks, all in this process: the lanes, threads and readers of each are its own.
 
     Returns `first_s` until each has given a batch, `batch_us` of a later one, `kib_each` of memory, and `wrong` rows:
     those whose window is not the plan's.
     """
-    source = _source(Index.load(base), ranks, batch, FeedConfig(prefetch=1))
+    source = _source(Index.load(base), ranks, batch, window, FeedConfig(prefetch=1))
     source.order.rows(0, [0])
-    before, began, wrong, later_s = _private_mib(), time.perf_counter(), 0, 0.0
+    before, began, wrong, later_s = private_mib(), time.perf_counter(), 0, 0.0
     made = [Feeder(source, served(ranks, rank, ranks), ranks, StorageConfig()) for rank in range(ranks)]
     wrong += _wrong(source, 0, made)
     first_s = time.perf_counter() - began
@@ -47,12 +47,12 @@ def feeders(base: str, ranks: int, batch: int, steps: int) -> dict[str, Any]:
     return {
         "first_s": round(first_s, 2),
         "batch_us": round(1e6 * later_s / steps / ranks, 1),
-        "kib_each": round(1024 * (_private_mib() - before) / ranks, 1),
+        "kib_each": round(1024 * (private_mib() - before) / ranks, 1),
         "wrong": wrong,
     }
 
 
-def actors(base: str, ranks: int, batch: int, steps: int) -> dict[str, Any]:
+def actors(base: str, ranks: int, batch: int, steps: int, window: WindowConfig) -> dict[str, Any]:
     """Driver, mailbox, one rank of so many and its feeder, each a process of a Ray of their own.
 
     Returns the private MiB of each, those that are shared through the object store (`store_mib`, once a rank and node),
@@ -61,15 +61,14 @@ def actors(base: str, ranks: int, batch: int, steps: int) -> dict[str, Any]:
     os.environ.pop("RAY_ADDRESS", None)
     index = Index.load(base)
     # As the driver does to refuse what the workers would refuse.
-    windows = shard_windows(index, _SPEC)
-    Order(windows, 0, ranks, batch)
+    Order(shard_windows(index, window), 0, ranks, batch)
     with session.connected(4):
         mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-        rank = ray.remote(num_cpus=1)(_Rank).remote(base, ranks, batch)
+        rank = ray.remote(num_cpus=1)(_Rank).remote(base, ranks, batch, window)
         fed = ray.get(rank.fed.remote(steps))
         ours = _by_name(("ray::Feeder", "ray::Mailbox"))
         put_us, message_bytes = _told(mailbox)
-        driver_mib = _private_mib()
+        driver_mib = private_mib()
     return {
         "driver_mib": round(driver_mib, 1),
         "mailbox_mib": round(ours["ray::Mailbox"], 1),
@@ -98,8 +97,8 @@ def _told(mailbox: Any) -> tuple[float, int]:
 class _Rank:
     """Rank 0 of a run whose batches are made by feeder actors."""
 
-    def __init__(self, base: str, ranks: int, batch: int) -> None:
-        self._source = _source(Index.load(base), ranks, batch, FeedConfig(kind="actors"))
+    def __init__(self, base: str, ranks: int, batch: int, window: WindowConfig) -> None:
+        self._source = _source(Index.load(base), ranks, batch, window, FeedConfig(kind="actors"))
         self._lanes = served(ranks, 0, ranks)
 
     def fed(self, steps: int) -> dict[str, Any]:
@@ -113,15 +112,15 @@ class _Rank:
         last = time.perf_counter()
         size = get_object_locations([shared := ray.put(self._source)])[shared]["object_size"]
         return {
-            "rank_mib": round(_private_mib(), 1),
+            "rank_mib": round(private_mib(), 1),
             "store_mib": round(size / 2**20, 1),
             "first_batch_s": round(first - began, 2),
             "step_us": round(1e6 * (last - first) / steps, 1),
         }
 
 
-def _source(index: Index, ranks: int, batch: int, config: FeedConfig) -> FeedSource:
-    return FeedSource(index, Order(shard_windows(index, _SPEC), 0, ranks, batch), _SPEC, config)
+def _source(index: Index, ranks: int, batch: int, window: WindowConfig, config: FeedConfig) -> FeedSource:
+    return FeedSource(index, Order(shard_windows(index, window), 0, ranks, batch), window, config)
 
 
 def _wrong(source: FeedSource, step: int, made: Sequence[Feeder]) -> int:
@@ -138,14 +137,10 @@ def _wrong(source: FeedSource, step: int, made: Sequence[Feeder]) -> int:
     return int((found != wanted).sum())
 
 
-def _private_mib(process: psutil.Process | None = None) -> float:
-    return (process or psutil.Process()).memory_full_info().uss / 2**20
-
-
 def _by_name(names: Sequence[str]) -> dict[str, float]:
     """The private MiB of the newest process below this one whose name begins with each of these."""
     found: dict[str, float] = {}
     for process in psutil.Process().children(recursive=True):
         title = " ".join(process.cmdline())
-        found |= {name: _private_mib(process) for name in names if title.startswith(name)}
+        found |= {name: private_mib(process) for name in names if title.startswith(name)}
     return found

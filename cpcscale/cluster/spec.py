@@ -112,8 +112,7 @@ def absolute(config: PretrainConfig) -> PretrainConfig:
     labelled = replace(
         config.probe.corpus, path=storage.absolute(config.probe.corpus.path) if config.probe.is_on else ""
     )
-    # Ray unpacks what `ray job submit --working-dir` sends under such a name, and throws it away in the end.
-    if "_ray_pkg_" in storage.absolute(config.run_dir):
+    if storage.in_job_folder(config.run_dir):
         log.warning(
             "run_dir=%s lies in the job's temporary folder: name an absolute path or s3:// to keep it", config.run_dir
         )

@@ -230,12 +230,12 @@ class Fit:
             heard[place] = self._augmented(window, augment_B[place]) if self._settings.augment.enabled else window
         return heard
 
-    def _augmented(self, wave_S: np.ndarray, key: Tensor) -> np.ndarray:
+    def _augmented(self, wave_S: np.ndarray, drawn_by: Tensor) -> np.ndarray:
         """int16 [S]. Raises ValueError for features, which have no waveform to change."""
         if wave_S.ndim != 1:
             raise ValueError("augmentation takes waveforms [S], and these are features [T, C]")
         wave_BS = torch.from_numpy(wave_S.astype(np.float32) / 32768)[None]
-        changed_BS = augmented(wave_BS, key[None], torch.tensor([len(wave_S)]), self._settings.augment)
+        changed_BS = augmented(wave_BS, drawn_by[None], torch.tensor([len(wave_S)]), self._settings.augment)
         return audio.to_int16(changed_BS[0].numpy())
 
     def _keys(self, what: str, rows: np.ndarray, number: int) -> Tensor:

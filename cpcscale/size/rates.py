@@ -67,6 +67,9 @@ def rates(
         note(f"size: measuring updates of {share} windows a worker: {device}")
         threads = config.train.threads or max(1, min(cores, here) // on_node)
         update = _updating(config, index, share, threads, together)
+        if together < on_node and not on_gpu:
+            # One alone has its threads to itself; so many have the node's cores between them.
+            update *= min(1.0, cores / (on_node * threads))
     return Rates(update, decode)
 
 

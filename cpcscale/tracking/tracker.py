@@ -237,8 +237,7 @@ def connect(config: TrackingConfig) -> Any:
 def _prepare(config: TrackingConfig) -> tuple[Any, str]:
     """A client and the id of the experiment; the tables of a local store are made here, by one process at a time."""
     path = sqlite_path(store_uri(config))
-    # Where Ray unpacks what `ray job submit --working-dir` sends, and throws it away in the end.
-    if path and "_ray_pkg_" in str(path):
+    if path and storage.in_job_folder(path):
         logging.getLogger(__name__).warning(
             "the tracking store %s lies in the job's temporary folder: name one by MLFLOW_TRACKING_URI to keep it", path
         )
