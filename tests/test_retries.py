@@ -6,7 +6,6 @@ import asyncio
 import io
 import itertools
 import multiprocessing
-import os
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -141,7 +140,7 @@ def test_a_page_of_a_long_listing_that_fails_does_not_begin_the_listing_anew(fau
     for name in names:
         storage.write(storage.join(faulty_s3.base, name), b"")
     # The server's page has 1,000 names.
-    monkeypatch.setattr(storage._filesystem("s3", os.getpid()), "s3_additional_kwargs", {"MaxKeys": 2})
+    monkeypatch.setattr(storage._open(faulty_s3.base)[0], "s3_additional_kwargs", {"MaxKeys": 2})
     lists = faulty_s3.requests["GET"]
     faulty_s3.fail("unavailable", times=TIMES, method="GET", path="continuation-token")
     assert storage.list_files(faulty_s3.base) == names

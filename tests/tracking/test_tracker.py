@@ -34,9 +34,19 @@ class Server:
         from mlflow.server import app
         from werkzeug.serving import make_server
 
+        self._wait_for_port()
         self._server = make_server("127.0.0.1", self.port, app, threaded=True)
         self.port = self._server.port
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def _wait_for_port(self) -> None:
+        """A program that this process starts has all its sockets until it runs, the one that listened among them."""
+        for _ in range(100):
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", self.port))
+                return
+            time.sleep(0.1)
 
     def down(self) -> None:
         self._server.shutdown()
