@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cpcscale import config
 from cpcscale.errors import UserError
+from cpcscale.model.stem import fits, stem
 from cpcscale.model.strided import convolved
 
 
@@ -62,6 +63,11 @@ class EncoderConfig:
         spacings = [math.prod(self.strides[:layer]) for layer in range(len(self.strides))]
         return 1 + sum((kernel - 1) * spacing for kernel, spacing in zip(self.kernels, spacings, strict=True))
 
+    @property
+    def stems(self) -> bool:
+        """Whether the first two layers are of a kind that model/stem.py computes as one, where it runs."""
+        return self.norm == "none" and len(self.kernels) > 1 and self.kernels[1] % self.strides[1] == 0
+
 
 class Encoder(nn.Module):
     """wave_BS -> z_BTC with T = S // hop, causal: frame t sees samples before (t + 1) * hop alone.
@@ -85,14 +91,19 @@ class Encoder(nn.Module):
         ]
         self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList([_norm(config) for _ in layers])
+        self._stems = config.stems
         for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, wave_BS: Tensor) -> Tensor:
-        x_BSC = wave_BS.unsqueeze(2)
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            x_BSC = F.relu(norm(convolved(x_BSC, cast(nn.Conv1d, layer))), inplace=True)
+        layers, norms = cast(list[nn.Conv1d], list(self.layers)), list(self.norms)
+        if self._stems and fits(wave_BS):
+            x_BSC, done = F.relu(stem(wave_BS, layers[0], layers[1]), inplace=True), 2
+        else:
+            x_BSC, done = wave_BS.unsqueeze(2), 0
+        for layer, norm in zip(layers[done:], norms[done:], strict=True):
+            x_BSC = F.relu(norm(convolved(x_BSC, layer)), inplace=True)
         return x_BSC.contiguous()
 
 

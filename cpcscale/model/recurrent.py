@@ -1,7 +1,7 @@
-"""torch's GRU on a CPU, faster backward: the gradient of the recurrent weights is one matrix product, not one a frame.
+"""torch's GRU on a CPU, faster: one matrix product a frame, and the gradients of the weights are one product each.
 
 Cho et al. 2014 (arXiv 1406.1078) in the form of torch.nn.GRU: r and z are the reset and update gates,
-n = tanh(W x + r (U h)), h' = n + z (h - n).
+n = tanh(W x + b + r (U h + c)), h' = n + z (h - n).
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Frames whose factors the backward pass makes at a time, to use them while they are in the cache.
+_PIECE = 64
+
 
 def gru(x_BTC: Tensor, module: nn.GRU) -> Tensor:
     """[B, T, H]: what `module` (batch first, one direction, from a state of zeros) gives; by cuDNN on a GPU.
@@ -20,57 +23,76 @@ def gru(x_BTC: Tensor, module: nn.GRU) -> Tensor:
     """
     if x_BTC.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return cast(Tensor, module(x_BTC)[0])
-    x_TBC = x_BTC.transpose(0, 1)
+    x_TBC = x_BTC.transpose(0, 1).contiguous()
     for layer in range(module.num_layers):
         names = (f"{name}_l{layer}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        weight, recurrent, bias, recurrent_bias = (cast(Tensor, getattr(module, name)) for name in names)
-        gates, width = 2 * module.hidden_size, module.hidden_size
-        # The bias of n's recurrent half alone stays inside: r scales it.
-        inner = F.pad(recurrent_bias[:gates], (0, width))
-        x_TBC = cast(Tensor, _Gru.apply(F.linear(x_TBC, weight, bias + inner), recurrent, recurrent_bias[gates:]))
+        x_TBC = cast(Tensor, _Gru.apply(x_TBC, *(cast(Tensor, getattr(module, name)) for name in names)))
     return x_TBC.transpose(0, 1)
 
 
 class _Gru(torch.autograd.Function):
-    """inputs [T, B, 3 H] in the order r, z, n, their biases within; weight [3 H, H]; bias [H] -> h [T, B, H]."""
+    """x [T, B, C], weight [3 H, C], recurrent [3 H, H] and their biases [3 H], in the order r, z, n -> h [T, B, H].
+
+    Frames are taken apart once, as tuples of views: to index a tensor a dozen times a frame would cost a quarter of the
+    forward pass.
+    """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        frames, batch, width = inputs.shape[0], inputs.shape[1], weight.shape[1]
-        h = inputs.new_zeros(frames + 1, batch, width)
-        rz, n = inputs.new_empty(frames, batch, 2 * width), inputs.new_empty(frames, batch, width)
-        # U h of n, before r scales it.
-        un = torch.empty_like(n)
-        weight_rz, weight_n = (part.t().contiguous() for part in weight.split([2 * width, width]))
-        input_rz, input_n = inputs.split([2 * width, width], dim=2)
-        r, z = rz.split(width, dim=2)
-        for t in range(frames):
-            torch.addmm(input_rz[t], h[t], weight_rz, out=rz[t]).sigmoid_()
-            torch.addmm(bias, h[t], weight_n, out=un[t])
-            torch.addcmul(input_n[t], r[t], un[t], out=n[t]).tanh_()
-            torch.lerp(n[t], h[t], z[t], out=h[t + 1])
-        ctx.save_for_backward(weight, h, rz, n, un)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, recurrent: Tensor, bias: Tensor, inner: Tensor) -> Tensor:
+        frames, batch, width = x.shape[0], x.shape[1], recurrent.shape[1]
+        h = x.new_zeros(frames + 1, batch, width)
+        # r and z before their sigmoid, what goes on to h with r and z, and in n's place U h + c: r scales it.
+        gates, n = x.new_empty(frames, batch, 3 * width), x.new_empty(frames, batch, width)
+        rows, rz = x.flatten(0, 1), gates[:, :, : 2 * width]
+        both = bias + F.pad(inner[: 2 * width], (0, width))
+        torch.addmm(both, rows, weight.t(), out=gates.flatten(0, 1))
+        n.copy_(gates[:, :, 2 * width :])
+        gates[:, :, 2 * width :] = inner[2 * width :]
+        columns = recurrent.t().contiguous()
+        parts = (gates, rz, *gates.split(width, dim=2), n, h[1:])
+        before = h[0]
+        for gates_t, rz_t, r_t, z_t, u_t, n_t, h_t in zip(*(part.unbind(0) for part in parts), strict=True):
+            gates_t.addmm_(before, columns)
+            rz_t.sigmoid_()
+            n_t.addcmul_(r_t, u_t).tanh_()
+            before = torch.lerp(n_t, before, z_t, out=h_t)
+        ctx.save_for_backward(x, weight, recurrent, gates, n, h)
         return h[1:]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weight, h, rz, n, un = ctx.saved_tensors
-        d_out = gradients[0]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+        x, weight, recurrent, gates, n, h = ctx.saved_tensors
         frames, batch, width = n.shape
-        r, z = rz.split(width, dim=2)
-        # What the gradient of h' is multiplied by to give those before the gates: r, z, n's recurrent half, n's input.
+        # The gradient of h' times the factors gives those before the gates: of n's recurrent half, r, z and n. So the
+        # first three are what the recurrent weights brought about, the last three what the input's did.
         factors = n.new_empty(frames, batch, 4, width)
-        torch.mul(1 - z, 1 - n * n, out=factors[:, :, 3])
-        torch.mul(factors[:, :, 3], r, out=factors[:, :, 2])
-        torch.mul(h[:-1] - n, z - z * z, out=factors[:, :, 1])
-        torch.mul(factors[:, :, 3], un, out=factors[:, :, 0]).mul_(r - r * r)
-        recurrent = factors.flatten(2)[:, :, : 3 * width]
-        d_h, kept = torch.zeros_like(h[0]), torch.empty_like(h[0])
-        for t in range(frames - 1, -1, -1):
-            d_h += d_out[t]
-            torch.mul(d_h, z[t], out=kept)
-            factors[t] *= d_h.unsqueeze(1)
-            torch.addmm(kept, recurrent[t], weight, out=d_h)
-        recurrent = recurrent.reshape(frames * batch, 3 * width)
-        d_inputs = torch.cat([factors[:, :, :2], factors[:, :, 3:]], dim=2).flatten(2)
-        return d_inputs, recurrent.t() @ h[:-1].flatten(0, 1), recurrent[:, 2 * width :].sum(0)
+        before = torch.cat([torch.zeros_like(h[:1]), gradients[0][:-1]])
+        r, z, u = gates.split(width, dim=2)
+        d_h = gradients[0][-1].clone()
+        d_h_B1H = d_h.unsqueeze(1)
+        # Of n, r and z, as the factors are; column by column in memory, which is faster here.
+        weight_nrz = recurrent.roll(width, 0).t().contiguous().t()
+        for start in reversed(range(0, frames, _PIECE)):
+            piece = slice(start, start + _PIECE)
+            _fill(factors[piece], r[piece], z[piece], u[piece], n[piece], h[:-1][piece])
+            parts = (before[piece], z[piece], factors[piece], factors[piece, :, :3].flatten(2))
+            for d_t, z_t, factors_t, inner_t in zip(*(reversed(part.unbind(0)) for part in parts), strict=True):
+                factors_t.mul_(d_h_B1H)
+                torch.addcmul(d_t, d_h, z_t, out=d_h)
+                d_h.addmm_(inner_t, weight_nrz)
+        rows = factors.view(frames * batch, 4 * width)
+        inner, outer, sums = rows[:, : 3 * width], rows[:, width:], rows.sum(0)
+        d_x = (outer @ weight).view_as(x) if ctx.needs_input_grad[0] else None
+        # Transposed, which is faster with this side of the result first.
+        d_weight = (x.flatten(0, 1).t() @ outer).t()
+        d_recurrent = (h[:-1].flatten(0, 1).t() @ inner).t().roll(-width, 0)
+        return d_x, d_weight, d_recurrent, sums[width:], sums[: 3 * width].roll(-width)
+
+
+def _fill(factors: Tensor, r: Tensor, z: Tensor, u: Tensor, n: Tensor, h: Tensor) -> None:
+    """`factors` [T, B, 4, H] of some frames from their r, z, U h + c, n and the h before them, [T, B, H] each."""
+    inner, of_r, of_z, outer = factors.unbind(2)
+    torch.ops.aten.tanh_backward.grad_input(1 - z, n, grad_input=outer)
+    torch.mul(outer, r, out=inner)
+    torch.ops.aten.sigmoid_backward.grad_input(h - n, z, grad_input=of_z)
+    torch.ops.aten.sigmoid_backward.grad_input(outer * u, r, grad_input=of_r)

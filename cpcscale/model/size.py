@@ -119,6 +119,9 @@ def _kept_numbers(config: ModelConfig, frames: int, rows: int) -> int:
     outputs = [math.prod(encoder.strides[layer + 1 :]) for layer in range(len(encoder.strides))]
     # Each layer's output, where there is a norm before it too; the unfolded waveform; copies that strides do not fit.
     a_frame = channels * sum(outputs) * (1 if encoder.norm == "none" else 2) + encoder.kernels[0] * outputs[0]
+    if encoder.stems:
+        # The waveform itself in place of the first layer's output and what it was made of.
+        a_frame += encoder.hop_samples - (channels + encoder.kernels[0]) * outputs[0]
     for layer in range(1, len(outputs)):
         if encoder.kernels[layer] % encoder.strides[layer] or channels * encoder.strides[layer] < SHORT:
             a_frame += channels * outputs[layer - 1]
