@@ -99,7 +99,7 @@ class Encoder(nn.Module):
     def forward(self, wave_BS: Tensor) -> Tensor:
         layers, norms = cast(list[nn.Conv1d], list(self.layers)), list(self.norms)
         if self._stems and fits(wave_BS):
-            x_BSC, done = F.relu(stem(wave_BS, layers[0], layers[1]), inplace=True), 2
+            x_BSC, done = stem(wave_BS, layers[0], layers[1]), 2
         else:
             x_BSC, done = wave_BS.unsqueeze(2), 0
         for layer, norm in zip(layers[done:], norms[done:], strict=True):

@@ -25,7 +25,7 @@ def fits(wave_BS: Tensor) -> bool:
 
 
 def stem(wave_BS: Tensor, first: nn.Conv1d, second: nn.Conv1d) -> Tensor:
-    """[B, S // (both strides), C']: `second` over the ReLU of `first` over the wave, both causal.
+    """[B, S // (both strides), C']: the ReLU of `second` over that of `first` over the wave, both causal.
 
     Each has kernel - stride zeros in front, as in strided.convolved, whose values these are. The kernel of the second
     is a whole number of its strides.
@@ -87,33 +87,35 @@ class _Stem(torch.autograd.Function):
     def forward(
         ctx: Any, wave: Tensor, weight: Tensor, slices: Tensor, bias: Tensor, strides: tuple[int, int]
     ) -> Tensor:
-        ctx.save_for_backward(wave, weight, slices)
-        ctx.strides = strides
         y = wave.new_empty(len(wave), wave.shape[1] // (strides[0] * strides[1]), len(bias))
         for piece in _pieces(wave, weight, len(slices) - 1, strides):
             out = y[piece.row, piece.start : piece.stop]
             torch.addmm(bias, piece.rows_TN(0), slices[-1], out=out)
             for lag in range(1, len(slices)):
                 out.addmm_(piece.rows_TN(lag), slices[-1 - lag])
+            out.relu_()
+        ctx.save_for_backward(wave, weight, slices, y)
+        ctx.strides = strides
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor, Tensor, None]:
-        wave, weight, slices = ctx.saved_tensors
-        d = gradients[0].contiguous()
+        wave, weight, slices, y = ctx.saved_tensors
+        d, before = gradients[0], len(slices) - 1
         # In the orders of memory that are fastest to add to.
         d_weight, d_slices = d.new_zeros(weight.shape), torch.zeros_like(slices.transpose(1, 2).contiguous())
-        d_bias = d.new_zeros(d.shape[2])
-        ones = d.new_ones(d.shape[1])
-        for piece in _pieces(wave, weight, len(slices) - 1, ctx.strides):
-            d_out = d[piece.row, piece.start : piece.stop]
+        d_bias, ones = d.new_zeros(d.shape[2]), d.new_ones(d.shape[1])
+        for piece in _pieces(wave, weight, before, ctx.strides):
+            heard = slice(piece.start, piece.stop + before)
+            # With the frames of the next piece that heard this one's.
+            d_heard = torch.ops.aten.threshold_backward(d[piece.row, heard], y[piece.row, heard], 0)
+            d_out = d_heard[: piece.frames]
             d_bias.addmv_(d_out.t(), ones[: piece.frames])
             d_rows = d_out @ slices[-1].t()
             for lag in range(len(slices)):
                 d_slices[-1 - lag].addmm_(d_out.t(), piece.rows_TN(lag))
                 if lag:
-                    # What later frames heard of these rows, those of the next piece too.
-                    late = d[piece.row, piece.start + lag : piece.stop + lag]
+                    late = d_heard[lag : lag + piece.frames]
                     d_rows[: len(late)].addmm_(late, slices[-1 - lag].t())
             h_FC = piece.rows_TN(0).view(-1, weight.shape[1])
             d_h = d_rows.view_as(h_FC)
