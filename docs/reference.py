@@ -229,4 +229,5 @@ def undocumented() -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(undocumented()))  # noqa: T201
+    for missing in undocumented():
+        print(missing)  # noqa: T201

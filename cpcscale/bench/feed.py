@@ -48,16 +48,24 @@ class FeedBenchConfig:
 
     # A shard set that is there, on local disk; empty: one is made of `audio`.
     shards: str = ""
+    # A folder of audio that the set is made of, over and over.
     audio: str = "tests/data/speech"
+    # The format of its members.
     codec: Literal["flac", "wav", "opus"] = "flac"
+    # How much speech it has.
     hours: float = 4.0
+    # How long each member is.
     utterance_s: float = 15.0
+    # Size of a shard.
     shard_mb: float = 32.0
     # An s3:// prefix that the shards are copied to and read from; empty: a SeaweedFS server on loopback.
     store: str = ""
     window: WindowConfig = field(default_factory=lambda: WindowConfig(kind="crop", seconds=10.0))
+    # Windows of a batch.
     batch: int = 32
+    # Equal slices of the epoch that a batch is drawn from.
     lanes: int = 4
+    # Keys the order.
     seed: int = 0
     feed: FeedConfig = field(default_factory=FeedConfig)
     # Measurements of each, interleaved; the median counts.

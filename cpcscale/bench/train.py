@@ -44,6 +44,7 @@ _GEMM_TIMES = 8
 class TrainBenchConfig(Recipe):
     """What a train bench measures: a recipe, whose train.batch one rank takes at once, or `ranks` of them share."""
 
+    # A folder of audio that the batches are made of, over and over.
     audio: str = "tests/data/speech"
     # Speech that the feed reads, as wav.
     hours: float = 0.5

@@ -31,8 +31,9 @@ class AuditConfig:
     share: float = 1.0
     # Keys the share, and the plan.
     seed: int = 0
-    # The plan: train.lanes, train.batch and the windows of a run.
+    # The plan: train.lanes of a run.
     lanes: int = 64
+    # Its train.batch.
     batch: int = 64
     window: WindowConfig = field(default_factory=WindowConfig)
     # Batches of an epoch that are looked at; all when it has no more.

@@ -33,8 +33,10 @@ class EvaluateConfig(EmotionRecipe):
     kind: str = "robustness"
     run_dir: str = "runs/evaluate"  # folder (or s3:// prefix); each run has a folder below it
     workers: int = 2  # folds at a time
+    # Of those that `cpcscale reproduce` knows.
     systems: list[str] = field(default_factory=lambda: ["functionals", "precpc"])
     seeds: list[int] = field(default_factory=lambda: [0])  # a system that draws nothing runs with the first
+    # Of learning: how much of the training speakers' utterances.
     shares: list[float] = field(default_factory=lambda: [0.1, 0.25, 0.5, 1.0])
     # Of cross: by a name of yours, each as `corpus` is given, as {emodb: {path: data/emodb}, mine: {path: mine.csv}}.
     corpora: dict[str, Any] = field(default_factory=dict)

@@ -25,7 +25,7 @@ class ReproduceConfig(EmotionRecipe):
 
     run_dir: str = "runs/reproduce"  # folder (or s3:// prefix); each run is in SYSTEM-seedN below it
     workers: int = 2  # folds at a time
-    systems: list[str] = field(default_factory=lambda: list(SYSTEMS))
+    systems: list[str] = field(default_factory=lambda: list(SYSTEMS))  # rows of the table; by default all
     # Each keys the weights, the batches and minicpc's pretraining; a system that draws nothing runs with the first.
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     reference: str = "random"  # the system that all others are tested against

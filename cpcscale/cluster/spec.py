@@ -37,11 +37,13 @@ class DataConfig:
 class PretrainConfig(Recipe):
     """A pretraining run: the recipe, its data and where it runs."""
 
+    # What MLflow calls the run.
     name: str = "pretrain"
     # The folder (or s3:// prefix) of the run; the same folder goes on with it.
     run_dir: str = "runs/pretrain"
     # As many workers, or [least, most]: as many as the cluster has room for, anew when one dies or a node joins.
     workers: Any = 1
+    # auto: a GPU for each worker where the cluster has enough of them now, else cores.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # Restarts after a worker died or failed, before the run fails; -1: no limit. A node that is taken away as it was
     # announced does not count.

@@ -19,7 +19,7 @@ class SweepConfig(EmotionRecipe):
 
     run_dir: str = "runs/sweep"  # folder (or s3:// prefix) of the sweep; an unfinished one goes on
     workers: int = 0  # trials at a time; 0: as many as the cluster has GPUs, or else cores, for
-    trials: int = 16
+    trials: int = 16  # configurations that are tried
     search: str = "random"  # random, or optuna (its TPE sampler)
     scheduler: str = "asha"  # asha stops the worse trials early; none lets all end
     grace_epochs: int = 1  # asha: no trial is stopped before

@@ -37,7 +37,7 @@ class SVMConfig:
 
     C: float = 1.0  # cost of an error: the larger, the closer the fit
     epsilon: float = 0.1  # regression: errors up to it cost nothing, on the label scale of [-1, 1]
-    kernel: str = "rbf"
+    kernel: str = "rbf"  # rbf, or linear, which has no gamma
     gamma: float = 1.0  # rbf: exp(-gamma |x - y|^2 / F), so that one value suits any number of features
 
     def __post_init__(self) -> None:

@@ -53,11 +53,11 @@ class FitAugmentConfig(EffectsConfig):
 class FitConfig:
     """How a recogniser is trained. The loss is 1 - a CCC_act - b CCC_val - g CCC_dom with g = 1 - a - b."""
 
-    epochs: int = 50
+    epochs: int = 50  # passes over the training utterances, at most
     batch: int = 32  # utterances, over all ranks; the CCC is that of the whole batch, so it is part of the loss
     micro_batch: int = 0  # utterances of a rank whose graph is in memory at a time; 0: all. Never changes the gradient
-    learning_rate: float = 2e-4
-    weight_decay: float = 1e-5
+    learning_rate: float = 2e-4  # of Adam, constant
+    weight_decay: float = 1e-5  # an L2 term in the gradient, as in the paper
     clip_norm: float = 0.0  # the gradient's largest norm; 0: any
     thaw_epoch: int = 0  # a trained encoder's weights move from this epoch on, counted from 1; 0: from the start
     patience: int = 0  # epochs without a better development CCC before it stops; 0: never

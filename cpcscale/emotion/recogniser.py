@@ -27,10 +27,10 @@ _EPSILON = 1e-6
 class RecogniserConfig:
     """The head on top of the features; the defaults are the paper's."""
 
-    heads: int = 8
+    heads: int = 8  # of the self-attention
     hidden: int = 512  # over all heads
     dense: int = 128  # units of each of the two dense layers
-    dropout: float = 0.2
+    dropout: float = 0.2  # share of units left out in training
     pool_frames: int = 1  # this many consecutive frames are averaged before the attention; 1 is the paper's
 
     def __post_init__(self) -> None:

@@ -19,12 +19,16 @@ _MOST_RECURRENT_LAYERS = 4
 class ContextConfig:
     """The network over frames. What is left at 0 or auto is filled in by ModelConfig with what `model.size` has."""
 
+    # A recurrent network of torch, or causal attention.
     kind: Literal["auto", "gru", "lstm", "transformer"] = "auto"
     # 1 to 4 of a gru or lstm, any number of a transformer.
     layers: int = 0
+    # D, the width of c: units of a gru or lstm, the model width of a transformer.
     width: int = 0
-    # Of a transformer, as are positions; relative ones were made for audio longer than the windows of training.
+    # Of a transformer.
     heads: int = 0
+    # How a transformer knows distances: rotary turns queries and keys; relative lowers scores by them (ALiBi), which
+    # was made for audio longer than the windows of training.
     positions: Literal["rotary", "relative"] = "rotary"
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ class ModelConfig:
     for parts that do not fit together.
     """
 
+    # What every part has where it says nothing itself: 1, 4, 31 or 103 M parameters.
     size: Size = "paper"
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     context: ContextConfig = field(default_factory=ContextConfig)

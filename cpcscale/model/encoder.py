@@ -20,8 +20,11 @@ class EncoderConfig:
     """The convolution stack; kernels and strides pair up layer by layer. What is left at 0, [] or auto is filled in by
     ModelConfig with what `model.size` has."""
 
+    # C, the width of every layer and of z.
     channels: int = 0
+    # Samples (frames of the layer before) that each layer hears, none fewer than its stride.
     kernels: list[int] = field(default_factory=list)
+    # Samples (frames of the layer before) between two frames of each layer; their product is the hop.
     strides: list[int] = field(default_factory=list)
     # Between each convolution and its ReLU; over channels of one frame only, never over time.
     norm: Literal["auto", "none", "channel", "group"] = "auto"

@@ -23,8 +23,9 @@ class PredictorConfig:
     kind: Literal["auto", "linear", "shared", "each"] = "auto"
     # K: the steps ahead, in frames (12 frames of 10 ms in the paper).
     steps: int = 12
-    # Of the transformer layers, as are positions.
+    # Of the transformer layers.
     heads: int = 0
+    # How they know distances, as in model.context.positions.
     positions: Literal["rotary", "relative"] = "rotary"
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ class InfoNCEConfig:
     score: Literal["dot", "mean", "cosine"] = "dot"
     # Divides the scores; what it starts from where it is learnt.
     temperature: float = 1.0
+    # Whether the temperature is a parameter of the network.
     learn_temperature: bool = False
 
     def __post_init__(self) -> None:

@@ -36,6 +36,7 @@ class CacheConfig:
     mode: Literal["auto", "shards", "ranged"] = "auto"
     # Empty: `cpcscale` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache).
     folder: str = ""
+    # The most that the cache of a node takes of its disk.
     max_gb: float = 50.0
     # Shards fetched ahead of each lane.
     ahead: int = 1

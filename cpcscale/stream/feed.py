@@ -43,9 +43,11 @@ class FeedConfig:
     # Share of windows whose audio does not decode that stops the run.
     bad_budget: float = 0.01
     cache: CacheConfig = field(default_factory=CacheConfig)
-    # Feeder actors of each rank, the cores of each, and a Ray resource that their nodes must have (empty: any node).
+    # Feeder actors of each rank.
     actors: int = 1
+    # Cores of each.
     actor_cpus: int = 1
+    # A Ray resource that their nodes must have; empty: any node.
     actor_resource: str = ""
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ class WindowConfig:
 
     # tile: all of a long utterance, every sample used. crop: one window an utterance at a keyed place (the paper).
     kind: Literal["tile", "crop"] = "tile"
+    # Length of every window; shorter utterances are padded, and no padding is learnt from.
     seconds: float = 10.0
 
     def __post_init__(self) -> None:

@@ -45,22 +45,27 @@ class EffectsConfig:
     # Where the effects stand in a config, as errors name them.
     PLACE: ClassVar[str] = "augment"
 
+    # Noise beside the speech.
     noise_p: float = 0.5
     # Power of the row so far over that of the noise; its colour lies anywhere between white and pink.
     noise_snr_db: list[float] = field(default_factory=lambda: [5.0, 20.0])
+    # A room around it.
     reverb_p: float = 0.5
     # Seconds in which the reverberation falls by 60 dB.
     reverb_rt60_s: list[float] = field(default_factory=lambda: [0.1, 0.6])
     # Energy of the direct path over that of the reverberation.
     reverb_direct_db: list[float] = field(default_factory=lambda: [0.0, 12.0])
+    # A band of frequencies is missing.
     band_drop_p: float = 0.25
     # Width of the band that is dropped; where it begins is drawn evenly on the mel scale.
     band_drop_hz: list[float] = field(default_factory=lambda: [100.0, 1000.0])
+    # A span of time is missing.
     time_drop_p: float = 0.25
     # Length of the span that is set to zero.
     time_drop_s: list[float] = field(default_factory=lambda: [0.01, 0.05])
     # An ablation: it destroys a cue of arousal, and a causal shifter sounds rough (see `pitched`).
     pitch_p: float = 0.0
+    # Hundredths of a semitone.
     pitch_cents: list[float] = field(default_factory=lambda: [-300.0, 300.0])
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ class OptimConfig:
     kind: Literal["adam", "adamw"] = "adam"
     # The peak rate, at the end of the warm-up.
     learning_rate: float = 2e-4
+    # How strongly weights are drawn to 0.
     weight_decay: float = 1e-5
     # What Adam's running means of the gradient and of its square keep at each update.
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])

@@ -22,6 +22,7 @@ class TrainConfig:
 
     # Updates in all; 0: as many as train.epochs has.
     steps: int = 0
+    # Passes over the training set, where steps is 0.
     epochs: float = 50.0
     # Windows in the global batch, over all workers.
     batch: int = 64
@@ -33,7 +34,9 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     # torch threads of each worker; 0: its share of the node's cores.
     threads: int = 0
+    # Updates between two lines, and between two points in MLflow.
     log_every_steps: int = 10
+    # Updates between two validations; the last update has one as well.
     validate_every_steps: int = 100
     # Fixed windows of each held-out set that a validation scores, at most.
     validate_windows: int = 512
@@ -58,6 +61,7 @@ class TrainConfig:
 class CheckpointConfig:
     """When checkpoints are made and which stay."""
 
+    # Updates between two checkpoints; the last update has one as well.
     every_steps: int = 500
     # The newest this many stay, and the best.
     keep: int = 2

@@ -57,6 +57,10 @@ def test_a_key_without_a_comment_is_visible_in_its_table() -> None:
     assert reference().NO_COMMENT in row
 
 
+def test_every_key_of_every_verb_says_what_it_is() -> None:
+    assert reference().undocumented() == []
+
+
 def test_the_reference_has_every_key_that_a_pretraining_takes() -> None:
     known = set(config.flat(PretrainConfig()))
     assert {key.name for key in reference().keys(PretrainConfig)} == known

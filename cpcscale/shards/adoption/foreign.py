@@ -42,6 +42,7 @@ class IndexConfig:
     manifest: str = ""
     # The folder of a member's path that is its group or language: 1 the outermost, -1 the innermost, 0 none.
     group_folder: int = 0
+    # The same for its language.
     language_folder: int = 0
     # The language of members for which nothing else says it.
     language: str = ""

@@ -42,8 +42,11 @@ Labels = dict[str, tuple[str, str]]
 class Columns:
     """Which columns of the JSON or the manifest say what; empty: the usual names are tried. A dot goes into a level."""
 
+    # Whose voice it is: what group-scoped negatives and held-out speakers go by.
     group: str = ""
+    # Which language is spoken.
     language: str = ""
+    # What it was cut from, so that pieces of one recording stay together in a split.
     recording: str = ""
     # Of a manifest alone: the member's name or key.
     key: str = ""

@@ -56,6 +56,7 @@ class PackConfig(FindConfig):
     seed: int = 0
     # Share split off as `heldout`: of each speaker's utterances, or of the speakers.
     heldout_share: float = 0.0
+    # utterance: voices are heard in training too; group: they are new.
     heldout_by: Literal["utterance", "group"] = "group"
     # Speakers left out whole, as the set `unseen`.
     unseen_groups: list[str] = field(default_factory=list)

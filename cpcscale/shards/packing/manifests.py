@@ -28,8 +28,11 @@ _ROWS = pa.schema([("path", pa.large_binary()), ("speaker", pa.large_string()), 
 class Columns:
     """The columns of a manifest."""
 
+    # Of the audio file, from the source or from the manifest on.
     path: str = "path"
+    # Whose voice it is; a manifest may lack this column.
     speaker: str = "speaker"
+    # Which language is spoken; a manifest may lack this column.
     language: str = "language"
 
 
