@@ -26,6 +26,9 @@ from cpcscale.train.ranks import Ranks
 
 # So many steps by the number of nodes that the new one is in long before the last.
 STEPS = {2: 1500, 4: 800}
+# Another number of workers adds up in another order. Each update is the same to 1e-5, but what is left grows with the
+# updates: so near for so many of them, and to the end within this.
+EXACT, DRIFT = 50, 0.02
 
 
 def until(happened: Callable[[], Any], job: Job) -> Any:
@@ -104,4 +107,6 @@ def test_a_node_killed_and_another_added_under_training_change_no_batch_and_need
     assert tracked.info.status == "FINISHED"
     history = client.get_metric_history(tracked.info.run_id, "loss")
     assert [record.step for record in history] == list(range(1, steps + 1))
-    assert [record.value for record in history] == pytest.approx(list(losses.values()), abs=1e-5)
+    found, expected_losses = [record.value for record in history], list(losses.values())
+    assert found[:EXACT] == pytest.approx(expected_losses[:EXACT], abs=1e-5)
+    assert found == pytest.approx(expected_losses, abs=DRIFT)
