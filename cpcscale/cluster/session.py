@@ -33,25 +33,30 @@ def connect(workers: int = 1) -> None:
     if ray.is_initialized():
         return
     with _sigterm_kept():
-        _connect(workers)
+        _connect(workers, os.environ.get("RAY_ADDRESS", ""))
 
 
 @contextlib.contextmanager
-def connected(workers: int) -> Iterator[None]:
-    """`connect` for the block. What Ray prints meanwhile is lost: pages of its logs when a node is, on stdout."""
+def connected(workers: int, *, here: bool = False) -> Iterator[None]:
+    """`connect` for the block, or a Ray `here` whatever RAY_ADDRESS names, unless this process has joined one already.
+
+    What Ray prints meanwhile is lost: pages of its logs when a node is, on stdout.
+    """
     import ray
 
     joining = not ray.is_initialized()
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         try:
-            connect(workers)
+            if joining:
+                with _sigterm_kept():
+                    _connect(workers, "" if here else os.environ.get("RAY_ADDRESS", ""))
             yield
         finally:
             if joining:
                 ray.shutdown()
 
 
-def _connect(workers: int) -> None:
+def _connect(workers: int, address: str) -> None:
     import ray
 
     # How often Ray Train looks whether workers live, and whether a node is to be taken away.
@@ -59,7 +64,6 @@ def _connect(workers: int) -> None:
         os.environ.setdefault(name, "0.5")
     # How long it waits for room on a node that may be gone by now; it asks again for as long as it takes.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
-    address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
             ray.init(

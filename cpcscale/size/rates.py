@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import statistics
-import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from cpcscale import config as configs
-from cpcscale.bench.ranks import groups
+from cpcscale import storage
 from cpcscale.bench.updates import Updates
 from cpcscale.cluster.spec import PretrainConfig
 from cpcscale.errors import UserError
@@ -66,7 +63,7 @@ def rates(
         device = f"{together} worker(s), {'a GPU each' if on_gpu else 'on this CPU'}"
         note(f"size: measuring updates of {share} windows a worker: {device}")
         threads = config.train.threads or max(1, min(cores, here) // on_node)
-        update = _updating(config, index, share, threads, together)
+        update = _updating(config, index, share, threads, together, on_gpu)
         if together < on_node and not on_gpu:
             # One alone has its threads to itself; so many have the node's cores between them.
             update *= min(1.0, cores / (on_node * threads))
@@ -82,21 +79,23 @@ def needs_gpu(config: PretrainConfig, given: Rates) -> None:
         )
 
 
-def _updating(config: PretrainConfig, index: Index, share: int, threads: int, together: int) -> float:
-    """Of one of so many workers, the median of several turns of updates on a batch in memory."""
+def _updating(config: PretrainConfig, index: Index, share: int, threads: int, together: int, on_gpu: bool) -> float:
+    """Of one of so many workers, as a run has them."""
+    # It brings Ray Train, which given rates do not need.
+    from cpcscale.cluster.rehearsal import rehearsed
+
     train = replace(config.train, batch=share * together, lanes=share * together, threads=threads)
     recipe = replace(config, train=train, workers=together)
-    heard_s = share * config.window.seconds * _UPDATES
-    with ExitStack() as stack:
-        # As many threads as there were, whatever was measured with.
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        if together == 1:
-            measure = Updates(recipe, index, Ranks.current(), _UPDATES).memory
-        else:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cpcscale-size-")))
-            group = stack.enter_context(groups([together], recipe, index, _UPDATES, folder))[together]
-            measure = partial(group.measure, "memory")
-        return heard_s / statistics.median(measure().wall_s for _ in range(_TURNS))
+    wall_s = rehearsed(partial(_walls, recipe, index), together, on_gpu)["wall_s"]
+    return share * config.window.seconds * _UPDATES / wall_s
+
+
+def _walls(recipe: PretrainConfig, index: Index, ranks: Ranks) -> dict[str, float]:
+    """Seconds of the slowest worker, the median of several turns of updates on a batch in memory."""
+    storage.configure(recipe.storage)
+    updates = Updates(recipe, index, ranks, _UPDATES)
+    walls = [float(ranks.most(torch.tensor(updates.memory().wall_s, dtype=torch.float64))) for _ in range(_TURNS)]
+    return {"wall_s": statistics.median(walls)}
 
 
 def _decoding(config: PretrainConfig, index: Index, windows: np.ndarray) -> float:
