@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,8 +20,8 @@ from cpcscale.stream.feed import FeedSource, ThreadFeed
 from cpcscale.stream.order import Order
 from cpcscale.train.ranks import Ranks
 
-_TURNS = 5
 _UPDATES = 2
+_UPDATING_S = 8.0
 _DECODING_S = 2.0
 
 
@@ -49,7 +48,7 @@ def rates(
     """Measures what `given` has no rate of (0), with the share of the batch that one of so many workers has.
 
     `windows` are those of each shard, `on_node` the workers that share a node's `cores`. Where this machine can hold as
-    many, they are measured together, in processes of their own; else one of them alone.
+    many, they are measured together; else one of them alone.
     """
     share = config.train.batch // config.train.lanes * -(-config.train.lanes // workers)
     update, decode = given.update, given.decode
@@ -86,16 +85,20 @@ def _updating(config: PretrainConfig, index: Index, share: int, threads: int, to
 
     train = replace(config.train, batch=share * together, lanes=share * together, threads=threads)
     recipe = replace(config, train=train, workers=together)
-    wall_s = rehearsed(partial(_walls, recipe, index), together, on_gpu)["wall_s"]
-    return share * config.window.seconds * _UPDATES / wall_s
+    return share * config.window.seconds / rehearsed(partial(_update_s, recipe, index), together, on_gpu)["update_s"]
 
 
-def _walls(recipe: PretrainConfig, index: Index, ranks: Ranks) -> dict[str, float]:
-    """Seconds of the slowest worker, the median of several turns of updates on a batch in memory."""
+def _update_s(recipe: PretrainConfig, index: Index, ranks: Ranks) -> dict[str, float]:
+    """The mean seconds of an update on a batch in memory, of the slowest worker each time.
+
+    No median: what comes now and then and takes the cores is part of a run.
+    """
     storage.configure(recipe.storage)
-    updates = Updates(recipe, index, ranks, _UPDATES)
-    walls = [float(ranks.most(torch.tensor(updates.memory().wall_s, dtype=torch.float64))) for _ in range(_TURNS)]
-    return {"wall_s": statistics.median(walls)}
+    updates, spent_s, made = Updates(recipe, index, ranks, _UPDATES), 0.0, 0
+    while spent_s < _UPDATING_S:
+        spent_s += float(ranks.most(torch.tensor(updates.memory().wall_s, dtype=torch.float64)))
+        made += _UPDATES
+    return {"update_s": spent_s / made}
 
 
 def _decoding(config: PretrainConfig, index: Index, windows: np.ndarray) -> float:
