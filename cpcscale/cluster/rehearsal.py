@@ -19,8 +19,9 @@ from cpcscale.train.ranks import Ranks
 
 
 def rehearsed(work: Callable[[Ranks], dict[str, float]], workers: int, use_gpu: bool) -> dict[str, float]:
-    """What `work` returns in rank 0 of so many workers, all of which do it. Takes nothing of a cluster.
+    """What `work` returns in rank 0 of so many workers, all of which do it.
 
+    Takes nothing of a cluster, as long as this process has not joined one already.
     Raises the workers' UserError, and KeyboardInterrupt at Ctrl-C.
     """
     with tempfile.TemporaryDirectory(prefix="cpcscale-ray-") as folder, session.connected(workers, here=True):

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # Frames whose factors the backward pass makes at a time, to use them while they are in the cache.
 _PIECE = 64
@@ -60,6 +61,7 @@ class _Gru(torch.autograd.Function):
         return h[1:]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
         x, weight, recurrent, gates, n, h = ctx.saved_tensors
         frames, batch, width = n.shape

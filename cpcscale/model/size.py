@@ -122,7 +122,7 @@ def _kept_numbers(config: ModelConfig, frames: int, rows: int) -> int:
     if encoder.stems:
         # The waveform itself in place of the first layer's output and what it was made of.
         a_frame += encoder.hop_samples - (channels + encoder.kernels[0]) * outputs[0]
-    for layer in range(1, len(outputs)):
+    for layer in range(2 if encoder.stems else 1, len(outputs)):
         if encoder.kernels[layer] % encoder.strides[layer] or channels * encoder.strides[layer] < SHORT:
             a_frame += channels * outputs[layer - 1]
     bias = 0

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # Bytes of a piece of the first layer's output. It stays in a last-level cache; pieces for a core's own are 5 % slower.
 _PIECE = 2**23
 
 
 def fits(wave_BS: Tensor) -> bool:
-    """Whether `stem` takes this wave: fp32 on a CPU, and no gradient asked for."""
+    """Whether `stem` takes this wave: on a CPU without autocast, and no gradient asked for."""
     return wave_BS.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not wave_BS.requires_grad
 
 
@@ -64,7 +65,9 @@ def _pieces(wave_BS: Tensor, weight_JC: Tensor, before: int, strides: tuple[int,
     stride, many = strides
     hop, taps, channels = stride * many, weight_JC.shape[0] - 1, weight_JC.shape[1]
     total = wave_BS.shape[1] // hop
-    most = max(1, min(total, _PIECE // (wave_BS.element_size() * many * channels)))
+    if not total:
+        return
+    most = min(total, max(1, _PIECE // (wave_BS.element_size() * many * channels)))
     patches = wave_BS.new_ones((most + before) * many, taps + 1)
     h = wave_BS.new_empty(len(patches), channels)
     for row, wave_S in enumerate(wave_BS):
@@ -99,6 +102,7 @@ class _Stem(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor, Tensor, None]:
         wave, weight, slices, y = ctx.saved_tensors
         d, before = gradients[0], len(slices) - 1

@@ -27,7 +27,7 @@ from cpcscale.train.ranks import Ranks
 # So many steps by the number of nodes that the new one is in long before the last.
 STEPS = {2: 1500, 4: 800}
 # Another number of workers adds up in another order. Each update is the same to 1e-5, but what is left grows with the
-# updates: so near for so many of them, and to the end within this.
+# updates: so near for so many of them, and to the end within this. That a restart is exact is test_worker_death's.
 EXACT, DRIFT = 50, 0.02
 
 

@@ -40,7 +40,7 @@ class IndexConfig:
     columns: Columns = field(default_factory=Columns)
     # A CSV or TSV table of groups and languages by member name or key.
     manifest: str = ""
-    # The folder of a member's path that is its group or language: 1 the outermost, -1 the innermost, 0 none.
+    # The folder of a member's path that is its group: 1 the outermost, -1 the innermost, 0 none.
     group_folder: int = 0
     # The same for its language.
     language_folder: int = 0
