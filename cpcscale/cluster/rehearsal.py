@@ -4,6 +4,7 @@ processes that stand beside them. On a few cores these take a fifth of an update
 from __future__ import annotations
 
 import json
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ def rehearsed(work: Callable[[Ranks], dict[str, float]], workers: int, use_gpu: 
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
             run_config=RunConfig(name="rehearsal", storage_path=folder),
         )
+        interrupted = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit()
         except SystemExit:
@@ -42,6 +44,9 @@ def rehearsed(work: Callable[[Ranks], dict[str, float]], workers: int, use_gpu: 
                 if isinstance(error, UserError):
                     raise UserError(str(error)) from None
             raise
+        finally:
+            # Ray Train's own would end the process with status 0 at a later Ctrl-C.
+            signal.signal(signal.SIGINT, interrupted)
         return dict(json.loads(out.read_text()))
 
 

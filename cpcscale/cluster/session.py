@@ -22,8 +22,10 @@ _OBJECT_STORE_BYTES = 256 * 2**20
 _RAY_STOP_WAIT_S = 3
 
 
-def connect(workers: int = 1) -> None:
+def connect(workers: int = 1, *, here: bool = False) -> None:
     """Joins the cluster that RAY_ADDRESS names, else starts a small Ray on this machine alone; once a process.
+
+    With `here` it starts one whatever RAY_ADDRESS names.
 
     A Ray of our own binds to loopback, needs no token and says nothing of its own; it ends with this process. It has
     room for `workers` even on fewer cores. Raises UserError when the cluster does not answer.
@@ -33,23 +35,18 @@ def connect(workers: int = 1) -> None:
     if ray.is_initialized():
         return
     with _sigterm_kept():
-        _connect(workers, os.environ.get("RAY_ADDRESS", ""))
+        _connect(workers, "" if here else os.environ.get("RAY_ADDRESS", ""))
 
 
 @contextlib.contextmanager
 def connected(workers: int, *, here: bool = False) -> Iterator[None]:
-    """`connect` for the block, or a Ray `here` whatever RAY_ADDRESS names, unless this process has joined one already.
-
-    What Ray prints meanwhile is lost: pages of its logs when a node is, on stdout.
-    """
+    """`connect` for the block. What Ray prints meanwhile is lost: pages of its logs when a node is, on stdout."""
     import ray
 
     joining = not ray.is_initialized()
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         try:
-            if joining:
-                with _sigterm_kept():
-                    _connect(workers, "" if here else os.environ.get("RAY_ADDRESS", ""))
+            connect(workers, here=here)
             yield
         finally:
             if joining:

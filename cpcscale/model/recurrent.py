@@ -68,6 +68,8 @@ class _Gru(torch.autograd.Function):
         # The gradient of h' times the factors gives those before the gates: of n's recurrent half, r, z and n. So the
         # first three are what the recurrent weights brought about, the last three what the input's did.
         factors = n.new_empty(frames, batch, 4, width)
+        rows = factors.view(frames * batch, 4 * width)
+        inner, outer = rows[:, : 3 * width], rows[:, width:]
         before = torch.cat([torch.zeros_like(h[:1]), gradients[0][:-1]])
         r, z, u = gates.split(width, dim=2)
         d_h = gradients[0][-1].clone()
@@ -77,13 +79,12 @@ class _Gru(torch.autograd.Function):
         for start in reversed(range(0, frames, _PIECE)):
             piece = slice(start, start + _PIECE)
             _fill(factors[piece], r[piece], z[piece], u[piece], n[piece], h[:-1][piece])
-            parts = (before[piece], z[piece], factors[piece], factors[piece, :, :3].flatten(2))
+            parts = (before[piece], z[piece], factors[piece], inner.view(frames, batch, -1)[piece])
             for d_t, z_t, factors_t, inner_t in zip(*(reversed(part.unbind(0)) for part in parts), strict=True):
                 factors_t.mul_(d_h_B1H)
                 torch.addcmul(d_t, d_h, z_t, out=d_h)
                 d_h.addmm_(inner_t, weight_nrz)
-        rows = factors.view(frames * batch, 4 * width)
-        inner, outer, sums = rows[:, : 3 * width], rows[:, width:], rows.sum(0)
+        sums = rows.sum(0)
         d_x = (outer @ weight).view_as(x) if ctx.needs_input_grad[0] else None
         # Transposed, which is faster with this side of the result first.
         d_weight = (x.flatten(0, 1).t() @ outer).t()
