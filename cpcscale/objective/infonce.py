@@ -171,7 +171,10 @@ class _Comparison:
         self.sums, self.gradients = Sums(zero_K, zero_K.long(), zero_K.double()), None
         pool_RTC = None
         if weight_K is not None:
-            z_BTC, predictions_BTKC = torch.zeros_like(rows.z_BTC), torch.zeros_like(rows.predictions_BTKC)
+            z_BTC, predictions_BTKC = torch.zeros_like(rows.z_BTC), torch.empty_like(rows.predictions_BTKC)
+            # The rest is written, not added to: to clear it first costs as much as to write it.
+            for k in range(1, steps + 1):
+                predictions_BTKC[:, max(0, frames - k) :, k - 1] = 0
             # Rows that draw from themselves are one tensor as targets and as negatives: so is their gradient.
             pool_RTC = z_BTC if own else torch.zeros_like(pool.z_RTC)
             scale = torch.zeros_like(rows.scale)
