@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -44,12 +45,10 @@ def work(spec: dict[str, Any]) -> None:
                 f"the index at {data.train.base} is another version than when this run was started: start the same "
                 "command again to take it over"
             )
-        ending = _listen(mailbox, notices, ranks, observer)
-        try:
-            with ranks.meeting():
-                summary = pretrain(config, data, config.run_dir, ranks, observer, make_feed, spec["holder"], notices)
-        finally:
-            ending()
+        # The others learn from rank 0 with each step.
+        listening = _listening(mailbox, notices, observer) if ranks.first else contextlib.nullcontext()
+        with listening, ranks.meeting():
+            summary = pretrain(config, data, config.run_dir, ranks, observer, make_feed, spec["holder"], notices)
     except UserError as failure:
         ray.get(mailbox.fail.remote(str(failure)))
         raise
@@ -60,43 +59,51 @@ def work(spec: dict[str, Any]) -> None:
         ray.get(mailbox.finish.remote(summary))
 
 
-def _listen(mailbox: Any, notices: Notices, ranks: Ranks, observer: Observer) -> Callable[[], None]:
-    """Passes on, until what it returns is called, a node that is to be taken away and a driver that is to stop."""
+@contextlib.contextmanager
+def _listening(mailbox: Any, notices: Notices, observer: Observer) -> Iterator[None]:
+    """Passes on, for the block, a driver that is to stop and a node that is to be taken away."""
     import ray
-    import ray.train
 
     ended = threading.Event()
 
-    def driver() -> None:
+    def listen() -> None:
+        known, again_s = None, math.inf
         while not ended.wait(_LISTEN_EVERY_S):
             if ray.get(mailbox.stopping.remote()):
                 notices.stop()
                 return
-
-    def nodes() -> None:
-        known, again_s = None, math.inf
-        while not ended.wait(_LISTEN_EVERY_S):
-            # A barrier among these threads of all workers, who learn what rank 0 knows.
-            info = ray.train.get_preemption_info()
+            info = _preemption()
             if info and info != known:
                 known = info
                 # What is done meanwhile is not to be done again.
                 again_s = (info.deadline_ms or math.inf) / 1000 - _BEFORE_S
                 again_s = again_s if again_s > time.time() + _BEFORE_S else math.inf
                 notices.save()
-                if ranks.first:
-                    observer.note("a node is to be taken away: making a checkpoint, going on while it is there")
+                observer.note("a node is to be taken away: making a checkpoint, going on while it is there")
             elif time.time() >= again_s:
                 again_s = math.inf
                 notices.save()
 
-    def quietly(listen: Callable[[], None]) -> None:
+    def quietly() -> None:
         try:
             listen()
         except ray.exceptions.RayError:
             # Whom it listened to is gone, and so will this worker be.
             return
 
-    for listen in (driver, nodes) if ranks.first else (nodes,):
-        threading.Thread(target=quietly, args=(listen,), name=f"listen-{listen.__name__}", daemon=True).start()
-    return ended.set
+    threading.Thread(target=quietly, name="listen", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _preemption() -> Any:
+    """The ray.train.PreemptionInfo of what Ray Train's watcher has told this worker, as it tells each; None before.
+
+    ray.train.get_preemption_info() hands round what rank 0 knows of it, by a barrier of all workers in one actor, which
+    holds 1,000 calls at a time: with more workers it would wait for good.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info
