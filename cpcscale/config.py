@@ -28,7 +28,7 @@ _PLACE = frozenset(
     {"run_dir", "workers", "ranks", "threads", "tracking", "log_window_ids", "log_every_steps"}
     # The fingerprint names the data, wherever it lies; the feed and the store change when a batch comes, never what.
     | {"shards", "audio", "name", "feed", "storage", "lease"}
-    | {"max_failures", "grow_every_s", "stop_grace_s"}
+    | {"max_failures", "start_wait_s", "grow_every_s", "stop_grace_s"}
     # Features are cached by all that decides them; which files do not decode shows in the corpus.
     | {"audio_cache"}
 )

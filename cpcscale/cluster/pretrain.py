@@ -10,7 +10,7 @@ from cpcscale import config as configs
 from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.cluster.data import checked_data, pack_first
-from cpcscale.cluster.sizing import cores_beside, use_gpu
+from cpcscale.cluster.sizing import cores_beside, room
 from cpcscale.cluster.spec import PretrainConfig, absolute
 from cpcscale.cluster.tracked import tracked
 from cpcscale.emotion.corpora.corpus import Corpus
@@ -46,7 +46,7 @@ def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, An
     labelled = _probe_set(config)
     before = free(ledger, take_over=take_over, say=_say)
     with session.connected(config.least_workers + cores_beside(config, config.least_workers)):
-        gpu = use_gpu(config)
+        gpu = room(config, _say)
         if data is None:
             pack_first(config)
             data = checked_data(config, restored)

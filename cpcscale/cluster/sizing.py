@@ -1,20 +1,72 @@
-"""What a pretraining takes of a cluster: refused where there is too little."""
+"""What a pretraining takes of a cluster: waited for or refused where there is too little."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
 
 from cpcscale.cluster.spec import PretrainConfig
 from cpcscale.errors import UserError
 
+_LOOK_EVERY_S = 1.0
+
+
+class TooSmallError(UserError):
+    """The cluster lacks what other nodes could bring: `lack` says what, `way_out` what else to do."""
+
+    def __init__(self, lack: str, way_out: str) -> None:
+        super().__init__(f"{lack}: {way_out}")
+        self.lack, self.way_out = lack, way_out
+
+
+def room(config: PretrainConfig, say: Callable[[str], None]) -> bool:
+    """`use_gpu` once the cluster has room, for which it waits `start_wait_s` at most."""
+    try:
+        return use_gpu(config)
+    except TooSmallError as refusal:
+        if not config.start_wait_s:
+            way_out = f"{refusal.way_out}; or have the start wait for nodes that are to come, by start_wait_s"
+            raise TooSmallError(refusal.lack, way_out) from None
+        say(f"{refusal.lack}; waiting {config.start_wait_s:g} s at most for other nodes (start_wait_s)")
+    # It brings much that a cluster with room does not need.
+    from ray.autoscaler.sdk import request_resources
+
+    deadline = time.monotonic() + config.start_wait_s
+    try:
+        # Where no autoscaler runs, nobody hears it.
+        request_resources(bundles=_bundles(config))
+        while True:
+            time.sleep(_LOOK_EVERY_S)
+            try:
+                return use_gpu(config)
+            except TooSmallError as refusal:
+                if time.monotonic() >= deadline:
+                    waited = f"{refusal.lack}, and no other nodes came in start_wait_s={config.start_wait_s:g}"
+                    raise TooSmallError(waited, refusal.way_out) from None
+    finally:
+        # Ray Train asks for itself from here on; nodes that nobody uses may go.
+        request_resources(bundles=[])
+
+
+def _bundles(config: PretrainConfig) -> list[dict[str, float]]:
+    """What the least workers, their feeders and the probe need, each on one node."""
+    workers, feed, probing = config.least_workers, config.feed, _probe_cores(config)
+    feeder = {"CPU": float(feed.actor_cpus)} | ({feed.actor_resource: 1.0} if feed.actor_resource else {})
+    worker = {"GPU" if config.device == "cuda" else "CPU": 1.0}
+    return [worker] * workers + [feeder] * _feeders(config, workers) + ([{"CPU": float(probing)}] if probing else [])
+
 
 def use_gpu(config: PretrainConfig) -> bool:
-    """Whether each worker gets a GPU. Raises UserError for a cluster that is too small for the least workers."""
+    """Whether each worker gets a GPU. Raises TooSmallError for a cluster that is too small for the least workers, and
+    UserError for what no node could help."""
     import ray
 
     have = ray.cluster_resources()
     gpus, workers = int(have.get("GPU", 0)), config.least_workers
     if config.device == "cuda" and gpus < workers:
-        raise UserError(
-            f"device=cuda: {workers} worker(s) need a GPU each and the cluster has {gpus}: lower workers, or use cpu"
+        raise TooSmallError(
+            f"device=cuda: {workers} worker(s) need a GPU each and the cluster has {gpus}",
+            "lower workers, or use cpu",
         )
     use_gpu = config.device != "cpu" and gpus >= workers
     if config.train.precision == "fp16" and not use_gpu:
@@ -26,15 +78,16 @@ def use_gpu(config: PretrainConfig) -> bool:
     if have.get("CPU", 0) < feeding + probing + workers * (not use_gpu):
         beside = {"their feeders": feeding, "the probe": probing}
         more = "".join(f", and {who} {count} more," for who, count in beside.items() if count)
-        raise UserError(
-            f"workers={config.workers}: {workers} need a core each{more} and the cluster has {have.get('CPU', 0):g}: "
-            f"lower workers or feed.actors{', or set probe.cpus=0' if probing else ''}"
+        raise TooSmallError(
+            f"workers={config.workers}: {workers} need a core each{more} and the cluster has {have.get('CPU', 0):g}",
+            f"lower workers or feed.actors{', or set probe.cpus=0' if probing else ''}",
         )
     named = config.feed.actor_resource
     if feeders and named and have.get(named, 0) < feeders:
-        raise UserError(
+        raise TooSmallError(
             f"feed.actor_resource={named}: {feeders} feeder(s) need a unit each and the cluster has "
-            f"{have.get(named, 0):g}: start nodes with --resources='{{\"{named}\": N}}'"
+            f"{have.get(named, 0):g}",
+            f"start nodes with --resources='{{\"{named}\": N}}'",
         )
     if feeders and not named and config.elastic and not use_gpu:
         raise UserError(

@@ -45,6 +45,9 @@ class PretrainConfig(Recipe):
     workers: Any = 1
     # auto: a GPU for each worker where the cluster has enough of them now, else cores.
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # The seconds that a start waits for nodes that it lacks, while it asks the cluster's autoscaler for them; 0: it is
+    # refused at once. For GPUs that are to come, device=cuda.
+    start_wait_s: float = 0.0
     # Restarts after a worker died or failed, before the run fails; -1: no limit. A node that is taken away as it was
     # announced does not count.
     max_failures: int = 3
@@ -63,7 +66,7 @@ class PretrainConfig(Recipe):
         super().__post_init__()
         self.workers = _workers(self.workers)
         configs.at_least(-1, max_failures=self.max_failures)
-        configs.at_least(0, stop_grace_s=self.stop_grace_s)
+        configs.at_least(0, stop_grace_s=self.stop_grace_s, start_wait_s=self.start_wait_s)
         configs.at_least(1, grow_every_s=self.grow_every_s)
         if not self.run_dir:
             raise UserError("run_dir is empty: name the folder of the run")

@@ -12,7 +12,7 @@ import pytest
 import speech
 
 from cpcscale import cli, config
-from cpcscale.cluster.sizing import use_gpu
+from cpcscale.cluster.sizing import room, use_gpu
 from cpcscale.cluster.spec import PretrainConfig
 from cpcscale.errors import UserError
 from cpcscale.train import lease
@@ -71,6 +71,7 @@ def refused(place: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> 
         ("workers=[1,9]", "9 workers share train.lanes=8 lanes and some would have none: use at most 8 workers"),
         ("max_failures=-2", "max_failures=-2 is below -1"),
         ("stop_grace_s=-1", "stop_grace_s=-1.0 is below 0"),
+        ("start_wait_s=-1", "start_wait_s=-1.0 is below 0"),
         ("grow_every_s=0", "grow_every_s=0.0 is below 1"),
         ("device=tpu", "'tpu'"),
         ("train.precision=fp61", "'fp61'"),
@@ -209,6 +210,23 @@ def test_workers_that_the_cluster_has_no_room_for_are_refused(cores, overrides, 
         use_gpu(config.load(PretrainConfig, QUICKSTART, [*ROOMY, *written]))
     assert words.format_map(values) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_start_waits_for_nodes_as_long_as_it_is_told_and_says_so(cores):
+    said: list[str] = []
+    spec = config.load(PretrainConfig, QUICKSTART, [*ROOMY, f"workers={cores + 1}", "start_wait_s=2"])
+    with pytest.raises(UserError, match=rf"the cluster has {cores}, and no other nodes came in start_wait_s=2: "):
+        room(spec, said.append)
+    [line] = said
+    assert line.endswith(f"the cluster has {cores}; waiting 2 s at most for other nodes (start_wait_s)")
+
+
+def test_a_start_that_no_node_could_help_is_refused_at_once(cores):
+    said: list[str] = []
+    spec = config.load(PretrainConfig, QUICKSTART, [*ROOMY, "train.precision=fp16", "start_wait_s=1000"])
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        room(spec, said.append)
+    assert not said
 
 
 @pytest.mark.parametrize("workers", ["{cores}", "[1,512]", "[{cores},512]"])

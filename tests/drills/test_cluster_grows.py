@@ -110,3 +110,16 @@ def test_a_node_killed_and_another_added_under_training_change_no_batch_and_need
     found, expected_losses = [record.value for record in history], list(losses.values())
     assert found[:EXACT] == pytest.approx(expected_losses[:EXACT], abs=1e-5)
     assert found == pytest.approx(expected_losses, abs=DRIFT)
+
+
+@long
+def test_a_start_without_room_waits_for_the_node_that_comes_later(shards, tmp_path):
+    project = ray_heads.project(tmp_path / "project")
+    with ray_heads.head(cpus=1, most_nodes=2) as head:
+        entrypoint = ["python", "jobs/pretrain.py", "configs/pretrain/quickstart.yaml"]
+        entrypoint += [*arguments(shards, tmp_path, "run", 2), f"start_wait_s={WAIT_S}"]
+        job = Job(head, project, entrypoint, {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"})
+        until(lambda: f"waiting {WAIT_S} s at most for other nodes (start_wait_s)" in job.streamed(), job)
+        head.add(cpus=1)
+        assert job.ended() == "SUCCEEDED", job.streamed()[-3000:]
+        assert begun_with(job) == [2]
