@@ -62,14 +62,14 @@ class Updates:
 
     def memory(self, objective: InfoNCEConfig | None = None) -> Row:
         """Updates on the batch in memory; with another objective than the recipe's, of a network of their own."""
-        return self._updated(self._step(objective or self.recipe.objective), lambda: self.batch, dict)
+        return self._updated(self._step(objective or self.recipe.objective), lambda: self.batch, dict, self._count)
 
-    def fed(self) -> Row:
-        """Updates on what the feed makes; its start is no part of a long run."""
+    def fed(self, count: int | None = None) -> Row:
+        """Updates on what the feed makes, by default as many as always; its start is no part of a long run."""
         step, feed = self._step(self.recipe.objective), thread_feed(self.source, self.ranks, 0)
         try:
             step(feed.next(), 0, scored=False)
-            return self._updated(step, feed.next, feed.seconds)
+            return self._updated(step, feed.next, feed.seconds, count or self._count)
         finally:
             feed.close()
 
@@ -84,7 +84,9 @@ class Updates:
             torch.cuda.synchronize(self.ranks.device)
         return time.perf_counter()
 
-    def _updated(self, step: TrainStep, take: Callable[[], Batch], fed: Callable[[], dict[str, float]]) -> Row:
+    def _updated(
+        self, step: TrainStep, take: Callable[[], Batch], fed: Callable[[], dict[str, float]], count: int
+    ) -> Row:
         def beside() -> Beside:
             return Beside(*feed_seconds(fed()), 0.0, *step.exchange_s())
 
@@ -92,14 +94,14 @@ class Updates:
         self.ranks.sum(torch.zeros(1, device=self.ranks.device))
         self.now_s()
         before, meter = beside(), Meter(step.timeline)
-        for _ in range(self._count):
+        for _ in range(count):
             with meter.phase("wait"):
                 batch = take()
             step(batch, 0, scored=False)
             meter.heard(batch.audio_s)
         self.now_s()
         lap = meter.lap(beside() - before, "unattributed")
-        return Row(lap.audio_s, lap.wall_s, lap, self._count)
+        return Row(lap.audio_s, lap.wall_s, lap, count)
 
     def _step(self, objective: InfoNCEConfig) -> TrainStep:
         """The updates of a network of their own, the first of which is over."""

@@ -2,7 +2,7 @@
 
 Every update a worker hears its share of the batch. In that time its device updates, cores decode, the store is read
 and gradients travel, side by side; the slowest of them is the bottleneck. Without GPUs, decoding takes the cores that
-the update would have had.
+the update would have had, unless both were measured side by side.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def sizes(config: PretrainConfig, data: Data, order: Order, machines: Machines, 
     weights_mb = _NUMBER_BYTES * network.parameters.total / 1e6
     heard_s = share * _heard_s(data.train, config)
     decoding_s, updating_s = heard_s / speed.decode, share * config.window.seconds / speed.update
-    parts = _parts(config, data.train, machines, heard_s, updating_s, decoding_s) | {
+    beside_s = 0.0 if machines.gpus_per_node or speed.fed else decoding_s / max(1, machines.cores_per_node / on_node)
+    parts = _parts(config, data.train, machines, heard_s, updating_s + beside_s, decoding_s) | {
         # Beside the backward pass alone.
         "network": _travelling_s(weights_mb, machines, workers) / _BACKWARD
     }
@@ -132,8 +133,6 @@ def _parts(
 ) -> dict[str, float]:
     """Seconds of a step that a node's devices, cores and store take; the arguments are of one worker."""
     on_node = machines.on_node(config)
-    if not machines.gpus_per_node:
-        updating_s += decoding_s / max(1, machines.cores_per_node / on_node)
     known = machines.store_mb_per_s and not storage.local_path(index.base)
     read_mb = heard_s * on_node * _mb(index) / index.duration_s
     return {

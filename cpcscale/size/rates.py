@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,16 +23,22 @@ from cpcscale.train.ranks import Ranks
 
 _UPDATES = 2
 _UPDATING_S = 8.0
+# Of one feed, whose start fills its queues and takes more of the cores than what follows.
+_FED_S = 4.0
 _DECODING_S = 2.0
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of audio in a second: that a worker's device updates on, from memory and with any padding, and that one
-    core decodes."""
+    """Seconds of audio in a second: that a worker's device updates on, with any padding, and that one core decodes.
+
+    `fed`: whether both were measured side by side, on the same cores; else an update was on a batch in memory, and what
+    was decoded had a core to itself.
+    """
 
     update: float
     decode: float
+    fed: bool = False
 
     def __post_init__(self) -> None:
         configs.at_least(0, **{"--update-rate": self.update, "--decode-rate": self.decode})
@@ -51,10 +58,7 @@ def rates(
     many, they are measured together; else one of them alone.
     """
     share = config.train.batch // config.train.lanes * -(-config.train.lanes // workers)
-    update, decode = given.update, given.decode
-    if not decode:
-        note("size: measuring how fast one core decodes")
-        decode = _decoding(config, index, windows)
+    update, decode, fed = given.update, given.decode, False
     if not update:
         on_gpu = config.device != "cpu" and torch.cuda.is_available()
         here = os.cpu_count() or 1
@@ -62,11 +66,16 @@ def rates(
         device = f"{together} worker(s), {'a GPU each' if on_gpu else 'on this CPU'}"
         note(f"size: measuring updates of {share} windows a worker: {device}")
         threads = config.train.threads or max(1, min(cores, here) // on_node)
-        update = _updating(config, index, share, threads, together, on_gpu)
+        fed = not on_gpu and config.feed.kind == "threads"
+        found = _updating(config, index, share, threads, together, on_gpu, fed)
+        update, decode = share * config.window.seconds / found["update_s"], decode or found["decode"]
         if together < on_node and not on_gpu:
             # One alone has its threads to itself; so many have the node's cores between them.
             update *= min(1.0, cores / (on_node * threads))
-    return Rates(update, decode)
+    if not decode:
+        note("size: measuring how fast one core decodes")
+        decode = _decoding(config, index, windows)
+    return Rates(update, decode, fed)
 
 
 def needs_gpu(config: PretrainConfig, given: Rates) -> None:
@@ -78,27 +87,41 @@ def needs_gpu(config: PretrainConfig, given: Rates) -> None:
         )
 
 
-def _updating(config: PretrainConfig, index: Index, share: int, threads: int, together: int, on_gpu: bool) -> float:
-    """Of one of so many workers, as a run has them."""
+def _updating(
+    config: PretrainConfig, index: Index, share: int, threads: int, together: int, on_gpu: bool, fed: bool
+) -> dict[str, float]:
+    """What `_rehearsal` finds with so many workers, as a run has them."""
     # It brings Ray Train, which given rates do not need.
     from cpcscale.cluster.rehearsal import rehearsed
 
     train = replace(config.train, batch=share * together, lanes=share * together, threads=threads)
     recipe = replace(config, train=train, workers=together)
-    return share * config.window.seconds / rehearsed(partial(_update_s, recipe, index), together, on_gpu)["update_s"]
+    return rehearsed(partial(_rehearsal, recipe, index, fed), together, on_gpu)
 
 
-def _update_s(recipe: PretrainConfig, index: Index, ranks: Ranks) -> dict[str, float]:
-    """The mean seconds of an update on a batch in memory, of the slowest worker each time.
+def _rehearsal(recipe: PretrainConfig, index: Index, fed: bool, ranks: Ranks) -> dict[str, float]:
+    """`update_s`, the mean seconds of an update of all workers, `fed` with the feed beside it and without the waits for
+    it; and `decode`, what a core decoded meanwhile (0 where none did).
 
-    No median: what comes now and then and takes the cores is part of a run.
+    No medians: what comes now and then and takes the cores is part of a run.
     """
     storage.configure(recipe.storage)
     updates, spent_s, made = Updates(recipe, index, ranks, _UPDATES), 0.0, 0
+    audio_s = decoding_s = 0.0
+    count = max(_UPDATES, math.ceil(_FED_S / _most_s(ranks, updates.memory().wall_s) * _UPDATES))
     while spent_s < _UPDATING_S:
-        spent_s += float(ranks.most(torch.tensor(updates.memory().wall_s, dtype=torch.float64)))
-        made += _UPDATES
-    return {"update_s": spent_s / made}
+        row = updates.fed(count) if fed else updates.memory()
+        # Where one worker waits for its feed, the others wait for that worker.
+        waited_s = row.stalls.exposed_s["store"] + row.stalls.exposed_s["decode"]
+        spent_s += _most_s(ranks, row.wall_s) - _most_s(ranks, waited_s)
+        made += row.updates
+        audio_s += row.amount
+        decoding_s += row.stalls.exposed_s["decode"] + row.stalls.hidden_s["decode"]
+    return {"update_s": spent_s / made, "decode": audio_s / decoding_s if fed else 0.0}
+
+
+def _most_s(ranks: Ranks, seconds: float) -> float:
+    return float(ranks.most(torch.tensor(seconds, dtype=torch.float64)))
 
 
 def _decoding(config: PretrainConfig, index: Index, windows: np.ndarray) -> float:
