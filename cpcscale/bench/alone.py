@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -12,16 +13,22 @@ from cpcscale import heap
 
 
 def alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What `work` returns in a fresh process, started as one of a run is."""
+    """What `work` returns in a fresh process, started as one of a run is. Raises RuntimeError where that ends badly, be
+    it after its work."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_report, args=(theirs, work, arguments))
     process.start()
     theirs.close()
+    found: dict[str, Any] = {}
     try:
-        return ours.recv()
+        with contextlib.suppress(EOFError):
+            found = ours.recv()
     finally:
         process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the process of {work.__name__} ended with status {process.exitcode}")
+    return found
 
 
 def peak_mib() -> float:

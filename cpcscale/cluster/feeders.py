@@ -60,11 +60,15 @@ class Feeder:
         self._step = step + 1
         return Made(batch, feed.seconds(), feed.traffic())
 
+    def close(self) -> None:
+        """Ends its threads; a killed actor does without."""
+        if self._feed:
+            self._feed.close()
+
     def _feed_at(self, step: int) -> ThreadFeed:
         if self._feed and step == self._step:
             return self._feed
-        if self._feed:
-            self._feed.close()
+        self.close()
         config = self._source.config
         threads = config.decode_threads or config.actor_cpus
         self._feed = ThreadFeed(self._source, self._lanes, step, threads=threads, lanes_on_node=self._lanes_on_node)

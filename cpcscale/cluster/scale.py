@@ -44,10 +44,14 @@ def feeders(base: str, ranks: int, batch: int, steps: int, window: WindowConfig)
         began = time.perf_counter()
         wrong += _wrong(source, step, made)
         later_s += time.perf_counter() - began
+    kib_each = 1024 * (private_mib() - before) / ranks
+    # Threads at work when their process ends would abort it.
+    for feeder in made:
+        feeder.close()
     return {
         "first_s": round(first_s, 2),
         "batch_us": round(1e6 * later_s / steps / ranks, 1),
-        "kib_each": round(1024 * (private_mib() - before) / ranks, 1),
+        "kib_each": round(kib_each, 1),
         "wrong": wrong,
     }
 

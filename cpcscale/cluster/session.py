@@ -38,6 +38,11 @@ def connect(workers: int = 1, *, here: bool = False) -> None:
         _connect(workers, "" if here else os.environ.get("RAY_ADDRESS", ""))
 
 
+def joins_cluster() -> bool:
+    """Whether `connect` joins a cluster, which others may join too, by RAY_ADDRESS."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 @contextlib.contextmanager
 def connected(workers: int, *, here: bool = False) -> Iterator[None]:
     """`connect` for the block. What Ray prints meanwhile is lost: pages of its logs when a node is, on stdout."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from cpcscale.cluster import session
 from cpcscale.cluster.spec import PretrainConfig
 from cpcscale.errors import UserError
 
@@ -20,10 +21,13 @@ class TooSmallError(UserError):
 
 
 def room(config: PretrainConfig, say: Callable[[str], None]) -> bool:
-    """`use_gpu` once the cluster has room, for which it waits `start_wait_s` at most."""
+    """`use_gpu` once the cluster has room, for which it waits `start_wait_s` at most. Nobody joins a Ray of our own, so
+    there it waits for nothing."""
     try:
         return use_gpu(config)
     except TooSmallError as refusal:
+        if not session.joins_cluster():
+            raise
         if not config.start_wait_s:
             way_out = f"{refusal.way_out}; or have the start wait for nodes that are to come, by start_wait_s"
             raise TooSmallError(refusal.lack, way_out) from None
@@ -33,15 +37,15 @@ def room(config: PretrainConfig, say: Callable[[str], None]) -> bool:
 
     deadline = time.monotonic() + config.start_wait_s
     try:
-        # Where no autoscaler runs, nobody hears it.
-        request_resources(bundles=_bundles(config))
         while True:
+            # Again and again: another driver's request takes its place. Where no autoscaler runs, nobody hears it.
+            request_resources(bundles=_bundles(config))
             time.sleep(_LOOK_EVERY_S)
             try:
                 return use_gpu(config)
             except TooSmallError as refusal:
                 if time.monotonic() >= deadline:
-                    waited = f"{refusal.lack}, and no other nodes came in start_wait_s={config.start_wait_s:g}"
+                    waited = f"{refusal.lack}, and not enough other nodes came in start_wait_s={config.start_wait_s:g}"
                     raise TooSmallError(waited, refusal.way_out) from None
     finally:
         # Ray Train asks for itself from here on; nodes that nobody uses may go.
@@ -49,31 +53,40 @@ def room(config: PretrainConfig, say: Callable[[str], None]) -> bool:
 
 
 def _bundles(config: PretrainConfig) -> list[dict[str, float]]:
-    """What the least workers, their feeders and the probe need, each on one node."""
-    workers, feed, probing = config.least_workers, config.feed, _probe_cores(config)
+    """What `use_gpu` asks of a cluster like this one, a part for each that must be on one node."""
+    feed, probing = config.feed, _probe_cores(config)
+    gpus, workers = _start(config)
     feeder = {"CPU": float(feed.actor_cpus)} | ({feed.actor_resource: 1.0} if feed.actor_resource else {})
-    worker = {"GPU" if config.device == "cuda" else "CPU": 1.0}
+    worker = {"GPU" if gpus or config.device == "cuda" else "CPU": 1.0}
     return [worker] * workers + [feeder] * _feeders(config, workers) + ([{"CPU": float(probing)}] if probing else [])
+
+
+def _start(config: PretrainConfig) -> tuple[bool, int]:
+    """(whether each worker gets a GPU, how many workers will be started) on the cluster as it is."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    use_gpu = config.device != "cpu" and gpus >= config.least_workers
+    return use_gpu, min(config.most_workers, gpus) if use_gpu else config.least_workers
 
 
 def use_gpu(config: PretrainConfig) -> bool:
     """Whether each worker gets a GPU. Raises TooSmallError for a cluster that is too small for the least workers, and
-    UserError for what no node could help."""
+    UserError for what is not waited for."""
     import ray
 
     have = ray.cluster_resources()
-    gpus, workers = int(have.get("GPU", 0)), config.least_workers
-    if config.device == "cuda" and gpus < workers:
+    use_gpu, workers = _start(config)
+    if config.device == "cuda" and not use_gpu:
         raise TooSmallError(
-            f"device=cuda: {workers} worker(s) need a GPU each and the cluster has {gpus}",
+            f"device=cuda: {workers} worker(s) need a GPU each and the cluster has {have.get('GPU', 0):g}",
             "lower workers, or use cpu",
         )
-    use_gpu = config.device != "cpu" and gpus >= workers
     if config.train.precision == "fp16" and not use_gpu:
-        raise UserError("train.precision=fp16 needs a GPU for every worker and there is none: use fp32 or bf16")
-    if use_gpu:
-        # As many as will be started.
-        workers = min(config.most_workers, gpus)
+        raise UserError(
+            "train.precision=fp16 needs a GPU for every worker and there is none: use fp32 or bf16, or, where GPUs are "
+            "to come, device=cuda with start_wait_s"
+        )
     feeders, feeding, probing = _feeders(config, workers), feeder_cores(config, workers), _probe_cores(config)
     if have.get("CPU", 0) < feeding + probing + workers * (not use_gpu):
         beside = {"their feeders": feeding, "the probe": probing}

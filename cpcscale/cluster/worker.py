@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -64,7 +64,7 @@ def _listening(mailbox: Any, notices: Notices, observer: Observer) -> Iterator[N
     """Passes on, for the block, a driver that is to stop and a node that is to be taken away."""
     import ray
 
-    ended = threading.Event()
+    ended, preemption = threading.Event(), _preemption(observer)
 
     def listen() -> None:
         known, again_s = None, math.inf
@@ -72,7 +72,7 @@ def _listening(mailbox: Any, notices: Notices, observer: Observer) -> Iterator[N
             if ray.get(mailbox.stopping.remote()):
                 notices.stop()
                 return
-            info = _preemption()
+            info = preemption()
             if info and info != known:
                 known = info
                 # What is done meanwhile is not to be done again.
@@ -98,12 +98,19 @@ def _listening(mailbox: Any, notices: Notices, observer: Observer) -> Iterator[N
         ended.set()
 
 
-def _preemption() -> Any:
-    """The ray.train.PreemptionInfo of what Ray Train's watcher has told this worker, as it tells each; None before.
+def _preemption(observer: Observer) -> Callable[[], Any]:
+    """Says what Ray Train's watcher has told this worker, as it tells each (a ray.train.PreemptionInfo); None before.
 
     ray.train.get_preemption_info() hands round what rank 0 knows of it, by a barrier of all workers in one actor, which
     holds 1,000 calls at a time: with more workers it would wait for good.
     """
-    from ray.train.v2._internal.execution.context import get_train_context
+    try:
+        from ray.train.v2._internal.execution.context import get_train_context
 
-    return get_train_context().preemption_context.preemption_info
+        context = get_train_context().preemption_context
+    except (ImportError, AttributeError):
+        observer.note(
+            "this version of Ray does not say when a node is to be taken away: no checkpoint is made just then"
+        )
+        return lambda: None
+    return lambda: context.preemption_info

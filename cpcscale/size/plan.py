@@ -94,8 +94,10 @@ def sizes(config: PretrainConfig, data: Data, order: Order, machines: Machines, 
     weights_mb = _NUMBER_BYTES * network.parameters.total / 1e6
     heard_s = share * _heard_s(data.train, config)
     decoding_s, updating_s = heard_s / speed.decode, share * config.window.seconds / speed.update
-    beside_s = 0.0 if machines.gpus_per_node or speed.fed else decoding_s / max(1, machines.cores_per_node / on_node)
-    parts = _parts(config, data.train, machines, heard_s, updating_s + beside_s, decoding_s) | {
+    crowded_s = updating_s
+    if not machines.gpus_per_node and not speed.beside:
+        crowded_s += decoding_s / max(1, machines.cores_per_node / on_node)
+    parts = _parts(config, data.train, machines, heard_s, crowded_s, heard_s / (speed.beside or speed.decode)) | {
         # Beside the backward pass alone.
         "network": _travelling_s(weights_mb, machines, workers) / _BACKWARD
     }

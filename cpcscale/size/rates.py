@@ -32,13 +32,13 @@ _DECODING_S = 2.0
 class Rates:
     """Seconds of audio in a second: that a worker's device updates on, with any padding, and that one core decodes.
 
-    `fed`: whether both were measured side by side, on the same cores; else an update was on a batch in memory, and what
-    was decoded had a core to itself.
+    What is decoded has a core to itself, and updates are on a batch in memory, unless `beside` is known: what a core
+    decodes beside the updates that were measured with it, on the same cores.
     """
 
     update: float
     decode: float
-    fed: bool = False
+    beside: float = 0.0
 
     def __post_init__(self) -> None:
         configs.at_least(0, **{"--update-rate": self.update, "--decode-rate": self.decode})
@@ -58,7 +58,10 @@ def rates(
     many, they are measured together; else one of them alone.
     """
     share = config.train.batch // config.train.lanes * -(-config.train.lanes // workers)
-    update, decode, fed = given.update, given.decode, False
+    update, decode, beside = given.update, given.decode, 0.0
+    if not decode:
+        note("size: measuring how fast one core decodes")
+        decode = _decoding(config, index, windows)
     if not update:
         on_gpu = config.device != "cpu" and torch.cuda.is_available()
         here = os.cpu_count() or 1
@@ -66,16 +69,14 @@ def rates(
         device = f"{together} worker(s), {'a GPU each' if on_gpu else 'on this CPU'}"
         note(f"size: measuring updates of {share} windows a worker: {device}")
         threads = config.train.threads or max(1, min(cores, here) // on_node)
-        fed = not on_gpu and config.feed.kind == "threads"
+        # On as many cores as a node has, by the threads that a worker has there.
+        fed = not on_gpu and cores == here and config.feed.kind == "threads" and not given.decode
         found = _updating(config, index, share, threads, together, on_gpu, fed)
-        update, decode = share * config.window.seconds / found["update_s"], decode or found["decode"]
+        update, beside = share * config.window.seconds / found["update_s"], found["beside"]
         if together < on_node and not on_gpu:
             # One alone has its threads to itself; so many have the node's cores between them.
             update *= min(1.0, cores / (on_node * threads))
-    if not decode:
-        note("size: measuring how fast one core decodes")
-        decode = _decoding(config, index, windows)
-    return Rates(update, decode, fed)
+    return Rates(update, decode, beside)
 
 
 def needs_gpu(config: PretrainConfig, given: Rates) -> None:
@@ -100,24 +101,28 @@ def _updating(
 
 
 def _rehearsal(recipe: PretrainConfig, index: Index, fed: bool, ranks: Ranks) -> dict[str, float]:
-    """`update_s`, the mean seconds of an update of all workers, `fed` with the feed beside it and without the waits for
-    it; and `decode`, what a core decoded meanwhile (0 where none did).
+    """`update_s`, the mean seconds of an update of all workers, `fed` with the feed beside it, less the longest wait
+    for it; and `beside`, what a core decoded meanwhile, 0 where none did.
 
     No medians: what comes now and then and takes the cores is part of a run.
     """
     storage.configure(recipe.storage)
-    updates, spent_s, made = Updates(recipe, index, ranks, _UPDATES), 0.0, 0
-    audio_s = decoding_s = 0.0
-    count = max(_UPDATES, math.ceil(_FED_S / _most_s(ranks, updates.memory().wall_s) * _UPDATES))
-    while spent_s < _UPDATING_S:
+    updates, count = Updates(recipe, index, ranks, _UPDATES), _UPDATES
+    if fed:
+        count = max(_UPDATES, math.ceil(_FED_S / _most_s(ranks, updates.fed().wall_s) * _UPDATES))
+    updating_s = spent_s = audio_s = decoding_s = 0.0
+    made = 0
+    while updating_s < _UPDATING_S and spent_s < 2 * _UPDATING_S:
         row = updates.fed(count) if fed else updates.memory()
         # Where one worker waits for its feed, the others wait for that worker.
         waited_s = row.stalls.exposed_s["store"] + row.stalls.exposed_s["decode"]
-        spent_s += _most_s(ranks, row.wall_s) - _most_s(ranks, waited_s)
+        wall_s = _most_s(ranks, row.wall_s)
+        updating_s += wall_s - _most_s(ranks, waited_s)
+        spent_s += wall_s
         made += row.updates
         audio_s += row.amount
         decoding_s += row.stalls.exposed_s["decode"] + row.stalls.hidden_s["decode"]
-    return {"update_s": spent_s / made, "decode": audio_s / decoding_s if fed else 0.0}
+    return {"update_s": updating_s / made, "beside": audio_s / decoding_s if fed else 0.0}
 
 
 def _most_s(ranks: Ranks, seconds: float) -> float:

@@ -1,15 +1,23 @@
 """`cpcscale pretrain` as its user meets it, up to the start of Ray: configs that are read and input that is refused."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import checkpoints
 import pytest
+import ray
 import speech
+from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+from ray.experimental.internal_kv import _internal_kv_get
+from ray.train.v2._internal.execution.context import TrainContext
+from ray.train.v2._internal.execution.preemption import PreemptionContext
 
 from cpcscale import cli, config
 from cpcscale.cluster.sizing import room, use_gpu
@@ -212,21 +220,48 @@ def test_workers_that_the_cluster_has_no_room_for_are_refused(cores, overrides, 
     assert "\n" not in str(refusal.value)
 
 
-def test_a_start_waits_for_nodes_as_long_as_it_is_told_and_says_so(cores):
+def test_a_node_that_is_to_be_taken_away_is_heard_of_with_the_ray_at_hand():
+    # Not by its public call, so a Ray that has it elsewhere is to be found here.
+    assert PreemptionContext().preemption_info is None
+    assert PreemptionContext in {field.type for field in fields(TrainContext) if field.name == "preemption_context"}
+
+
+def asked() -> list[dict[str, float]]:
+    """What the cluster's autoscaler is asked for."""
+    stored = _internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)
+    return json.loads(stored) if stored else []
+
+
+def test_a_start_asks_for_the_nodes_that_it_lacks_waits_as_long_as_it_is_told_and_says_so(cores, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     said: list[str] = []
-    spec = config.load(PretrainConfig, QUICKSTART, [*ROOMY, f"workers={cores + 1}", "start_wait_s=2"])
-    with pytest.raises(UserError, match=rf"the cluster has {cores}, and no other nodes came in start_wait_s=2: "):
-        room(spec, said.append)
+    keys = [f"workers={cores + 1}", "feed.kind=actors", "feed.actor_cpus=2", "start_wait_s=4"]
+    spec = config.load(PretrainConfig, QUICKSTART, [*ROOMY, *keys])
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(room, spec, said.append)
+        while not asked():
+            assert not starting.done()
+        assert asked() == [{"CPU": 1}] * (cores + 1) + [{"CPU": 2}] * (cores + 1)
+        with pytest.raises(
+            UserError, match=rf"the cluster has {cores}, and not enough other nodes came in start_wait_s"
+        ):
+            starting.result()
+    assert asked() == []
     [line] = said
-    assert line.endswith(f"the cluster has {cores}; waiting 2 s at most for other nodes (start_wait_s)")
+    assert line.endswith(f"the cluster has {cores}; waiting 4 s at most for other nodes (start_wait_s)")
 
 
-def test_a_start_that_no_node_could_help_is_refused_at_once(cores):
-    said: list[str] = []
+def test_a_start_on_a_ray_of_its_own_which_nobody_joins_waits_for_nothing(cores, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    spec = config.load(PretrainConfig, QUICKSTART, [*ROOMY, f"workers={cores + 1}", "start_wait_s=100000"])
+    with pytest.raises(UserError, match=r"lower workers or feed\.actors$"):
+        room(spec, lambda line: pytest.fail(line))
+
+
+def test_a_start_with_a_precision_that_its_devices_lack_is_refused_at_once(cores):
     spec = config.load(PretrainConfig, QUICKSTART, [*ROOMY, "train.precision=fp16", "start_wait_s=1000"])
-    with pytest.raises(UserError, match="fp16 needs a GPU"):
-        room(spec, said.append)
-    assert not said
+    with pytest.raises(UserError, match=r"fp16 needs a GPU .* where GPUs are to come, device=cuda with start_wait_s"):
+        room(spec, lambda line: pytest.fail(line))
 
 
 @pytest.mark.parametrize("workers", ["{cores}", "[1,512]", "[{cores},512]"])

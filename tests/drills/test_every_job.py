@@ -28,6 +28,7 @@ from cpcscale.cluster.finetune import FinetuneConfig
 from cpcscale.cluster.reproduce_spec import ReproduceConfig
 from cpcscale.cluster.sweep_journal import Journal
 from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.shards.pack import PackConfig, pack
 from cpcscale.tracking.runs import read_runs
 from cpcscale.tracking.tracker import TrackingConfig
 
@@ -71,7 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("jobs")
     project = ray_heads.project(folder / "project")
     put_corpus(folder / "tones")
-    corpus(folder / "audio")
+    pack(str(corpus(folder / "audio")), str(folder / "packed"), PackConfig(shard_mb=0.12))
     parts = {field.name: getattr(recipe(folder / "tones", "precpc"), field.name) for field in fields(EmotionRecipe)}
     several = {"systems": ["functionals", "mfcc"], "workers": 1, "svm_search": False}
     written = {
@@ -101,7 +102,7 @@ def arguments(place: Place, verb: str, name: str) -> list[str]:
         case "pack":
             return [str(place.folder / "audio"), str(target), "shard_mb=0.12"]
         case "index" | "audit":
-            return [str(place.folder / "pack-job" / "train")]
+            return [str(place.folder / "packed" / "train")]
         case "bench":
             return ["feed", "configs/bench/feed.yaml", f"audio={SPEECH}", "hours=0.05", "runs=1"]
         case _:

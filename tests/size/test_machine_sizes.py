@@ -72,9 +72,9 @@ def test_on_cpus_decoding_takes_the_cores_of_the_update(shards):
     heard_s, cores = 8 * 0.64, 1
     assert two - one == pytest.approx(heard_s * (1 / 25 - 1 / 50) / cores, rel=0.1)
     # An update that was measured with decoding beside it has it in it.
-    speeds = Rates(100, 50, fed=True), Rates(100, 25, fed=True)
-    one, two = (sized(shards, cpus, each, "workers=2").steps_s["update"] for each in speeds)
-    assert one == two == pytest.approx(8 * 0.64 / 100)
+    one, two = (sized(shards, cpus, Rates(100, 50, beside), "workers=2").steps_s for beside in (40, 20))
+    assert one["update"] == two["update"] == pytest.approx(8 * 0.64 / 100)
+    assert two["decode"] == pytest.approx(2 * one["decode"])
 
 
 def test_a_cache_that_holds_half_of_the_set_halves_what_is_read_later(shards):
