@@ -24,6 +24,10 @@ from cpcscale.train.ranks import Ranks
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "pretrain" / "quickstart.yaml")
 STEPS, EVERY = 60, 5
+# How far the loss of a run that was disturbed may be from that of an undisturbed one. Another number of workers adds up
+# in another order, and what is left of that grows with the updates: to 1.3e-5 after so many of them on one kind of CPU,
+# to less than 1e-5 on others.
+TOLERANCE = 5e-5
 # Drills that take long for what they tell beside their neighbours: `make drills` has them.
 long = pytest.mark.skipif("CPCSCALE_DRILLS" not in os.environ, reason="a long drill: set CPCSCALE_DRILLS=1")
 WAIT_S = 300

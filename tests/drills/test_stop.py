@@ -24,7 +24,7 @@ import mlflow
 import psutil
 import pytest
 import speech
-from commands import STEPS, WAIT_S, Command, long
+from commands import STEPS, TOLERANCE, WAIT_S, Command, long
 
 from cpcscale.shards.adoption.adopt import exclude_from
 from cpcscale.train.ledger import Ledger
@@ -138,7 +138,7 @@ def test_a_run_that_is_asked_to_stop_ends_behind_a_checkpoint_of_its_last_step_a
     undisturbed, ids = whole
     assert speech.ids(again.ids) == ids
     for name in ("loss", "accuracy_mean", "audio_s"):
-        assert stated[name] == pytest.approx(undisturbed[name], abs=1e-5), name
+        assert stated[name] == pytest.approx(undisturbed[name], abs=TOLERANCE), name
     assert status_of(place.folder) == ["FINISHED"]
 
 

@@ -21,7 +21,7 @@ import mlflow
 import psutil
 import pytest
 import speech
-from commands import EVERY, STEPS, WAIT_S, Command
+from commands import EVERY, STEPS, TOLERANCE, WAIT_S, Command
 
 from cpcscale.train.files import numbers
 from cpcscale.train.ledger import Ledger
@@ -115,7 +115,7 @@ def test_the_second_goes_on_from_the_last_checkpoint_of_the_first_and_ends_like_
     begun = int(at.rpartition("step ")[2].split()[0])
     assert begun in (STOP // EVERY * EVERY, STOP // EVERY * EVERY - EVERY)
     for name in ("loss", "accuracy_mean", "audio_s"):
-        assert drill.stated[name] == pytest.approx(drill.undisturbed[name], abs=1e-5), name
+        assert drill.stated[name] == pytest.approx(drill.undisturbed[name], abs=TOLERANCE), name
     expected = speech.ids(drill.folder / "whole.jsonl")
     first = speech.ids(drill.first.ids)
     second = {line["step"]: line["ids"] for line in map(json.loads, drill.second.ids.read_text().splitlines())}
@@ -131,4 +131,4 @@ def test_the_tracked_run_holds_every_step_once_and_says_that_it_finished(drill):
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [record.step for record in history] == list(range(1, STEPS + 1))
     losses = [drill.losses[record.step] for record in history]
-    assert [record.value for record in history] == pytest.approx(losses, abs=1e-5)
+    assert [record.value for record in history] == pytest.approx(losses, abs=TOLERANCE)

@@ -18,10 +18,9 @@ import mlflow
 import psutil
 import pytest
 import speech
-from commands import STEPS, WAIT_S, Command
+from commands import STEPS, TOLERANCE, WAIT_S, Command
 
 RUNS = int(os.environ.get("CPCSCALE_KILLS", "1"))
-TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
