@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,13 +149,18 @@ class Job:
         """What `ray job stop` asks of Ray; its own start takes longer than a tiny run."""
         self._client.stop_job(self.id)
 
+    def until(self, happened: Callable[[], Any]) -> Any:
+        """What `happened` says once it is something, while the job goes on."""
+        deadline = time.monotonic() + WAIT_S
+        while not (value := happened()):
+            assert self.submitted.poll() is None, f"ended before it happened: {self.streamed()[-3000:]}"
+            assert time.monotonic() < deadline, f"it does not happen: {self.streamed()[-3000:]}"
+            time.sleep(0.02)
+        return value
+
     def reach(self, ids: Path, step: int) -> None:
         """Returns once the ids of `step` are written."""
-        deadline = time.monotonic() + WAIT_S
-        while not (ids.exists() and f'"step": {step},' in ids.read_text()):
-            assert self.submitted.poll() is None, f"ended before step {step}: {self.streamed()[-3000:]}"
-            assert time.monotonic() < deadline, f"no step {step}: {self.streamed()[-3000:]}"
-            time.sleep(0.02)
+        self.until(lambda: ids.exists() and f'"step": {step},' in ids.read_text())
 
     def ended(self) -> str:
         """How it ended, as Ray calls it, once it has."""

@@ -67,7 +67,7 @@ def refuse_without_room(recipe: EmotionRecipe, ranks: int, workers: int) -> None
 
     if ranks == 1:
         return
-    if os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+    if session.joins_cluster() or ray.is_initialized():
         session.connect(workers)
         found = ray.cluster_resources()
         cores, gpus, where = int(found.get("CPU", 0)), int(found.get("GPU", 0)), "the Ray cluster"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from cpcscale.cluster import session
 from cpcscale.cluster.spec import PretrainConfig
@@ -54,18 +54,18 @@ def room(config: PretrainConfig, say: Callable[[str], None]) -> bool:
 
 def _bundles(config: PretrainConfig) -> list[dict[str, float]]:
     """What `use_gpu` asks of a cluster like this one, a part for each that must be on one node."""
+    import ray
+
     feed, probing = config.feed, _probe_cores(config)
-    gpus, workers = _start(config)
+    gpus, workers = _start(config, ray.cluster_resources())
     feeder = {"CPU": float(feed.actor_cpus)} | ({feed.actor_resource: 1.0} if feed.actor_resource else {})
     worker = {"GPU" if gpus or config.device == "cuda" else "CPU": 1.0}
     return [worker] * workers + [feeder] * _feeders(config, workers) + ([{"CPU": float(probing)}] if probing else [])
 
 
-def _start(config: PretrainConfig) -> tuple[bool, int]:
-    """(whether each worker gets a GPU, how many workers will be started) on the cluster as it is."""
-    import ray
-
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+def _start(config: PretrainConfig, have: Mapping[str, float]) -> tuple[bool, int]:
+    """(whether each worker gets a GPU, how many workers will be started) on a cluster that has these resources."""
+    gpus = int(have.get("GPU", 0))
     use_gpu = config.device != "cpu" and gpus >= config.least_workers
     return use_gpu, min(config.most_workers, gpus) if use_gpu else config.least_workers
 
@@ -76,7 +76,7 @@ def use_gpu(config: PretrainConfig) -> bool:
     import ray
 
     have = ray.cluster_resources()
-    use_gpu, workers = _start(config)
+    use_gpu, workers = _start(config, have)
     if config.device == "cuda" and not use_gpu:
         raise TooSmallError(
             f"device=cuda: {workers} worker(s) need a GPU each and the cluster has {have.get('GPU', 0):g}",

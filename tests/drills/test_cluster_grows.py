@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
@@ -29,16 +27,6 @@ STEPS = {2: 1500, 4: 800}
 # Another number of workers adds up in another order. Each update is the same to 1e-5, but what is left grows with the
 # updates: so near for so many of them, and to the end within this. That a restart is exact is test_worker_death's.
 EXACT, DRIFT = 50, 0.02
-
-
-def until(happened: Callable[[], Any], job: Job) -> Any:
-    """What `happened` says once it is something, while the job runs."""
-    deadline = time.monotonic() + WAIT_S
-    while not (value := happened()):
-        assert job.submitted.poll() is None, job.streamed()[-3000:]
-        assert time.monotonic() < deadline, job.streamed()[-3000:]
-        time.sleep(0.05)
-    return value
 
 
 def begun_with(job: Job) -> list[int]:
@@ -82,19 +70,19 @@ def test_a_node_killed_and_another_added_under_training_change_no_batch_and_need
         job = Job(head, project, entrypoint, tracking)
         job.reach(ids, 60)
         # What a job prints reaches those who follow it later.
-        until(lambda: begun_with(job) == [nodes], job)
+        job.until(lambda: begun_with(job) == [nodes])
         assert working(head) == nodes
         others[-1].kill()
         lost_s = time.monotonic()
-        until(lambda: begun_with(job)[-1] == nodes - 1, job)
+        job.until(lambda: begun_with(job)[-1] == nodes - 1)
         step = steps_of(ids)
-        until(lambda: steps_of(ids) > step, job)
+        job.until(lambda: steps_of(ids) > step)
         sys.stderr.write(f"{nodes} nodes, one killed: {time.monotonic() - lost_s:.1f} s to the next finished step\n")
         added_s = time.monotonic()
         head.add(cpus=1)
-        until(lambda: begun_with(job)[-1] == nodes, job)
+        job.until(lambda: begun_with(job)[-1] == nodes)
         step = steps_of(ids)
-        until(lambda: steps_of(ids) > step, job)
+        job.until(lambda: steps_of(ids) > step)
         sys.stderr.write(f"another added: {time.monotonic() - added_s:.1f} s to the next step of {nodes} workers\n")
         assert working(head) == nodes
         assert job.ended() == "SUCCEEDED", job.streamed()[-3000:]
@@ -119,7 +107,7 @@ def test_a_start_without_room_waits_for_the_node_that_comes_later(shards, tmp_pa
         entrypoint = ["python", "jobs/pretrain.py", "configs/pretrain/quickstart.yaml"]
         entrypoint += [*arguments(shards, tmp_path, "run", 2), f"start_wait_s={WAIT_S}"]
         job = Job(head, project, entrypoint, {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"})
-        until(lambda: f"waiting {WAIT_S} s at most for other nodes (start_wait_s)" in job.streamed(), job)
+        job.until(lambda: f"waiting {WAIT_S} s at most for other nodes (start_wait_s)" in job.streamed())
         head.add(cpus=1)
         assert job.ended() == "SUCCEEDED", job.streamed()[-3000:]
         assert begun_with(job) == [2]

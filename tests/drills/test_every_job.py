@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -128,15 +127,6 @@ def test_a_bench_job_ends_with_its_figures(place):
     assert min(job.result()["audio_s_per_s"].values()) > 0
 
 
-def reached(job: Job, happened: Any) -> None:
-    """Returns once it has happened, while the job goes on."""
-    deadline = time.monotonic() + WAIT_S
-    while not happened():
-        assert job.submitted.poll() is None, job.streamed()[-3000:]
-        assert time.monotonic() < deadline, job.streamed()[-3000:]
-        time.sleep(0.05)
-
-
 def stopped(job: Job) -> None:
     job.stop()
     assert job.ended() == "STOPPED"
@@ -149,7 +139,7 @@ def test_a_pack_that_is_stopped_and_sent_again_makes_the_same_bytes(place):
     target = place.folder / "stopped-pack"
     command = [str(SPEECH), str(target), "shard_mb=1", "heldout_share=0.05"]
     first = place.job("pack", command)
-    reached(first, lambda: list(target.rglob("*.tar")))
+    first.until(lambda: list(target.rglob("*.tar")))
     stopped(first)
     assert not list(target.rglob("index.json")), "the set is not whole, so it is none yet"
     again = place.job("pack", command)
@@ -170,7 +160,7 @@ def test_a_sweep_that_is_stopped_and_sent_again_keeps_the_trials_that_were_over(
         return {number: round(record.seconds, 3) for number, record in journal.records.items() if record.is_over}
 
     first = place.job("sweep", command, "stopped-sweep")
-    reached(first, over)
+    first.until(over)
     stopped(first)
     kept = over()
     again = place.job("sweep", command, "stopped-sweep")
@@ -187,7 +177,7 @@ def test_an_evaluation_that_is_stopped_and_sent_again_goes_on_with_the_runs_that
     run_dir = place.folder / "stopped-evaluate"
     command = ["evaluate.yaml", f"run_dir={run_dir}", "seeds=[0,1,2]"]
     first = place.job("evaluate", command, "stopped-evaluate")
-    reached(first, lambda: list(run_dir.glob("*/result.json")))
+    first.until(lambda: list(run_dir.glob("*/result.json")))
     stopped(first)
     done = {path: path.stat().st_mtime_ns for path in run_dir.glob("*/result.json")}
     assert done
