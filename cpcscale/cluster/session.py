@@ -160,6 +160,10 @@ def stream_tasks(
                     working.difference_update(ready)
                     progress.at(asked - len(working))
                 yield _result(coming.popleft())
+        except KeyboardInterrupt:
+            # This process ends, and Ray its tasks with it. Ray 2.60 aborts a process that hears from a cancelled one.
+            working.clear()
+            raise
         finally:
             for reference in working:
                 ray.cancel(reference)
