@@ -2,16 +2,25 @@
 
 Each component keeps its dataclass beside its code; the root of a run composes them. Loading is strict: an unknown key
 is an error that names the nearest known one, and every dataclass checks its own values when it is built.
+
+A finished run is found again, and a checkpoint goes on, by what its config computes (`identity`, `digest`). So that
+keys can come and go between releases:
+
+- a field with `metadata=PLACE` says where or how fast a run happens and never counts;
+- a field with `metadata=ADDED` came after release 0.1 and counts only when it is not at its default;
+- a class keeps the keys that it no longer has in `REMOVED`, with their old defaults: they go on counting at these, and
+  are ignored where a file or a checkpoint holds them, but refused with any other value.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,15 +32,9 @@ from cpcscale.errors import UserError, nearest
 
 T = TypeVar("T")
 
-# Keys that say where or how fast a run happens, never what it computes: they stay out of the hash.
-_PLACE = frozenset(
-    {"run_dir", "workers", "ranks", "threads", "tracking", "log_window_ids", "log_every_steps"}
-    # The fingerprint names the data, wherever it lies; the feed and the store change when a batch comes, never what.
-    | {"shards", "audio", "name", "feed", "storage", "lease"}
-    | {"max_failures", "start_wait_s", "grow_every_s", "stop_grace_s"}
-    # Features are cached by all that decides them; which files do not decode shows in the corpus.
-    | {"audio_cache"}
-)
+# Metadata of dataclass fields, see above.
+PLACE = {"identity": False}
+ADDED = {"added": True}
 _SECRET = re.compile(r"secret|password|token|access_key", re.IGNORECASE)
 # Up to the last @ of the authority: a password may hold one. A query can carry secrets too.
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+(?=@)")
@@ -54,6 +57,7 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     layers = [] if path is None else [(path, _read(path))]
     layers += [(f"override {text!r}", _override(text)) for text in overrides]
     for source, layer in layers:
+        layer = _without_removed(root, layer, source)
         _refuse(source, layer, schema, known)
         try:
             tree = OmegaConf.merge(tree, OmegaConf.create(layer))
@@ -68,8 +72,9 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
 
 def build(root: type[T], values: dict[str, Any]) -> T:
     """An instance of the dataclass `root` from plain values, such as a checkpoint's; as strict as `load`."""
+    kept = _without_removed(root, values, root.__name__)
     try:
-        return cast(T, OmegaConf.to_object(OmegaConf.merge(_schema(root), OmegaConf.create(values))))
+        return cast(T, OmegaConf.to_object(OmegaConf.merge(_schema(root), OmegaConf.create(kept))))
     except OmegaConfBaseException as error:
         raise UserError(f"{root.__name__} cannot be made from what is stored: {_first_line(error)}") from None
 
@@ -93,10 +98,34 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def identity(config: object) -> dict[str, Any]:
+    """Everything in the config that can change a result, as plain values; the same for all releases that compute it."""
+    found = copy.deepcopy(dict(getattr(config, "REMOVED", {})))
+    for field in dataclasses.fields(cast(Any, config)):
+        value = _plain(getattr(config, field.name))
+        added = field.metadata.get("added", False)
+        if field.metadata.get("identity", True) and not (added and value == _plain(_default(field))):
+            found[field.name] = value
+    return found
+
+
 def digest(config: object) -> str:
-    """sha256 over the canonical JSON of everything that can change a result (not folders, workers or trackers)."""
-    kept = _without_places(dataclasses.asdict(cast(Any, config)))
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """sha256 over the canonical JSON of `identity`, which has no folders, workers or trackers."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Where two identities differ, as `key=old, this config says new`, one text for each key."""
+    before, after = dict(leaves(old)), dict(leaves(new))
+    texts = []
+    for key in before | after:
+        if key not in after:
+            texts.append(f"{key}={before[key]}, a key that this version of cpcscale does not have")
+        elif key not in before:
+            texts.append(f"no {key}, this config says {after[key]}")
+        elif before[key] != after[key]:
+            texts.append(f"{key}={before[key]}, this config says {after[key]}")
+    return texts
 
 
 def choose(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -189,10 +218,36 @@ def _branches(tree: Any, prefix: str = "") -> Iterator[str]:
             yield from _branches(value, f"{prefix}{key}.")
 
 
-def _without_places(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _without_places(value) for key, value in tree.items() if key not in _PLACE}
-    return tree
+def _plain(value: Any) -> Any:
+    """A field's value as plain values: dataclasses as their identity."""
+    return identity(value) if dataclasses.is_dataclass(value) else value
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default_factory() if callable(field.default_factory) else field.default
+
+
+def _without_removed(root: Any, values: Any, source: str, prefix: str = "") -> Any:
+    """`values` without the keys that `root` and its parts no longer have. Raises UserError for one that is not at its
+    old default."""
+    if not isinstance(values, dict):
+        return values
+    removed, kept = getattr(root, "REMOVED", {}), {}
+    parts = {field.name: field.default_factory for field in dataclasses.fields(root) if callable(field.default_factory)}
+    for key, value in values.items():
+        if key not in removed:
+            part = parts[key]() if key in parts else None
+            kept[key] = (
+                _without_removed(type(part), value, source, f"{prefix}{key}.")
+                if dataclasses.is_dataclass(part)
+                else value
+            )
+        elif value != removed[key]:
+            raise UserError(
+                f"{source}: {prefix}{key}={value} was removed; only its old default {removed[key]} is still accepted: "
+                "leave it out, or use the release of cpcscale that the file is from"
+            )
+    return kept
 
 
 def redacted(key: str, value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given
@@ -24,7 +24,7 @@ class Train:
     rate: float = 1.0
     kind: Literal["fast", "exact"] = "exact"
     shuffle: bool = True
-    log_window_ids: str = ""
+    log_window_ids: str = field(default="", metadata=config.PLACE)
 
     def __post_init__(self) -> None:
         config.at_least(0, **{"train.steps": self.steps, "train.rate": self.rate})
@@ -41,14 +41,14 @@ class Run:
     seed: int = 0
     title: str = "run"
     note: str | None = None
-    run_dir: str = "runs/x"
-    shards: str = "runs/shards"
-    workers: int = 1
+    run_dir: str = field(default="runs/x", metadata=config.PLACE)
+    shards: str = field(default="runs/shards", metadata=config.PLACE)
+    workers: int = field(default=1, metadata=config.PLACE)
     speakers: list[str] = field(default_factory=list)
     extra: dict[str, str] = field(default_factory=dict)
     train: Train = field(default_factory=Train)
-    feed: FeedConfig = field(default_factory=FeedConfig)
-    tracking: Tracking = field(default_factory=Tracking)
+    feed: FeedConfig = field(default_factory=FeedConfig, metadata=config.PLACE)
+    tracking: Tracking = field(default_factory=Tracking, metadata=config.PLACE)
 
 
 def refusal(*overrides: str, path: Path | None = None) -> str:
@@ -213,6 +213,67 @@ def test_the_hash_does_not_depend_on_how_a_value_was_written(tmp_path):
     assert config.digest(loaded) == config.digest(config.load(Run, None, ["seed=1", "train.steps=7", "train.rate=2.0"]))
     # Frozen: runs are found again by this hash, in years and under other versions.
     assert config.digest(Train()) == "be8736a9ac6c3b20795ae0e522e17cb19df6a19706205cab7ad2cfb70d54e20c"
+
+
+@dataclass(kw_only=True)
+class Grown(Train):
+    """`Train` in a later release: a key and a group of keys have come."""
+
+    warmup: int = field(default=0, metadata=config.ADDED)
+    tracking: Tracking = field(default_factory=Tracking, metadata=config.ADDED)
+
+
+@dataclass(kw_only=True)
+class Shrunk:
+    """`Train` in a later release: two keys have gone."""
+
+    REMOVED: ClassVar[dict[str, Any]] = {"rate": 1.0, "kind": "exact"}
+
+    steps: int = 10
+    shuffle: bool = True
+
+
+@dataclass(kw_only=True)
+class Outer:
+    inner: Shrunk = field(default_factory=lambda: Shrunk(steps=3))
+
+
+def test_a_key_that_came_later_counts_only_when_it_is_not_at_its_default():
+    assert config.digest(Grown()) == config.digest(Train())
+    assert config.identity(Grown()) == config.identity(Train())
+    others = [Grown(warmup=5), Grown(tracking=Tracking(uri="x")), Grown(steps=5), Train()]
+    assert len({config.digest(one) for one in others}) == len(others)
+
+
+def test_a_key_that_went_goes_on_counting_at_its_old_default():
+    assert config.digest(Shrunk()) == config.digest(Train())
+    assert config.digest(Shrunk(steps=3)) == config.digest(Train(steps=3))
+    assert config.digest(Shrunk()) != config.digest(Train(rate=2.0))
+
+
+def test_a_key_that_went_is_ignored_at_its_old_default_and_refused_by_name_otherwise(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("inner: {steps: 7, rate: 1.0}\n")
+    assert config.load(Outer, str(path), ["inner.kind=exact"]) == Outer(inner=Shrunk(steps=7))
+    assert config.build(Outer, {"inner": {"rate": 1.0}}) == Outer()
+    with pytest.raises(UserError, match=r"inner\.rate=2\.0 was removed"):
+        config.load(Outer, None, ["inner.rate=2.0"])
+    with pytest.raises(UserError, match=r"inner\.kind=fast was removed"):
+        config.build(Outer, {"inner": {"kind": "fast"}})
+
+
+def test_differences_name_keys_of_either_side():
+    old, new = {"a": {"x": 1, "y": 2}, "z": 1}, {"a": {"x": 1, "y": 3}, "w": 0}
+    assert config.differences(old, new) == [
+        "a.y=2, this config says 3",
+        "z=1, a key that this version of cpcscale does not have",
+        "no w, this config says 0",
+    ]
+    assert config.differences(old, old) == []
+
+
+def test_a_free_mapping_counts_whole_whatever_its_keys_are_called():
+    assert config.digest(Run(extra={"shards": "a"})) != config.digest(Run(extra={"shards": "b"}))
 
 
 plain = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=8, max_size=12)

@@ -31,8 +31,10 @@ class EvaluateConfig(EmotionRecipe):
     # learning: trained on `shares` of the training speakers' utterances. cross: trained on each of `corpora`, tested on
     # the others.
     kind: str = "robustness"
-    run_dir: str = "runs/evaluate"  # folder (or s3:// prefix); each run has a folder below it
-    workers: int = 2  # folds at a time
+    run_dir: str = field(
+        default="runs/evaluate", metadata=configs.PLACE
+    )  # folder (or s3:// prefix); each run has a folder below it
+    workers: int = field(default=2, metadata=configs.PLACE)  # folds at a time
     # Of those that `cpcscale reproduce` knows.
     systems: list[str] = field(default_factory=lambda: ["functionals", "precpc"])
     seeds: list[int] = field(default_factory=lambda: [0])  # a system that draws nothing runs with the first
@@ -43,8 +45,8 @@ class EvaluateConfig(EmotionRecipe):
     # What one system has otherwise, by key of the recipe, as {precpc: {fit.epochs: 20}}.
     overrides: dict[str, Any] = field(default_factory=dict)
     dry_run: bool = False  # only list the runs, and the hours that they may take
-    lease: LeaseConfig = field(default_factory=LeaseConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    lease: LeaseConfig = field(default_factory=LeaseConfig, metadata=configs.PLACE)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=configs.PLACE)
 
     def __post_init__(self) -> None:
         # Not the checks of the recipe as it stands: they are of one system, and each of several is checked below.

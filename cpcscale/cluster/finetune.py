@@ -34,12 +34,14 @@ PREDICTIONS = "predictions.csv"
 class FinetuneConfig(EmotionRecipe):
     """A fine-tuning run: the recipe and where it runs."""
 
-    run_dir: str = "runs/finetune"  # folder (or s3:// prefix) of the run; a finished one is not run again
-    workers: int = 2  # folds at a time; each gets its share of the cores
+    run_dir: str = field(
+        default="runs/finetune", metadata=configs.PLACE
+    )  # folder (or s3:// prefix) of the run; a finished one is not run again
+    workers: int = field(default=2, metadata=configs.PLACE)  # folds at a time; each gets its share of the cores
     # Processes that train one fold together, on a GPU each where there are GPUs: they share its batches, and the CCC is
     # still that of the whole batch.
-    ranks: int = 1
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ranks: int = field(default=1, metadata=configs.PLACE)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=configs.PLACE)
 
     def __post_init__(self) -> None:
         super().__post_init__()

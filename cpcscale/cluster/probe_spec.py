@@ -25,7 +25,7 @@ class ProbeConfig:
     head: Literal["svr"] = "svr"
     # Cores of the cluster that it takes for the length of the run; 0: none of its own, it has what others leave.
     cpus: int = 1
-    audio_cache: AudioCacheConfig = field(default_factory=AudioCacheConfig)
+    audio_cache: AudioCacheConfig = field(default_factory=AudioCacheConfig, metadata=configs.PLACE)
 
     def __post_init__(self) -> None:
         configs.at_least(1, **{"probe.every": self.every})

@@ -23,8 +23,10 @@ _SHARED = ("system", "name", "seed", "corpus", "protocol", "audio_cache", "test_
 class ReproduceConfig(EmotionRecipe):
     """The recipe that all runs share, the systems and seeds, and where they run. `system` and `seed` stay unset."""
 
-    run_dir: str = "runs/reproduce"  # folder (or s3:// prefix); each run is in SYSTEM-seedN below it
-    workers: int = 2  # folds at a time
+    run_dir: str = field(
+        default="runs/reproduce", metadata=configs.PLACE
+    )  # folder (or s3:// prefix); each run is in SYSTEM-seedN below it
+    workers: int = field(default=2, metadata=configs.PLACE)  # folds at a time
     systems: list[str] = field(default_factory=lambda: list(SYSTEMS))  # rows of the table; by default all
     # Each keys the weights, the batches and minicpc's pretraining; a system that draws nothing runs with the first.
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
@@ -32,8 +34,8 @@ class ReproduceConfig(EmotionRecipe):
     # What one system has otherwise, by key of the recipe, as {raw: {fit.epochs: 20}}.
     overrides: dict[str, Any] = field(default_factory=dict)
     dry_run: bool = False  # only list the runs, and the hours that they may take
-    lease: LeaseConfig = field(default_factory=LeaseConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    lease: LeaseConfig = field(default_factory=LeaseConfig, metadata=configs.PLACE)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=configs.PLACE)
 
     def __post_init__(self) -> None:
         # Not the checks of the recipe as it stands: they are of one system, and each of several is checked below.

@@ -25,9 +25,9 @@ class DataConfig:
     """Where the speech is."""
 
     # A folder that `cpcscale pack` made: `train` is learned from, `heldout` and `unseen` are scored.
-    shards: str = "runs/shards"
+    shards: str = field(default="runs/shards", metadata=configs.PLACE)
     # Audio to pack into `shards` first, when there is no shard set yet; empty: none.
-    audio: str = ""
+    audio: str = field(default="", metadata=configs.PLACE)
     # A run that goes on with a set to which shards were appended lets them in, at the next edge of an epoch.
     append: bool = False
     pack: PackConfig = field(default_factory=PackConfig)
@@ -38,29 +38,29 @@ class PretrainConfig(Recipe):
     """A pretraining run: the recipe, its data and where it runs."""
 
     # What MLflow calls the run.
-    name: str = "pretrain"
+    name: str = field(default="pretrain", metadata=configs.PLACE)
     # The folder (or s3:// prefix) of the run; the same folder goes on with it.
-    run_dir: str = "runs/pretrain"
+    run_dir: str = field(default="runs/pretrain", metadata=configs.PLACE)
     # As many workers, or [least, most]: as many as the cluster has room for, anew when one dies or a node joins.
-    workers: Any = 1
+    workers: Any = field(default=1, metadata=configs.PLACE)
     # auto: a GPU for each worker where the cluster has enough of them now, else cores.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # The seconds that a start waits for nodes that it lacks, while it asks the cluster's autoscaler for them; 0: it is
     # refused at once. For GPUs that are to come, device=cuda.
-    start_wait_s: float = 0.0
+    start_wait_s: float = field(default=0.0, metadata=configs.PLACE)
     # Restarts after a worker died or failed, before the run fails; -1: no limit. A node that is taken away as it was
     # announced does not count.
-    max_failures: int = 3
+    max_failures: int = field(default=3, metadata=configs.PLACE)
     # With [least, most]: how often a cluster that has grown is looked at. Each growth costs the steps since the last
     # checkpoint.
-    grow_every_s: float = 60.0
+    grow_every_s: float = field(default=60.0, metadata=configs.PLACE)
     # The longest that workers may take for a checkpoint when the driver is asked to stop (SIGTERM).
-    stop_grace_s: float = 60.0
+    stop_grace_s: float = field(default=60.0, metadata=configs.PLACE)
     data: DataConfig = field(default_factory=DataConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
-    lease: LeaseConfig = field(default_factory=LeaseConfig)
-    storage: StorageConfig = field(default_factory=StorageConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    lease: LeaseConfig = field(default_factory=LeaseConfig, metadata=configs.PLACE)
+    storage: StorageConfig = field(default_factory=StorageConfig, metadata=configs.PLACE)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=configs.PLACE)
 
     def __post_init__(self) -> None:
         super().__post_init__()

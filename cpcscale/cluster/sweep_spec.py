@@ -17,17 +17,23 @@ from cpcscale.train.lease import LeaseConfig
 class SweepConfig(EmotionRecipe):
     """A sweep: the recipe that trials start from, what they change, and where they run."""
 
-    run_dir: str = "runs/sweep"  # folder (or s3:// prefix) of the sweep; an unfinished one goes on
-    workers: int = 0  # trials at a time; 0: as many as the cluster has GPUs, or else cores, for
+    run_dir: str = field(
+        default="runs/sweep", metadata=configs.PLACE
+    )  # folder (or s3:// prefix) of the sweep; an unfinished one goes on
+    workers: int = field(
+        default=0, metadata=configs.PLACE
+    )  # trials at a time; 0: as many as the cluster has GPUs, or else cores, for
     trials: int = 16  # configurations that are tried
     search: str = "random"  # random, or optuna (its TPE sampler)
     scheduler: str = "asha"  # asha stops the worse trials early; none lets all end
     grace_epochs: int = 1  # asha: no trial is stopped before
     reduction_factor: float = 3.0  # asha: one in so many goes on at each rung
-    max_failures: int = 3  # starts of one trial after its process died, before it counts as failed; -1: no limit
+    max_failures: int = field(
+        default=3, metadata=configs.PLACE
+    )  # starts of one trial after its process died, before it counts as failed; -1: no limit
     space: dict[str, Any] = field(default_factory=dict)  # config key: {form: arguments}, see space.py
-    lease: LeaseConfig = field(default_factory=LeaseConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    lease: LeaseConfig = field(default_factory=LeaseConfig, metadata=configs.PLACE)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=configs.PLACE)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -75,7 +75,7 @@ class EmotionRecipe:
     """One system on one corpus under one protocol."""
 
     system: str = "precpc"  # mean, random, functionals, prosody, mfcc, logmel, raw, minicpc, precpc
-    name: str = ""  # of the tracked run; empty: the system
+    name: str = field(default="", metadata=config.PLACE)  # of the tracked run; empty: the system
     seed: int = 0  # keys the first weights, the order of the batches and dropout
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
@@ -92,7 +92,7 @@ class EmotionRecipe:
     fit_search: bool = False
     classify: bool = False  # also a support vector classification of the corpus's categories, from the same features
     prosody: str = "auto"  # egemaps where the extra opensmile is installed, else pitch
-    audio_cache: AudioCacheConfig = field(default_factory=AudioCacheConfig)
+    audio_cache: AudioCacheConfig = field(default_factory=AudioCacheConfig, metadata=config.PLACE)
     # Test audio is also heard degraded, as [noise10, reverb, telephone, gain-12]: robustness.py. Training never is.
     test_conditions: list[str] = field(default_factory=list)
     # Features by the mean and deviation of each speaker's own audio, test speakers too: marked SPEAKER-ADAPTED.

@@ -1,4 +1,4 @@
-"""Audio heard otherwise than it was: with noise, reverberation, dropped bands and spans, pitch.
+"""Audio with effects added: noise, reverberation, dropped frequency bands and dropped time spans.
 
 Past-only augmentation (Kharitonov et al. 2020, arXiv 2007.00991): the context c comes from the augmented waveform, the
 latents z that it is compared with from the clean one. Two laws make that safe here:
@@ -15,7 +15,7 @@ from __future__ import annotations
 import cmath
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from scipy.fft import next_fast_len
@@ -26,16 +26,12 @@ from cpcscale.errors import UserError
 from cpcscale.objective.keyed import bounded, hashed, uniform
 
 # Each effect's name in the hash, away from the objective's, which are small and positive.
-_PITCH, _REVERB, _NOISE, _BAND, _TIME = range(-105, -100)
+_REVERB, _NOISE, _BAND, _TIME = range(-104, -100)
 # Noise lies above this, as most octaves of pink noise would else be below hearing.
 _NOISE_FROM_HZ = 20.0
 # Dropped bands lie between these; a lower edge rings longer, an upper one has no place below the Nyquist frequency.
 _BAND_HZ = (100.0, 7_900.0)
 _BAND_ORDER = 4
-# Longest delay of the pitch shifter: three periods of a low voice. On average the result is half of it late.
-_GRAIN_S = 0.03
-# Crossfades take 2 / 8 of the pitch shifter's time.
-_FADE_STEEPNESS = 8
 
 
 @dataclass(kw_only=True)
@@ -44,6 +40,8 @@ class EffectsConfig:
 
     # Where the effects stand in a config, as errors name them.
     PLACE: ClassVar[str] = "augment"
+    # A pitch shifter, removed after 0.1.
+    REMOVED: ClassVar[dict[str, Any]] = {"pitch_p": 0.0, "pitch_cents": [-300.0, 300.0]}
 
     # Noise beside the speech.
     noise_p: float = 0.5
@@ -63,13 +61,9 @@ class EffectsConfig:
     time_drop_p: float = 0.25
     # Length of the span that is set to zero.
     time_drop_s: list[float] = field(default_factory=lambda: [0.01, 0.05])
-    # An ablation: it destroys a cue of arousal, and a causal shifter sounds rough (see `pitched`).
-    pitch_p: float = 0.0
-    # Hundredths of a semitone.
-    pitch_cents: list[float] = field(default_factory=lambda: [-300.0, 300.0])
 
     def __post_init__(self) -> None:
-        for name in ("noise_p", "reverb_p", "band_drop_p", "time_drop_p", "pitch_p"):
+        for name in ("noise_p", "reverb_p", "band_drop_p", "time_drop_p"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{self.PLACE}.{name}={getattr(self, name)} is no probability: give 0 to 1")
         for name, least, most in (
@@ -78,7 +72,6 @@ class EffectsConfig:
             ("reverb_direct_db", -60.0, 120.0),
             ("band_drop_hz", 20.0, _BAND_HZ[1] - _BAND_HZ[0]),
             ("time_drop_s", 0.0, 60.0),
-            ("pitch_cents", -1200.0, 1200.0),
         ):
             ends = getattr(self, name)
             if len(ends) != 2 or not least <= ends[0] <= ends[1] <= most:
@@ -104,7 +97,6 @@ def augmented(wave_BS: Tensor, key_B: Tensor, samples_B: Tensor, config: Effects
     that draw no effect come back bit for bit. Not scaled: noise and reverberation add to the level.
     """
     effects = (
-        (_PITCH, config.pitch_p, _pitch),
         (_REVERB, config.reverb_p, _reverb),
         (_NOISE, config.noise_p, _noise),
         (_BAND, config.band_drop_p, _band_drop),
@@ -198,32 +190,6 @@ def _time_drop(wave_BS: Tensor, draws: _Draws, config: EffectsConfig) -> Tensor:
     start_B1 = bounded(draws.bits(2), draws.samples_B).unsqueeze(1)
     place_S = torch.arange(wave_BS.shape[1], device=wave_BS.device)
     return wave_BS.where((place_S < start_B1) | (place_S >= start_B1 + length_B1), 0)
-
-
-def _pitch(wave_BS: Tensor, draws: _Draws, config: EffectsConfig) -> Tensor:
-    return pitched(wave_BS, draws.between(1, config.pitch_cents), draws.share(2))
-
-
-def pitched(wave_BS: Tensor, cents_B: Tensor, phase_B: Tensor) -> Tensor:
-    """float64 [B, S]: each row with its pitch raised by `cents_B`, at its own pace.
-
-    Two taps of a delay line whose delays run through 30 ms, half a round apart, cross-faded (Puckette, The Theory and
-    Technique of Electronic Music, 2007, section 7.9); `phase_B` in [0, 1) is where in the round they begin. It looks
-    at past samples alone; for that it is rough: 15 ms late on average, and where the taps mix, a voice is flanged.
-    """
-    grain = round(_GRAIN_S * audio.RATE_HZ)
-    padded = torch.nn.functional.pad(wave_BS.double(), (grain + 1, 0))
-    place_S = torch.arange(wave_BS.shape[1], device=wave_BS.device)
-    round_BS = phase_B.unsqueeze(1) + place_S * (1 - 2 ** (cents_B.unsqueeze(1) / 1200)) / grain
-    result_BS = torch.zeros_like(wave_BS, dtype=torch.float64)
-    for offset in (0.0, 0.5):
-        share_BS = (round_BS + offset) % 1.0
-        delay_BS = share_BS * grain
-        index_BS = grain + 1 + place_S - delay_BS.long()
-        between_BS = delay_BS.frac()
-        heard_BS = (1 - between_BS) * padded.gather(1, index_BS) + between_BS * padded.gather(1, index_BS - 1)
-        result_BS += (0.5 + _FADE_STEEPNESS * (0.25 - (share_BS - 0.5).abs())).clamp(0, 1) * heard_BS
-    return result_BS
 
 
 def band_stop(low_B: Tensor, high_B: Tensor, taps: int) -> Tensor:

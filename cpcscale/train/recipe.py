@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,9 +32,9 @@ class TrainConfig:
     # fp16 needs a GPU.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     # torch threads of each worker; 0: its share of the node's cores.
-    threads: int = 0
+    threads: int = field(default=0, metadata=config.PLACE)
     # Updates between two lines, and between two points in MLflow.
-    log_every_steps: int = 10
+    log_every_steps: int = field(default=10, metadata=config.PLACE)
     # Updates between two validations; the last update has one as well.
     validate_every_steps: int = 100
     # Fixed windows of each held-out set that a validation scores, at most.
@@ -43,7 +42,7 @@ class TrainConfig:
     # Updates skipped for a loss or gradient that is not finite before the run stops, where a step is logged.
     nonfinite_budget: int = 10
     # A JSON Lines file for the window ids of each global batch; empty: none.
-    log_window_ids: str = ""
+    log_window_ids: str = field(default="", metadata=config.PLACE)
 
     def __post_init__(self) -> None:
         config.at_least(0, **{"train.steps": self.steps, "train.micro_batch": self.micro_batch})
@@ -81,7 +80,7 @@ class Recipe:
     # A run folder or checkpoint with whose weights a new run begins, on audio of its own; empty: from scratch.
     init_from: str = ""
     window: WindowConfig = field(default_factory=lambda: WindowConfig(kind="crop", seconds=10.0))
-    feed: FeedConfig = field(default_factory=FeedConfig)
+    feed: FeedConfig = field(default_factory=FeedConfig, metadata=config.PLACE)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: InfoNCEConfig = field(default_factory=InfoNCEConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -105,9 +104,7 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """What may not change when a run goes on: all that its coming batches and updates are a function of."""
-        train = {name: getattr(self.train, name) for name in ("batch", "lanes")}
-        parts = {
-            name: dataclasses.asdict(getattr(self, name))
-            for name in ("window", "model", "objective", "augment", "optim")
-        }
-        return {"seed": self.seed, "init_from": self.init_from, "train": train, **parts}
+        whole = config.identity(self)
+        train = {name: whole["train"][name] for name in ("batch", "lanes")}
+        kept = ("seed", "init_from", "window", "model", "objective", "augment", "optim")
+        return {**{name: whole[name] for name in kept}, "train": train}

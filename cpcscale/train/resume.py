@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -35,12 +33,11 @@ def origin(restored: Restored | None, recipe: Recipe) -> tuple[CPC, dict[str, An
     if restored or not recipe.init_from:
         return None
     network, metadata = checkpoint.load_encoder(recipe.init_from)
-    differing = list(_differing(asdict(network.config), asdict(recipe.model)))
+    differing = config.differences({"model": config.identity(network.config)}, {"model": config.identity(recipe.model)})
     if differing:
-        key, old, new = differing[0]
         raise UserError(
-            f"init_from={recipe.init_from} has a network with model.{key}={old}, this config says {new}: keep the "
-            "network's shape, or begin from scratch"
+            f"init_from={recipe.init_from} has a network with {differing[0]}: keep the network's shape, or begin from "
+            "scratch"
         )
     return network, metadata
 
@@ -64,13 +61,12 @@ def position(restored: Restored | None, recipe: Recipe, index: Index, windows: n
         begun.chapters = [[0, 0, index.shards.num_rows]]
         return begun
     there = restored.position
-    differing = list(_differing(there.identity, recipe.identity()))
+    differing = config.differences(there.identity, recipe.identity())
     if differing:
-        key, old, new = differing[0]
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise UserError(
-            f"{restored.url} was trained with {key}={old}, this config says {new}{more}: name another run_dir to "
-            "start anew, or keep the value"
+            f"{restored.url} was trained with {differing[0]}{more}: name another run_dir to start anew, or keep the "
+            "value"
         )
     there.chapters = _chapters(restored, recipe, index, windows, append)
     there.fingerprint = index.fingerprint
@@ -120,10 +116,3 @@ def _chapters(restored: Restored, recipe: Recipe, index: Index, windows: np.ndar
     order = Order(windows, recipe.seed, recipe.train.lanes, recipe.train.batch, [Chapter(*each) for each in begun])
     step, epoch = order.edge(there.step)
     return [*(chapter for chapter in begun if chapter[0] < step), [step, epoch, index.shards.num_rows]]
-
-
-def _differing(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    before, after = dict(config.leaves(old)), dict(config.leaves(new))
-    for key in before | after:
-        if before.get(key) != after.get(key):
-            yield key, before.get(key), after.get(key)

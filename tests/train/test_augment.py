@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 import scipy.signal
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cpcscale.errors import UserError
-from cpcscale.train.augment import AugmentConfig, augmented, band_stop, pitched
+from cpcscale.train.augment import AugmentConfig, augmented, band_stop
 
 RATE_HZ = 16_000
 SAMPLES = 16_000
 ROWS = 6
-EFFECTS = ("noise_p", "reverb_p", "band_drop_p", "time_drop_p", "pitch_p")
+EFFECTS = ("noise_p", "reverb_p", "band_drop_p", "time_drop_p")
 BY_FFT = ("reverb_p", "band_drop_p", "all")
 OFF = dict.fromkeys(EFFECTS, 0.0)
 ALL = AugmentConfig(**dict.fromkeys(EFFECTS, 1.0))
@@ -51,9 +49,8 @@ def impulse(rows: int, place: int) -> torch.Tensor:
     return wave_BS
 
 
-def test_it_is_off_unless_asked_for_and_pitch_even_then():
+def test_it_is_off_unless_asked_for():
     assert not AugmentConfig().past
-    assert AugmentConfig().pitch_p == 0
 
 
 def test_rows_that_draw_no_effect_come_back_bit_for_bit():
@@ -130,13 +127,12 @@ def test_an_effect_befalls_its_share_of_the_rows(probability):
     assert share == pytest.approx(probability, abs=4 * math.sqrt(probability * (1 - probability) / rows))
 
 
-@pytest.mark.parametrize("other", ["noise_p", "reverb_p", "band_drop_p", "pitch_p"])
+@pytest.mark.parametrize("other", ["noise_p", "reverb_p", "band_drop_p"])
 def test_what_one_effect_draws_does_not_depend_on_another(other):
     spec = {**OFF, "time_drop_p": 0.5, "time_drop_s": [0.02, 0.05]}
     alone = heard(waves(), AugmentConfig(**spec)) == 0
     together = heard(waves(), AugmentConfig(**{**spec, other: 0.5})) == 0
-    # The pitch shifter begins in silence.
-    assert torch.equal(alone[:, 1000:], together[:, 1000:])
+    assert torch.equal(alone, together)
     assert alone.any()
 
 
@@ -250,30 +246,6 @@ def heard_ones(rows: int, samples_B: torch.Tensor) -> torch.Tensor:
     return augmented(torch.ones(rows, SAMPLES), keys(rows), samples_B, only("time_drop_p", time_drop_s=[0.02, 0.05]))
 
 
-@pytest.mark.parametrize("cents", [-700.0, -300.0, 300.0, 700.0])
-def test_the_pitch_moves_by_its_interval_and_the_pace_stays(cents):
-    # Whole periods in half a grain, so that the taps add up.
-    tone = torch.sin(2 * math.pi * 400 * torch.arange(SAMPLES) / RATE_HZ)
-    result = pitched(tone.unsqueeze(0), torch.tensor([cents]).double(), torch.zeros(1, dtype=torch.float64))[0]
-    assert result.shape == tone.shape
-    power = torch.fft.rfft(result).abs().square()
-    loudest = power.argmax().item() * RATE_HZ / SAMPLES
-    assert loudest == pytest.approx(400 * 2 ** (cents / 1200), abs=2.0)
-    assert power[int(loudest) - 20 : int(loudest) + 21].sum() > 0.9 * power.sum()
-
-
-@given(st.floats(-1200, 1200), st.floats(0, 0.999))
-def test_the_taps_of_the_pitch_shifter_weigh_1_together(cents, phase):
-    ones_BS, ends = torch.ones(1, 4000), torch.tensor([[cents], [phase]], dtype=torch.float64)
-    torch.testing.assert_close(pitched(ones_BS, *ends)[:, 480:], ones_BS[:, 480:].double(), rtol=0, atol=1e-12)
-
-
-def test_a_pitch_that_stays_is_a_delay():
-    wave_BS, zeros = waves(1), torch.zeros(1, dtype=torch.float64)
-    result = pitched(wave_BS, zeros, torch.tensor([0.5], dtype=torch.float64))
-    torch.testing.assert_close(result[:, 240:], wave_BS[:, :-240].double(), rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
@@ -287,7 +259,6 @@ def test_a_pitch_that_stays_is_a_delay():
         ({"band_drop_hz": [0.0, 100.0]}, "augment.band_drop_hz"),
         ({"band_drop_hz": [100.0, 8000.0]}, "augment.band_drop_hz"),
         ({"time_drop_s": [-0.1, 0.1]}, "augment.time_drop_s"),
-        ({"pitch_cents": [-2400.0, 0.0]}, "augment.pitch_cents"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_by_its_name(bad, words):

@@ -34,8 +34,10 @@ class CorpusConfig:
     path: str = ""  # folder of the corpus as its owners ship it, or the CSV file itself; local or s3://
     # The shard set that `cpcscale pack` made of the corpus, local or s3://: the audio is read from there, and of `path`
     # only the labels. Empty: from the audio files.
-    shards: str = ""
-    name: str = ""  # csv, msp-podcast: what tables call it; empty: the name of the CSV's folder, or the kind
+    shards: str = field(default="", metadata=config.PLACE)
+    name: str = field(
+        default="", metadata=config.PLACE
+    )  # csv, msp-podcast: what tables call it; empty: the name of the CSV's folder, or the kind
     scale: list[float] = field(default_factory=lambda: [1.0, 5.0])  # csv: the least and the greatest label possible
     max_s: float = 10.0  # a longer utterance is heard in overlapping windows of so many seconds
     # Of an audio file that is missing, empty or unreadable: stop with one line, or skip its row, counted and named.
