@@ -8,15 +8,14 @@ import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 
-import cpcscale
 from cpcscale import config, storage
+from cpcscale.emotion import minicpc
 from cpcscale.emotion.cache import kind
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.hearing import Encoder, EncoderLayer, Hearing, WaveNorm
@@ -118,8 +117,6 @@ def wave_level(waves: Iterable[np.ndarray]) -> tuple[float, float]:
 
 def pretrained_on(recipe: EmotionRecipe, corpus: Corpus, known: Encoder | None, rows: Sequence[int]) -> CPC:
     """A network pretrained on these utterances alone, in this process."""
-    from cpcscale.emotion.minicpc import pretrain_on
-
     chosen = [corpus.utterances[row] for row in rows]
     sources = [
         AudioFile(
@@ -133,7 +130,7 @@ def pretrained_on(recipe: EmotionRecipe, corpus: Corpus, known: Encoder | None, 
     )
     pretraining = dataclasses.replace(recipe.pretraining, model=_model(recipe, known), train=train)
     with tempfile.TemporaryDirectory(prefix="minicpc-") as folder:
-        return pretrain_on(sources, pretraining, folder)
+        return minicpc.pretrain_on(sources, pretraining, folder)
 
 
 def pretrained_on_corpus(recipe: EmotionRecipe, waves: Waves, known: Encoder | None) -> CPC:
@@ -150,7 +147,9 @@ def pretrained_on_corpus(recipe: EmotionRecipe, waves: Waves, known: Encoder | N
     placeless = dataclasses.replace(
         recipe.pretraining, model=model, train=dataclasses.replace(recipe.pretraining.train, threads=0)
     )
-    what = kind("minicpc network", config.digest(placeless), json.dumps(heard), _package_digest())
+    what = kind(
+        "minicpc network", config.digest(placeless), json.dumps(heard), f"{minicpc.VERSION} torch {torch.__version__}"
+    )
     blank = build(model, seed=0)
     names = list(blank.state_dict())
     held = waves.cache.held(what)
@@ -181,19 +180,9 @@ def encoder_digest(encoder: Encoder | None) -> str:
 
 
 def features_digest(hearing: Hearing) -> str:
-    """All that decides what is heard, but for the source of this project and torch."""
+    """What decides the features of an encoder beside the waveform."""
     library = library_version() if isinstance(hearing.encoder, HFEncoder) else ""
-    return f"{encoder_digest(hearing.encoder)} {hearing.features} {library}"
-
-
-@cache
-def _package_digest() -> str:
-    """sha256 of the source of this project, and of torch's version: pretraining takes nearly all of it."""
-    digest = hashlib.sha256(torch.__version__.encode())
-    root = Path(cpcscale.__file__).parent
-    for file in sorted(root.rglob("*.py")):
-        digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()
+    return f"{encoder_digest(hearing.encoder)} {hearing.features} torch {torch.__version__} {library}"
 
 
 def _gone() -> np.ndarray:

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any
 
-import kaldi_native_fbank as knf
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cpcscale import model
+from cpcscale.emotion import functionals
 from cpcscale.emotion.ahead import Picked, flat, in_chunks
 from cpcscale.emotion.classic import summarise
 from cpcscale.emotion.corpora.corpus import Corpus
@@ -36,7 +33,6 @@ from cpcscale.emotion.encoders import (
     wave_level,
 )
 from cpcscale.emotion.fit import device
-from cpcscale.emotion.functionals import functionals
 from cpcscale.emotion.hearing import Encoder, Hearing
 from cpcscale.emotion.prosody import chosen, prosody, version
 from cpcscale.emotion.recipe import EmotionRecipe
@@ -47,7 +43,7 @@ from cpcscale.emotion.speakers import Scale, Scaled, apply_each, speaker_scales,
 from cpcscale.emotion.splits import Split
 from cpcscale.emotion.waves import Features, Waves, Windows, features
 from cpcscale.errors import UserError
-from cpcscale.model.frontend import log_mel, mfcc
+from cpcscale.model import frontend
 
 log = logging.getLogger(__name__)
 
@@ -200,16 +196,18 @@ def _heard(recipe: EmotionRecipe, waves: Waves, encoder: Encoder | None, source:
     shared = Prepared(waves.corpus, waves, encoder=encoder, source=source)
     match recipe.system:
         case "functionals":
-            return dataclasses.replace(shared, vectors_UF=_vectors(recipe, waves, "", functionals))
+            vectors_UF = _vectors(recipe, waves, functionals.version(), functionals.functionals)
+            return dataclasses.replace(shared, vectors_UF=vectors_UF)
         case "prosody":
             kind = chosen(recipe.prosody)
             measure = partial(prosody, kind=kind)
             return dataclasses.replace(shared, vectors_UF=_vectors(recipe, waves, version(kind), measure))
         case "mfcc":
-            measure = partial(mfcc, coefficients=COEFFICIENTS)
-            inputs = features("mfcc", _digest(COEFFICIENTS), waves, partial(_each, measure))
+            measure = partial(frontend.mfcc, coefficients=COEFFICIENTS)
+            inputs = features("mfcc", f"{COEFFICIENTS} {frontend.version()}", waves, partial(_each, measure))
         case "logmel":
-            inputs = features("logmel", _digest(BANDS), waves, partial(_each, partial(log_mel, bands=BANDS)))
+            measure = partial(frontend.log_mel, bands=BANDS)
+            inputs = features("logmel", f"{BANDS} {frontend.version()}", waves, partial(_each, measure))
         case "random" if encoder is not None:
             inputs = _encoded(recipe, waves, untrained(recipe, encoder, level_of(encoder)))
         case "precpc" if recipe.encoder.frozen and encoder is not None:
@@ -257,14 +255,16 @@ def statistics(frames: Iterable[np.ndarray]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.asarray(mean_C)).float(), torch.from_numpy(np.sqrt(square_C / count)).float()
 
 
-def _vectors(recipe: EmotionRecipe, waves: Waves, kind: str, measure: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    found = features(recipe.system, _digest(kind), waves.spanning(_WHOLE_S), partial(_each, measure))
+def _vectors(
+    recipe: EmotionRecipe, waves: Waves, version: str, measure: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    found = features(recipe.system, version, waves.spanning(_WHOLE_S), partial(_each, measure))
     return np.stack([found[row][0] for row in range(len(found))])
 
 
 def _encoded(recipe: EmotionRecipe, waves: Waves, encoder: Encoder) -> Features:
     hearing = _hearing(recipe, encoder)
-    what = _digest(features_digest(hearing))
+    what = features_digest(hearing)
     return features(f"{recipe.system} features", what, waves.at_least(hearing.least_samples), _encode(recipe, encoder))
 
 
@@ -282,20 +282,6 @@ def _say_ablation(recipe: EmotionRecipe) -> None:
             "encoder.wave_norm=%s: the encoder was pretrained at the level of encoder.wave_norm=corpus; an ablation",
             recipe.encoder.wave_norm,
         )
-
-
-@cache
-def _sources() -> str:
-    """sha256 of the source that computes features: what another version of it made is not taken from the cache."""
-    digest = hashlib.sha256(f"{knf.__version__} {torch.__version__}".encode())
-    for folder in (Path(model.__file__).parent, Path(__file__).parent):
-        for file in sorted(folder.glob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _digest(*of: object) -> str:
-    return " ".join([_sources(), *map(str, of)])
 
 
 def _each(measure: Callable[[np.ndarray], np.ndarray], windows: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -11,8 +11,10 @@ import numpy as np
 
 from cpcscale import audio
 from cpcscale.emotion.classic import refuse_short
-from cpcscale.model.frontend import mfcc
+from cpcscale.model import frontend
 
+# Raise it when `functionals` gives other values.
+VERSION = 1
 COEFFICIENTS = 20
 PERCENTILES = (5, 25, 50, 75, 95)
 NAMES = (
@@ -30,7 +32,7 @@ def functionals(wave_S: np.ndarray) -> np.ndarray:
     The deltas are Kaldi's: the slope of a line through five frames. Raises UserError under 0.1 s.
     """
     refuse_short(wave_S)
-    c_TC = mfcc(wave_S, COEFFICIENTS)
+    c_TC = frontend.mfcc(wave_S, COEFFICIENTS)
     delta_TC = knf.compute_deltas(_deltas(), c_TC)[:, COEFFICIENTS:].astype(np.float64)
     c_TC = c_TC.astype(np.float64)
     blocks = [
@@ -41,6 +43,11 @@ def functionals(wave_S: np.ndarray) -> np.ndarray:
         [len(wave_S) / audio.RATE_HZ],
     ]
     return np.concatenate(blocks).astype(np.float32)
+
+
+def version() -> str:
+    """What decides the values beside the waveform."""
+    return f"{VERSION} mfcc {frontend.version()}"
 
 
 def _deltas() -> knf.DeltaOptions:

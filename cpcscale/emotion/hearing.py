@@ -18,6 +18,8 @@ EncoderLayer = Literal["c", "z", "both", "mix"]
 WaveNorm = Literal["corpus", "window", "none"]
 Encoder: TypeAlias = "CPC | HFEncoder"
 
+# Raise it when the same weights give other values of a layer, or a level is reached in another way.
+VERSION = 1
 # Added to a window's variance, as the transformers library has it; silence stays silence.
 _VARIANCE_FLOOR = 1e-7
 
@@ -75,7 +77,7 @@ class Hearing:
     def features(self) -> str:
         """What decides, beside the encoder, what is heard: features of one name are the same."""
         layer = self._cpc_layer if isinstance(self.encoder, CPC) else self.layer
-        return f"{layer} {self.wave_norm}"
+        return f"{VERSION} {layer} {self.wave_norm}"
 
     def leave_unheard(self) -> None:
         """What the layer is no function of gets no gradient: DDP would wait for one."""

@@ -15,6 +15,9 @@ from cpcscale.train.observer import Quiet
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 
+# Raise it when the same audio, recipe and seed give other weights: networks that were kept are then trained again.
+VERSION = 1
+
 
 def pretrain_on(sources: Sequence[Source], recipe: Recipe, folder: str) -> CPC:
     """A network pretrained on these files alone, in this process, packed and checkpointed below `folder`.

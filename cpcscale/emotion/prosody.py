@@ -58,6 +58,10 @@ _BASE_HZ = 27.5
 _FLOOR = 2.0**-30
 
 
+# Raise it when `prosody` gives other values.
+VERSION = 1
+
+
 def chosen(kind: str) -> str:
     """`egemaps` or `pitch`: for `auto` the first where openSMILE is installed. A result carries it.
 
@@ -77,8 +81,9 @@ def chosen(kind: str) -> str:
 
 
 def version(kind: str) -> str:
-    """The set, and the version of the library outside of this project that decides its values."""
-    return f"{kind} {importlib.metadata.version('opensmile')}" if kind == "egemaps" else kind
+    """What decides the values beside the waveform: the set, VERSION and the version of the library."""
+    library = "opensmile" if kind == "egemaps" else "kaldi-native-fbank"
+    return f"{VERSION} {kind} {library} {importlib.metadata.version(library)}"
 
 
 def names(kind: str) -> tuple[str, ...]:

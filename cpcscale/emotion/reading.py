@@ -33,8 +33,9 @@ _WORDS = {
     "unreadable": "audio that does not decode",
     "short": f"under {LEAST_S} s",
 }
-# Both libraries may change a sample from one version to the next.
-DECODED = kind("waves", f"libsndfile {soundfile.__libsndfile_version__}", f"soxr {soxr.__version__}")
+# Raise it when the same file gives other samples. Both libraries may change one from one version to the next, too.
+VERSION = 1
+DECODED = kind("waves", f"{VERSION}", f"libsndfile {soundfile.__libsndfile_version__}", f"soxr {soxr.__version__}")
 # A request to a store is mostly waiting.
 _STORE_THREADS = 16
 _AHEAD = 64

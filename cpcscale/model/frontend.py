@@ -7,6 +7,9 @@ import numpy as np
 
 from cpcscale import audio
 
+# Raise it when `mfcc` or `log_mel` gives other values: cached features are then computed again. tests/golden watches
+# each VERSION of features.
+VERSION = 1
 _MELS = 80
 
 
@@ -28,6 +31,11 @@ def log_mel(wave_S: np.ndarray, bands: int = 40) -> np.ndarray:
     _shared(options)
     options.mel_opts.num_bins = bands
     return _frames(knf.OnlineFbank(options), wave_S, bands)
+
+
+def version() -> str:
+    """What decides the values beside the waveform: this module's VERSION and the library's."""
+    return f"{VERSION} kaldi-native-fbank {knf.__version__}"
 
 
 def _shared(options: knf.MfccOptions | knf.FbankOptions) -> None:
