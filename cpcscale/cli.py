@@ -348,8 +348,8 @@ def _size(options: argparse.Namespace) -> None:
     from cpcscale.cluster.spec import PretrainConfig
     from cpcscale.report.size import size_lines
     from cpcscale.size.machines import Machines
+    from cpcscale.size.plan import size
     from cpcscale.size.rates import Rates
-    from cpcscale.size.size import size
 
     machines = Machines(
         options.nodes,

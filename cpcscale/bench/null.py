@@ -20,11 +20,11 @@ from cpcscale.stream.feed import FeedSource
 from cpcscale.train.begin import Data
 from cpcscale.train.loop import pretrain, thread_feed
 from cpcscale.train.meter import HIDDEN, PHASES, Stalls
+from cpcscale.train.moving import Timeline, timeline
 from cpcscale.train.observer import Quiet
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.step import TrainStep
-from cpcscale.train.timeline import Timeline, timeline
 
 # Updates of a lap; the first one is not measured.
 LAP = 10

@@ -19,8 +19,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cpcscale import storage
-from cpcscale.cluster.probe_spec import ProbeConfig
-from cpcscale.cluster.spec import PretrainConfig
+from cpcscale.cluster.spec import PretrainConfig, ProbeConfig
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import fold_splits, marks

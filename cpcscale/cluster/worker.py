@@ -14,8 +14,7 @@ from cpcscale import storage
 from cpcscale.cluster.data import open_data
 from cpcscale.errors import UserError
 from cpcscale.train.loop import pretrain, thread_feed
-from cpcscale.train.notices import Notices, StoppedError
-from cpcscale.train.observer import Observer
+from cpcscale.train.observer import Notices, Observer, StoppedError
 from cpcscale.train.ranks import Ranks
 
 _LISTEN_EVERY_S = 0.5

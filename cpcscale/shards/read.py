@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import mmap
+import os
 import resource
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
+from pathlib import Path
 
 import xxhash
 
@@ -18,9 +22,34 @@ from cpcscale import storage
 from cpcscale.account import Account
 from cpcscale.errors import UserError
 from cpcscale.shards.cache import NoRoomError, ShardCache, StoppedError
-from cpcscale.shards.held import Held
 from cpcscale.shards.index import Index
 from cpcscale.shards.rows import ShardRows
+
+
+class Held:
+    """An open file of which members are read by range. Safe between threads; closed by its last reference.
+
+    `whole`: a finished file of the cache, which nobody ever writes to again: it is mapped, and its members are not
+    copied. What a user may replace or cut is read by calls, which fail where a mapping would end the process.
+    """
+
+    def __init__(self, path: Path, *, whole: bool) -> None:
+        self._file = FileIO(str(path), "rb")
+        size = os.fstat(self._file.fileno()).st_size
+        self._view = memoryview(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)) if whole and size else None
+        if self._view:
+            # The mapping has a descriptor of its own.
+            self._file.close()
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes that stand so far."""
+        return len(self._view) if self._view else os.fstat(self._file.fileno()).st_size
+
+    def read(self, first: int, size: int) -> bytes | memoryview:
+        """The bytes [first, first + size), fewer where the file ends before."""
+        return self._view[first : first + size] if self._view else os.pread(self._file.fileno(), size, first)
+
 
 log = logging.getLogger(__name__)
 

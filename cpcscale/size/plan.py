@@ -13,15 +13,36 @@ from dataclasses import dataclass
 import numpy as np
 
 from cpcscale import audio, storage
-from cpcscale.cluster.spec import PretrainConfig
+from cpcscale.cluster.data import open_data
+from cpcscale.cluster.spec import PretrainConfig, absolute
 from cpcscale.model.size import facts
 from cpcscale.shards.index import Index
 from cpcscale.size.machines import Machines
-from cpcscale.size.rates import Rates
+from cpcscale.size.rates import Rates, needs_gpu, rates
 from cpcscale.stream import window
+from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.order import Order
 from cpcscale.train.begin import Data
 from cpcscale.train.resume import total_steps
+
+
+def size(config: PretrainConfig, machines: Machines, given: Rates) -> Sizes:
+    """The sizes of a run from its first step on, on these machines; rates of 0 are measured, on this one.
+
+    Writes nothing. Raises UserError for workers without a lane, without shards, and for the rate of GPUs where there is
+    none to measure.
+    """
+    config = absolute(config)
+    storage.configure(config.storage)
+    workers = machines.workers(config)
+    if machines.gpus_per_node:
+        needs_gpu(config, given)
+    data = open_data(config)
+    windows = shard_windows(data.train, config.window)
+    order = Order(windows, config.seed, config.train.lanes, config.train.batch)
+    speed = rates(config, data.train, windows, workers, machines.on_node(config), machines.cores_per_node, given)
+    return sizes(config, data, order, machines, speed)
+
 
 _NUMBER_BYTES = 4
 # Of the time of an update, which is 1 part forward and 2 parts backward: gradients travel beside the latter.

@@ -17,8 +17,7 @@ from cpcscale.train.begin import Data, StepMaker, begin
 from cpcscale.train.checkpoint import tensors_of
 from cpcscale.train.figures import feed_seconds, figures, summary
 from cpcscale.train.meter import Beside, Meter
-from cpcscale.train.notices import Notices, StoppedError, asks_to_stop
-from cpcscale.train.observer import Observer
+from cpcscale.train.observer import Notices, Observer, StoppedError, asks_to_stop
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.step import TrainStep, scores

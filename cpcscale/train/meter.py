@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
-from cpcscale.train.timeline import Timeline
+from cpcscale.train.moving import Timeline
 
 # The critical path in the order of a step; `unattributed` is what no phase claims.
 PHASES = (

@@ -20,10 +20,9 @@ from cpcscale.stream.draft import Batch
 from cpcscale.train import optim
 from cpcscale.train.augment import augmented
 from cpcscale.train.ema import Ema
-from cpcscale.train.moving import Moving
+from cpcscale.train.moving import Moving, timeline
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
-from cpcscale.train.timeline import timeline
 
 # (z_BTC, predictions_BTKC, scale []), all in fp32.
 Made = tuple[Tensor, Tensor, Tensor]

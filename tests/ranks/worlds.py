@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
 from cpcscale.train.loop import pretrain
-from cpcscale.train.notices import Notices, StoppedError
+from cpcscale.train.observer import Notices, StoppedError
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.step import TrainStep, scores
 

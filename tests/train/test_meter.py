@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from cpcscale.account import Account
 from cpcscale.train.loop import pretrain
 from cpcscale.train.meter import HIDDEN, PHASES, Beside, Meter, Stalls, peak_tflops, stalls, utilisation
+from cpcscale.train.moving import timeline
 from cpcscale.train.ranks import Ranks
-from cpcscale.train.timeline import timeline
 
 SECONDS = st.floats(0, 1e4, allow_nan=False)
 SPENT = st.dictionaries(st.sampled_from([*PHASES, "wait", "no phase of ours"]), SECONDS)

@@ -12,7 +12,7 @@ import speech
 import torch
 
 from cpcscale.train.loop import pretrain
-from cpcscale.train.notices import Notices, StoppedError, asks_to_stop
+from cpcscale.train.observer import Notices, StoppedError, asks_to_stop
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 
