@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from cpcscale import heap
+from cpcscale import freed_memory
 from cpcscale.arguments import command_line
 from cpcscale.errors import Terminated, UserError
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(text.startswith("-") or "=" not in text for text in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides += rest
-    heap.keep()
+    freed_memory.keep()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -86,7 +86,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _pack(options: argparse.Namespace) -> None:
     from cpcscale import config
-    from cpcscale.cluster.pack import pack
+    from cpcscale.cluster.shard_tasks import pack
     from cpcscale.shards.pack import PackConfig
 
     packed = pack(options.source, options.target, config.load(PackConfig, None, options.overrides))
@@ -116,10 +116,10 @@ def _pack(options: argparse.Namespace) -> None:
 
 def _index(options: argparse.Namespace) -> None:
     from cpcscale import config
-    from cpcscale.cluster.index import index
-    from cpcscale.report.sets import index_lines, index_values
+    from cpcscale.cluster.shard_tasks import index
+    from cpcscale.report.terminal.sets import index_lines, index_values
     from cpcscale.shards.adoption.adopt import exclude_from
-    from cpcscale.shards.adoption.foreign import IndexConfig
+    from cpcscale.shards.adoption.read_tar import IndexConfig
 
     spec = config.load(IndexConfig, None, options.overrides)
     if options.exclude and (options.append or options.overrides):
@@ -139,7 +139,7 @@ def _index(options: argparse.Namespace) -> None:
 def _audit(options: argparse.Namespace) -> int:
     from cpcscale import config
     from cpcscale.cluster.audit import AuditConfig, audit
-    from cpcscale.report.sets import audit_lines
+    from cpcscale.report.terminal.sets import audit_lines
 
     values = audit(options.shards, config.load(AuditConfig, None, options.overrides))
     if options.json:
@@ -148,7 +148,7 @@ def _audit(options: argparse.Namespace) -> int:
         print("\n".join(audit_lines(values)))
     if options.plot:
         # It brings matplotlib, which a table does not need.
-        from cpcscale.report.audit_plot import write_plot
+        from cpcscale.report.plots.audit import write_plot
 
         write_plot(values, options.plot)
         print(f"plot: {options.plot}", file=sys.stderr)
@@ -157,9 +157,9 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _pretrain(options: argparse.Namespace) -> None:
     from cpcscale import config
-    from cpcscale.cluster.pretrain import pretrain
-    from cpcscale.cluster.spec import PretrainConfig
-    from cpcscale.report.pretrain import pretrain_lines
+    from cpcscale.cluster.pretrain_config import PretrainConfig
+    from cpcscale.experiments.pretrain import pretrain
+    from cpcscale.report.terminal.pretrain import pretrain_lines
 
     summary = pretrain(config.load(PretrainConfig, options.config, options.overrides), take_over=options.take_over)
     if options.json:
@@ -169,20 +169,20 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _checkpoint(options: argparse.Namespace) -> int:
-    from cpcscale.report import checkpoints as report
-    from cpcscale.train import look
+    from cpcscale.report.terminal import checkpoints as report
+    from cpcscale.runs import inspect
 
     if options.overrides:
         raise UserError(f"`checkpoint {options.what}` takes a path and no settings such as {options.overrides[0]}")
     match options.what:
         case "ls":
-            values = look.listed(options.path)
+            values = inspect.listed(options.path)
             lines = report.list_lines(values)
         case "show":
-            values = look.shown(options.path)
+            values = inspect.shown(options.path)
             lines = report.show_lines(values)
         case _:
-            values = look.verified(options.path)
+            values = inspect.verified(options.path)
             lines = report.verify_lines(values)
     if options.json:
         _emit(values)
@@ -197,8 +197,8 @@ def _corpus(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.emotion.corpora import open_corpus
     from cpcscale.emotion.corpora.corpus import CorpusConfig
-    from cpcscale.emotion.describe import describe
-    from cpcscale.report.corpus import corpus_lines
+    from cpcscale.emotion.scores.describe import describe
+    from cpcscale.report.terminal.corpus import corpus_lines
 
     # What a run is told as corpus.kind=..., and so what an error says to pass, is known here too.
     path = options.path.removeprefix("corpus.path=")
@@ -214,8 +214,8 @@ def _corpus(options: argparse.Namespace) -> None:
 
 def _finetune(options: argparse.Namespace) -> None:
     from cpcscale import config
-    from cpcscale.cluster.finetune import FinetuneConfig, finetune
-    from cpcscale.report.finetune import finetune_lines
+    from cpcscale.experiments.finetune import FinetuneConfig, finetune
+    from cpcscale.report.terminal.finetune import finetune_lines
 
     result = finetune(config.load(FinetuneConfig, options.config, options.overrides)).as_dict()
     if options.json:
@@ -227,7 +227,7 @@ def _finetune(options: argparse.Namespace) -> None:
 
 def _sweep(options: argparse.Namespace) -> None:
     from cpcscale import config
-    from cpcscale.cluster.sweep import SweepConfig, sweep
+    from cpcscale.experiments.sweep.run import SweepConfig, sweep
 
     result = sweep(config.load(SweepConfig, options.config, options.overrides), resume=options.resume)
     if options.json:
@@ -240,9 +240,9 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _reproduce(options: argparse.Namespace) -> None:
     from cpcscale import config
-    from cpcscale.cluster.reproduce import reproduce
-    from cpcscale.cluster.reproduce_spec import ReproduceConfig
-    from cpcscale.report.results import results_lines, results_markdown
+    from cpcscale.experiments.many_runs_config import ReproduceConfig
+    from cpcscale.experiments.reproduce.run import reproduce
+    from cpcscale.report.terminal.results import results_lines, results_markdown
 
     # Without a config the first override stands in its place.
     if options.config and "=" in options.config:
@@ -255,9 +255,9 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from cpcscale import config
-    from cpcscale.cluster.evaluate import evaluate
-    from cpcscale.cluster.evaluate_spec import EvaluateConfig
-    from cpcscale.report.evaluate import evaluate_files, evaluate_lines
+    from cpcscale.experiments.evaluate.config import EvaluateConfig
+    from cpcscale.experiments.evaluate.run import evaluate
+    from cpcscale.report.terminal.evaluate import evaluate_files, evaluate_lines
 
     overrides = [*options.overrides, *(["dry_run=true"] if options.dry_run else [])]
     spec = config.load(EvaluateConfig, options.config, overrides)
@@ -269,7 +269,7 @@ def _show_table(
     options: argparse.Namespace, result: dict[str, Any], lines: Callable[[Mapping[str, Any]], list[str]]
 ) -> None:
     """A table of several runs by its `lines`, or what a dry run foretells."""
-    from cpcscale.report.results import forecast_lines
+    from cpcscale.report.terminal.results import forecast_lines
 
     if options.json:
         _emit(result)
@@ -295,7 +295,7 @@ def _compare(options: argparse.Namespace) -> None:
             print(compare.format_table(rows))
     if options.html:
         # It brings matplotlib, which a table does not need.
-        from cpcscale.report.write import write_html
+        from cpcscale.report.html.compare_page import write_html
 
         write_html(runs, options.html)
         print(f"page: {options.html}", file=sys.stderr)
@@ -303,7 +303,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     from cpcscale import config
-    from cpcscale.report import bench as report
+    from cpcscale.report.terminal import bench as report
 
     if options.profile and options.what != "train":
         raise UserError(f"--profile is of `bench train`, not of `bench {options.what}`: leave it out")
@@ -315,7 +315,7 @@ def _bench(options: argparse.Namespace) -> None:
     if options.what == "plan":
         if options.config or options.overrides:
             raise UserError("`bench plan` takes no config: give --shards, --lanes and --rows")
-        from cpcscale.bench.plan import bench_plan
+        from cpcscale.bench.order_at_scale import bench_plan
 
         result = bench_plan(options.shards, options.lanes, options.rows)
         lines = report.plan_lines(result)
@@ -326,8 +326,8 @@ def _bench(options: argparse.Namespace) -> None:
         lines = report.train_lines(result)
     elif options.what == "scale":
         from cpcscale.bench.scale import ScaleBenchConfig, bench_scale
-        from cpcscale.cluster.scale import actors, feeders
-        from cpcscale.report.scale import scale_lines
+        from cpcscale.cluster.scale_actors import actors, feeders
+        from cpcscale.report.terminal.scale import scale_lines
 
         result = bench_scale(config.load(ScaleBenchConfig, options.config, options.overrides), feeders, actors)
         lines = scale_lines(result)
@@ -345,8 +345,8 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _size(options: argparse.Namespace) -> None:
     from cpcscale import config
-    from cpcscale.cluster.spec import PretrainConfig
-    from cpcscale.report.size import size_lines
+    from cpcscale.cluster.pretrain_config import PretrainConfig
+    from cpcscale.report.terminal.size import size_lines
     from cpcscale.size.machines import Machines
     from cpcscale.size.plan import size
     from cpcscale.size.rates import Rates

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cpcscale.stream.draft import BadWindow, Batch
+from cpcscale.stream.batch import BadWindow, Batch
 
 SAMPLES = 10_240
 # Rows 2 and 5 have no audio: with three ranks they are all that rank 2 has.

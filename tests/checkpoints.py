@@ -10,11 +10,12 @@ import speech
 import torch
 
 from cpcscale.model.cpc import build
-from cpcscale.train import checkpoint, files
+from cpcscale.runs import checkpoint_files
+from cpcscale.runs.checkpoint_files import MARKER
+from cpcscale.runs.ledger import Ledger
+from cpcscale.runs.publisher import Publisher
+from cpcscale.train import checkpoint
 from cpcscale.train.checkpoint import Position, Restored, contents, tensors_of
-from cpcscale.train.files import MARKER
-from cpcscale.train.ledger import Ledger
-from cpcscale.train.publisher import Publisher
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.step import TrainStep
@@ -72,7 +73,7 @@ def whole(folder: Path | str) -> list[tuple[int, str]]:
     return [
         (step, name)
         for name, (step, _) in ledger.folders().items()
-        if not list(files.problems(f"{ledger.checkpoints}/{name}", every_byte=True))
+        if not list(checkpoint_files.problems(f"{ledger.checkpoints}/{name}", every_byte=True))
     ]
 
 

@@ -18,7 +18,7 @@ from trees import noise
 
 from cpcscale import audio
 from cpcscale.shards.index import Index
-from cpcscale.shards.read import ShardReader
+from cpcscale.shards.reader import ShardReader
 
 FORMS = {
     "wav": ("WAV", "PCM_16"),

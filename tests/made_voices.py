@@ -7,15 +7,15 @@ import numpy as np
 import soundfile
 
 from cpcscale.emotion.corpora.corpus import CorpusConfig
-from cpcscale.emotion.fit import FitConfig
+from cpcscale.emotion.heads.attention import RecogniserConfig
+from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.recipe import EmotionRecipe, PretrainedConfig, ProtocolConfig
-from cpcscale.emotion.recogniser import RecogniserConfig
 from cpcscale.model.context import ContextConfig
 from cpcscale.model.cpc import ModelConfig, build
 from cpcscale.model.encoder import EncoderConfig
+from cpcscale.runs.ledger import Ledger
+from cpcscale.runs.publisher import Publisher
 from cpcscale.train.checkpoint import Position, contents
-from cpcscale.train.ledger import Ledger
-from cpcscale.train.publisher import Publisher
 from cpcscale.train.recipe import Recipe
 
 TINY = ModelConfig(encoder=EncoderConfig(channels=6), context=ContextConfig(width=8))

@@ -16,8 +16,8 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack_sources
 from cpcscale.shards.packing.sources import Source
 from cpcscale.shards.rows import scan
-from cpcscale.train.begin import Data
 from cpcscale.train.recipe import Recipe
+from cpcscale.train.setup import Data
 
 AUDIO = Path(__file__).parent / "data" / "speech"
 UNSEEN_VOICE = "asterisk_it"

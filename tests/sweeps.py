@@ -8,8 +8,8 @@ from typing import Any
 
 from made_voices import recipe
 
-from cpcscale.cluster.sweep_spec import SweepConfig
 from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.experiments.sweep.config import SweepConfig
 from cpcscale.tracking.runs import TrackedRun, read_runs
 from cpcscale.tracking.tracker import TrackingConfig
 

@@ -25,17 +25,17 @@ import numpy as np
 import soundfile
 
 from cpcscale import audio, config, storage
-from cpcscale.bench import corpus, object_store, peers
-from cpcscale.bench.turns import account, in_turns, ratio
+from cpcscale.bench import object_store, peers, speech_set
+from cpcscale.bench.interleaved import account, in_turns, ratio
 from cpcscale.errors import UserError
 from cpcscale.progress import note
 from cpcscale.shards.index import Index
-from cpcscale.shards.read import ShardReader
-from cpcscale.stream.counts import shard_windows
-from cpcscale.stream.draft import WindowReader
+from cpcscale.shards.reader import ShardReader
+from cpcscale.stream.batch import WindowReader
 from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed, decode_threads
-from cpcscale.stream.order import Order
+from cpcscale.stream.run_order import Order
 from cpcscale.stream.window import WindowConfig
+from cpcscale.stream.window_counts import shard_windows
 
 _RAM_DISK = Path("/dev/shm")
 _CHUNK_THREADS = 2
@@ -164,7 +164,7 @@ def _prepared(spec: FeedBenchConfig, folder: Path, stack: contextlib.ExitStack) 
             raise UserError(f"shards={spec.shards} is on a store: name a local set, and the store as `store`")
     else:
         note(f"bench feed: making {spec.hours:g} h of {spec.utterance_s:g} s utterances as {spec.codec}")
-        index = corpus.make(
+        index = speech_set.make(
             spec.audio,
             folder,
             codec=spec.codec,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from cpcscale import heap
+from cpcscale import freed_memory
 from cpcscale.bench.updates import Row, Updates
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
@@ -118,7 +118,7 @@ def groups(counts: list[int], recipe: Recipe, index: Index, updates: int, folder
 
 
 def _work(rank: int, pipes: list[Any], recipe: Recipe, index: Index, updates: int, meeting: str) -> None:
-    heap.keep()
+    freed_memory.keep()
     pipe = pipes[rank]
     # The end of the process that asks is the end of this one.
     with contextlib.suppress(EOFError), joined(rank, len(pipes), meeting) as ranks:

@@ -19,18 +19,18 @@ import numpy as np
 
 from cpcscale import config
 from cpcscale.bench import scale_set
-from cpcscale.bench.alone import alone, peak_mib
+from cpcscale.bench.fresh_process import alone, peak_mib
 from cpcscale.errors import UserError
-from cpcscale.heap import private_mib
+from cpcscale.freed_memory import private_mib
 from cpcscale.progress import note
 from cpcscale.shards.index import Index
-from cpcscale.shards.read import ShardReader
-from cpcscale.stream.counts import shard_windows
-from cpcscale.stream.draft import WindowReader
+from cpcscale.shards.reader import ShardReader
+from cpcscale.stream.batch import WindowReader
 from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed
-from cpcscale.stream.lane import PADDING, served
-from cpcscale.stream.order import Order
+from cpcscale.stream.lanes import PADDING, served
+from cpcscale.stream.run_order import Order
 from cpcscale.stream.window import WindowConfig
+from cpcscale.stream.window_counts import shard_windows
 
 # (base, ranks, batch, steps, window) -> figures; what a Ray of its own is needed for lives behind its door.
 Measure = Callable[[str, int, int, int, WindowConfig], dict[str, Any]]

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from cpcscale import audio
 from cpcscale.shards.index import Index, Part
-from cpcscale.shards.publish import IndexWriter, publish
+from cpcscale.shards.index_writer import IndexWriter, publish
 from cpcscale.shards.rows import GROUP_ROWS, SHARD_COLUMNS, ShardEntry, scan
 
 UTTERANCE_S = 0.1

@@ -1,7 +1,7 @@
 """`cpcscale bench train`: updates against the same network written plainly, against more ranks, and against limits.
 
 Everything is measured in turns: updates of one rank in this process on a fixed batch in memory (`memory`) and on what
-the feed makes (`feed`), the same of several ranks that share the batch, the plain network of bench/plain.py with
+the feed makes (`feed`), the same of several ranks that share the batch, the network of bench/plain_network.py with
 negatives gathered for each prediction and with those of a window shared, the rate of large matrix products over the
 operations that the model's formula counts (`gemm_limit`), and the loop without its network (`null_loop`) against its
 feed alone.
@@ -20,17 +20,17 @@ from typing import Any, Literal
 import torch
 
 from cpcscale import config, storage
-from cpcscale.bench import corpus, null, plain
+from cpcscale.bench import loop_without_network, plain_network, speech_set
+from cpcscale.bench.interleaved import in_turns
 from cpcscale.bench.ranks import groups, refuse_without_gpus
 from cpcscale.bench.train_figures import Costs, figures
-from cpcscale.bench.turns import in_turns
 from cpcscale.bench.updates import Row, Updates
 from cpcscale.errors import UserError
-from cpcscale.model.size import Facts, facts
+from cpcscale.model.cost import Facts, facts
 from cpcscale.objective.infonce import Latents, comparable, counts
 from cpcscale.progress import note
 from cpcscale.shards.index import Index
-from cpcscale.stream.lane import Lanes
+from cpcscale.stream.lanes import Lanes
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.step import TrainStep
@@ -70,10 +70,10 @@ class TrainBenchConfig(Recipe):
                 f"ranks={self.ranks} share train.lanes={self.train.lanes} lanes and some would have none: list at most "
                 f"{self.train.lanes} ranks, or raise train.lanes and with it train.batch"
             )
-        if 0 != self.null_updates <= null.LAP:
+        if 0 != self.null_updates <= loop_without_network.LAP:
             raise UserError(
-                f"null_updates={self.null_updates} leaves nothing to measure after the first {null.LAP}: give more, or "
-                "0 to leave the loop without its network out"
+                f"null_updates={self.null_updates} leaves nothing to measure after the first "
+                f"{loop_without_network.LAP}: give more, or 0 to leave the loop without its network out"
             )
         self._refuse_unlike_plain()
 
@@ -99,7 +99,7 @@ def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cpcscale-bench-")))
         note(f"bench train: making {spec.hours:g} h of speech")
-        index = corpus.make(
+        index = speech_set.make(
             spec.audio, folder, codec="wav", hours=spec.hours, utterance_s=spec.window.seconds, shard_mb=32
         )
         if spec.ranks:
@@ -118,8 +118,10 @@ def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
             contenders["plain_matmul"] = lambda: _plainly(one, "shared")
             contenders["plain_gathered"] = lambda: _plainly(one, "each")
         if spec.null_updates:
-            contenders["null_loop"] = lambda: null.looped(spec, index, one.ranks, spec.null_updates, folder)
-            contenders["feed_alone"] = lambda: null.drained(one.source, one.ranks, spec.null_updates)
+            contenders["null_loop"] = lambda: loop_without_network.looped(
+                spec, index, one.ranks, spec.null_updates, folder
+            )
+            contenders["feed_alone"] = lambda: loop_without_network.drained(one.source, one.ranks, spec.null_updates)
         rows = in_turns("bench train", contenders, spec.runs)
         peak_mib = {1: one.peak_mib} | {world: group.peak_mib for world, group in together.items()}
         return {
@@ -135,8 +137,11 @@ def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
 
 def _costs(one: Updates, index: Index, folder: Path) -> Costs:
     spec = one.recipe
-    with_network, without = (null.marks(spec, index, one.ranks, kind, folder) for kind in (TrainStep, null.NullStep))
-    return Costs(_facts(spec).flops_per_s.total, with_network, without, null.mark_s(one.ranks.device))
+    with_network, without = (
+        loop_without_network.marks(spec, index, one.ranks, kind, folder)
+        for kind in (TrainStep, loop_without_network.NullStep)
+    )
+    return Costs(_facts(spec).flops_per_s.total, with_network, without, loop_without_network.mark_s(one.ranks.device))
 
 
 def _facts(spec: Recipe) -> Facts:
@@ -147,7 +152,7 @@ def _plainly(one: Updates, draw: Literal["each", "shared"]) -> Row:
     """The same update as it is first written: torch's layers, its optimiser's default, one autograd graph."""
     objective, batch, device = replace(one.recipe.objective, draw=draw), one.batch, one.ranks.device
     model = one.model()
-    network = plain.PlainCPC(model).to(device)
+    network = plain_network.PlainCPC(model).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     began = one.now_s()
     wave_BS = torch.from_numpy(batch.wave_BS).to(device).float() / 32768
@@ -157,7 +162,7 @@ def _plainly(one: Updates, draw: Literal["each", "shared"]) -> Row:
     z_BTC, predictions_BTKC = comparable(z_BTC, predictions_BTKC, objective)
     scale = torch.tensor(objective.scale(model.channels), device=device)
     rows = Latents(z_BTC, predictions_BTKC, scale, frames_B, key_B)
-    (plain.loss_K(rows, objective) / counts(frames_B, network.steps)).mean().backward()
+    (plain_network.loss_K(rows, objective) / counts(frames_B, network.steps)).mean().backward()
     optimizer.step()
     return Row(batch.audio_s, one.now_s() - began)
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cpcscale.bench.turns import ratio
+from cpcscale.bench.interleaved import ratio
 from cpcscale.bench.updates import Row
-from cpcscale.train.meter import Stalls
+from cpcscale.train.time_account import Stalls
 
 # The rows of each measurement, turn by turn.
 Rows = Mapping[str, Sequence[Row]]

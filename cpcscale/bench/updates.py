@@ -12,16 +12,16 @@ import torch
 from cpcscale.model.cpc import CPC, build
 from cpcscale.objective.infonce import InfoNCEConfig
 from cpcscale.shards.index import Index
-from cpcscale.stream.counts import shard_windows
-from cpcscale.stream.draft import Batch
+from cpcscale.stream.batch import Batch
 from cpcscale.stream.feed import FeedSource
-from cpcscale.stream.order import Order
-from cpcscale.train.figures import feed_seconds
+from cpcscale.stream.run_order import Order
+from cpcscale.stream.window_counts import shard_windows
+from cpcscale.train.log_metrics import feed_seconds
 from cpcscale.train.loop import thread_feed
-from cpcscale.train.meter import Beside, Meter, Stalls, memory_peak_bytes
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.step import TrainStep
+from cpcscale.train.time_account import Beside, Meter, Stalls, memory_peak_bytes
 
 
 @dataclass(frozen=True)

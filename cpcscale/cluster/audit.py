@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from cpcscale import config, storage
-from cpcscale.cluster.index import in_order
+from cpcscale.cluster.shard_tasks import connected_tasks
 from cpcscale.errors import UserError
 from cpcscale.shards import audit as shards
 from cpcscale.shards.audit import ShardAudit
+from cpcscale.shards.audit_totals import Tally
 from cpcscale.shards.index import Index
-from cpcscale.shards.tally import Tally
-from cpcscale.stream import counts, shuffle, window
-from cpcscale.stream.lane import PADDING
-from cpcscale.stream.order import Order
+from cpcscale.shards.tasks import RunTasks
+from cpcscale.stream import shuffle_quality, window, window_counts
+from cpcscale.stream.lanes import PADDING
+from cpcscale.stream.run_order import Order
 from cpcscale.stream.window import WindowConfig
 
 
@@ -50,7 +50,7 @@ class AuditConfig:
             )
 
 
-def audit(base: str, spec: AuditConfig, run: Callable[..., Iterable[Any]] = in_order) -> dict[str, Any]:
+def audit(base: str, spec: AuditConfig, run: RunTasks = connected_tasks) -> dict[str, Any]:
     """Checks every tar of the set at `base` and says what is in it, as plain values; `ok` is false for any problem.
 
     Raises UserError for a folder that is no shard set; what is wrong with its shards is in the result.
@@ -59,7 +59,7 @@ def audit(base: str, spec: AuditConfig, run: Callable[..., Iterable[Any]] = in_o
     with tempfile.TemporaryDirectory() as folder:
         tally = Tally(index, Path(folder))
         every = range(index.shards.num_rows)
-        for done, recording, windows in run(_audit, every, (index, spec), what="auditing", unit="tars"):
+        for done, recording, windows in run(_audit, every, what="auditing", unit="tars", shared=(index, spec)):
             tally.add(done, recording, windows)
         result = tally.result(storage.list_files(index.base))
         _, total, same = tally.windows_by_recording
@@ -68,30 +68,27 @@ def audit(base: str, spec: AuditConfig, run: Callable[..., Iterable[Any]] = in_o
     return result
 
 
-def _audit(shard: int, shared: tuple[Index, AuditConfig]) -> tuple[ShardAudit, np.ndarray, np.ndarray]:
+def _audit(shard: int, index: Index, spec: AuditConfig) -> tuple[ShardAudit, np.ndarray, np.ndarray]:
     """(the audit of a tar, hash of each recording in it, how many windows that has here)."""
-    index, spec = shared
     done = shards.audit_shard(index, shard, spec.share, spec.seed)
     windows = window.count(spec.window, done.samples[done.counts])
     recording, at = np.unique(done.recording[done.counts], return_inverse=True)
     return done, recording, np.bincount(at, weights=windows, minlength=len(recording)).astype(np.int64)
 
 
-def _shuffle(
-    index: Index, spec: AuditConfig, windows: int, same: int, run: Callable[..., Iterable[Any]]
-) -> dict[str, Any]:
+def _shuffle(index: Index, spec: AuditConfig, windows: int, same: int, run: RunTasks) -> dict[str, Any]:
     """The shuffle figure of the first epoch under the plan, or `why` there is none."""
     plan = {"lanes": spec.lanes, "batch": spec.batch, "window": f"{spec.window.kind} {spec.window.seconds:g} s"}
     try:
-        by_shard = counts.shard_windows(index, spec.window)
+        by_shard = window_counts.shard_windows(index, spec.window)
         steps_all = Order(by_shard, spec.seed, spec.lanes, spec.batch).lanes.steps_per_epoch
-        steps = shuffle.chosen_steps(steps_all, spec.batches, spec.seed)
+        steps = shuffle_quality.chosen_steps(steps_all, spec.batches, spec.seed)
         pieces = np.array_split(steps, min(len(steps), 64))
         shared = index, spec, by_shard
-        found = [row for rows in run(_pairs, pieces, shared, what="shuffle", unit="parts") for row in rows]
+        found = [row for rows in run(_pairs, pieces, what="shuffle", unit="parts", shared=shared) for row in rows]
     except UserError as error:
         return {**plan, "why": str(error)}
-    figure = shuffle.measured(found, windows, same, exact=len(steps) == steps_all)
+    figure = shuffle_quality.measured(found, windows, same, exact=len(steps) == steps_all)
     return {
         **plan,
         "pairs": figure.pairs,
@@ -103,9 +100,8 @@ def _shuffle(
     }
 
 
-def _pairs(steps: np.ndarray, shared: tuple[Index, AuditConfig, np.ndarray]) -> list[tuple[int, int]]:
+def _pairs(steps: np.ndarray, index: Index, spec: AuditConfig, by_shard: np.ndarray) -> list[tuple[int, int]]:
     """(rows that count, pairs of one recording) of the global batches of these steps."""
-    index, spec, by_shard = shared
     order = Order(by_shard, spec.seed, spec.lanes, spec.batch)
     return [_pairs_of(index, spec, *order.rows(step, range(spec.lanes))[1:]) for step in steps.tolist()]
 
@@ -118,4 +114,4 @@ def _pairs_of(index: Index, spec: AuditConfig, shard_B: np.ndarray, ordinal_B: n
         row = row[~rows.excluded[row]]
         recordings.append(shards.hashes(rows.table["recording"].take(row)))
     batch = np.concatenate([np.zeros(0, np.uint64), *recordings])
-    return len(batch), shuffle.pairs(batch)
+    return len(batch), shuffle_quality.pairs(batch)

@@ -16,11 +16,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cpcscale import storage
+from cpcscale.cluster import session
 from cpcscale.errors import UserError
 from cpcscale.storage import Counters, StorageConfig
-from cpcscale.stream.draft import Batch
+from cpcscale.stream.batch import Batch
 from cpcscale.stream.feed import Feed, FeedConfig, FeedSource, ThreadFeed
-from cpcscale.stream.lane import served
+from cpcscale.stream.lanes import served
 
 if TYPE_CHECKING:
     # It brings torch, which is most of the memory of a feeder that does without.
@@ -87,7 +88,7 @@ class ActorFeed:
         # Put once: the feeders of a node share the index.
         shared = ray.put(source)
         # Feeders are spread over the nodes, and share the cache of each.
-        nodes = sum(node["Alive"] for node in ray.nodes())
+        nodes = len(session.nodes())
         on_node = max(len(lanes) // count, -(-source.order.lanes.lanes // nodes))
         self._feeders = [
             _Remote(source.config, (shared, list(lanes[cuts[number] : cuts[number + 1]]), on_node, stored))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpcscale import heap
+from cpcscale import freed_memory
 from cpcscale.errors import Terminated, UserError
 from cpcscale.progress import Progress
 
@@ -72,7 +72,7 @@ def _connect(workers: int, address: str) -> None:
                 address=address,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env={"env_vars": heap.environment()},
+                runtime_env={"env_vars": freed_memory.environment()},
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(
@@ -86,7 +86,7 @@ def _connect(workers: int, address: str) -> None:
         ("RAY_AUTH_MODE", "disabled"),
         ("RAY_USAGE_STATS_ENABLED", "0"),
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
-        *heap.environment().items(),
+        *freed_memory.environment().items(),
     ):
         os.environ.setdefault(name, value)
     ray.init(
@@ -126,23 +126,49 @@ def _sigterm_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+def nodes() -> list[dict[str, float]]:
+    """The resources of each live node of the Ray that is joined, as Ray names them: CPU, GPU, ..."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def cpus_each(workers: int) -> float:
+    """The cores that each of `workers` tasks gets so that this many run at a time; never more than one node has."""
+    cores = [node.get("CPU", 0.0) for node in nodes()]
+    share = min(sum(cores) / workers, max(cores, default=1.0))
+    return float(int(share)) if share >= 1 else share
+
+
 def map_tasks(
-    function: Callable[[Any], Any], items: Sequence[Any], *, what: str, unit: str = "tasks", cpus: float = 1
+    function: Callable[..., Any], items: Sequence[Any], *, what: str, unit: str = "tasks", **options: Any
 ) -> list[Any]:
-    """`function` of every item, in order, each as a Ray task of `cpus`; a task's UserError is raised as is."""
-    return list(stream_tasks(function, items, what=what, unit=unit, cpus=cpus))
+    """The results of `stream_tasks`, all at once."""
+    return list(stream_tasks(function, items, what=what, unit=unit, **options))
 
 
 def stream_tasks(
-    function: Callable[[Any], Any], items: Sequence[Any], *, what: str, unit: str = "tasks", cpus: float = 1
+    function: Callable[..., Any],
+    items: Sequence[Any],
+    *,
+    what: str,
+    unit: str = "tasks",
+    cpus: float = 1,
+    shared: tuple[Any, ...] = (),
 ) -> Iterator[Any]:
-    """`map_tasks` one result after the other; items are asked for, and results held, a few for each core at a time.
+    """`function(item, *shared)` of every item, in order, each as a Ray task of `cpus`; `shared` is sent to a node once.
 
-    What is under way is cancelled when the caller stops early.
+    Items are asked for, and results held, a few for each core at a time; what is under way is cancelled when the caller
+    stops early. A task's UserError is raised as it is.
     """
     import ray
 
-    remote = ray.remote(num_cpus=cpus)(function)
+    everywhere = ray.put(shared)
+
+    def call(item: Any) -> Any:
+        return function(item, *ray.get(everywhere))
+
+    remote = ray.remote(num_cpus=cpus)(call if shared else function)
     most = max(8, 4 * int(ray.cluster_resources().get("CPU", 1)))
     coming: deque[Any] = deque()
     working: set[Any] = set()

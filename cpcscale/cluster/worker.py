@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from cpcscale import storage
-from cpcscale.cluster.data import open_data
+from cpcscale.cluster.pretrain_data import open_data
 from cpcscale.errors import UserError
 from cpcscale.train.loop import pretrain, thread_feed
 from cpcscale.train.observer import Notices, Observer, StoppedError

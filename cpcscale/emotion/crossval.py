@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from cpcscale.emotion.classic import GRID, Regressor, choose, classify
+from cpcscale.emotion.batching import key, predict, seeded
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.features import Prepared, Source, open_source
-from cpcscale.emotion.fit import Epoch, Examples, Fit
-from cpcscale.emotion.halving import best_of, candidates, halve, settings
-from cpcscale.emotion.labelled import share_marks, with_share
+from cpcscale.emotion.heads.attention import learnt_mix
+from cpcscale.emotion.heads.halving import best_of, candidates, halve, settings
+from cpcscale.emotion.heads.svm import GRID, Regressor, choose, classify
+from cpcscale.emotion.heads.training import Epoch, Examples, Fit
+from cpcscale.emotion.inputs import Prepared, Source, open_source
+from cpcscale.emotion.protocol.label_share import share_marks, with_share
+from cpcscale.emotion.protocol.splits import Folds, Row, Split, make_folds
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.recogniser import learnt_mix
-from cpcscale.emotion.rows import key, predict, seeded
-from cpcscale.emotion.selection import selection_marks
-from cpcscale.emotion.splits import Folds, Row, Split, make_folds
+from cpcscale.emotion.selected_on_test import selection_marks
 from cpcscale.train.ranks import Ranks
 
 log = logging.getLogger(__name__)

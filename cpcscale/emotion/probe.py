@@ -11,16 +11,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cpcscale.emotion.cache import AudioCacheConfig
-from cpcscale.emotion.classic import summarise
+from cpcscale.emotion.audio.array_cache import AudioCacheConfig
+from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.emotion.crossval import fold_splits, run_fold
-from cpcscale.emotion.encoders import Encode
-from cpcscale.emotion.features import Prepared
-from cpcscale.emotion.fit import FitConfig, device
-from cpcscale.emotion.outcome import combine
+from cpcscale.emotion.encoders.networks import Encode
+from cpcscale.emotion.finetune_result import combine
+from cpcscale.emotion.heads.svm import summarise
+from cpcscale.emotion.heads.training import FitConfig, device
+from cpcscale.emotion.inputs import Prepared
 from cpcscale.emotion.recipe import EmotionRecipe, ProtocolConfig
-from cpcscale.emotion.waves import Waves
 from cpcscale.model.cpc import CPC
 
 # Utterances that are encoded at a time.

@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cpcscale import config
-from cpcscale.emotion.cache import AudioCacheConfig
-from cpcscale.emotion.classic import SVMConfig
+from cpcscale.emotion.audio.array_cache import AudioCacheConfig
+from cpcscale.emotion.audio.degraded import parse as parse_condition
 from cpcscale.emotion.corpora.corpus import CorpusConfig
-from cpcscale.emotion.fit import FitConfig
-from cpcscale.emotion.hearing import EncoderLayer, WaveNorm
-from cpcscale.emotion.huggingface import PREFIX
-from cpcscale.emotion.prosody import KINDS as PROSODY_KINDS
-from cpcscale.emotion.recogniser import RecogniserConfig
-from cpcscale.emotion.robustness import parse as parse_condition
-from cpcscale.emotion.splits import parse_protocol
+from cpcscale.emotion.encoders.huggingface import PREFIX
+from cpcscale.emotion.encoders.layer import EncoderLayer, WaveNorm
+from cpcscale.emotion.handmade.prosody import KINDS as PROSODY_KINDS
+from cpcscale.emotion.heads.attention import RecogniserConfig
+from cpcscale.emotion.heads.svm import SVMConfig
+from cpcscale.emotion.heads.training import FitConfig
+from cpcscale.emotion.protocol.splits import parse_protocol
 from cpcscale.errors import UserError
 from cpcscale.train.recipe import Recipe
 

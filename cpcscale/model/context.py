@@ -1,4 +1,4 @@
-"""The context network: latents z to contexts c, each of the past and present alone (PAPER.md: one GRU of 256 units)."""
+"""The context network: latents z to contexts c, c_t a function of z_0..z_t (Li et al. 2021: one GRU of 256 units)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cpcscale import config
 from cpcscale.errors import UserError
 from cpcscale.model import attention
-from cpcscale.model.recurrent import gru
+from cpcscale.model.cpu_gru import gru
 
 _MOST_RECURRENT_LAYERS = 4
 

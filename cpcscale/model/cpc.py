@@ -45,8 +45,8 @@ Layer = Literal["c", "z", "both"]
 class CPC(nn.Module):
     """waveform -> latents z and contexts c.
 
-    `offset` and `gain` bring the training corpus to zero mean and unit variance (wave_norm: corpus in PAPER.md); they
-    are buffers, so a checkpoint carries them and every later use hears speech at the level of training.
+    `offset` and `gain` bring the training corpus to zero mean and unit variance. There is one pair for the corpus, which
+    keeps the loudness of each utterance; they are buffers, so a checkpoint carries them to every later use.
     """
 
     offset: Tensor

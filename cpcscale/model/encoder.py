@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cpcscale import config
 from cpcscale.errors import UserError
-from cpcscale.model.stem import fits, stem
-from cpcscale.model.strided import convolved
+from cpcscale.model.cpu_first_layers import fits, stem
+from cpcscale.model.strided_conv import convolved
 
 
 @dataclass(kw_only=True)
@@ -68,7 +68,7 @@ class EncoderConfig:
 
     @property
     def stems(self) -> bool:
-        """Whether the first two layers are of a kind that model/stem.py computes as one, where it runs."""
+        """Whether the first two layers are of a kind that model/cpu_first_layers.py computes as one, where it runs."""
         return self.norm == "none" and len(self.kernels) > 1 and self.kernels[1] % self.strides[1] == 0
 
 

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cpcscale import config
-from cpcscale.objective import keyed
+from cpcscale.objective import hash_random
+from cpcscale.objective.negative_scores import Draw, Frames, of_own_row, of_pool, shared
 from cpcscale.objective.negatives import Scope
-from cpcscale.objective.rivals import Draw, Frames, of_own_row, of_pool, shared
 
 # Of |W_k c| |z|: twice the most that the order of summation was seen to change a score.
 _ROUNDING = 2 * torch.finfo(torch.float32).eps
@@ -131,7 +131,7 @@ def added(parts: Iterable[Sums]) -> Sums:
 def content(wave_BS: Tensor, frames: int) -> Tensor:
     """int64 [B, frames]: the same for frames whose hop of int16 samples is the same, and by rare chance for others."""
     hop_BTH = wave_BS.unflatten(1, (frames, -1)).long()
-    factor_H = keyed.hashed(torch.tensor(0), torch.arange(hop_BTH.shape[2], device=wave_BS.device))
+    factor_H = hash_random.hashed(torch.tensor(0), torch.arange(hop_BTH.shape[2], device=wave_BS.device))
     return (hop_BTH * factor_H).sum(2)
 
 

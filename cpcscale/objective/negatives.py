@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cpcscale.objective.keyed import bounded, hashed
+from cpcscale.objective.hash_random import bounded, hashed
 
 
 @dataclass(frozen=True)

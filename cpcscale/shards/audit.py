@@ -11,8 +11,8 @@ import xxhash
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
-from cpcscale.shards.adoption.foreign import decoded
-from cpcscale.shards.adoption.members import Member, TarScan
+from cpcscale.shards.adoption.read_tar import decoded
+from cpcscale.shards.adoption.tar_members import Member, TarScan
 from cpcscale.shards.index import Index
 from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry, ShardRows
 

@@ -196,7 +196,7 @@ class Index:
     def wave_scale(self) -> tuple[float, float]:
         """(offset, gain) that bring the whole corpus to zero mean and unit variance: (x - offset) * gain.
 
-        One pair for a corpus keeps the loudness of an utterance, a cue of arousal, and can stream (PAPER.md).
+        One pair for a corpus keeps the loudness of an utterance, a cue of arousal, and can stream.
         """
         samples = self.shards["samples"].to_numpy()
         weight = samples / max(1, samples.sum())

@@ -9,33 +9,30 @@ Memory grows with the names of the files alone: neither rows, results nor audio 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cpcscale import storage
 from cpcscale.errors import UserError
 from cpcscale.shards.index import MARKER, Index
+from cpcscale.shards.index_writer import IndexWriter
 from cpcscale.shards.packing import quarantine
-from cpcscale.shards.packing.assign import HEAD, NOTES, TABLE, Assignment, PackConfig
-from cpcscale.shards.packing.claim import Claim
-from cpcscale.shards.packing.probe import Chunks, probe_sources
+from cpcscale.shards.packing.assignment import HEAD, NOTES, TABLE, Assignment, PackConfig
+from cpcscale.shards.packing.folder_lock import Claim
+from cpcscale.shards.packing.headers import Chunks, probe_sources
 from cpcscale.shards.packing.quarantine import Quarantine
 from cpcscale.shards.packing.sources import Files, Source, find_sources
 from cpcscale.shards.packing.splits import HELDOUT, TRAIN, UNSEEN
-from cpcscale.shards.packing.write import pack_task
-from cpcscale.shards.publish import IndexWriter
+from cpcscale.shards.packing.write_tars import pack_task
+from cpcscale.shards.tasks import RunTasks, in_turn
 
 __all__ = ["HELDOUT", "TRAIN", "UNSEEN", "PackConfig", "Packed", "pack", "pack_sources"]
 
 _AT_ONCE = 16
-
-# Gives `function(item)` of each item, in the order of the items, a bounded number of them ahead.
-Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -53,12 +50,7 @@ class Packed:
         return list(quarantine.read(self.target))
 
 
-def serial_map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """The plain, in-process `map` of both passes."""
-    return map(function, items)
-
-
-def pack(source: str, target: str, config: PackConfig, run: Map = serial_map) -> Packed:
+def pack(source: str, target: str, config: PackConfig, run: RunTasks = in_turn) -> Packed:
     """Packs the audio tree at `source` into shard sets `target/train`, `/heldout` and `/unseen`.
 
     Runs again without work when the same pack is complete. Raises UserError for a source without audio, an unknown
@@ -67,7 +59,7 @@ def pack(source: str, target: str, config: PackConfig, run: Map = serial_map) ->
     return pack_sources(find_sources(source, config), target, config, run)
 
 
-def pack_sources(sources: Sequence[Source], target: str, config: PackConfig, run: Map = serial_map) -> Packed:
+def pack_sources(sources: Sequence[Source], target: str, config: PackConfig, run: RunTasks = in_turn) -> Packed:
     """`pack` of an explicit list of files, whose names are all different."""
     files = sources if isinstance(sources, Files) else Files.of(sources)
     with Quarantine() as left_out, contextlib.ExitStack() as stack:
@@ -89,22 +81,22 @@ def pack_sources(sources: Sequence[Source], target: str, config: PackConfig, run
         return complete or _pack_shards(target, assignment, left_out, run)
 
 
-def _probe(files: Files, left_out: Quarantine, run: Map) -> np.ndarray:
+def _probe(files: Files, left_out: Quarantine, run: RunTasks) -> np.ndarray:
     """int64 [files]: the length of each at 16 kHz, -1 for those left out."""
     samples = np.empty(len(files), np.int64)
     at = 0
-    for probed in run(probe_sources, Chunks(files)):
+    for probed in run(probe_sources, Chunks(files), what="reading headers", unit="groups of files"):
         samples[at : at + len(probed.samples)] = probed.samples
         at += len(probed.samples)
         left_out.add(probed.left_out)
     return samples
 
 
-def _pack_shards(target: str, assignment: Assignment, left_out: Quarantine, run: Map) -> Packed:
+def _pack_shards(target: str, assignment: Assignment, left_out: Quarantine, run: RunTasks) -> Packed:
     trained_on = False
     with contextlib.ExitStack() as stack:
         writers = {split: stack.enter_context(IndexWriter(storage.join(target, split))) for split in assignment.splits}
-        for task, result in enumerate(run(pack_task, assignment)):
+        for task, result in enumerate(run(pack_task, assignment, what="packing", unit="groups of shards")):
             split = assignment.split(task)
             for entry in result.entries:
                 writers[split].add(entry)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cpcscale import config as configs
-from cpcscale.cluster.spec import PretrainConfig
+from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.errors import UserError
-from cpcscale.stream.lane import served
+from cpcscale.stream.lanes import served
 
 
 @dataclass(frozen=True)

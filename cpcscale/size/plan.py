@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from cpcscale import audio, storage
-from cpcscale.cluster.data import open_data
-from cpcscale.cluster.spec import PretrainConfig, absolute
-from cpcscale.model.size import facts
+from cpcscale.cluster.pretrain_config import PretrainConfig, absolute
+from cpcscale.cluster.pretrain_data import open_data
+from cpcscale.model.cost import facts
 from cpcscale.shards.index import Index
 from cpcscale.size.machines import Machines
 from cpcscale.size.rates import Rates, needs_gpu, rates
 from cpcscale.stream import window
-from cpcscale.stream.counts import shard_windows
-from cpcscale.stream.order import Order
-from cpcscale.train.begin import Data
+from cpcscale.stream.run_order import Order
+from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train.resume import total_steps
+from cpcscale.train.setup import Data
 
 
 def size(config: PretrainConfig, machines: Machines, given: Rates) -> Sizes:

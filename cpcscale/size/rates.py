@@ -13,12 +13,12 @@ import torch
 from cpcscale import config as configs
 from cpcscale import storage
 from cpcscale.bench.updates import Updates
-from cpcscale.cluster.spec import PretrainConfig
+from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.errors import UserError
 from cpcscale.progress import note
 from cpcscale.shards.index import Index
 from cpcscale.stream.feed import FeedSource, ThreadFeed
-from cpcscale.stream.order import Order
+from cpcscale.stream.run_order import Order
 from cpcscale.train.ranks import Ranks
 
 _UPDATES = 2

@@ -15,17 +15,17 @@ from typing import Literal, Protocol
 import numpy as np
 
 from cpcscale import config, storage
-from cpcscale.account import Account
 from cpcscale.errors import UserError
 from cpcscale.shards import cache
 from cpcscale.shards.cache import CacheConfig
 from cpcscale.shards.index import Index
-from cpcscale.shards.read import ShardReader
+from cpcscale.shards.reader import ShardReader
 from cpcscale.storage import Counters
-from cpcscale.stream.draft import Batch, Draft, WindowReader
-from cpcscale.stream.lane import PADDING
-from cpcscale.stream.order import Order
+from cpcscale.stream.batch import Batch, Draft, WindowReader
+from cpcscale.stream.lanes import PADDING
+from cpcscale.stream.run_order import Order
 from cpcscale.stream.window import WindowConfig
+from cpcscale.time_by_name import Account
 
 _WANT_EVERY_S = 1.0
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from cpcscale import audio, config
-from cpcscale.stream.plan import mix
+from cpcscale.stream.epoch_order import mix
 
 _CROP = -2
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cpcscale import audio
 from cpcscale.errors import UserError
-from cpcscale.objective.keyed import bounded, hashed, uniform
+from cpcscale.objective.hash_random import bounded, hashed, uniform
 
 # Each effect's name in the hash, away from the objective's, which are small and positive.
 _REVERB, _NOISE, _BAND, _TIME = range(-104, -100)

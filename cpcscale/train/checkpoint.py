@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from cpcscale import config, storage
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, ModelConfig, build
-from cpcscale.train import files
+from cpcscale.runs import checkpoint_files
+from cpcscale.runs.checkpoint_files import STATE, TENSORS
+from cpcscale.runs.ledger import Ledger, State
+from cpcscale.runs.probe_log import Probes, ProbeSet
 from cpcscale.train.ema import Ema
 from cpcscale.train.ema import weights as ema_weights
-from cpcscale.train.files import STATE, TENSORS
-from cpcscale.train.ledger import Ledger, State
-from cpcscale.train.probes import Probes, ProbeSet
 
 log = logging.getLogger(__name__)
 
@@ -106,15 +106,15 @@ def newest(ledger: Ledger, state: State) -> Restored | None:
     for checkpoint in reversed(state.checkpoints):
         try:
             return read(ledger.url(checkpoint))
-        except files.TornError as error:
+        except checkpoint_files.TornError as error:
             log.warning("skipping a checkpoint: %s", error)
     return None
 
 
 def read(url: str) -> Restored:
     """The checkpoint in folder `url`, every file checked against the marker. Raises TornError when it is not whole."""
-    found = files.contents(url)
-    state = files.parsed(url, found[STATE])
+    found = checkpoint_files.contents(url)
+    state = checkpoint_files.parsed(url, found[STATE])
     position, probe_set = state["position"], state.get("probe_set") or {}
     try:
         tensors = {
@@ -179,7 +179,7 @@ def load_encoder(url: str, which: Literal["newest", "best"] = "newest") -> tuple
 
 def _chosen(url: str, which: Literal["newest", "best"]) -> tuple[Restored | None, str]:
     """The checkpoint that is meant, and how it was chosen."""
-    if storage.exists(storage.join(url, files.MARKER)):
+    if storage.exists(storage.join(url, checkpoint_files.MARKER)):
         return read(url), "best by probe" if _is_best_by_probe(url) else "by name"
     ledger = Ledger(url)
     state = ledger.head()

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 
 from cpcscale import audio
-from cpcscale.stream.draft import BadWindow, Batch
+from cpcscale.stream.batch import BadWindow, Batch
 from cpcscale.stream.feed import Feed, FeedSource, ThreadFeed, decode_threads
-from cpcscale.stream.lane import served
-from cpcscale.train import budgets
-from cpcscale.train.begin import Data, StepMaker, begin
+from cpcscale.stream.lanes import served
+from cpcscale.train import error_budgets
 from cpcscale.train.checkpoint import tensors_of
-from cpcscale.train.figures import feed_seconds, figures, summary
-from cpcscale.train.meter import Beside, Meter
+from cpcscale.train.log_metrics import feed_seconds, figures, summary
 from cpcscale.train.observer import Notices, Observer, StoppedError, asks_to_stop
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
+from cpcscale.train.setup import Data, StepMaker, begin
 from cpcscale.train.step import TrainStep, scores
+from cpcscale.train.time_account import Beside, Meter
 from cpcscale.train.validate import Validation
 
 # Logged records that a checkpoint carries.
@@ -220,11 +220,11 @@ class _Run:
 
     def _refuse_past_budgets(self) -> None:
         """All counts are of all ranks, so all stop at the same step."""
-        budgets.check_finite(self.position, self.recipe)
+        error_budgets.check_finite(self.position, self.recipe)
         # Of an epoch at least: the first bad window among few is not yet a share.
         seen = max(self.position.step * self.recipe.train.batch, self.order.lanes.windows)
-        if budgets.too_many_bad(self.position, self.recipe, seen):
+        if error_budgets.too_many_bad(self.position, self.recipe, seen):
             self._gather_bad()
             if self.ranks.first:
                 self.observer.quarantined(self.position.bad_windows)
-            raise budgets.bad_error(self.position, self.recipe, seen)
+            raise error_budgets.bad_error(self.position, self.recipe, seen)

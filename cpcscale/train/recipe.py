@@ -73,7 +73,7 @@ class CheckpointConfig:
 
 @dataclass(kw_only=True)
 class Recipe:
-    """Everything that decides what a pretraining computes; the defaults are the paper's (PAPER.md)."""
+    """Everything that decides what a pretraining computes; the defaults are those of Li et al. 2021."""
 
     # Keys the weights, the order of the data and every random choice.
     seed: int = 0

@@ -9,11 +9,11 @@ import numpy as np
 from cpcscale import config
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC
+from cpcscale.runs.ledger import Ledger, State
 from cpcscale.shards.index import Index
-from cpcscale.stream.order import Chapter, Order
+from cpcscale.stream.run_order import Chapter, Order
 from cpcscale.train import checkpoint
 from cpcscale.train.checkpoint import Position, Restored, read
-from cpcscale.train.ledger import Ledger, State
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cpcscale.errors import UserError
+from cpcscale.runs.publisher import Publisher
 from cpcscale.train.checkpoint import Position, Tensors, contents
-from cpcscale.train.publisher import Publisher
 
 log = logging.getLogger(__name__)
 

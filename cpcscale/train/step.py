@@ -16,11 +16,11 @@ from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC
 from cpcscale.objective.infonce import InfoNCEConfig, Latents, Pool, Sums, added, comparable, content, counts, infonce
 from cpcscale.objective.negatives import Scope
-from cpcscale.stream.draft import Batch
+from cpcscale.stream.batch import Batch
 from cpcscale.train import optim
 from cpcscale.train.augment import augmented
+from cpcscale.train.device import Moving, timeline
 from cpcscale.train.ema import Ema
-from cpcscale.train.moving import Moving, timeline
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 

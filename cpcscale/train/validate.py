@@ -7,10 +7,10 @@ import torch
 
 from cpcscale.objective.infonce import Sums, added
 from cpcscale.shards.index import Index
-from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.feed import FeedSource, fixed_batches
-from cpcscale.stream.order import Order
+from cpcscale.stream.run_order import Order
 from cpcscale.stream.window import WindowConfig
+from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.step import StepResult, TrainStep, scores

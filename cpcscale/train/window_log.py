@@ -10,8 +10,8 @@ import numpy as np
 
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
-from cpcscale.stream.draft import Batch
-from cpcscale.stream.lane import PADDING, Lanes
+from cpcscale.stream.batch import Batch
+from cpcscale.stream.lanes import PADDING, Lanes
 from cpcscale.train.ranks import Ranks
 
 _START = '{"step": '

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from cpcscale.bench.feed import FeedBenchConfig, bench_feed
-from cpcscale.bench.plan import bench_plan
+from cpcscale.bench.order_at_scale import bench_plan
 from cpcscale.cli import main
 from cpcscale.errors import UserError
-from cpcscale.report.bench import feed_lines, plan_lines
+from cpcscale.report.terminal.bench import feed_lines, plan_lines
 from cpcscale.stream.feed import FeedConfig
 from cpcscale.stream.window import WindowConfig
 

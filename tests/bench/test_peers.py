@@ -20,7 +20,7 @@ import pytest
 
 from cpcscale import audio
 from cpcscale.bench import peers
-from cpcscale.bench.peers import Job
+from cpcscale.bench.peers.job import Job
 from cpcscale.errors import UserError
 
 UTTERANCES, SAMPLES, WINDOW = 24, 3_000, 2_000

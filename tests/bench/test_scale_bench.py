@@ -8,7 +8,7 @@ import commands
 import pytest
 
 from cpcscale.cli import main
-from cpcscale.report.scale import scale_lines
+from cpcscale.report.terminal.scale import scale_lines
 
 
 @commands.long

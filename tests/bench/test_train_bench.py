@@ -12,17 +12,17 @@ import speech
 import torch
 
 from cpcscale import config
-from cpcscale.bench.null import LAP, NullStep
-from cpcscale.bench.plain import PlainCPC
+from cpcscale.bench.loop_without_network import LAP, NullStep
+from cpcscale.bench.plain_network import PlainCPC
 from cpcscale.bench.ranks import groups
 from cpcscale.bench.train import TrainBenchConfig, bench_train
 from cpcscale.cli import main
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
-from cpcscale.report.bench import train_lines
-from cpcscale.train.meter import HIDDEN, PHASES
+from cpcscale.report.terminal.bench import train_lines
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.step import TrainStep, scores
+from cpcscale.train.time_account import HIDDEN, PHASES
 
 SMALL = (
     "window.seconds=1.28",

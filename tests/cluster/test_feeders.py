@@ -15,17 +15,17 @@ from trees import noise
 from cpcscale.cluster.feeders import ActorFeed
 from cpcscale.errors import UserError
 from cpcscale.shards.adoption.adopt import adopt
-from cpcscale.shards.adoption.foreign import IndexConfig
+from cpcscale.shards.adoption.read_tar import IndexConfig
 from cpcscale.shards.index import Index
 from cpcscale.storage import StorageConfig
-from cpcscale.stream.counts import shard_windows
-from cpcscale.stream.draft import Batch
+from cpcscale.stream.batch import Batch
 from cpcscale.stream.feed import Feed, FeedConfig, FeedSource, ThreadFeed
-from cpcscale.stream.order import Order
+from cpcscale.stream.run_order import Order
 from cpcscale.stream.window import WindowConfig
-from cpcscale.train.begin import Data
+from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train.loop import pretrain
 from cpcscale.train.ranks import Ranks
+from cpcscale.train.setup import Data
 
 FORMATS = [
     ("flac", "FLAC", "PCM_24", 16_000, 1),

@@ -13,7 +13,7 @@ import pytest
 from docs_pages import ROOT, reference
 
 from cpcscale import config
-from cpcscale.cluster.spec import PretrainConfig
+from cpcscale.cluster.pretrain_config import PretrainConfig
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ from commands import CONFIG, WAIT_S, arguments, long
 from ray_heads import Head, Job
 
 from cpcscale import config
-from cpcscale.cluster.spec import PretrainConfig
+from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.train.loop import pretrain
 from cpcscale.train.ranks import Ranks
 

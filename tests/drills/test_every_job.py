@@ -22,11 +22,11 @@ from ray_heads import Head, Job
 from trees import corpus, promised
 
 from cpcscale import config as configs
-from cpcscale.cluster.evaluate_spec import EvaluateConfig
-from cpcscale.cluster.finetune import FinetuneConfig
-from cpcscale.cluster.reproduce_spec import ReproduceConfig
-from cpcscale.cluster.sweep_journal import Journal
 from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.experiments.evaluate.config import EvaluateConfig
+from cpcscale.experiments.finetune import FinetuneConfig
+from cpcscale.experiments.many_runs_config import ReproduceConfig
+from cpcscale.experiments.sweep.journal import Journal
 from cpcscale.shards.pack import PackConfig, pack
 from cpcscale.tracking.runs import read_runs
 from cpcscale.tracking.tracker import TrackingConfig

@@ -26,11 +26,11 @@ from cpcscale.errors import UserError
 from cpcscale.shards.cache import CacheConfig
 from cpcscale.shards.index import Index
 from cpcscale.storage import StorageConfig
-from cpcscale.stream.counts import shard_windows
-from cpcscale.stream.draft import Batch
+from cpcscale.stream.batch import Batch
 from cpcscale.stream.feed import Feed, FeedConfig, FeedSource, ThreadFeed
-from cpcscale.stream.order import Order
+from cpcscale.stream.run_order import Order
 from cpcscale.stream.window import WindowConfig
+from cpcscale.stream.window_counts import shard_windows
 
 SPEC, LANES, STEPS = WindowConfig(kind="tile", seconds=0.25), 3, 14
 MODES = ["ranged", "shards"]

@@ -12,10 +12,10 @@ import ray_nodes
 
 from cpcscale.shards.index import Index
 from cpcscale.storage import StorageConfig
-from cpcscale.stream.counts import shard_windows
 from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed
-from cpcscale.stream.order import Order
+from cpcscale.stream.run_order import Order
 from cpcscale.stream.window import WindowConfig
+from cpcscale.stream.window_counts import shard_windows
 
 # Long windows: Ray hands small results over by another way, and they would not be lost.
 SPEC, LANES, STEPS = WindowConfig(kind="tile", seconds=2.0), 3, 12

@@ -27,7 +27,7 @@ from ray_heads import Head, Job
 
 from cpcscale.cluster import session
 from cpcscale.errors import UserError
-from cpcscale.train.ledger import Ledger
+from cpcscale.runs.ledger import Ledger
 
 STOP = 17
 CONFIG = "configs/pretrain/quickstart.yaml"

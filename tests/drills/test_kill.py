@@ -20,7 +20,7 @@ import pytest
 import speech
 from commands import EVERY, STEPS, TOLERANCE, WAIT_S, Command, long
 
-from cpcscale.train.ledger import Ledger
+from cpcscale.runs.ledger import Ledger
 
 # Killed after this step, with so many workers.
 KILLS = ((13, 2), (27, 1))

@@ -25,12 +25,12 @@ import speech
 from commands import CONFIG, WAIT_S, Command, arguments, long
 
 from cpcscale import config
-from cpcscale.cluster.spec import PretrainConfig
+from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.shards.index import Index
 from cpcscale.stream import window
-from cpcscale.stream.counts import shard_windows
-from cpcscale.stream.lane import PADDING
-from cpcscale.stream.order import Order
+from cpcscale.stream.lanes import PADDING
+from cpcscale.stream.run_order import Order
+from cpcscale.stream.window_counts import shard_windows
 
 # Enough steps that a node which is told has left long before the last.
 STEPS, LEFT_S = 800, 12

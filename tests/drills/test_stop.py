@@ -26,8 +26,8 @@ import pytest
 import speech
 from commands import STEPS, TOLERANCE, WAIT_S, Command, long
 
+from cpcscale.runs.ledger import Ledger
 from cpcscale.shards.adoption.adopt import exclude_from
-from cpcscale.train.ledger import Ledger
 
 MARK = "CPCSCALE_DRILL"
 # Processes of Ray need some seconds to notice that their driver is gone.

@@ -26,8 +26,8 @@ from made_voices import put_corpus
 from sweeps import family, settings
 
 from cpcscale import config as configs
-from cpcscale.cluster.sweep_journal import Journal, TrialRecord
-from cpcscale.cluster.sweep_spec import SweepConfig
+from cpcscale.experiments.sweep.config import SweepConfig
+from cpcscale.experiments.sweep.journal import Journal, TrialRecord
 
 TRIALS = 6
 MARK = "CPCSCALE_DRILL"

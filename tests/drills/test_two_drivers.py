@@ -23,8 +23,8 @@ import pytest
 import speech
 from commands import EVERY, STEPS, TOLERANCE, WAIT_S, Command
 
-from cpcscale.train.files import numbers
-from cpcscale.train.ledger import Ledger
+from cpcscale.runs.checkpoint_files import numbers
+from cpcscale.runs.ledger import Ledger
 
 STOP = 23
 

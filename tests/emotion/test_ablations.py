@@ -17,18 +17,18 @@ from hypothesis import strategies as st
 from made_voices import TINY, put_corpus, recipe
 
 from cpcscale import config
-from cpcscale.emotion import encoders
-from cpcscale.emotion.cache import AudioCacheConfig
-from cpcscale.emotion.classic import summarise
+from cpcscale.emotion.audio.array_cache import AudioCacheConfig
+from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import FoldResult, fold_splits, run_fold
-from cpcscale.emotion.encoders import encoder_digest, pretrained_on_corpus
-from cpcscale.emotion.features import open_source, prepare
-from cpcscale.emotion.hearing import Hearing
-from cpcscale.emotion.outcome import combine
+from cpcscale.emotion.encoders import networks
+from cpcscale.emotion.encoders.layer import Hearing
+from cpcscale.emotion.encoders.networks import encoder_digest, pretrained_on_corpus
+from cpcscale.emotion.finetune_result import combine
+from cpcscale.emotion.heads.svm import summarise
+from cpcscale.emotion.inputs import open_source, prepare
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.speakers import Scale, Scaled, speaker_scales, vectors_scale
-from cpcscale.emotion.waves import Waves
+from cpcscale.emotion.speaker_norm import Scale, Scaled, speaker_scales, vectors_scale
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
 
@@ -180,7 +180,7 @@ def test_a_constant_hears_no_speaker_so_it_has_no_mark(folder):
 @pytest.fixture
 def pretrained(monkeypatch) -> list[list[str]]:
     """minicpc's pretraining replaced by a network that follows from the files; the speakers of each call."""
-    import cpcscale.emotion.minicpc as minicpc
+    import cpcscale.emotion.encoders.minicpc as minicpc
 
     calls: list[list[str]] = []
 
@@ -236,7 +236,7 @@ def test_the_network_in_the_cache_is_that_of_a_real_pretraining_on_all_files(tmp
     settings = replace(settings, pretraining=speech.recipe(train__steps=2, train__batch=4, train__lanes=2))
     waves = Waves.open(open_corpus(settings.corpus), settings.audio_cache)
     made = pretrained_on_corpus(settings, waves, None)
-    direct = encoders.pretrained_on(settings, waves.corpus, None, range(len(waves)))
+    direct = networks.pretrained_on(settings, waves.corpus, None, range(len(waves)))
     assert encoder_digest(pretrained_on_corpus(settings, waves, None)) == encoder_digest(made)
     assert encoder_digest(direct) == encoder_digest(made)
 
@@ -249,10 +249,10 @@ def test_a_pretraining_that_fails_leaves_nothing_that_the_next_run_would_take(fo
         raise UserError("the loss is not finite")
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoders, "pretrained_on", fails)
+        patch.setattr(networks, "pretrained_on", fails)
         with pytest.raises(UserError, match="not finite"):
             pretrained_on_corpus(settings, waves, None)
-    monkeypatch.setattr(encoders, "pretrained_on", lambda *_: build(TINY, seed=4))
+    monkeypatch.setattr(networks, "pretrained_on", lambda *_: build(TINY, seed=4))
     assert encoder_digest(pretrained_on_corpus(settings, waves, None)) == encoder_digest(build(TINY, seed=4))
 
 

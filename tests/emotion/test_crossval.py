@@ -12,16 +12,16 @@ import torch
 from made_voices import TINY, put_corpus, recipe
 
 from cpcscale import config
-from cpcscale.emotion.classic import summarise
+from cpcscale.emotion.batching import predict
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import fold_splits, run_fold, start_fit
-from cpcscale.emotion.encoders import Encode, encoder_digest, wave_level
-from cpcscale.emotion.features import Prepared, Source, open_source, prepare, statistics
-from cpcscale.emotion.outcome import FinetuneResult, combine
+from cpcscale.emotion.encoders.networks import Encode, encoder_digest, wave_level
+from cpcscale.emotion.finetune_result import FinetuneResult, combine
+from cpcscale.emotion.heads.svm import summarise
+from cpcscale.emotion.inputs import Prepared, Source, open_source, prepare, statistics
 from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe
-from cpcscale.emotion.rows import predict
-from cpcscale.emotion.score import scores
+from cpcscale.emotion.scores.ccc_intervals import scores
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
 from cpcscale.train.checkpoint import load_encoder
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def pretrained_on(monkeypatch) -> list[list[str]]:
     """minicpc's pretraining replaced by a fresh network; the speakers of each call."""
-    import cpcscale.emotion.minicpc as minicpc
+    import cpcscale.emotion.encoders.minicpc as minicpc
 
     calls: list[list[str]] = []
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from made_voices import TINY, put_checkpoint, put_corpus
 
-from cpcscale.emotion.cache import AudioCacheConfig
+from cpcscale.emotion.audio.array_cache import AudioCacheConfig
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import CorpusConfig
 from cpcscale.emotion.crossval import fold_splits, run_fold
-from cpcscale.emotion.features import prepare
-from cpcscale.emotion.outcome import combine
+from cpcscale.emotion.finetune_result import combine
+from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.probe import open_waves, probe, probe_recipe
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import build

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from cpcscale import config
-from cpcscale.cluster.evaluate_spec import EvaluateConfig
-from cpcscale.cluster.finetune import FinetuneConfig
-from cpcscale.cluster.reproduce_spec import ReproduceConfig
-from cpcscale.cluster.spec import PretrainConfig
-from cpcscale.cluster.sweep import SweepConfig
+from cpcscale.cluster.pretrain_config import PretrainConfig
+from cpcscale.experiments.evaluate.config import EvaluateConfig
+from cpcscale.experiments.finetune import FinetuneConfig
+from cpcscale.experiments.many_runs_config import ReproduceConfig
+from cpcscale.experiments.sweep.run import SweepConfig
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("digests.json")

@@ -15,10 +15,13 @@ import pytest
 import soundfile
 import torch
 
-from cpcscale.emotion import functionals, hearing, minicpc, prosody, reading, robustness
+from cpcscale.emotion.audio import degraded as robustness
+from cpcscale.emotion.audio import from_files
 from cpcscale.emotion.corpora.corpus import Utterance
-from cpcscale.emotion.hearing import Hearing
-from cpcscale.model import frontend
+from cpcscale.emotion.encoders import layer as hearing
+from cpcscale.emotion.encoders import minicpc
+from cpcscale.emotion.encoders.layer import Hearing
+from cpcscale.emotion.handmade import functionals, mfcc, prosody
 from cpcscale.model.cpc import ModelConfig, build
 from cpcscale.shards.packing.sources import Source
 from cpcscale.train.recipe import Recipe
@@ -53,7 +56,7 @@ def decoded(folder: Path) -> np.ndarray:
     stereo = np.stack([wave(), wave() // 2], axis=1)
     soundfile.write(folder / "a.flac", stereo, 44_100)
     one = Utterance(key="a", path=str(folder / "a.flac"), speaker="x", labels=(0.0, 0.0, 0.0))
-    return np.asarray(reading.read_file(one)[1])
+    return np.asarray(from_files.read_file(one)[1])
 
 
 def minicpc_weights(folder: Path) -> np.ndarray:
@@ -68,8 +71,8 @@ def minicpc_weights(folder: Path) -> np.ndarray:
 
 
 MADE: dict[str, tuple[int, Callable[[Path], np.ndarray]]] = {
-    "mfcc": (frontend.VERSION, lambda _: frontend.mfcc(waveform())),
-    "logmel": (frontend.VERSION, lambda _: frontend.log_mel(waveform())),
+    "mfcc": (mfcc.VERSION, lambda _: mfcc.mfcc(waveform())),
+    "logmel": (mfcc.VERSION, lambda _: mfcc.log_mel(waveform())),
     "functionals": (functionals.VERSION, lambda _: functionals.functionals(waveform())),
     "prosody pitch": (prosody.VERSION, lambda _: prosody.prosody(waveform(), "pitch")),
     **{
@@ -80,7 +83,7 @@ MADE: dict[str, tuple[int, Callable[[Path], np.ndarray]]] = {
         name: (robustness.VERSION, lambda _, name=name: degraded(name))
         for name in ("noise10", "reverb", "telephone", "gain+12")
     },
-    "decoded": (reading.VERSION, decoded),
+    "decoded": (from_files.VERSION, decoded),
     "minicpc": (minicpc.VERSION, minicpc_weights),
 }
 

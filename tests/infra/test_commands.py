@@ -15,10 +15,10 @@ from documents import IN_IMAGE, INFRA, ROOT, cpcscale_commands, documents, leave
 
 from cpcscale import config
 from cpcscale.arguments import command_line
-from cpcscale.cluster.finetune import FinetuneConfig
-from cpcscale.cluster.spec import PretrainConfig
-from cpcscale.cluster.sweep_spec import SweepConfig
+from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.errors import UserError
+from cpcscale.experiments.finetune import FinetuneConfig
+from cpcscale.experiments.sweep.config import SweepConfig
 from cpcscale.shards.pack import PackConfig
 
 _CONFIGS: dict[str, Any] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sweep": SweepConfig}

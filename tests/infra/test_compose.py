@@ -18,7 +18,7 @@ import yaml
 from documents import INFRA, ROOT, leaves
 
 from cpcscale import storage
-from cpcscale.cluster.spec import PretrainConfig
+from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.storage import StorageConfig
 
 FOLDER = INFRA / "compose"

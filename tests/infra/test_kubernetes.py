@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 from documents import INFRA, documents
 
-from cpcscale.cluster.spec import PretrainConfig
+from cpcscale.cluster.pretrain_config import PretrainConfig
 
 # The oldest and the newest Kubernetes that is in support.
 KUBERNETES = ("1.33", "1.36")

@@ -141,7 +141,7 @@ def test_the_papers_network_has_the_papers_size_and_the_names_of_its_weights_sta
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     kept = sum(size for name, size in sizes.items() if not name.startswith("predictor."))
     assert network.hop_samples == HOP
-    # 1.02 M with the linear predictors, 0.63 M kept at inference (PAPER.md).
+    # 1.02 M with the linear predictors, 0.63 M kept at inference.
     assert sum(sizes.values()) == pytest.approx(1.02e6, abs=5e3)
     assert kept == pytest.approx(0.63e6, abs=5e3)
     layers = [f"encoder.layers.{layer}.{name}" for layer in range(4) for name in ("weight", "bias")]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cpcscale import config
-from cpcscale.cluster.spec import PretrainConfig
+from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.model.context import ContextConfig
 from cpcscale.model.cpc import ModelConfig
 from cpcscale.model.encoder import EncoderConfig

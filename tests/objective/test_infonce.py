@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cpcscale.bench import plain
+from cpcscale.bench import plain_network
 from cpcscale.errors import UserError
 from cpcscale.objective import infonce as objective
 from cpcscale.objective.infonce import (
@@ -124,7 +124,7 @@ def test_values_and_gradients_equal_the_definition_written_out(spec):
 def test_it_equals_the_plain_loss_under_autograd_at_other_shapes(spec):
     rows = case((40, 0, 33, 40, 7, 21), channels=16, longest=40)
     leaves = [part.clone().requires_grad_() for part in (rows.z_BTC, rows.predictions_BTKC, rows.scale)]
-    loss_K = plain.loss_K(
+    loss_K = plain_network.loss_K(
         Latents(*leaves, rows.frames_B, rows.key_B), spec, pool_of(replace(rows, z_BTC=leaves[0]), spec)
     )
     (loss_K * WEIGHT_K).sum().backward()

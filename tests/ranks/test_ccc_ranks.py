@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from cpcscale.emotion import rows
-from cpcscale.emotion.fit import Examples, Fit, FitConfig
-from cpcscale.emotion.recogniser import EndToEnd, Recogniser, RecogniserConfig
+from cpcscale.emotion import batching
+from cpcscale.emotion.heads.attention import EndToEnd, Recogniser, RecogniserConfig
+from cpcscale.emotion.heads.training import Examples, Fit, FitConfig
 from cpcscale.model.context import ContextConfig
 from cpcscale.model.cpc import ModelConfig, build
 from cpcscale.model.encoder import EncoderConfig
@@ -36,7 +36,7 @@ def found(world: int, folder: Path) -> list[dict[str, Any]]:
     if world == 1:
         _work(0, 1, folder)
     else:
-        multiprocessing.set_forkserver_preload(["cpcscale.emotion.fit", "torch._dynamo"])
+        multiprocessing.set_forkserver_preload(["cpcscale.emotion.heads.training", "torch._dynamo"])
         mp.start_processes(_work, (world, folder), nprocs=world, start_method="forkserver")
     return [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
 
@@ -54,7 +54,7 @@ def _work(rank: int, world: int, folder: Path) -> None:
             "few": _update(_head(rank).double(), _features(2), ranks, 0),
             "thawed": _thawed(ranks),
             "mean of ranks": {shares: _mean_of_ranks(ranks, shares) for shares in SHARES},
-            "predicted": torch.from_numpy(rows.predict(_head(0).double(), _cut(), ranks.device, ranks)),
+            "predicted": torch.from_numpy(batching.predict(_head(0).double(), _cut(), ranks.device, ranks)),
         }
         torch.save(results, folder / f"{world}-{rank}.pt")
     finally:
@@ -63,7 +63,7 @@ def _work(rank: int, world: int, folder: Path) -> None:
 
 
 def _head(seed: int) -> Recogniser:
-    with rows.seeded(seed, "head"):
+    with batching.seeded(seed, "head"):
         return Recogniser(RecogniserConfig(heads=2, hidden=16, dense=16), WIDTH)
 
 
@@ -124,7 +124,7 @@ def _mean_of_ranks(ranks: Ranks, shares: str) -> dict[str, torch.Tensor]:
     network, data = _head(0).double().eval(), _features(32)
     order = np.argsort(data.truth_UP[:, 0]) if shares == "sorted" else np.arange(32)
     own = np.array_split(order, ranks.world)[ranks.rank]
-    guess_BP = rows.by_length(ranks.wrapped(network), [data.inputs[row] for row in own], ranks.device)
+    guess_BP = batching.by_length(ranks.wrapped(network), [data.inputs[row] for row in own], ranks.device)
     ccc_loss(guess_BP, torch.from_numpy(data.truth_UP[own]), (1 / 3, 1 / 3, 1 / 3)).backward()
     return {name: each.grad for name, each in network.named_parameters()}
 

@@ -10,9 +10,9 @@ import torch
 from checkpoints import DAMAGES, FILES, damage, position, publish
 
 from cpcscale import cli, storage
-from cpcscale.train import lease
-from cpcscale.train.files import MARKER
-from cpcscale.train.ledger import Ledger
+from cpcscale.runs import lease
+from cpcscale.runs.checkpoint_files import MARKER
+from cpcscale.runs.ledger import Ledger
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from made_voices import put_corpus
 from cpcscale import cli
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance
-from cpcscale.emotion.describe import describe
+from cpcscale.emotion.scores.describe import describe
 from cpcscale.objective.ccc import PRIMITIVES
-from cpcscale.report.corpus import corpus_lines
+from cpcscale.report.terminal.corpus import corpus_lines
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -1,4 +1,4 @@
-from cpcscale.report.finetune import finetune_lines
+from cpcscale.report.terminal.finetune import finetune_lines
 
 FIGURES = {"activation": 0.5, "valence": -0.0001, "dominance": 0.25, "mean": 0.25}
 RESULT = {

@@ -1,6 +1,6 @@
 """The lines that end `cpcscale pretrain`."""
 
-from cpcscale.report.pretrain import pretrain_lines, shares
+from cpcscale.report.terminal.pretrain import pretrain_lines, shares
 
 SUMMARY = {
     "steps": 60,

@@ -7,13 +7,13 @@ import checkpoints
 from test_pretrain_lines import SUMMARY
 
 from cpcscale import cli
-from cpcscale.report.plots import probe_plot
-from cpcscale.report.pretrain import pretrain_lines
-from cpcscale.report.write import write_html
+from cpcscale.report.html.compare_page import write_html
+from cpcscale.report.html.plots import probe_plot
+from cpcscale.report.terminal.pretrain import pretrain_lines
+from cpcscale.runs.ledger import Ledger
+from cpcscale.runs.probe_log import Probe, Probes, ProbeSet
 from cpcscale.tracking.runs import read_runs
 from cpcscale.tracking.tracker import Tracker, TrackingConfig
-from cpcscale.train.ledger import Ledger
-from cpcscale.train.probes import Probe, Probes, ProbeSet
 
 PRIMITIVES = ("activation", "valence", "dominance")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cpcscale.report.compare import compare_rows, format_csv, format_json, format_table
-from cpcscale.report.write import write_html
+from cpcscale.report.html.compare_page import write_html
 from cpcscale.tracking.runs import TrackedRun, read_runs
 from cpcscale.tracking.tracker import Tracker, TrackingConfig
 

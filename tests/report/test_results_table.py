@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from cpcscale.emotion.results import Guesses, Subject, published, results
-from cpcscale.report.results import forecast_lines, results_lines, results_markdown
+from cpcscale.emotion.scores.system_table import Guesses, Subject, published, results
+from cpcscale.report.terminal.results import forecast_lines, results_lines, results_markdown
 
 SPEAKERS = [f"voice{number % 7}" for number in range(42)]
 TRUTH_UP = np.random.default_rng(0).uniform(1, 5, (42, 3))

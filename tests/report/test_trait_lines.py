@@ -2,10 +2,10 @@ import json
 
 import numpy as np
 
-from cpcscale.emotion.results import Guesses, Subject, results
-from cpcscale.emotion.traits import by_trait
-from cpcscale.report.results import results_lines, results_markdown
-from cpcscale.report.traits import trait_lines
+from cpcscale.emotion.scores.by_group import by_trait
+from cpcscale.emotion.scores.system_table import Guesses, Subject, results
+from cpcscale.report.terminal.results import results_lines, results_markdown
+from cpcscale.report.terminal.traits import trait_lines
 
 TRUTH_UP = np.random.default_rng(0).uniform(1, 5, (80, 3))
 VOICES = [f"voice{number % 8}" for number in range(80)]

@@ -26,11 +26,11 @@ from trees import contents, noise, write_tree
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
-from cpcscale.shards.adoption import foreign
+from cpcscale.shards.adoption import read_tar
 from cpcscale.shards.adoption.adopt import Adopted, adopt, exclude_from
-from cpcscale.shards.adoption.foreign import IndexConfig, measured
 from cpcscale.shards.adoption.labels import Columns
-from cpcscale.shards.adoption.members import TarScan
+from cpcscale.shards.adoption.read_tar import IndexConfig, measured
+from cpcscale.shards.adoption.tar_members import TarScan
 from cpcscale.shards.index import Index
 
 
@@ -244,7 +244,7 @@ def test_a_share_of_levels_is_keyed_and_the_rest_has_the_average_of_its_shard(tm
         decoded += 1
         return decode(data)
 
-    monkeypatch.setattr(foreign.audio, "decode", counting)
+    monkeypatch.setattr(read_tar.audio, "decode", counting)
     index = indexed(tmp_path / "some", level_share=0.3).index
     table = index.utterances
     got, samples = column(index, "mean_square"), table["samples"].to_numpy()
@@ -592,10 +592,11 @@ def test_a_killed_append_leaves_the_old_version_and_can_be_run_again(some):
         by_hand(some / f"{shard}.tar", {f"{n}.flac": flac(seed=10 * shard + n) for n in range(3)})
     program = (
         "import os, signal, sys\n"
-        "from cpcscale.shards.adoption.adopt import adopt, serial\n"
-        "from cpcscale.shards.adoption.foreign import IndexConfig\n"
-        "def run(function, items, shared):\n"
-        "    for number, result in enumerate(serial(function, items, shared)):\n"
+        "from cpcscale.shards.adoption.adopt import adopt\n"
+        "from cpcscale.shards.tasks import in_turn\n"
+        "from cpcscale.shards.adoption.read_tar import IndexConfig\n"
+        "def run(*call, **words):\n"
+        "    for number, result in enumerate(in_turn(*call, **words)):\n"
         "        if number == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "        yield result\n"
         "adopt(sys.argv[1], IndexConfig(), append=True, run=run)\n"
@@ -631,9 +632,9 @@ def test_results_are_written_one_by_one_and_never_all_held(tmp_path):
         by_hand(tmp_path / f"{shard}.tar", {f"{n}.flac": flac(seed=n) for n in range(2)})
     results: list[weakref.ref[Any]] = []
 
-    def run(function: Any, items: Sequence[Any], shared: Any) -> Iterator[Any]:
+    def run(function: Any, items: Sequence[Any], *, shared: tuple[Any, ...], **_: str) -> Iterator[Any]:
         for item in items:
-            result = function(item, shared)
+            result = function(item, *shared)
             results.append(weakref.ref(result))
             yield result
             del result

@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,27 +22,23 @@ from trees import noise
 from cpcscale import audio, cli, config, storage
 from cpcscale.cluster.audit import AuditConfig, audit
 from cpcscale.errors import UserError
-from cpcscale.report.audit_plot import write_plot
-from cpcscale.report.sets import audit_lines
-from cpcscale.shards import tally
+from cpcscale.report.plots.audit import write_plot
+from cpcscale.report.terminal.sets import audit_lines
+from cpcscale.shards import audit_totals
 from cpcscale.shards.adoption.adopt import adopt, exclude_from
-from cpcscale.shards.adoption.foreign import IndexConfig
+from cpcscale.shards.adoption.read_tar import IndexConfig
 from cpcscale.shards.index import Index
-from cpcscale.shards.publish import publish
+from cpcscale.shards.index_writer import publish
 from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry
-from cpcscale.stream import counts, window
-from cpcscale.stream.lane import PADDING
-from cpcscale.stream.order import Order
-
-
-def serial(function: Any, items: Sequence[Any], shared: Any, **_: str) -> Iterator[Any]:
-    """What Ray does, in this process."""
-    return (function(item, shared) for item in items)
+from cpcscale.shards.tasks import in_turn
+from cpcscale.stream import window, window_counts
+from cpcscale.stream.lanes import PADDING
+from cpcscale.stream.run_order import Order
 
 
 def audited(base: Path | str, *overrides: str) -> dict[str, Any]:
     spec = config.load(AuditConfig, None, ["lanes=4", "batch=8", "window.seconds=0.25", *overrides])
-    values = audit(str(base), spec, serial)
+    values = audit(str(base), spec, in_turn)
     # What a program reads, and what a person reads, can be made of it.
     json.dumps(values)
     assert all("\n" not in line for line in audit_lines(values))
@@ -270,7 +266,7 @@ def test_the_first_problems_of_a_shard_are_told_and_the_rest_counted(tmp_path, m
     assert values["problem_count"] == 60
     assert len(values["problems"]) == 3 * 6
     assert "0.tar: and 15 problems more" in values["problems"]
-    monkeypatch.setattr(tally, "_MOST_PROBLEMS", 4)
+    monkeypatch.setattr(audit_totals, "_MOST_PROBLEMS", 4)
     assert len(audited(tmp_path)["problems"]) == 4
 
 
@@ -299,7 +295,7 @@ def test_what_is_printed_begins_with_the_set_and_ends_with_its_problems(foreign)
 
 @pytest.mark.parametrize("bucket_rows", [1 << 24, 2])
 def test_duplicates_are_found_across_shards_and_named(tmp_path, monkeypatch, bucket_rows):
-    monkeypatch.setattr(tally, "_BUCKET_ROWS", bucket_rows)
+    monkeypatch.setattr(audit_totals, "_BUCKET_ROWS", bucket_rows)
     same, other = flac(0.5, 1), flac(0.7, 2)
     by_hand(tmp_path / "a.tar", {"0.flac": same, "1.flac": flac(seed=3), "2.flac": other})
     by_hand(tmp_path / "b.tar", {"0.flac": other, "1.flac": flac(seed=4), "2.flac": same, "3.flac": same})
@@ -362,12 +358,12 @@ def test_the_shuffle_figure_is_that_of_the_batches_that_training_gets(tmp_path, 
     index = long_ones(tmp_path, excluded)
     overrides = ["lanes=2", "batch=4", "window.seconds=0.25", f"window.kind={kind}", "seed=3"]
     spec = config.load(AuditConfig, None, overrides)
-    figure = audit(str(tmp_path), spec, serial)["shuffle"]
+    figure = audit(str(tmp_path), spec, in_turn)["shuffle"]
     # All of it again, window by window.
     recording = index.utterances["recording"].to_pylist()
     windows = window.count(spec.window, index.samples)
     out = set(index.excluded.tolist())
-    order = Order(counts.shard_windows(index, spec.window), 3, 2, 4)
+    order = Order(window_counts.shard_windows(index, spec.window), 3, 2, 4)
     found = perfect = 0.0
     counted = Counter(
         recording[utterance]

@@ -20,9 +20,9 @@ from trees import noise, write_tree
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
+from cpcscale.shards.index_writer import publish
 from cpcscale.shards.pack import PackConfig, pack
-from cpcscale.shards.publish import publish
-from cpcscale.shards.read import ShardReader
+from cpcscale.shards.reader import ShardReader
 from cpcscale.shards.rows import SHARD_COLUMNS, UTTERANCE_COLUMNS, ShardEntry, scan
 
 TABLES = {"shards": SHARD_COLUMNS, "utterances": UTTERANCE_COLUMNS}

@@ -21,9 +21,9 @@ from cpcscale import audio, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack
-from cpcscale.shards.packing import write
-from cpcscale.shards.packing.write import pack_task
-from cpcscale.shards.read import ShardReader
+from cpcscale.shards.packing import write_tars
+from cpcscale.shards.packing.write_tars import pack_task
+from cpcscale.shards.reader import ShardReader
 from cpcscale.shards.rows import scan
 
 SETTINGS: dict[str, Any] = {
@@ -131,7 +131,7 @@ def test_a_stopped_pack_goes_on_and_ends_with_the_same_bytes(source, undisturbed
     assert not list(target.rglob("part-*"))
     written = {path: path.stat().st_mtime_ns for path in target.rglob("*.tar")}
     read = []
-    monkeypatch.setattr(write, "scan", lambda path, name: (read.append(name), scan(path, name))[1])
+    monkeypatch.setattr(write_tars, "scan", lambda path, name: (read.append(name), scan(path, name))[1])
     pack(str(source), str(target), SMALL)
     assert promised(target) == promised(undisturbed)
     assert not hidden(target)

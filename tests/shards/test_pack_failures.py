@@ -14,7 +14,7 @@ from trees import backwards, contents, corpus, members, noise, threads, write_tr
 from cpcscale import audio
 from cpcscale.cli import main
 from cpcscale.errors import UserError
-from cpcscale.shards import publish as publishing
+from cpcscale.shards import index_writer as publishing
 from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack, pack_sources
 from cpcscale.shards.packing.sources import find_sources

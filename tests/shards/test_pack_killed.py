@@ -12,7 +12,7 @@ from trees import contents, hidden, noise, promised, write_tree
 
 from cpcscale.shards.index import MARKER
 from cpcscale.shards.pack import PackConfig, pack
-from cpcscale.shards.packing.claim import Claim
+from cpcscale.shards.packing.folder_lock import Claim
 
 SETTINGS = {"shard_mb": 0.1, "max_s": 1.0, "group_shards": 2}
 SPEC = PackConfig(**SETTINGS)  # type: ignore[arg-type]

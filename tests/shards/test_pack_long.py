@@ -26,7 +26,7 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack, pack_sources
 from cpcscale.shards.packing.pieces import Member, PackTask, cut, layout, piece_counts
 from cpcscale.shards.packing.sources import Source, find_sources
-from cpcscale.shards.packing.write import pack_task
+from cpcscale.shards.packing.write_tars import pack_task
 
 # Shards of 4.6 s, four a group, pieces of a second.
 SPEC = PackConfig(shard_mb=0.1, max_s=1.0)

@@ -10,8 +10,8 @@ import pytest
 from trees import corpus, noise, promised, write_tree
 
 from cpcscale import progress
-from cpcscale.cluster import pack as on_ray
 from cpcscale.cluster import session
+from cpcscale.cluster import shard_tasks as on_ray
 from cpcscale.errors import UserError
 from cpcscale.shards.pack import PackConfig, pack
 
@@ -45,7 +45,7 @@ def test_packing_on_ray_gives_the_same_bytes(tmp_path, capsys):
     assert promised(tmp_path / "here") == promised(tmp_path / "there")
     assert there.quarantine == here.quarantine != []
     said = capsys.readouterr().err
-    assert "probing: 1/1 groups of files" in said
+    assert "reading headers: 1/1 groups of files" in said
     assert "packing: " in said
 
 

@@ -11,14 +11,14 @@ import speech
 
 from cpcscale import config
 from cpcscale.cli import main
-from cpcscale.cluster.spec import PretrainConfig
+from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.errors import UserError
 from cpcscale.size.machines import Machines
 from cpcscale.size.plan import Sizes, sizes
 from cpcscale.size.rates import Rates
-from cpcscale.stream.counts import shard_windows
-from cpcscale.stream.order import Order
-from cpcscale.train.begin import Data
+from cpcscale.stream.run_order import Order
+from cpcscale.stream.window_counts import shard_windows
+from cpcscale.train.setup import Data
 
 ONE = Machines(nodes=1, gpus_per_node=4, cores_per_node=16, store_mb_per_s=0, network_gbit_per_s=100)
 FAST = Rates(update=1000, decode=2000)

@@ -21,16 +21,16 @@ from cpcscale import audio, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.cache import CacheConfig
 from cpcscale.shards.index import Index
-from cpcscale.shards.publish import exclude, publish
+from cpcscale.shards.index_writer import exclude, publish
 from cpcscale.shards.rows import scan
 from cpcscale.stream import window
-from cpcscale.stream.counts import shard_windows
-from cpcscale.stream.draft import Batch, Draft
+from cpcscale.stream.batch import Batch, Draft
+from cpcscale.stream.epoch_order import Plan
 from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed, decode_threads, fixed_batches
-from cpcscale.stream.lane import PADDING, Lanes, served
-from cpcscale.stream.order import Order
-from cpcscale.stream.plan import Plan
+from cpcscale.stream.lanes import PADDING, Lanes, served
+from cpcscale.stream.run_order import Order
 from cpcscale.stream.window import WindowConfig
+from cpcscale.stream.window_counts import shard_windows
 
 TILE, CROP = WindowConfig(kind="tile", seconds=0.25), WindowConfig(kind="crop", seconds=0.5)
 SEED = 5

@@ -13,9 +13,9 @@ EPOCHS = """
 import json, sys
 from cpcscale.shards.cache import CacheConfig
 from cpcscale.shards.index import Index
-from cpcscale.stream.counts import shard_windows
+from cpcscale.stream.window_counts import shard_windows
 from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed
-from cpcscale.stream.order import Order
+from cpcscale.stream.run_order import Order
 from cpcscale.stream.window import WindowConfig
 
 base, folder, mode = sys.argv[1:]

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from cpcscale.bench.scale_set import UTTERANCE_S, make
 from cpcscale.cluster.feeders import Feeder
 from cpcscale.shards.index import Index
-from cpcscale.shards.read import ShardReader
+from cpcscale.shards.reader import ShardReader
 from cpcscale.shards.rows import ShardRows
 from cpcscale.storage import StorageConfig
-from cpcscale.stream.counts import shard_windows
-from cpcscale.stream.draft import Batch, WindowReader
+from cpcscale.stream.batch import Batch, WindowReader
 from cpcscale.stream.feed import FeedConfig, FeedSource
-from cpcscale.stream.lane import PADDING, served
-from cpcscale.stream.order import Order
+from cpcscale.stream.lanes import PADDING, served
+from cpcscale.stream.run_order import Order
 from cpcscale.stream.window import WindowConfig
+from cpcscale.stream.window_counts import shard_windows
 
 RANKS, SHARDS, UTTERANCES = 1024, 1_000_000, 2400
 SPEC = WindowConfig(kind="crop", seconds=UTTERANCE_S)

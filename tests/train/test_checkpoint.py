@@ -12,10 +12,10 @@ from checkpoints import DAMAGES, FILES, RECIPE, damage, newest, position, publis
 
 from cpcscale import config, storage
 from cpcscale.errors import UserError
+from cpcscale.runs.checkpoint_files import MARKER, TornError
+from cpcscale.runs.ledger import Ledger
+from cpcscale.runs.publisher import Publisher
 from cpcscale.train.checkpoint import contents, load_encoder, read, restore, tensors_of
-from cpcscale.train.files import MARKER, TornError
-from cpcscale.train.ledger import Ledger
-from cpcscale.train.publisher import Publisher
 
 
 def test_a_round_trip_gives_back_every_bit_of_weights_optimiser_and_position(tmp_path):

@@ -13,18 +13,18 @@ import torch
 
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
+from cpcscale.runs.checkpoint_files import MARKER
+from cpcscale.runs.ledger import Holder, Ledger
 from cpcscale.shards.index import Index
-from cpcscale.shards.publish import IndexWriter, exclude
+from cpcscale.shards.index_writer import IndexWriter, exclude
 from cpcscale.shards.rows import ShardEntry
 from cpcscale.stream import window
-from cpcscale.train.begin import Data
 from cpcscale.train.checkpoint import load_encoder, read
-from cpcscale.train.files import MARKER
-from cpcscale.train.ledger import Holder, Ledger
 from cpcscale.train.loop import pretrain
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.resume import begin
+from cpcscale.train.setup import Data
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
 SUMMARY = {
@@ -500,7 +500,7 @@ def test_ids_go_into_no_place_that_is_not_theirs(shards, tmp_path):
 
 
 def test_a_small_run_leaves_chance_within_50_steps(tmp_path_factory, shards):
-    """The quickstart's recipe on a few minutes of speech: nothing learns when frames start alike (PAPER.md)."""
+    """The quickstart's recipe on a few minutes of speech: nothing learns when frames start alike."""
     recipe = speech.recipe(
         window__seconds=1.28,
         model__encoder__channels=64,

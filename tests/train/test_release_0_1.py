@@ -13,11 +13,11 @@ import torch
 
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
-from cpcscale.train.begin import Data
 from cpcscale.train.checkpoint import load_encoder
 from cpcscale.train.loop import pretrain
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
+from cpcscale.train.setup import Data
 
 MADE = Path(__file__).parents[1] / "data" / "release_0_1"
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from cpcscale.errors import UserError
+from cpcscale.runs.ledger import Ledger
+from cpcscale.runs.publisher import Publisher
 from cpcscale.train.checkpoint import tensors_of
-from cpcscale.train.ledger import Ledger
-from cpcscale.train.publisher import Publisher
 from cpcscale.train.saver import Saver, Snapshot
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]

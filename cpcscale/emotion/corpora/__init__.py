@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from cpcscale import storage
-from cpcscale.emotion.corpora import crema_d, emodb, iemocap, msp_improv, msp_podcast, ravdess, table
+from cpcscale.emotion.corpora import crema_d, csv_table, emodb, iemocap, msp_improv, msp_podcast, ravdess
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, require_path
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def open_corpus(settings: CorpusConfig) -> Corpus:
         case "crema-d":
             return crema_d.read(settings)
         case _:
-            return table.read(settings)
+            return csv_table.read(settings)
 
 
 def recognised(settings: CorpusConfig) -> str:
@@ -39,7 +39,7 @@ def recognised(settings: CorpusConfig) -> str:
     if path.endswith(".csv"):
         return "csv"
     files = storage.list_files(path)
-    if table.recognises(path, files):
+    if csv_table.recognises(path, files):
         return "csv"
     for kind, adapter in (
         ("iemocap", iemocap),

@@ -15,9 +15,9 @@ import re
 from collections.abc import Sequence
 
 from cpcscale import storage
-from cpcscale.emotion.corpora import acted, wording
+from cpcscale.emotion.corpora import acted_categories, vocabulary
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path, stem
-from cpcscale.emotion.corpora.table import read_rows
+from cpcscale.emotion.corpora.csv_table import read_rows
 from cpcscale.errors import UserError
 
 _NAME = re.compile(r"(?P<actor>1\d{3})_[A-Z]{3}_(?P<emotion>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX|X)")
@@ -31,16 +31,16 @@ def read(settings: CorpusConfig) -> Corpus:
     """
     folder = require_path(settings)
     files = storage.list_files(folder)
-    paths = [name for name in acted.audio_files(files) if _NAME.fullmatch(stem(name))]
+    paths = [name for name in acted_categories.audio_files(files) if _NAME.fullmatch(stem(name))]
     if not paths:
         raise UserError(f"{folder} holds no audio named as CREMA-D's is (1001_DFA_ANG_XX.wav): check corpus.path")
     told = functools.partial(_utterance, genders=_genders(folder, files))
-    return acted.gather("crema-d", settings, folder, paths, files, told)
+    return acted_categories.gather("crema-d", settings, folder, paths, files, told)
 
 
 def recognises(files: Sequence[str]) -> bool:
     """Whether every audio file, and at least one, is named as CREMA-D names them."""
-    return acted.all_named(files, _NAME)
+    return acted_categories.all_named(files, _NAME)
 
 
 def _genders(folder: str, files: Sequence[str]) -> dict[str, str]:
@@ -48,14 +48,14 @@ def _genders(folder: str, files: Sequence[str]) -> dict[str, str]:
     if not tables:
         return {}
     _, rows = read_rows(storage.join(folder, tables[0]), ("ActorID", "Sex"))
-    return {row["ActorID"].strip(): wording.gender(row["Sex"]) for _, row in rows}
+    return {row["ActorID"].strip(): vocabulary.gender(row["Sex"]) for _, row in rows}
 
 
 def _utterance(key: str, path: str, genders: dict[str, str]) -> Utterance | str:
     found = _NAME.fullmatch(key)
     assert found is not None, path
-    category = wording.category(found["emotion"])
-    labels = acted.stand_in(category)
+    category = vocabulary.category(found["emotion"])
+    labels = acted_categories.stand_in(category)
     assert labels is not None, category
     return Utterance(
         key=key,

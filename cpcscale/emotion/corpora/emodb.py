@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 
 from cpcscale import storage
-from cpcscale.emotion.corpora import acted
+from cpcscale.emotion.corpora import acted_categories
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path, stem
-from cpcscale.emotion.corpora.table import MANIFEST, read_rows
+from cpcscale.emotion.corpora.csv_table import MANIFEST, read_rows
 from cpcscale.errors import UserError
 
 # The letter of the German emotion word in a file name.
@@ -40,22 +40,22 @@ def read(settings: CorpusConfig) -> Corpus:
     listed = files
     if MANIFEST in files:
         listed = [row["path"] for _, row in read_rows(storage.join(folder, MANIFEST), ("path",))[1]]
-    paths = [name for name in acted.audio_files(listed) if _NAME.fullmatch(stem(name))]
+    paths = [name for name in acted_categories.audio_files(listed) if _NAME.fullmatch(stem(name))]
     if not paths:
         raise UserError(f"{folder} holds no audio named as EmoDB's is (03a01Fa.wav): check corpus.path")
-    return acted.gather("emodb", settings, folder, paths, files, _utterance)
+    return acted_categories.gather("emodb", settings, folder, paths, files, _utterance)
 
 
 def recognises(files: Sequence[str]) -> bool:
     """Whether every audio file, and at least one, is named as EmoDB names them."""
-    return acted.all_named(files, _NAME)
+    return acted_categories.all_named(files, _NAME)
 
 
 def _utterance(key: str, path: str) -> Utterance | str:
     found = _NAME.fullmatch(key)
     assert found is not None, path
     category = _CATEGORIES[found["emotion"]]
-    labels = acted.stand_in(category)
+    labels = acted_categories.stand_in(category)
     assert labels is not None, category
     return Utterance(
         key=key,

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cpcscale import storage
-from cpcscale.emotion.corpora import acted, wording
+from cpcscale.emotion.corpora import acted_categories, vocabulary
 from cpcscale.emotion.corpora.corpus import (
     Corpus,
     CorpusConfig,
@@ -78,7 +78,7 @@ def read(settings: CorpusConfig) -> Corpus:
     for name in files:
         if (found := _OF_RATER.fullmatch(name)) is not None:
             _add_ratings(turns, found["rater"].upper(), read_text(storage.join(folder, name)))
-    audio = [name for name in acted.audio_files(files) if _AUDIO.fullmatch(name)]
+    audio = [name for name in acted_categories.audio_files(files) if _AUDIO.fullmatch(name)]
     dropped += [Dropped(name, "audio without a label line") for name in audio if stem(name) not in turns]
     rows = tuple(_utterance(key, turn, storage.join(folder, roots[key]).rstrip("/")) for key, turn in turns.items())
     corpus = Corpus("iemocap", (), SCALE, rows, tuple(dropped))
@@ -105,7 +105,7 @@ def _evaluated(text: str, name: str, before: dict[str, _Turn]) -> tuple[dict[str
                 dropped.append(Dropped(found[1], "a second label line of the turn"))
             else:
                 valence, activation, dominance = (float(found[place]) for place in (3, 4, 5))
-                turn = turns[found[1]] = _Turn(wording.category(found[2]), (activation, valence, dominance))
+                turn = turns[found[1]] = _Turn(vocabulary.category(found[2]), (activation, valence, dominance))
         elif turn is not None and (rated := _RATER.match(line)):
             turn.ratings.append(_rating(rated["rater"], rated["values"]))
     return turns, dropped

@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from cpcscale import storage
-from cpcscale.emotion.corpora import acted, wording
+from cpcscale.emotion.corpora import acted_categories, vocabulary
 from cpcscale.emotion.corpora.corpus import (
     Corpus,
     CorpusConfig,
@@ -33,7 +33,7 @@ from cpcscale.emotion.corpora.corpus import (
     require_path,
     stem,
 )
-from cpcscale.emotion.corpora.msp import Rated, rated_files
+from cpcscale.emotion.corpora.msp_label_lines import Rated, rated_files
 from cpcscale.errors import UserError
 
 SCALE = (1.0, 5.0)
@@ -59,7 +59,9 @@ def read(settings: CorpusConfig) -> Corpus:
         raise UserError(f"{folder} holds no Evaluation.txt (or Evalution.txt) of MSP-Improv: check corpus.path")
     rated, again = rated_files(read_text(storage.join(folder, table)))
     falls, note = _direction(rated)
-    audio = {found["turn"]: name for name in acted.audio_files(files) if (found := _NAME.fullmatch(stem(name)))}
+    audio = {
+        found["turn"]: name for name in acted_categories.audio_files(files) if (found := _NAME.fullmatch(stem(name)))
+    }
     dropped = [Dropped(name, "a second label line of the turn") for name in again]
     rows = []
     turns = set()
@@ -80,7 +82,7 @@ def read(settings: CorpusConfig) -> Corpus:
 
 def recognises(files: Sequence[str]) -> bool:
     """Whether there is a table, and audio named as MSP-Improv names it."""
-    named = any(_NAME.fullmatch(stem(name)) for name in acted.audio_files(files))
+    named = any(_NAME.fullmatch(stem(name)) for name in acted_categories.audio_files(files))
     return named and _table(files) is not None
 
 
@@ -128,6 +130,6 @@ def _utterance(found: re.Match[str], rated: Rated, falls: bool, path: str) -> Ut
         recording=f"{session}-{found['scenario']}",
         session=session,
         style=_STYLES[found["style"]],
-        category=wording.MSP_CATEGORIES.get(rated.letter, rated.letter.lower()),
+        category=vocabulary.MSP_CATEGORIES.get(rated.letter, rated.letter.lower()),
         ratings=ratings,
     )

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cpcscale import storage
-from cpcscale.emotion.corpora import acted, wording
+from cpcscale.emotion.corpora import acted_categories, vocabulary
 from cpcscale.emotion.corpora.corpus import (
     Corpus,
     CorpusConfig,
@@ -32,9 +32,9 @@ from cpcscale.emotion.corpora.corpus import (
     require_path,
     stem,
 )
-from cpcscale.emotion.corpora.msp import number
+from cpcscale.emotion.corpora.csv_table import read_rows
+from cpcscale.emotion.corpora.msp_label_lines import number
 from cpcscale.emotion.corpora.msp_raters import UnknownFormError, ratings_of
-from cpcscale.emotion.corpora.table import read_rows
 from cpcscale.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,9 @@ def _first(files: Iterable[str], names: Sequence[str]) -> str | None:
 
 def _audio(files: Iterable[str]) -> dict[str, str]:
     """The audio of each file name; of several copies that in Audios/ or Audio/."""
-    paths = sorted(acted.audio_files(files), key=lambda path: path.lower().rpartition("/")[0].endswith(_FOLDERS))
+    paths = sorted(
+        acted_categories.audio_files(files), key=lambda path: path.lower().rpartition("/")[0].endswith(_FOLDERS)
+    )
     return {path.rpartition("/")[2]: path for path in paths}
 
 
@@ -148,11 +150,11 @@ def _utterance(
     ratings: tuple[Rating, ...],
     table: str,
 ) -> Utterance:
-    partition = wording.partition(row["Split_Set"])
+    partition = vocabulary.partition(row["Split_Set"])
     if partition is None:
         raise UserError(
             f"{table}: {key} has Split_Set={row['Split_Set']!r}, which is no partition known of any release: "
-            f"give one of {', '.join(wording.PARTITIONS)}"
+            f"give one of {', '.join(vocabulary.PARTITIONS)}"
         )
     activation, valence, dominance = labels
     recording = _RECORDING.fullmatch(key)
@@ -160,12 +162,12 @@ def _utterance(
     return Utterance(
         key=key,
         path=path,
-        speaker=wording.speaker(row.get("SpkrID", "")),
+        speaker=vocabulary.speaker(row.get("SpkrID", "")),
         labels=(activation, valence, dominance),
         language="en",
-        gender=wording.gender(row.get("Gender", "")),
+        gender=vocabulary.gender(row.get("Gender", "")),
         partition=partition,
         recording=recording[1] if recording else "",
-        category=wording.MSP_CATEGORIES.get(letter, letter.lower()),
+        category=vocabulary.MSP_CATEGORIES.get(letter, letter.lower()),
         ratings=ratings,
     )

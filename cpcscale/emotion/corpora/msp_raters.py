@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from cpcscale.emotion.corpora.corpus import Rating, merged_ratings, read_text
-from cpcscale.emotion.corpora.msp import number, rated_files, rating
-from cpcscale.emotion.corpora.table import read_rows
+from cpcscale.emotion.corpora.csv_table import read_rows
+from cpcscale.emotion.corpora.msp_label_lines import number, rated_files, rating
 from cpcscale.errors import UserError
 
 _LABELS = ("EmoAct", "EmoVal", "EmoDom")

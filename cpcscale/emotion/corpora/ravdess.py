@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 
 from cpcscale import storage
-from cpcscale.emotion.corpora import acted
+from cpcscale.emotion.corpora import acted_categories
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path, stem
 from cpcscale.errors import UserError
 
@@ -37,15 +37,15 @@ def read(settings: CorpusConfig) -> Corpus:
     """
     folder = require_path(settings)
     files = storage.list_files(folder)
-    paths = [name for name in acted.audio_files(files) if _NAME.fullmatch(stem(name))]
+    paths = [name for name in acted_categories.audio_files(files) if _NAME.fullmatch(stem(name))]
     if not paths:
         raise UserError(f"{folder} holds no audio named as RAVDESS's is (03-01-06-01-02-01-12.wav): check corpus.path")
-    return acted.gather("ravdess", settings, folder, paths, files, _utterance)
+    return acted_categories.gather("ravdess", settings, folder, paths, files, _utterance)
 
 
 def recognises(files: Sequence[str]) -> bool:
     """Whether every audio file, and at least one, is named as RAVDESS names them."""
-    return acted.all_named(files, _NAME)
+    return acted_categories.all_named(files, _NAME)
 
 
 def _utterance(key: str, path: str) -> Utterance | str:
@@ -54,7 +54,7 @@ def _utterance(key: str, path: str) -> Utterance | str:
     if found["channel"] == "02":
         return "song, not speech"
     category = _CATEGORIES[found["emotion"]]
-    labels = acted.stand_in(category)
+    labels = acted_categories.stand_in(category)
     if labels is None:
         return f"no stand-in label for {category}"
     return Utterance(

@@ -12,20 +12,21 @@ import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import cast
 
 from cpcscale import audio, config, storage
 from cpcscale.errors import UserError, nearest
 from cpcscale.shards.adoption import labels
-from cpcscale.shards.adoption.foreign import IndexConfig, LeftOut, TarTask, read_tar
 from cpcscale.shards.adoption.labels import Manifest
-from cpcscale.shards.adoption.members import COMPRESSED, WAY_OUT
+from cpcscale.shards.adoption.read_tar import IndexConfig, LeftOut, TarTask, read_tar
+from cpcscale.shards.adoption.tar_members import COMPRESSED, WAY_OUT
 from cpcscale.shards.index import MARKER, Index
-from cpcscale.shards.publish import IndexWriter, exclude
+from cpcscale.shards.index_writer import IndexWriter, exclude
+from cpcscale.shards.tasks import RunTasks, in_turn
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,6 @@ QUARANTINE, SETTINGS = "quarantine.csv", "index-settings.json"
 _COLUMNS = ("shard", "member", "cause", "why")
 _ANEW = f"remove {MARKER} and index again"
 _ASKING = 32
-
-# Runs a function of (item, what all share) on each item and hands the results on in order, as they come.
-Stream = Callable[[Callable[[Any, Any], Any], Sequence[Any], Any], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,7 @@ class _Tasks(Sequence[TarTask]):
         return TarTask(self._base, name, beside if beside in self._cuts else "", self._spec)
 
 
-def serial(function: Callable[[Any, Any], Any], items: Sequence[Any], shared: Any) -> Iterator[Any]:
-    """The plain, in-process `Stream`."""
-    return (function(item, shared) for item in items)
-
-
-def adopt(base: str, spec: IndexConfig, *, append: bool = False, run: Stream = serial) -> Adopted:
+def adopt(base: str, spec: IndexConfig, *, append: bool = False, run: RunTasks = in_turn) -> Adopted:
     """Indexes the tars below `base`; with `append`, those that its index lacks, as a new version after the old one.
 
     On a folder that is indexed, without `append`: checks that its tars are those of the index. Raises UserError when
@@ -139,7 +132,7 @@ def _tars(base: str, names: Sequence[str], pattern: str) -> list[str]:
 
 
 def _read(
-    base: str, tars: Sequence[str], names: Sequence[str], spec: IndexConfig, after: Index | None, run: Stream
+    base: str, tars: Sequence[str], names: Sequence[str], spec: IndexConfig, after: Index | None, run: RunTasks
 ) -> Adopted:
     """Reads these tars and publishes the version that has them after those of `after`."""
     manifest = Manifest(storage.absolute(spec.manifest), spec.columns) if spec.manifest else None
@@ -150,7 +143,7 @@ def _read(
     new = 0
     with IndexWriter(base, after) as writer:
         with _quarantine(base, set(tars) if after else None) as write:
-            for shard in run(read_tar, tasks, manifest):
+            for shard in run(read_tar, tasks, what="indexing", unit="tars", shared=(manifest,)):
                 if shard.entry:
                     writer.add(shard.entry)
                     new += 1
@@ -173,7 +166,7 @@ def _read(
     return Adopted(index, state, new, left_out, tuple(row.shard for row in damaged), origins, notes)
 
 
-def _append(index: Index, tars: Sequence[str], names: Sequence[str], spec: IndexConfig, run: Stream) -> Adopted:
+def _append(index: Index, tars: Sequence[str], names: Sequence[str], spec: IndexConfig, run: RunTasks) -> Adopted:
     known = set(index.shards["path"].to_pylist())
     new = [name for name in tars if name not in known]
     return _read(index.base, new, names, spec, index, run) if new else Adopted(index, "unchanged")

@@ -23,7 +23,7 @@ from pyarrow import csv as arrow_csv
 
 from cpcscale import storage
 from cpcscale.errors import UserError, nearest
-from cpcscale.shards.adoption.members import Member
+from cpcscale.shards.adoption.tar_members import Member
 
 FIELDS = ("group", "language", "recording")
 USUAL = {

@@ -1,0 +1,43 @@
+"""Work in a fresh process, whose memory is its own, and what it takes of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from cpcscale import freed_memory
+
+
+def alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What `work` returns in a fresh process, started as one of a run is. Raises RuntimeError where that ends badly, be
+    it after its work."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_report, args=(theirs, work, arguments))
+    process.start()
+    theirs.close()
+    found: dict[str, Any] = {}
+    try:
+        with contextlib.suppress(EOFError):
+            found = ours.recv()
+    finally:
+        process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the process of {work.__name__} ended with status {process.exitcode}")
+    return found
+
+
+def peak_mib() -> float:
+    """The most that this process has had in memory."""
+    # Not getrusage: its peak is that of the parent too, which a new program inherits.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1)
+
+
+def _report(out: Connection, work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:
+    freed_memory.keep()
+    out.send(work(*arguments))

@@ -1,0 +1,148 @@
+"""The loop without its network, which shows what the rest of it can do, and what its meter costs."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpcscale.bench.updates import Row
+from cpcscale.objective.infonce import Sums
+from cpcscale.shards.index import Index
+from cpcscale.stream.feed import FeedSource
+from cpcscale.train.device import Timeline, timeline
+from cpcscale.train.loop import pretrain, thread_feed
+from cpcscale.train.observer import Quiet
+from cpcscale.train.ranks import Ranks
+from cpcscale.train.recipe import Recipe
+from cpcscale.train.setup import Data
+from cpcscale.train.step import TrainStep
+from cpcscale.train.time_account import HIDDEN, PHASES, Stalls
+
+# Updates of a lap; the first one is not measured.
+LAP = 10
+_MARKS, _TIMES = 5_000, 20
+
+
+class NullStep(TrainStep):
+    """An update that moves its batch, adds up its counts over ranks and marks its time, and that is all."""
+
+    def _with_content(self, rows: Any, whole_BS: Tensor) -> Any:
+        return rows
+
+    def _by_pieces(self, rows: Any, weight_K: Tensor) -> Iterator[Sums]:
+        zero_K = torch.zeros_like(weight_K, dtype=torch.float32)
+        yield Sums(zero_K, zero_K.long(), zero_K.double())
+
+    _by_pool = _by_pieces
+
+    def _update(self, step: int) -> None:
+        pass
+
+
+def looped(recipe: Recipe, index: Index, ranks: Ranks, updates: int, folder: Path) -> Row:
+    """The loop with a NullStep, on what the feed makes: all laps after the first."""
+    laps = _Laps()
+    _run(_short(recipe, updates), index, ranks, laps, NullStep, folder)
+    return replace(laps.row(), updates=updates - LAP)
+
+
+def drained(source: FeedSource, ranks: Ranks, updates: int) -> Row:
+    """The batches of those laps taken from their feed and thrown away."""
+    feed = thread_feed(source, ranks, 0)
+    try:
+        for _ in range(LAP):
+            feed.next()
+        began = time.perf_counter()
+        audio_s = sum(feed.next().audio_s for _ in range(updates - LAP))
+        return Row(audio_s, time.perf_counter() - began)
+    finally:
+        feed.close()
+
+
+def marks(recipe: Recipe, index: Index, ranks: Ranks, kind: type[TrainStep], folder: Path) -> int:
+    """The marks from one update of the loop to the next, which is logged."""
+    watcher = _Marks(kind)
+    _run(_short(recipe, 2), index, ranks, watcher, watcher.make, folder)
+    return watcher.by_step[2] - watcher.by_step[1]
+
+
+def mark_s(device: torch.device) -> float:
+    """Seconds that a mark takes, with its share of the reading later on."""
+    line, seconds = timeline(device), []
+    line.mark("")
+    for _ in range(_TIMES):
+        began = time.perf_counter()
+        for _ in range(_MARKS):
+            line.mark("forward")
+        line.seconds()
+        seconds.append((time.perf_counter() - began) / _MARKS)
+    return statistics.median(seconds)
+
+
+class _Laps(Quiet):
+    """Keeps the metrics of each lap and when they came."""
+
+    def __init__(self) -> None:
+        self._laps: list[tuple[float, Mapping[str, float]]] = []
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self._laps.append((time.perf_counter(), values))
+
+    def row(self) -> Row:
+        (began, first), (ended, last) = self._laps[0], self._laps[-1]
+        audio_s = 3600 * (last["audio_hours"] - first["audio_hours"])
+        exposed, hidden = dict.fromkeys(PHASES, 0.0), dict.fromkeys(HIDDEN, 0.0)
+        for (before, _), (now, values) in zip(self._laps, self._laps[1:], strict=False):
+            for name in PHASES:
+                exposed[name] += values[f"time_{name}"] * (now - before)
+            for name in HIDDEN:
+                hidden[name] += values[f"hidden_{name}"] * (now - before)
+        return Row(audio_s, ended - began, Stalls(ended - began, audio_s, exposed, hidden))
+
+
+class _Counting:
+    """A timeline that counts its marks."""
+
+    def __init__(self, line: Timeline) -> None:
+        self._line, self.marks = line, 0
+
+    def mark(self, name: str) -> None:
+        self.marks += 1
+        self._line.mark(name)
+
+    def seconds(self) -> dict[str, float]:
+        return self._line.seconds()
+
+
+class _Marks(Quiet):
+    """Makes a step that counts its marks, and keeps how many there are at each of its updates."""
+
+    def __init__(self, kind: type[TrainStep]) -> None:
+        self._kind, self.by_step = kind, dict[int, int]()
+
+    def make(self, *arguments: Any) -> TrainStep:
+        step = self._kind(*arguments)
+        step.timeline = self._line = _Counting(step.timeline)
+        return step
+
+    def progress(self, step: int, total: int) -> None:
+        self.by_step[step] = self._line.marks
+
+
+def _short(recipe: Recipe, updates: int) -> Recipe:
+    """The recipe for a run of this many updates from scratch that saves nothing before its end."""
+    train = replace(recipe.train, steps=updates, log_every_steps=LAP, log_window_ids="")
+    return replace(recipe, init_from="", train=train, checkpoint=replace(recipe.checkpoint, every_steps=updates))
+
+
+def _run(recipe: Recipe, index: Index, ranks: Ranks, observer: Quiet, make_step: Any, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as run_dir:
+        pretrain(recipe, Data(index, {}), run_dir, ranks, observer, make_step=make_step)

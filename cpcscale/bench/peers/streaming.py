@@ -1,0 +1,70 @@
+"""mosaicml-streaming: its MDS format in a local folder, shuffled by its default algorithm in blocks of our size.
+
+Set up as https://docs.mosaicml.com/projects/streaming/en/latest/distributed_training/performance_tuning.html advises:
+`batch_size` given and py1e, the default; shards are as large as ours, so that a block spans as many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import streaming
+from streaming.base.shared import SharedMemory
+
+from cpcscale.bench.peers.job import Job, converted, loader, members
+
+
+@contextlib.contextmanager
+def opened(job: Job) -> Iterator[Callable[[], Iterable[Any]]]:
+    folder = converted(job, "streaming", _convert)
+    with tempfile.TemporaryDirectory() as locks:
+        dataset = _dataset(job, folder, locks)
+        try:
+            yield partial(iter, loader(job, partial(_members, dataset)))
+        finally:
+            _unlink(dataset)
+
+
+def _dataset(job: Job, folder: Path, locks: str) -> streaming.StreamingDataset:
+    before, tempfile.tempdir = tempfile.tempdir, locks
+    try:
+        return streaming.StreamingDataset(
+            local=str(folder),
+            # One epoch is the whole job: its workers wait for each other at the start of an epoch.
+            epoch_size=job.share * max(1, job.processes) * job.batch,
+            shuffle=True,
+            shuffle_seed=job.seed,
+            shuffle_block_size=job.shuffle,
+            num_canonical_nodes=1,
+            batch_size=job.batch,
+        )
+    finally:
+        tempfile.tempdir = before
+
+
+def _members(dataset: streaming.StreamingDataset) -> Iterator[bytes]:
+    for sample in dataset:
+        yield sample["audio"]
+
+
+def _unlink(dataset: streaming.StreamingDataset) -> None:
+    """Ends its shared memory, which would stay until this process ends."""
+    for part in vars(dataset).values():
+        memory: Any = part
+        while memory is not None and not isinstance(memory, SharedMemory):
+            # A scalar and a barrier hold an array, and that its memory.
+            memory = getattr(memory, "arr", None) or getattr(memory, "_arr", None) or getattr(memory, "shm", None)
+        if memory:
+            memory.cleanup()
+
+
+def _convert(job: Job, folder: Path) -> None:
+    with streaming.MDSWriter(out=str(folder), columns={"audio": "bytes"}, size_limit=job.shard_bytes) as writer:
+        for path in job.paths:
+            for _, data in members(path, job.codec):
+                writer.write({"audio": data})

@@ -1,0 +1,216 @@
+"""One fold trained by several processes: they share each batch, whose CCC and gradient are those of one process.
+
+A task without cores of its own asks for the room of all ranks at once, starts an actor in each place of it and waits.
+Ranks that wait for those of another fold would never begin. When one of them fails or dies, the others end too, and a
+fold of which a process died begins again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from cpcscale.cluster import session
+from cpcscale.emotion.crossval import FoldResult, run_fold
+from cpcscale.emotion.heads.training import device
+from cpcscale.emotion.inputs import Prepared
+from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.errors import UserError
+
+_ATTEMPTS = 3
+# How long a rank that failed waits for the others to say why.
+_LAST_WORDS_S = 10
+
+
+@dataclass(frozen=True)
+class SharedFold:
+    """A fold for `run_shared`: `shared` refers to (recipe, prepared) in Ray's object store.
+
+    Each of the `ranks` gets `cpus` cores, of which torch uses `threads`, and a GPU where `gpus` says so.
+    """
+
+    shared: Any
+    fold: int
+    ranks: int
+    cpus: float
+    gpus: bool
+    threads: int
+
+
+def check_ranks(recipe: EmotionRecipe, ranks: int) -> None:
+    """Raises UserError for a fold that `ranks` processes cannot share."""
+    if ranks == 1:
+        return
+    if recipe.regressor != "attention" or recipe.system == "minicpc":
+        what = f"system={recipe.system}" if recipe.system in ("mean", "minicpc") else f"head={recipe.head}"
+        raise UserError(
+            f"ranks={ranks} shares the batches of a recogniser, and {what} is fitted or pretrained by one process: use "
+            "ranks=1, and workers=N for folds at a time"
+        )
+    if ranks > recipe.fit.batch:
+        raise UserError(
+            f"ranks={ranks} are more than the utterances of a batch, fit.batch={recipe.fit.batch}: lower ranks, or "
+            "raise fit.batch, which changes the loss"
+        )
+
+
+def refuse_without_room(recipe: EmotionRecipe, ranks: int, workers: int) -> None:
+    """Raises UserError where the cluster that RAY_ADDRESS names, else this machine, has no core (or GPU) for each rank.
+
+    One that is to be joined is joined; no Ray is started.
+    """
+    import ray
+    import torch
+
+    if ranks == 1:
+        return
+    if session.joins_cluster() or ray.is_initialized():
+        session.connect(workers)
+        found = ray.cluster_resources()
+        cores, gpus, where = int(found.get("CPU", 0)), int(found.get("GPU", 0)), "the Ray cluster"
+    else:
+        cores, gpus, where = os.cpu_count() or 1, torch.cuda.device_count(), "this machine"
+    if recipe.fit.device != "cpu" and 0 < gpus < ranks:
+        raise UserError(
+            f"ranks={ranks} needs {ranks} GPUs, one a rank, and {where} has {gpus}: lower ranks, or pass fit.device=cpu"
+        )
+    if ranks > cores:
+        raise UserError(f"ranks={ranks} needs a core for each rank, and {where} has {cores}: lower ranks")
+
+
+def uses_gpus(recipe: EmotionRecipe) -> bool:
+    """Whether ranks train on GPUs: where the cluster has any and the config does not forbid it."""
+    import ray
+
+    return recipe.fit.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+
+
+def run_shared(item: SharedFold) -> FoldResult:
+    """The fold as its ranks train it. Raises the first rank's UserError, and one when processes die again and again."""
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(_RankDiedError):
+            return _attempt(item)
+    raise UserError(
+        f"a process of ranks={item.ranks} died {_ATTEMPTS} times in fold {item.fold}: it may have run out of memory; "
+        "give the cluster more, or lower fit.micro_batch or workers, and run again"
+    )
+
+
+def run_folds(recipe: EmotionRecipe, prepared: Prepared, count: int, workers: int, ranks: int) -> list[FoldResult]:
+    """The first `count` folds as Ray tasks, `workers` at a time, each trained by `ranks` processes."""
+    cpus = session.cpus_each(min(workers, count) * ranks)
+    threads, what = max(1, int(cpus)), f"finetune {recipe.system}"
+    if ranks == 1:
+        shared = (recipe, prepared, threads)
+        return session.map_tasks(_run_alone, range(count), what=what, unit="folds", cpus=cpus, shared=shared)
+    import ray
+
+    gpus, everywhere = uses_gpus(recipe), ray.put((recipe, prepared))
+    folds = [SharedFold(everywhere, fold, ranks, cpus, gpus, threads) for fold in range(count)]
+    return session.map_tasks(run_shared, folds, what=what, unit="folds", cpus=0)
+
+
+def _run_alone(fold: int, recipe: EmotionRecipe, prepared: Prepared, threads: int) -> FoldResult:
+    import torch
+
+    torch.set_num_threads(threads)
+    return run_fold(recipe, prepared, fold)
+
+
+class _RankDiedError(Exception):
+    """The process of a rank is gone."""
+
+
+class _Rank:
+    """One rank of a fold, in a process of its own."""
+
+    def meeting(self) -> str:
+        """An address on this node at which the ranks can meet."""
+        import ray
+
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def run(
+        self, shared: tuple[EmotionRecipe, Prepared], fold: int, place: tuple[int, int], meeting: str, threads: int
+    ) -> FoldResult | None:
+        """The fold's result from rank 0, None from the others; `place` is (rank, world)."""
+        import torch
+
+        from cpcscale.train.ranks import joined
+
+        torch.set_num_threads(threads)
+        recipe, prepared = shared
+        with joined(*place, meeting, device(recipe.fit)) as ranks, ranks.meeting():
+            result = run_fold(recipe, prepared, fold, ranks)
+        return result if ranks.first else None
+
+
+def _attempt(item: SharedFold) -> FoldResult:
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    gpus = {"GPU": 1.0} if item.gpus else {}
+    room = placement_group([{"CPU": item.cpus} | gpus] * item.ranks, strategy="PACK")
+    try:
+        ray.get(room.ready())
+        actors = [
+            ray.remote(
+                num_cpus=item.cpus,
+                num_gpus=int(item.gpus),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(room, placement_group_bundle_index=rank),
+            )(_Rank).remote()
+            for rank in range(item.ranks)
+        ]
+        meeting = actors[0].meeting.remote()
+        results = [
+            actor.run.remote(item.shared, item.fold, (rank, item.ranks), meeting, item.threads)
+            for rank, actor in enumerate(actors)
+        ]
+        return _first_result(results)
+    finally:
+        # With their room the actors end, whatever they wait for.
+        remove_placement_group(room)
+
+
+def _first_result(results: list[Any]) -> FoldResult:
+    """What rank 0 gives once all have ended well; of several failures the one that explains the others."""
+    import ray
+
+    ended, waiting = list[Any](), results
+    while waiting:
+        now, waiting = ray.wait(waiting)
+        ended += now
+        if any(_failure(one) for one in now):
+            late, _ = ray.wait(waiting, num_returns=len(waiting), timeout=_LAST_WORDS_S) if waiting else ([], [])
+            raise _explained([failure for one in [*ended, *late] if (failure := _failure(one))])
+    return ray.get(results[0])
+
+
+def _failure(reference: Any) -> Exception | None:
+    import ray
+
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        return error.cause
+    except ray.exceptions.RayError as error:
+        return error
+    return None
+
+
+def _explained(failures: list[Exception]) -> Exception:
+    """A user's error before a bug before a process that died, which the others only noticed."""
+    import ray
+
+    from cpcscale.train.ranks import PeerLostError
+
+    users = [error for error in failures if isinstance(error, UserError)]
+    died = ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError | PeerLostError
+    bugs = [error for error in failures if not isinstance(error, UserError | died)]
+    return next(iter([*users, *bugs]), _RankDiedError())

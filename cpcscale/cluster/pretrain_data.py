@@ -1,0 +1,53 @@
+"""The speech of a pretraining: packed where it is not yet, opened, and refused where the workers would refuse it."""
+
+from __future__ import annotations
+
+from cpcscale import storage
+from cpcscale.cluster import shard_tasks as packing
+from cpcscale.cluster.pretrain_config import PretrainConfig
+from cpcscale.errors import UserError
+from cpcscale.progress import note
+from cpcscale.shards import cache
+from cpcscale.shards.index import MARKER, Index
+from cpcscale.shards.pack import HELDOUT, TRAIN, UNSEEN
+from cpcscale.shards.packing.sources import find_sources
+from cpcscale.stream.window_counts import shard_windows
+from cpcscale.train import resume
+from cpcscale.train.checkpoint import Restored
+from cpcscale.train.setup import Data
+
+
+def open_data(config: PretrainConfig) -> Data:
+    """The shard sets; raises UserError when there are none."""
+    base = config.data.shards
+    if storage.exists(storage.join(base, MARKER)):
+        return Data(Index.load(base), {}, config.data.append)
+    if not storage.exists(storage.join(base, TRAIN, MARKER)):
+        raise UserError(
+            f"no shard set at data.shards={storage.shown(base)}: make one with `cpcscale pack AUDIO "
+            f"{storage.shown(base)}`, or set data.audio to the folder of audio to pack into it"
+        )
+    sets = {name: storage.join(base, name) for name in (HELDOUT, UNSEEN)}
+    present = {name: Index.load(url) for name, url in sets.items() if storage.exists(storage.join(url, MARKER))}
+    return Data(Index.load(storage.join(base, TRAIN)), present, config.data.append)
+
+
+def pack_first(config: PretrainConfig) -> None:
+    """Packs `data.audio` where there is no shard set yet."""
+    base = config.data.shards
+    if not config.data.audio or any(storage.exists(storage.join(base, *at, MARKER)) for at in ((), (TRAIN,))):
+        return
+    sources = find_sources(config.data.audio, config.data.pack)
+    note(f"pretrain: no shard set at {storage.shown(base)} yet, packing {storage.shown(config.data.audio)} into it")
+    packing.pack_sources(sources, base, config.data.pack)
+
+
+def checked_data(config: PretrainConfig, restored: Restored | None) -> Data:
+    """The shard sets; what the workers would refuse is refused before they start."""
+    data = open_data(config)
+    windows = shard_windows(data.train, config.window, config.feed.cache.path)
+    resume.order_of(resume.position(restored, config, data.train, windows, data.append), config, windows)
+    largest = int(max(data.train.shards["bytes"].to_numpy(), default=0))
+    # A worker checks again for all the lanes of its node.
+    cache.holds_lanes(config.feed.cache, data.train.base, -(-config.train.lanes // config.least_workers), largest)
+    return data

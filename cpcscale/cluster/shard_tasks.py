@@ -1,0 +1,37 @@
+"""Packing and indexing as Ray tasks; what a task does stands in shards/pack.py and shards/adoption/adopt.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cpcscale import storage
+from cpcscale.cluster import session
+from cpcscale.shards import pack as packing
+from cpcscale.shards.adoption import adopt
+from cpcscale.shards.adoption.adopt import Adopted
+from cpcscale.shards.adoption.read_tar import IndexConfig
+from cpcscale.shards.pack import PackConfig, Packed
+from cpcscale.shards.packing.sources import Source, find_sources
+
+
+def pack(source: str, target: str, config: PackConfig) -> Packed:
+    """Packs the audio tree at `source` into shard sets below `target`; see shards.pack.pack."""
+    return pack_sources(find_sources(source, config), target, config)
+
+
+def pack_sources(sources: Sequence[Source], target: str, config: PackConfig) -> Packed:
+    """`pack` of an explicit list of files."""
+    session.connect()
+    return packing.pack_sources(sources, storage.absolute(target), config, session.stream_tasks)
+
+
+def index(base: str, spec: IndexConfig, *, append: bool = False) -> Adopted:
+    """Indexes the tars below `base`, or checks the index that is there; see shards.adoption.adopt.adopt."""
+    return adopt.adopt(base, spec, append=append, run=connected_tasks)
+
+
+def connected_tasks(*call: Any, **options: Any) -> Iterator[Any]:
+    """`session.stream_tasks`, which starts or joins Ray only when it is first asked for something."""
+    session.connect()
+    return session.stream_tasks(*call, **options)

@@ -1,0 +1,1 @@
+"""Labelled audio: read, cut into windows, degraded, cached."""

@@ -1,0 +1,179 @@
+"""Labelled audio that lies in shards: found there by name, read by range and decoded each time it is asked for.
+
+Only the index rows of the corpus are in memory, under a kilobyte an utterance. Shards of a store are kept whole on this
+node where all of them fit the cache, since an epoch visits every utterance in a random order, and else read member by
+member. Every member is verified by its checksum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from cpcscale import audio, storage
+from cpcscale.emotion.audio.array_cache import AudioCacheConfig
+from cpcscale.emotion.audio.prefetch import in_turn
+from cpcscale.emotion.corpora.corpus import Utterance
+from cpcscale.errors import UserError
+from cpcscale.shards.cache import CacheConfig, ShardCache
+from cpcscale.shards.index import MARKER, Index
+from cpcscale.shards.pack import TRAIN
+from cpcscale.shards.reader import ShardReader
+from cpcscale.shards.rows import ShardRows
+
+log = logging.getLogger(__name__)
+
+# Shards kept open.
+_OPEN = 512
+_ASKED_AT_ONCE = 16
+
+
+class Place(NamedTuple):
+    """Where an utterance lies: the rows of its shard, and which of them is its."""
+
+    rows: ShardRows
+    row: int
+
+    @property
+    def samples(self) -> int:
+        """Its length at 16 kHz."""
+        return int(self.rows.samples[self.row])
+
+
+class ShardedAudio:
+    """The utterances of a corpus by the digest of each: the sha256 of its shard and its place in it."""
+
+    def __init__(self, index: Index, places: dict[str, Place], settings: AudioCacheConfig) -> None:
+        self.index = index
+        self._places = places
+        shards = {place.rows.shard for place in places.values()}
+        cache = _cache(index, shards, settings)
+        self._reader = ShardReader(index, cache, keep=min(_OPEN, len(shards)))
+        weakref.finalize(self, self._reader.close)
+        self._reader.want(sorted(shards))
+
+    def shape(self, digest: str) -> tuple[int, ...]:
+        """The shape of an utterance, of which nothing is read."""
+        return (self._places[digest].samples,)
+
+    def read(self, digest: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Samples [start, stop) of an utterance, int16, as the whole one has them.
+
+        Raises UserError naming the shard when its bytes are not those that were indexed, or do not decode.
+        """
+        rows, row = place = self._places[digest]
+        data = self._reader.member(rows, row)
+        try:
+            return audio.decode_slice(data, start, (place.samples if stop is None else stop) - start)
+        except audio.AudioError as error:
+            raise UserError(
+                f"{self.index.url(rows.shard)}: {rows.table['key'][row].as_py()} cannot be used ({error}): leave it "
+                "out with `cpcscale index SHARDS --exclude KEYS`, and pass corpus.on_bad=skip"
+            ) from None
+
+
+def open_index(base: str) -> Index:
+    """The shard set at `base`, or the `train` set of the pack there. Raises UserError when there is none."""
+    whole = storage.exists(storage.join(base, MARKER)) or not storage.exists(storage.join(base, TRAIN, MARKER))
+    return Index.load(base if whole else storage.join(base, TRAIN))
+
+
+def locate(index: Index, utterances: Sequence[Utterance]) -> list[Place | None]:
+    """Where each utterance lies, None where it does not.
+
+    An utterance is found by its path: a member goes by its key, and by the name of the file that it was packed from,
+    which is the end of that path; else by its own key. Raises UserError for one that was cut when it was packed.
+    """
+    named = dict[str, "Place | None"]()
+    keyed = dict[str, Place]()
+    for shard in range(index.shards.num_rows):
+        rows = index.rows(shard)
+        columns, kept = (rows.table[name].to_pylist() for name in ("key", "recording")), _compact(rows)
+        for row, (key, recording) in enumerate(zip(*columns, strict=True)):
+            place, name = Place(kept, row), _without_suffix(recording)
+            if rows.excluded[row]:
+                continue
+            keyed[key] = place
+            # What several members were cut from is none of them.
+            named[name] = None if name in named else place
+    found = []
+    for one in utterances:
+        places = [keyed.get(name) or named.get(name) for name in _names(one)]
+        found.append(next((place for place in places if place is not None), None))
+        if found[-1] is None and any(name in named for name in _names(one)):
+            raise UserError(
+                f"{one.key} lies in the shards at {index.base} in pieces, and its labels are of the whole: pack the "
+                "corpus again with max_s=0"
+            )
+    return found
+
+
+def open_sharded(index: Index, located: Sequence[Place], settings: AudioCacheConfig) -> tuple[ShardedAudio, list[str]]:
+    """The audio at these places, and the digest of each.
+
+    Raises UserError where a shard is missing or of another size than the index says.
+    """
+    hashes = {shard: index.shards["sha256"][shard].as_py() for shard in {place.rows.shard for place in located}}
+    _refuse_missing(index, sorted(hashes))
+    digests = [
+        sha256(hashes[place.rows.shard] + int(place.rows.offset[place.row]).to_bytes(8, "little")).hexdigest()
+        for place in located
+    ]
+    return ShardedAudio(index, dict(zip(digests, located, strict=True)), settings), digests
+
+
+def _compact(rows: ShardRows) -> ShardRows:
+    """The rows with what is needed to read them: a slice of a table holds on to the whole table."""
+    columns = rows.table.select(["key", "offset", "size", "checksum", "samples"])
+    return dataclasses.replace(rows, table=columns.take(pa.array(np.arange(len(columns)))))
+
+
+def _names(one: Utterance) -> Iterator[str]:
+    """What a member of this utterance may be called, the most specific first."""
+    parts = _without_suffix(one.path).strip("/").split("/")
+    yield from ("/".join(parts[start:]) for start in range(len(parts)))
+    yield one.key
+
+
+def _without_suffix(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and "/" not in suffix else name
+
+
+def _refuse_missing(index: Index, shards: Sequence[int]) -> None:
+    def size(shard: int) -> int | None:
+        try:
+            return storage.size(index.url(shard))
+        except storage.NotFoundError:
+            return None
+
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        for shard, found in zip(shards, in_turn(pool, size, shards, _ASKED_AT_ONCE), strict=True):
+            expected = int(index.shards["bytes"][shard].as_py())
+            if found != expected:
+                has = "is missing" if found is None else f"has {found} bytes, and its index says {expected}"
+                raise UserError(f"{index.url(shard)} {has}: restore the shard, or pack the corpus again")
+
+
+def _cache(index: Index, shards: set[int], settings: AudioCacheConfig) -> ShardCache | None:
+    """The node's cache of whole shards, which other runs share, where all of these fit it."""
+    if storage.local_path(index.base) is not None or not settings.enabled:
+        return None
+    spec = CacheConfig(folder=settings.path, max_gb=settings.limit_gb)
+    needed = sum(int(index.shards["bytes"][shard].as_py()) for shard in shards)
+    if needed > spec.max_bytes:
+        log.warning(
+            "audio_cache.limit_gb=%g does not hold the %.3g GB of shards at %s: reading each utterance by itself, in "
+            "every epoch",
+            *(settings.limit_gb, needed / 1e9, index.base),
+        )
+        return None
+    return ShardCache(spec.path, spec.max_bytes)

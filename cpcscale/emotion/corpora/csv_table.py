@@ -1,0 +1,116 @@
+"""A plain CSV: path, speaker, activation, valence, dominance, and what else is known of an utterance.
+
+Optional columns: utterance (its id), language, gender, partition (train, dev, test1, test2, test3), recording, session,
+style (improvised, scripted) and category (emotion class). Paths are relative to the folder of the CSV. A speaker that
+is empty or `Unknown` is not known. The scale is what `corpus.scale` says; nothing is dropped. A table that lists
+synthesiser settings (columns `set_...`) is of made speech and carries the mark MADE, whatever the config calls it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+from cpcscale import storage
+from cpcscale.emotion.corpora import vocabulary
+from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, checked, folder_of, require_path, stem
+from cpcscale.errors import UserError
+from cpcscale.objective.ccc import PRIMITIVES
+
+REQUIRED = ("path", "speaker", *PRIMITIVES)
+MANIFEST = "manifest.csv"
+
+
+def read(settings: CorpusConfig) -> Corpus:
+    """The corpus of a CSV file, or of a folder that holds `manifest.csv` or a single CSV.
+
+    Raises UserError for a missing file or column, a label that is not a number, a partition that is none, or what
+    `checked` refuses.
+    """
+    file = table_file(require_path(settings))
+    columns, rows = read_rows(file, REQUIRED)
+    folder = folder_of(file)
+    marks = ("MADE",) if any(column.startswith("set_") for column in columns) else ()
+    name = settings.name or stem(folder).replace("_", "-")
+    utterances = tuple(_utterance(file, folder, line, row) for line, row in rows)
+    return checked(Corpus(name, marks, (settings.scale[0], settings.scale[1]), utterances), settings)
+
+
+def recognises(folder: str, files: Sequence[str]) -> bool:
+    """Whether the folder has a `manifest.csv` with ratings: they outweigh what file names tell."""
+    if MANIFEST not in files:
+        return False
+    columns, _ = read_rows(storage.join(folder, MANIFEST), ())
+    return set(REQUIRED) <= set(columns)
+
+
+def table_file(path: str) -> str:
+    """The CSV at `path`: itself, its `manifest.csv`, or the only one there. Raises UserError when there is none."""
+    if path.endswith(".csv"):
+        return path
+    names = [name for name in storage.list_files(path) if name.endswith(".csv") and "/" not in name]
+    if MANIFEST in names:
+        return storage.join(path, MANIFEST)
+    if len(names) != 1:
+        found = f"{len(names)} CSV files ({', '.join(names)})" if names else "no CSV file"
+        raise UserError(f"{path} holds {found}: put the table there as {MANIFEST}, or pass corpus.path=FILE.csv")
+    return storage.join(path, names[0])
+
+
+def read_rows(file: str, required: tuple[str, ...]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns of a CSV and its rows, each with its line number. Raises UserError for a column that is not there."""
+    try:
+        text = storage.read(file).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not UTF-8 text: a table is a CSV file in UTF-8") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+    try:
+        columns = list(reader.fieldnames or [])
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{file} line {reader.line_num} is not CSV: {error}") from None
+    missing = [column for column in required if column not in columns]
+    if missing:
+        raise UserError(
+            f"{file} has no column {', '.join(missing)}: a table needs {', '.join(required)}, and this one has "
+            f"{', '.join(columns) or 'none'}"
+        )
+    return columns, rows
+
+
+def _utterance(file: str, folder: str, line: int, row: dict[str, str]) -> Utterance:
+    path = row["path"].strip()
+    if not path:
+        raise UserError(f"{file} line {line}: path is empty, and every row needs one")
+    told = {name: row.get(name, "").strip() for name in ("utterance", "language", "recording", "session", "style")}
+    partition = vocabulary.partition(row.get("partition", ""))
+    if partition is None:
+        raise UserError(
+            f"{file} line {line}: partition={row['partition']!r} is not one of {', '.join(vocabulary.PARTITIONS)}"
+        )
+    activation, valence, dominance = (_number(file, line, column, row[column]) for column in PRIMITIVES)
+    return Utterance(
+        key=told["utterance"] or path.rpartition(".")[0] or path,
+        path=path if "://" in path or path.startswith("/") else storage.join(folder, path),
+        speaker=vocabulary.speaker(row["speaker"]),
+        labels=(activation, valence, dominance),
+        language=told["language"],
+        gender=vocabulary.gender(row.get("gender", "")),
+        partition=partition,
+        recording=told["recording"],
+        session=told["session"],
+        style=told["style"].lower(),
+        category=vocabulary.category(row.get("category", "")),
+    )
+
+
+def _number(file: str, line: int, column: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{file} line {line}: {column}={text!r} is not a number; drop the row or give the rating")
+    return value

@@ -1,0 +1,1 @@
+"""Learnt networks under recognisers, and what is taken of them."""

@@ -1,0 +1,33 @@
+"""miniCPC: the encoder pretrained on the labelled corpus's own audio, one network a fold (Li et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cpcscale import storage
+from cpcscale.model.cpc import CPC
+from cpcscale.shards.pack import TRAIN, PackConfig, pack_sources
+from cpcscale.shards.packing.sources import Source
+from cpcscale.train.checkpoint import load_encoder
+from cpcscale.train.loop import pretrain
+from cpcscale.train.observer import Quiet
+from cpcscale.train.ranks import Ranks
+from cpcscale.train.recipe import Recipe
+from cpcscale.train.setup import Data
+
+# Raise it when the same audio, recipe and seed give other weights: networks that were kept are then trained again.
+VERSION = 1
+
+
+def pretrain_on(sources: Sequence[Source], recipe: Recipe, folder: str) -> CPC:
+    """A network pretrained on these files alone, in this process, packed and checkpointed below `folder`.
+
+    The names of the sources key the order of training; where the files lie changes nothing.
+
+    The caller passes the training speakers of one outer fold and nobody else: an encoder that has heard a test speaker
+    is not a fair one. A folder that holds a finished pretraining of the same files and recipe is used again.
+    """
+    packed = pack_sources(sources, storage.join(folder, "shards"), PackConfig())
+    run_dir = storage.join(folder, "run")
+    pretrain(recipe, Data(packed.splits[TRAIN], {}), run_dir, Ranks.current(), Quiet())
+    return load_encoder(run_dir)[0]

@@ -1,0 +1,193 @@
+"""What the folds of a cross-validation come to together: the figures of result.json and the rows of predictions.csv."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.emotion.crossval import FoldResult, fold_splits, marks
+from cpcscale.emotion.heads.training import Epoch
+from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.emotion.scores.by_group import by_trait, traits_of
+from cpcscale.emotion.scores.ccc_intervals import (
+    agreement,
+    bootstrap_interval,
+    by_group,
+    change,
+    interval,
+    mean_of_folds,
+    scores,
+    unweighted_average_recall,
+)
+from cpcscale.objective.ccc import PRIMITIVES
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What result.json holds; `ccc` and its intervals are of all test predictions pooled, the primary figures.
+
+    Under `official` they are those of the owner's first test part; `ccc_by_part` has all parts. `interval` is the
+    primary one; `bootstrap` is shown beside it. `unknown` counts utterances without a speaker, `dropped` what of the
+    corpus was left out and why. `recall` is the unweighted average recall of the categories, where it was asked for.
+    """
+
+    system: str
+    corpus: str
+    protocol: str
+    marks: list[str]
+    seed: int
+    utterances: int
+    speakers: int
+    unknown: int
+    dropped: dict[str, int]
+    ccc: dict[str, float]
+    ccc_by_part: dict[str, dict[str, float]]
+    ccc_mean_of_folds: dict[str, float]
+    interval: dict[str, list[float]] | None
+    bootstrap: dict[str, list[float]] | None
+    agreement: dict[str, dict[str, float]]
+    recall: float | None
+    folds: list[dict[str, Any]]
+    curves: list[dict[str, Any]]
+    seconds: float
+    encoder_chosen: str = ""  # how the checkpoint was: newest, best by loss, best by probe, or by name
+    groups: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # CCC by gender and style: traits.py
+    # By name: `ccc` and `interval` under a condition of robustness.py, `change` from the clean ones, `change_interval`.
+    conditions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    predictions_csv: str = ""  # a file of its own, not part of as_dict
+    run_id: str = ""  # of the tracked run, where there is one
+    identity: dict[str, str] = dataclasses.field(default_factory=dict)  # digests of what it was computed from
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as result.json has them."""
+        values = dataclasses.asdict(self)
+        del values["predictions_csv"]
+        return values
+
+
+def combine(recipe: EmotionRecipe, corpus: Corpus, results: Sequence[FoldResult]) -> FinetuneResult:
+    """The run's figures from all of its folds, in any order. No utterance is tested in two of them."""
+    results, folds = sorted(results, key=lambda result: result.split.fold), fold_splits(recipe, corpus)
+    count, truth_UP = len(corpus.utterances), corpus.labels_UP
+    guess_UP, tested_U = np.full((count, len(PRIMITIVES)), np.nan), np.full(count, -1)
+    classes = [""] * count
+    for result in results:
+        rows = list(result.split.test_rows)
+        assert (tested_U[rows] == -1).all(), "an utterance is tested twice"
+        guess_UP[rows], tested_U[rows] = result.guess_UP, result.split.fold
+        for row, name in zip(rows, result.classes_U, strict=False):
+            classes[row] = name
+    parts = [one.partition if folds.protocol == "official" else "" for one in corpus.utterances]
+    tested = np.flatnonzero(tested_U >= 0)
+    first = min(parts[row] for row in tested)
+    judged = np.array([row for row in tested if parts[row] == first])
+    known, guess = truth_UP[judged], guess_UP[judged]
+    voices = [folds.groups[row] for row in judged]
+    tables = [_fold_table(result, truth_UP) for result in results]
+    degraded = {name: _all_rows(results, name, count) for name in recipe.test_conditions}
+    lost = {"no speaker and no recording": len(folds.dropped)} if folds.dropped else {}
+    return FinetuneResult(
+        system=recipe.system,
+        corpus=corpus.name,
+        protocol=folds.protocol,
+        marks=marks(recipe, corpus, folds),
+        seed=recipe.seed,
+        utterances=len(judged),
+        speakers=len(set(voices)),
+        unknown=folds.unknown,
+        dropped=corpus.dropped_counts | lost,
+        ccc=scores(known, guess),
+        ccc_by_part={
+            str(part): figures
+            for part, figures in by_group(truth_UP[tested], guess_UP[tested], [parts[row] for row in tested]).items()
+        },
+        ccc_mean_of_folds=mean_of_folds([table["ccc"] for table in tables]),
+        interval=interval(known, guess, voices),
+        bootstrap=bootstrap_interval(known, guess, voices, seed=recipe.protocol.seed),
+        agreement=agreement(known, guess),
+        recall=_recall(corpus, classes, judged),
+        folds=tables,
+        curves=[_curve_row(result, epoch) for result in results for epoch in result.curve],
+        seconds=sum(result.seconds for result in results),
+        groups=by_trait(known, guess, voices, traits_of([corpus.utterances[row] for row in judged])),
+        conditions={name: _condition(known, guess, other[judged], voices) for name, other in degraded.items()},
+        predictions_csv=_predictions(corpus, guess_UP, tested_U, classes, degraded),
+    )
+
+
+def _all_rows(results: Sequence[FoldResult], condition: str, count: int) -> np.ndarray:
+    """guess_UP [count, P] under a condition, NaN where nothing was tested."""
+    guess_UP = np.full((count, len(PRIMITIVES)), np.nan)
+    for result in results:
+        guess_UP[list(result.split.test_rows)] = result.conditions[condition]
+    return guess_UP
+
+
+def _condition(truth_UP: np.ndarray, clean: np.ndarray, degraded: np.ndarray, voices: Sequence[str]) -> dict[str, Any]:
+    difference, bounds = change(truth_UP, clean, degraded, voices)
+    return {
+        "ccc": scores(truth_UP, degraded),
+        "interval": interval(truth_UP, degraded, voices),
+        "change": difference,
+        "change_interval": bounds,
+    }
+
+
+def _recall(corpus: Corpus, classes: Sequence[str], judged: np.ndarray) -> float | None:
+    rows = [row for row in judged.tolist() if classes[row]]
+    if not rows:
+        return None
+    return unweighted_average_recall([corpus.utterances[row].category for row in rows], [classes[row] for row in rows])
+
+
+def _fold_table(result: FoldResult, truth_UP: np.ndarray) -> dict[str, Any]:
+    split = result.split
+    return {
+        "fold": split.fold,
+        "name": split.name,
+        "test_speakers": list(split.test),
+        "dev_speakers": list(split.dev),
+        "train_utterances": len(split.train_rows),
+        "dev_utterances": len(split.dev_rows),
+        "test_utterances": len(split.test_rows),
+        "chosen": result.chosen,
+        "updates": result.curve[-1].updates if result.curve else 0,
+        "ccc": scores(truth_UP[list(split.test_rows)], result.guess_UP),
+        "seconds": result.seconds,
+    }
+
+
+def _curve_row(result: FoldResult, epoch: Epoch) -> dict[str, Any]:
+    values = {name: getattr(epoch, name) for name in ("epoch", "train_loss", "dev_ccc")}
+    return {"fold": result.split.fold, **values}
+
+
+def _predictions(
+    corpus: Corpus,
+    guess_UP: np.ndarray,
+    tested_U: np.ndarray,
+    classes: Sequence[str],
+    degraded: Mapping[str, np.ndarray],
+) -> str:
+    """A row for each utterance that was tested; with `category` and `category_hat` where categories were guessed, and
+    `PRIMITIVE_hat@CONDITION` for what was said of it degraded."""
+    named = any(classes)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns = ["utterance", "speaker", "fold", *PRIMITIVES, *(f"{name}_hat" for name in PRIMITIVES)]
+    of_conditions = [f"{name}_hat@{condition}" for condition in degraded for name in PRIMITIVES]
+    writer.writerow([*columns, *(("category", "category_hat") if named else ()), *of_conditions])
+    for row in np.flatnonzero(tested_U >= 0).tolist():
+        utterance = corpus.utterances[row]
+        guesses = [f"{value:.6f}" for value in guess_UP[row]]
+        words = (utterance.category, classes[row]) if named else ()
+        more = [f"{value:.6f}" for other_UP in degraded.values() for value in other_UP[row]]
+        writer.writerow([utterance.key, utterance.speaker, tested_U[row], *utterance.labels, *guesses, *words, *more])
+    return out.getvalue()

@@ -1,0 +1,1 @@
+"""Who is trained on, who chooses and who is tested."""

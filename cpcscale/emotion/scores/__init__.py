@@ -1,0 +1,1 @@
+"""What predictions are worth: CCC with intervals, tests between systems, tables."""

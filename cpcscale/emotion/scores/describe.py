@@ -1,0 +1,161 @@
+"""What a labelled corpus holds, in plain values: labels, people, parts, durations, and how well people agree.
+
+Figures are of the rows that were taken. Durations come from the headers of the audio; nothing is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import numpy as np
+
+from cpcscale import audio, storage
+from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.emotion.scores.system_table import label_correlation
+from cpcscale.objective.ccc import PRIMITIVES, ccc
+
+# The owners write means with two to six decimals.
+_SAME = 0.01
+_PROBES = 8
+
+
+def describe(corpus: Corpus) -> dict[str, Any]:
+    """The corpus as JSON would hold it: numbers, strings, lists and mappings, and None where there is no figure.
+
+    `labels` by primitive: see `label_figures`. `correlation`: Pearson's, 3x3 as PRIMITIVES. `speakers`, `gender`,
+    `partitions`, `styles`, `sessions`, `categories`, `languages`: utterances of each, "" where the owners do not say.
+    `duration_s`: see `durations`. `dropped`: rows left out by reason. `human`: see `human_ceiling`.
+    """
+    rows = corpus.utterances
+    speakers = Counter(row.speaker for row in rows)
+    unknown = speakers.pop("", 0)
+    return {
+        "corpus": corpus.name,
+        "marks": list(corpus.marks),
+        "notes": list(corpus.notes),
+        "digest": corpus.digest,
+        "scale": list(corpus.scale),
+        "utterances": len(rows),
+        "labels": {name: label_figures(corpus.labels_UP[:, at], corpus.scale) for at, name in enumerate(PRIMITIVES)},
+        "correlation": label_correlation(corpus.labels_UP),
+        "out_of_scale": int(corpus.outside_U.sum()),
+        "speakers": dict(sorted(speakers.items())),
+        "unknown_speaker": unknown,
+        "recordings": len({row.recording for row in rows if row.recording}),
+        "gender": _counts(row.gender for row in rows),
+        "partitions": _counts(row.partition for row in rows),
+        "styles": _counts(row.style for row in rows),
+        "sessions": _counts(row.session for row in rows),
+        "categories": _counts(row.category for row in rows),
+        "languages": _counts(row.language for row in rows),
+        "duration_s": durations([row.path for row in rows]),
+        "dropped": corpus.dropped_counts,
+        "human": human_ceiling(corpus),
+    }
+
+
+def label_figures(labels_U: np.ndarray, scale: tuple[float, float]) -> dict[str, Any]:
+    """Moments and a histogram over the stated scale of one primitive, float64 [U] in the corpus's units.
+
+    `deviation` is that of the population; `skewness` and `excess_kurtosis` are None for constant labels. Bins are half
+    a unit wide on a scale of up to 10 whole units, else a tenth of the scale; each holds its lower edge, the last both.
+    """
+    least, greatest = scale
+    span = greatest - least
+    bins = int(2 * span) if span == int(span) and span <= 10 else 10
+    edges = np.linspace(least, greatest, bins + 1)
+    counts, _ = np.histogram(labels_U, edges)
+    mean, deviation = float(labels_U.mean()), float(labels_U.std())
+    varies = np.ptp(labels_U) > 0
+    standard_U = (labels_U - mean) / deviation if varies else np.zeros_like(labels_U)
+    return {
+        "mean": mean,
+        "deviation": deviation,
+        "skewness": float((standard_U**3).mean()) if varies else None,
+        "excess_kurtosis": float((standard_U**4).mean()) - 3 if varies else None,
+        "least": float(labels_U.min()),
+        "median": float(np.median(labels_U)),
+        "greatest": float(labels_U.max()),
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "below_scale": int((labels_U < least).sum()),
+        "above_scale": int((labels_U > greatest).sum()),
+    }
+
+
+def durations(paths: Sequence[str]) -> dict[str, Any]:
+    """Seconds of the files by their headers: total, mean, least, median and greatest, and how many were `unreadable`.
+
+    Raises UserError only where a store fails; a file that is missing, empty or no audio counts as unreadable.
+    """
+
+    def probed(path: str) -> float:
+        try:
+            with storage.opened(path) as file:
+                return audio.probe(cast(io.RawIOBase, file)).duration_s
+        except (audio.AudioError, storage.NotFoundError):
+            return math.nan
+
+    with ThreadPoolExecutor(max_workers=_PROBES) as pool:
+        seconds_U = np.array(list(pool.map(probed, paths)), np.float64)
+    known = seconds_U[~np.isnan(seconds_U)]
+    return {
+        "total": float(known.sum()),
+        "mean": float(known.mean()) if len(known) else None,
+        "least": float(known.min()) if len(known) else None,
+        "median": float(np.median(known)) if len(known) else None,
+        "greatest": float(known.max()) if len(known) else None,
+        "unreadable": len(seconds_U) - len(known),
+    }
+
+
+def human_ceiling(corpus: Corpus) -> dict[str, Any] | None:
+    """How well one person agrees with the others: the leave-one-rater-out CCC of each primitive. None without ratings.
+
+    Each rating of an external rater is paired with the mean of the other raters of that utterance, and the CCC is that
+    of all pairs, pooled over raters and utterances. Only utterances with at least `others` other raters take part: 2,
+    or 1 where fewer than half of the rated utterances have three raters (as in IEMOCAP). `pairs` says how many there
+    were. Self-reports take no part. A model is scored against the mean of all raters, which is steadier than one
+    rater, so that it may come out above this figure.
+
+    `label_is_mean` is the share of rated utterances whose label is the mean of their ratings to 0.01: near 1 where the
+    owners average, and low where columns are mixed up.
+    """
+    found = [(at, *one[1:4]) for at, row in enumerate(corpus.utterances) for one in row.ratings if not one.self_report]
+    if not found:
+        return None
+    table = np.array(found, np.float64)
+    at_R, values_RP = table[:, 0].astype(int), table[:, 1:]
+    given_RP = ~np.isnan(values_RP)
+    values_RP = np.where(given_RP, values_RP, 0)
+    sums_UP, counts_UP = np.zeros_like(corpus.labels_UP), np.zeros(corpus.labels_UP.shape, int)
+    np.add.at(sums_UP, at_R, values_RP)
+    np.add.at(counts_UP, at_R, given_RP)
+    raters_U = np.bincount(at_R, minlength=len(corpus.utterances))
+    rated = int((raters_U > 0).sum())
+    others = 2 if 2 * int((raters_U >= 3).sum()) >= rated else 1
+    figures: dict[str, Any] = {"ccc": {}, "pairs": {}, "label_is_mean": {}}
+    for column, name in enumerate(PRIMITIVES):
+        values_R, sums_U, counts_U = values_RP[:, column], sums_UP[:, column], counts_UP[:, column]
+        left_R = counts_U[at_R] - 1
+        pairs = given_RP[:, column] & (left_R >= others)
+        rest = (sums_U[at_R] - values_R)[pairs] / left_R[pairs]
+        figures["ccc"][name] = float(ccc(values_R[pairs], rest)) if pairs.any() else None
+        figures["pairs"][name] = int(pairs.sum())
+        some = counts_U > 0
+        same = np.abs(sums_U[some] / counts_U[some] - corpus.labels_UP[some, column]) <= _SAME
+        figures["label_is_mean"][name] = float(same.mean()) if some.any() else None
+    return figures | {
+        "others": others,
+        "raters": len({one.rater for row in corpus.utterances for one in row.ratings if not one.self_report}),
+        "rated_utterances": rated,
+        "raters_an_utterance": len(found) / rated,
+    }
+
+
+def _counts(words: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(words).items()))

@@ -1,0 +1,235 @@
+"""The results table of several systems over seeds: what each scores, and whether it is better than another. Pure.
+
+Every figure of a system is the mean over its seeds, and so is every replicate of an interval or a test; seeds are never
+counted as samples, see score.py. U utterances, S seeds, P primitives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cpcscale.emotion.scores.by_group import by_trait
+from cpcscale.emotion.scores.ccc_intervals import (
+    Figures,
+    Intervals,
+    agreement,
+    bootstrap_interval,
+    by_group,
+    interval,
+    mean_of_folds,
+    scores,
+    seed_deviation,
+    with_seeds,
+)
+from cpcscale.emotion.scores.paired import Paired, corrected, paired
+
+# The classic system that a learnt one has to beat to be worth using.
+BASELINE = "functionals"
+# The four systems of the paper, in its order.
+PAPER_SYSTEMS = ("mfcc", "raw", "minicpc", "precpc")
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """One system's predictions of the same utterances by several seeds: guess_SUP [S, U, P], a seed each of `seeds`.
+
+    `recalls` has the unweighted average recall of the seeds that classified too.
+    """
+
+    seeds: tuple[int, ...]
+    guess_SUP: np.ndarray
+    recalls: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.seeds) != len(self.guess_SUP):
+            raise ValueError(f"{len(self.guess_SUP)} sets of predictions do not go with the seeds {list(self.seeds)}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system: its pooled CCCs, how sure they are, and what else is said of the same predictions.
+
+    `interval` is the jackknife over speakers, the primary one; `bootstrap` is shown beside it. `seed_deviation` and
+    `recall_deviation` are over seeds, None for a single one. `recall` is None where no categories were guessed.
+    `groups` are those of traits.by_trait, for the traits that were given.
+    """
+
+    system: str
+    seeds: list[int]
+    ccc: Figures
+    interval: Intervals | None
+    bootstrap: Intervals | None
+    seed_deviation: Figures | None
+    ccc_mean_of_folds: Figures
+    agreement: dict[str, Figures]
+    recall: float | None
+    recall_deviation: float | None
+    groups: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The paired test of `first` against `second`: the difference of their figures, its p, and p after Holm."""
+
+    first: str
+    second: str
+    difference: Figures
+    p: Figures
+    p_holm: Figures
+    speakers: int
+    assignments: int
+    exact: bool
+    least_p: float
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a paper says of this corpus: CCCs by system, where they are known, its source and its protocol."""
+
+    source: str
+    protocol: str
+    ccc: dict[str, Figures]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the figures are of. `part` is the owner's test part under `official`, else "".
+
+    `left_out` counts utterances that not every system could hear: the table is of those that all did.
+    """
+
+    corpus: str
+    protocol: str
+    marks: tuple[str, ...]
+    utterances: int
+    speakers: int
+    part: str = ""
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Results:
+    """The whole table. `tests` holds families of comparisons by the system that all are compared with.
+
+    `correlation` is Pearson's of each two primitives of the labels, None where one is constant.
+    """
+
+    subject: Subject
+    rows: list[Row]
+    reference: str
+    tests: dict[str, list[Comparison]]
+    correlation: list[list[float | None]]
+    published: Published | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as results.json has them."""
+        return dataclasses.asdict(self)
+
+
+def results(
+    subject: Subject,
+    truth_UP: np.ndarray,
+    groups: Sequence[str],
+    folds: Sequence[int],
+    systems: Mapping[str, Guesses],
+    *,
+    reference: str,
+    published: Published | None = None,
+    traits: Mapping[str, Sequence[str]] | None = None,
+    seed: int = 0,
+) -> Results:
+    """The table of these systems, by name, in their order.
+
+    `groups` are the speakers of the rows, `folds` the fold that tested each, `traits` what else is known of them by
+    name, such as a gender each. All systems are compared with
+    `reference`, and with BASELINE where it is among them; each of the two is a family for Holm's correction, over the
+    primitives of all its tests. `seed` keys the random draws. Raises ValueError for a reference that is not there, and
+    for systems that differ in their seeds, but for those that have one.
+    """
+    if reference not in systems:
+        raise ValueError(f"reference={reference!r} is not among the systems {list(systems)}")
+    several = {each.seeds for each in systems.values() if len(each.seeds) > 1}
+    if len(several) > 1:
+        raise ValueError(f"the systems differ in their seeds, {sorted(several)}: compare runs of the same ones")
+    against = dict.fromkeys([reference, *([BASELINE] if BASELINE in systems else [])])
+    return Results(
+        subject=subject,
+        rows=[_row(name, each, truth_UP, groups, folds, traits or {}, seed) for name, each in systems.items()],
+        reference=reference,
+        tests={second: compared(truth_UP, groups, systems, second, seed=seed) for second in against},
+        correlation=label_correlation(truth_UP),
+        published=published,
+    )
+
+
+def compared(
+    truth_UP: np.ndarray, groups: Sequence[str], systems: Mapping[str, Guesses], second: str, *, seed: int = 0
+) -> list[Comparison]:
+    """Each other system against `second`, corrected as one family."""
+    tests: dict[str, Paired] = {
+        first: paired(truth_UP, each.guess_SUP, systems[second].guess_SUP, groups, seed=seed)
+        for first, each in systems.items()
+        if first != second
+    }
+    holm = corrected(tests)
+    return [Comparison(first, second, p_holm=holm[first], **dataclasses.asdict(test)) for first, test in tests.items()]
+
+
+def label_correlation(truth_UP: np.ndarray) -> list[list[float | None]]:
+    """Pearson's r of each two primitives of the labels, 3x3 as PRIMITIVES; None where one is constant."""
+    truth_UP = np.asarray(truth_UP, np.float64)
+    varies_P = np.ptp(truth_UP, axis=0) > 0
+    deviation_P = np.where(varies_P, truth_UP.std(axis=0), 1.0)
+    standard_UP = (truth_UP - truth_UP.mean(axis=0)) / deviation_P
+    matrix_PP = standard_UP.T @ standard_UP / len(truth_UP)
+    places = range(len(varies_P))
+    return [[float(matrix_PP[a, b]) if varies_P[a] and varies_P[b] else None for b in places] for a in places]
+
+
+def published(kind: str) -> Published | None:
+    """What Li et al. (ICASSP 2021, arXiv 2102.06357) report for this kind of corpus, as CorpusConfig.kind has it.
+
+    Of their four systems only preCPC's figures are known here, as another publication quotes them.
+    """
+    match kind:
+        case "iemocap":
+            protocol = "5 folds, by session or at random not stated; mean of five runs"
+            ccc = {"activation": 0.752, "valence": 0.752, "dominance": 0.691, "mean": 0.731}
+        case "msp-podcast":
+            protocol = "release and test part not stated; mean of five runs"
+            ccc = {"activation": 0.706, "valence": 0.377, "dominance": 0.639}
+            ccc["mean"] = sum(ccc.values()) / 3
+        case _:
+            return None
+    return Published("Li et al., ICASSP 2021 (arXiv 2102.06357), as quoted elsewhere", protocol, {"precpc": ccc})
+
+
+def _row(
+    system: str,
+    guesses: Guesses,
+    truth_UP: np.ndarray,
+    groups: Sequence[str],
+    folds: Sequence[int],
+    traits: Mapping[str, Sequence[str]],
+    seed: int,
+) -> Row:
+    guess_SUP = with_seeds(truth_UP, guesses.guess_SUP)
+    recalls = guesses.recalls
+    return Row(
+        system=system,
+        seeds=list(guesses.seeds),
+        ccc=scores(truth_UP, guess_SUP),
+        interval=interval(truth_UP, guess_SUP, groups),
+        bootstrap=bootstrap_interval(truth_UP, guess_SUP, groups, seed=seed),
+        seed_deviation=seed_deviation(truth_UP, guess_SUP),
+        ccc_mean_of_folds=mean_of_folds(list(by_group(truth_UP, guess_SUP, folds).values())),
+        agreement=agreement(truth_UP, guess_SUP),
+        recall=float(np.mean(recalls)) if recalls else None,
+        recall_deviation=float(np.std(recalls, ddof=1)) if len(recalls) > 1 else None,
+        groups=by_trait(truth_UP, guess_SUP, groups, traits),
+    )

@@ -1,0 +1,1 @@
+"""What the verbs drive: checks, leases and tracked runs around the rooms below."""

@@ -1,0 +1,1 @@
+"""Evaluation beyond one number: degraded audio, fewer labels, other corpora."""

@@ -1,0 +1,170 @@
+"""Cross-validated fine-tuning: checked and prepared in the driver, the folds as Ray tasks, one tracked run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from cpcscale import config as configs
+from cpcscale import storage
+from cpcscale.cluster import session
+from cpcscale.cluster.folds import check_ranks, refuse_without_room, run_folds
+from cpcscale.emotion.corpora import open_corpus
+from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.emotion.crossval import fold_splits, marks
+from cpcscale.emotion.encoders.networks import absolute_checkpoint, encoder_digest, open_encoder
+from cpcscale.emotion.finetune_result import FinetuneResult, combine
+from cpcscale.emotion.inputs import prepare
+from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.emotion.selected_on_test import refuse_selected
+from cpcscale.errors import UserError
+from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
+
+log = logging.getLogger(__name__)
+
+RESULT = "result.json"
+PREDICTIONS = "predictions.csv"
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(EmotionRecipe):
+    """A fine-tuning run: the recipe and where it runs."""
+
+    run_dir: str = field(
+        default="runs/finetune", metadata=configs.PLACE
+    )  # folder (or s3:// prefix) of the run; a finished one is not run again
+    workers: int = field(default=2, metadata=configs.PLACE)  # folds at a time; each gets its share of the cores
+    # Processes that train one fold together, on a GPU each where there are GPUs: they share its batches, and the CCC is
+    # still that of the whole batch.
+    ranks: int = field(default=1, metadata=configs.PLACE)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=configs.PLACE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        configs.at_least(1, workers=self.workers, ranks=self.ranks)
+        check_ranks(self, self.ranks)
+
+
+def finetune(config: FinetuneConfig, *, parent: str | None = None, corpus: Corpus | None = None) -> FinetuneResult:
+    """Runs all folds and returns their result, which `run_dir` then holds as result.json and predictions.csv.
+
+    A run_dir that holds the finished result of the same config, corpus and encoder gives that one back. `parent` is the
+    id of the tracked run that this one is a part of; `corpus` stands in for the one that the config names. Whatever a
+    user can get wrong raises UserError before Ray starts or a file is written.
+    """
+    config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
+    corpus = open_corpus(config.corpus) if corpus is None else corpus
+    fold_splits(config, corpus)
+    encoder, source = open_encoder(config)
+    refuse_selected(config, corpus, source)
+    identity = identify(config, corpus) | {"encoder": encoder_digest(encoder)}
+    if (done := finished(config.run_dir, identity)) is not None:
+        log.warning("%s holds this run, finished: it is not run again", config.run_dir)
+        return done
+    started = time.monotonic()
+    refuse_without_room(config, config.ranks, config.workers)
+    prepared = prepare(config, corpus)
+    # Again, without what could not be read.
+    count = len(fold_splits(config, prepared.corpus).splits)
+    session.connect(config.workers * config.ranks)
+    tracker = Tracker.start(
+        config.tracking,
+        kind="finetune",
+        name=config.name or config.system,
+        run_dir=config.run_dir,
+        tags=environment_tags() | describe(config, corpus, identity, source),
+        params=configs.flat(config),
+        parent=parent,
+    )
+    status = "FAILED"
+    try:
+        folds = run_folds(config, prepared, count, config.workers, config.ranks)
+        result = dataclasses.replace(
+            combine(config, prepared.corpus, folds),
+            seconds=time.monotonic() - started,
+            identity=identity,
+            encoder_chosen=str(source.get("chosen", "")),
+            run_id=tracker.run_id,
+        )
+        _publish(config.run_dir, result, tracker)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        summary = {f"ccc_{name}": value for name, value in result.ccc.items()} if status == "FINISHED" else {}
+        tracker.finish(status, summary)
+    return result
+
+
+def absolute_inputs(recipe: EmotionRecipe) -> dict[str, Any]:
+    """The fields of a recipe that name local paths, these made absolute: workers stand in other folders."""
+    path, checkpoint = recipe.corpus.path, recipe.encoder.checkpoint
+    return {
+        "corpus": dataclasses.replace(recipe.corpus, path=storage.absolute(path) if path else ""),
+        "encoder": dataclasses.replace(recipe.encoder, checkpoint=absolute_checkpoint(checkpoint)),
+    }
+
+
+def identify(recipe: EmotionRecipe, corpus: Corpus) -> dict[str, str]:
+    """Digests of what a result follows from, with no path or name of the run in them."""
+    placeless = dataclasses.replace(
+        recipe,
+        name="",
+        corpus=dataclasses.replace(recipe.corpus, path=""),
+        encoder=dataclasses.replace(recipe.encoder, checkpoint=""),
+    )
+    return {"config": configs.digest(placeless), "corpus": corpus.digest}
+
+
+def describe(recipe: EmotionRecipe, corpus: Corpus, identity: dict[str, str], source: dict[str, Any]) -> dict[str, str]:
+    """The tags of a run on this corpus."""
+    tags = {
+        "cpcscale.system": recipe.system,
+        "cpcscale.corpus": corpus.name,
+        "cpcscale.protocol": recipe.protocol.split,
+        "cpcscale.marks": ",".join(marks(recipe, corpus, fold_splits(recipe, corpus))),
+        "cpcscale.config_hash": identity["config"],
+        "cpcscale.corpus_hash": identity["corpus"],
+    }
+    if source:
+        tags["cpcscale.encoder"] = str(source["url"])
+        tags["cpcscale.encoder_chosen"] = str(source.get("chosen", ""))
+    # The others take no more than the architecture from the checkpoint: its data is not theirs.
+    if source and recipe.system == "precpc":
+        tags["cpcscale.fingerprint"] = str(source["fingerprint"])
+    return tags
+
+
+def finished(run_dir: str, identity: dict[str, str]) -> FinetuneResult | None:
+    """The result that `run_dir` holds, or None. Raises UserError when it is of another config, corpus or encoder."""
+    url = storage.join(run_dir, RESULT)
+    if not storage.exists(url):
+        return None
+    try:
+        stored = json.loads(storage.read(url))
+        result = FinetuneResult(**stored, predictions_csv=storage.read(storage.join(run_dir, PREDICTIONS)).decode())
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{url} is not the result of a fine-tuning ({error}): choose another run_dir") from None
+    changed = [name for name, value in identity.items() if result.identity.get(name) != value]
+    if changed:
+        raise UserError(
+            f"run_dir={run_dir} holds a finished run with another {' and '.join(changed)}: pass run_dir=FOLDER with a "
+            "new one, or remove it"
+        )
+    return result
+
+
+def _publish(run_dir: str, result: FinetuneResult, tracker: Tracker) -> None:
+    for row in result.curves:
+        names = {f"fold{row['fold']}_{name}": row[name] for name in ("train_loss", "dev_ccc")}
+        tracker.log(row["epoch"], names)
+    text = json.dumps(result.as_dict(), indent=1) + "\n"
+    # The result comes last: where it stands, the run is whole.
+    for name, data in ((PREDICTIONS, result.predictions_csv), (RESULT, text)):
+        tracker.artifact(name, data)
+        storage.write(storage.join(run_dir, name), data.encode())

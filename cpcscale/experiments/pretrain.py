@@ -1,0 +1,117 @@
+"""`cpcscale pretrain`: checks, the run's lease and its tracked run, around the workers of cluster/trainer.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from cpcscale import config as configs
+from cpcscale import storage
+from cpcscale.cluster import session
+from cpcscale.cluster.capacity import cores_beside, room
+from cpcscale.cluster.pretrain_config import PretrainConfig, absolute
+from cpcscale.cluster.pretrain_data import checked_data, pack_first
+from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.errors import UserError
+from cpcscale.experiments.tracked_run import tracked
+from cpcscale.progress import note
+from cpcscale.runs.lease import Lease, free, hold
+from cpcscale.runs.ledger import Ledger
+from cpcscale.runs.probe_log import Probes, ProbeSet
+from cpcscale.tracking.tracker import Tracker
+from cpcscale.train import checkpoint, resume
+from cpcscale.train.checkpoint import Restored
+
+if TYPE_CHECKING:
+    from cpcscale.cluster.probe_beside import Probing
+
+
+def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, Any]:
+    """Runs or resumes a pretraining and returns its summary: that of train.loop.pretrain, with run_id and run_dir.
+
+    Everything a user can get wrong is refused here, before a worker starts or a file is written; so is a run that
+    another driver holds and that lives, unless `take_over`. Raises OvertakenError when another one takes this run over.
+    """
+    config = absolute(config)
+    storage.configure(config.storage)
+    folder = storage.local_path(config.run_dir)
+    if folder and folder.exists() and not folder.is_dir():
+        raise UserError(f"run_dir={storage.shown(config.run_dir)} is a file: name a folder for the run")
+    ledger = Ledger(config.run_dir)
+    restored = checkpoint.newest(ledger, ledger.head())
+    origin = _origin(config, restored)
+    # A set that is there is refused before Ray starts, one that is packed first after it.
+    data = None if config.data.audio else checked_data(config, restored)
+    labelled = _probe_set(config)
+    before = free(ledger, take_over=take_over, say=_say)
+    with session.connected(config.least_workers + cores_beside(config, config.least_workers)):
+        gpu = room(config, _say)
+        if data is None:
+            pack_first(config)
+            data = checked_data(config, restored)
+        gone = before.holder.id if before.holder else ""
+        with hold(config.run_dir, config.lease, take_over=take_over, say=_say, gone=gone) as lease:
+            return _tracked(config, data.train.fingerprint, origin, labelled, gpu, lease)
+
+
+def _say(text: str) -> None:
+    note(f"pretrain: {text}")
+
+
+def _origin(config: PretrainConfig, restored: Restored | None) -> dict[str, str]:
+    """Tags that say whose weights a new run begins with; none for a run from scratch, or that goes on."""
+    begun = resume.origin(restored, config)
+    if not begun:
+        return {}
+    return {f"cpcscale.init_{name}": str(begun[1][name]) for name in ("url", "step", "fingerprint")}
+
+
+def _probe_set(config: PretrainConfig) -> tuple[Corpus, ProbeSet] | None:
+    """The labelled set that checkpoints are probed on, checked; None where there is none."""
+    if not config.probe.is_on:
+        return None
+    # It brings what recognisers need, which a run without a probe does not.
+    from cpcscale.cluster.probe_beside import checked
+
+    return checked(config)
+
+
+def _probing(
+    config: PretrainConfig, labelled: tuple[Corpus, ProbeSet] | None, tracker: Tracker
+) -> AbstractContextManager[Probing | None]:
+    if labelled is None:
+        Probes(config.run_dir).retire()
+        return nullcontext()
+    from cpcscale.cluster.probe_beside import probing
+
+    return probing(config, *labelled, tracker)
+
+
+def _tracked(
+    config: PretrainConfig,
+    fingerprint: str,
+    origin: Mapping[str, str],
+    labelled: tuple[Corpus, ProbeSet] | None,
+    gpu: bool,
+    lease: Lease,
+) -> dict[str, Any]:
+    # It brings Ray Train, which a mistyped config does not need.
+    from cpcscale.cluster.trainer import fit
+
+    own = {"cpcscale.config_hash": configs.digest(config), "cpcscale.fingerprint": fingerprint}
+    with (
+        tracked(
+            config.tracking,
+            lease,
+            config.run_dir,
+            kind="pretrain",
+            name=config.name,
+            tags=own | dict(origin) | (labelled[1].tags() if labelled else {}),
+            params=configs.flat(config),
+        ) as (tracker, _),
+        _probing(config, labelled, tracker) as probes,
+    ):
+        summary = fit(config, fingerprint, gpu, tracker, lease.id, probes.look if probes else None)
+        summary |= {"probe": probes.finish()} if probes else {}
+    return {**summary, "run_id": tracker.run_id, "run_dir": config.run_dir}

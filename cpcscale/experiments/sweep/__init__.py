@@ -1,0 +1,1 @@
+"""Hyper-parameters of fine-tuning by Ray Tune."""

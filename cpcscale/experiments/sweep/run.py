@@ -1,0 +1,290 @@
+"""Hyper-parameters of fine-tuning by Ray Tune. What is maximised is `inner_ccc`: the mean over folds of the best CCC so
+far on the fold's development speakers. Test speakers are never heard; a sweep has no test score.
+
+A sweep that was killed or stopped goes on with the trials that are left, by the same command.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from cpcscale import config as configs
+from cpcscale import storage
+from cpcscale.cluster import session
+from cpcscale.emotion.corpora import open_corpus
+from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.emotion.crossval import fold_splits, marks
+from cpcscale.emotion.inputs import Prepared
+from cpcscale.emotion.protocol.splits import Folds
+from cpcscale.errors import UserError
+from cpcscale.experiments.finetune import absolute_inputs, describe, identify
+from cpcscale.experiments.sweep.config import SweepConfig
+from cpcscale.experiments.sweep.features import Heard, encoders_digest, feature_key, heard_by, prepare_all
+from cpcscale.experiments.sweep.journal import METRIC, Journal, TrialRecord
+from cpcscale.experiments.sweep.resources import Share, share
+from cpcscale.experiments.sweep.schedule import Trials
+from cpcscale.experiments.sweep.space import Dimension, apply, parse
+from cpcscale.experiments.sweep.tracked_trials import Children
+from cpcscale.experiments.sweep.tune import run_trials
+from cpcscale.progress import note
+from cpcscale.runs.lease import Lease, free, hold
+from cpcscale.runs.ledger import Ledger
+from cpcscale.tracking.outbox import always
+from cpcscale.tracking.tracker import Tracker, environment_tags
+
+log = logging.getLogger(__name__)
+
+RESULT, BEST, TABLE = "result.json", "best.yaml", "trials.csv"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A sweep that was checked: its dimensions, the corpus and how it is heard, and digests of what it follows from."""
+
+    config: SweepConfig
+    dimensions: list[Dimension]
+    corpus: Corpus
+    ways: dict[str, Heard]
+    identity: dict[str, str]
+
+    def tags(self, values: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """The tags of a trial, or of the whole sweep: an encoder that is searched is not among those."""
+        if values is None and len(self.ways) > 1:
+            return describe(self.config, self.corpus, self.identity, {})
+        # Of the rest of its values a trial may find that they do not go together.
+        heard = {each.key: values[each.key] for each in self.dimensions if each.is_heard} if values else {}
+        recipe = apply(self.config, heard)
+        way = self.ways[feature_key(recipe)] if values else next(iter(self.ways.values()))
+        return describe(recipe, self.corpus, self.identity, way.source)
+
+
+def sweep(config: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Runs all trials and returns the summary that `run_dir` then holds as result.json.
+
+    It has trials (how many), inner_ccc, best (the winning values by key), best_trial, results (one row a trial),
+    system, corpus, protocol, marks, rungs (the epochs at which asha judges), share, seconds, run_id. `run_dir` also
+    gets best.yaml, the winner as a config for `cpcscale finetune`, and trials.csv, the rows as a table. A finished
+    run_dir gives its summary back, an unfinished one goes on with the trials that are not over; `resume` insists on
+    one of the two. Raises UserError before a file is written for whatever a user can get wrong, and HeldError when
+    another driver is at this sweep.
+    """
+    plan = _planned(config)
+    config, journal = plan.config, Journal(plan.config.run_dir)
+    if (done := _finished(config.run_dir, plan.identity)) is not None:
+        _settle(plan, journal, done)
+        log.warning("%s holds this sweep, finished: it is not run again", config.run_dir)
+        return done
+    _check_unfinished(journal, plan.identity, resume)
+    before = free(Ledger(config.run_dir), take_over=False, say=_say)
+    started = time.monotonic()
+    with session.connected(1):
+        mine = _share(config)
+        prepared = prepare_all(plan.ways, plan.corpus)
+        gone = before.holder.id if before.holder else ""
+        with hold(config.run_dir, config.lease, take_over=False, say=_say, gone=gone) as lease:
+            journal.begin(plan.identity)
+            _say_plan(config, mine, journal, _folds(config, prepared))
+            return _tracked(plan, journal, prepared, mine, lease, started)
+
+
+def _planned(config: SweepConfig) -> _Plan:
+    config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
+    dimensions = parse(config.space, config)
+    corpus = open_corpus(config.corpus)
+    fold_splits(config, corpus)
+    ways = heard_by(config, dimensions)
+    # Checkpoints count by their weights, wherever they lie.
+    placeless = [each for each in dimensions if each.key != "encoder.checkpoint"]
+    space = {each.key: {each.form: list(each.arguments)} for each in placeless}
+    identity = identify(dataclasses.replace(config, space=space), corpus) | {"encoder": encoders_digest(ways)}
+    return _Plan(config, dimensions, corpus, ways, identity)
+
+
+def _check_unfinished(journal: Journal, identity: Mapping[str, str], resume: bool) -> None:
+    begun = journal.begun()
+    if begun is None and resume:
+        raise UserError(
+            f"run_dir={storage.shown(journal.run_dir)} holds no unfinished sweep to resume: leave --resume out to "
+            "start one"
+        )
+    if begun is not None and begun != identity:
+        changed = [name for name, value in identity.items() if begun.get(name) != value]
+        raise UserError(
+            f"run_dir={storage.shown(journal.run_dir)} holds an unfinished sweep with another {' and '.join(changed)}: "
+            "pass run_dir=FOLDER with a new one, or remove it"
+        )
+
+
+def _share(config: SweepConfig) -> Share:
+    cpus, gpus = ([node.get(name, 0.0) for node in session.nodes()] for name in ("CPU", "GPU"))
+    return share(config.workers, config.trials, config.fit.device, cpus, gpus)
+
+
+def _say(text: str) -> None:
+    note(f"sweep: {text}")
+
+
+def _folds(config: SweepConfig, prepared: Mapping[str, Prepared]) -> Folds:
+    """The folds of what could be read."""
+    return fold_splits(config, next(iter(prepared.values())).corpus)
+
+
+def _say_plan(config: SweepConfig, mine: Share, journal: Journal, folds: Folds) -> None:
+    over = len(journal.over())
+    begun = f", {over} of them over already" if over else ""
+    rungs = ", ".join(str(rung) for rung in config.rungs)
+    side_by_side = f"{len(folds.splits)} folds side by side, {config.fit.epochs} epochs at most"
+    judged = (
+        f"asha compares {METRIC} after epoch {rungs} and lets the best 1 in {config.reduction_factor:g} go on"
+        if config.rungs
+        else "none is stopped early"
+    )
+    _say(f"{config.trials} trials{begun}, {mine.described()}; {side_by_side}; {judged}")
+
+
+def _tracked(
+    plan: _Plan, journal: Journal, prepared: Mapping[str, Prepared], mine: Share, lease: Lease, started: float
+) -> dict[str, Any]:
+    config = plan.config
+    tracker = Tracker.start(
+        config.tracking,
+        kind="sweep",
+        name=config.name or f"sweep-{config.system}",
+        run_dir=config.run_dir,
+        tags=environment_tags() | plan.tags(),
+        params=configs.flat(config),
+        allowed=lease.held,
+    )
+    children = Children(config.tracking, tracker.run_id, journal, plan.tags, config.trials, lease.held)
+    status, summary = "FAILED", {}
+    try:
+        children.take_up()
+        run_trials(Trials(config, plan.dimensions, journal, children), prepared, mine)
+        best = _best(journal)
+        children.folds(best)
+        result = _summary(config, plan.corpus, _folds(config, prepared), journal.over(), best) | {
+            "share": dataclasses.asdict(mine),
+            "seconds": time.monotonic() - started,
+            "run_id": tracker.run_id,
+            "run_dir": config.run_dir,
+            "identity": plan.identity,
+        }
+        files = _files(config, result)
+        for name, text in files.items():
+            tracker.artifact(name, text)
+        status, summary = "FINISHED", {METRIC: result[METRIC]}
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        # The tracked runs are another driver's when this one was overtaken.
+        if lease.held(now=True):
+            children.close()
+            tracker.finish(status, summary)
+    # The result comes last: where it stands, the sweep is whole, and so is what is tracked of it.
+    for name, text in files.items():
+        storage.write(storage.join(config.run_dir, name), text.encode())
+    journal.clear()
+    return result
+
+
+def _settle(plan: _Plan, journal: Journal, done: Mapping[str, Any]) -> None:
+    """What the driver that finished this sweep could not send, or was killed before it cleared it away."""
+    config = plan.config
+    if storage.exists(storage.join(config.run_dir, "unsent.json")):
+        tracker = Tracker.start(
+            config.tracking, kind="sweep", name=config.name, run_dir=config.run_dir, tags=plan.tags(), params={}
+        )
+        tracker.finish("FINISHED")
+    if journal.begun() is not None:
+        journal.begin(plan.identity)
+        children = Children(config.tracking, done["run_id"], journal, plan.tags, config.trials, always)
+        children.take_up()
+        children.folds(_best(journal))
+        children.close()
+        journal.clear()
+
+
+def _best(journal: Journal) -> TrialRecord:
+    records = journal.over()
+    trained = [record for record in records if record.status != "failed"]
+    if not trained:
+        # The same command tries them again, once what is wrong is mended.
+        journal.clear()
+        raise UserError(f"none of the {len(records)} trials could be trained; the first: {records[0].error}")
+    return max(trained, key=lambda record: record.score)
+
+
+def _summary(
+    config: SweepConfig, corpus: Corpus, folds: Folds, records: Sequence[TrialRecord], best: TrialRecord
+) -> dict[str, Any]:
+    return {
+        "system": apply(config, best.values).system,
+        "corpus": corpus.name,
+        "protocol": folds.protocol,
+        "marks": marks(config, corpus, folds),
+        "trials": len(records),
+        METRIC: best.score,
+        "best": best.values,
+        "best_trial": best.number,
+        "folds": len(folds.splits),
+        "rungs": config.rungs,
+        "results": [_row(record) for record in records],
+    }
+
+
+def _row(record: TrialRecord) -> dict[str, Any]:
+    row = {
+        "trial": record.number,
+        "status": record.status,
+        METRIC: record.score,
+        "epochs": record.epochs,
+        "seconds": round(record.seconds, 3),
+        "restarts": record.restarts,
+        "values": record.values,
+    }
+    return row | ({"error": record.error} if record.error else {})
+
+
+def _files(config: SweepConfig, result: Mapping[str, Any]) -> dict[str, str]:
+    """The files of a finished sweep by name, the result last."""
+    winner = configs.to_dict(apply(config, result["best"])) | {"run_dir": storage.join(config.run_dir, "best")}
+    head = f"# The best of {result['trials']} trials: inner_ccc {result[METRIC]:.4f}, on development speakers alone.\n"
+    return {
+        BEST: head + yaml.safe_dump(winner, sort_keys=False),
+        TABLE: _table(result["results"]),
+        RESULT: json.dumps(result, indent=1) + "\n",
+    }
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns, keys = ("trial", "status", METRIC, "epochs", "seconds", "restarts"), list(rows[0]["values"])
+    writer.writerow([*columns, *keys, "error"])
+    for row in rows:
+        values = [row["values"][key] for key in keys]
+        writer.writerow([*(row[column] for column in columns), *values, row.get("error", "")])
+    return out.getvalue()
+
+
+def _finished(run_dir: str, identity: Mapping[str, str]) -> dict[str, Any] | None:
+    url = storage.join(run_dir, RESULT)
+    if not storage.exists(url):
+        return None
+    stored = json.loads(storage.read(url))
+    if not isinstance(stored, dict) or METRIC not in stored or stored.get("identity") != identity:
+        raise UserError(
+            f"run_dir={run_dir} holds a finished run of another config or data: pass run_dir=FOLDER with a new one"
+        )
+    return stored

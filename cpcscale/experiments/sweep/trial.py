@@ -1,0 +1,59 @@
+"""One trial of a sweep, as a process of Tune runs it. Test speakers are never heard."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from cpcscale.emotion.crossval import fold_splits, start_fit
+from cpcscale.emotion.inputs import Prepared
+from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.errors import UserError
+from cpcscale.experiments.sweep.features import feature_key
+from cpcscale.experiments.sweep.journal import METRIC, WORST
+from cpcscale.experiments.sweep.space import apply
+
+
+def trial(assigned: Mapping[str, Any], config: EmotionRecipe, features: Mapping[str, Any], threads: int) -> None:
+    """One trial under Tune: all folds epoch by epoch side by side, inner_ccc reported after each epoch.
+
+    `assigned` holds its `number` and `values`; `features` are references to what is in Ray's object store, by
+    feature_key, of which it reads its own.
+    """
+    import ray
+    import torch
+    from ray import tune
+
+    torch.set_num_threads(threads)
+    started = time.monotonic()
+    try:
+        recipe = apply(config, assigned["values"])
+        for report in folds_in_step(recipe, ray.get(features[feature_key(recipe)])):
+            tune.report(report | {"seconds": time.monotonic() - started})
+    except UserError as error:
+        # A combination that cannot be trained is a bad trial, not the end of the sweep.
+        why = " ".join(str(error).split())
+        tune.report({METRIC: WORST, "epoch": 0, "seconds": time.monotonic() - started, "error": why})
+
+
+def folds_in_step(recipe: EmotionRecipe, prepared: Prepared) -> Iterator[dict[str, Any]]:
+    """Yields {inner_ccc, epoch, train_loss, folds} after each epoch of all folds. Hears no test speaker.
+
+    `folds` are the last Epoch of each fold as plain values. A fold whose patience has ended keeps its best.
+    """
+    fits = [start_fit(recipe, prepared, split)[1] for split in fold_splits(recipe, prepared.corpus).splits]
+    epochs = [iter(fit) for fit in fits]
+    for number in range(1, recipe.fit.epochs + 1):
+        if not [epoch for epoch in [next(fold, None) for fold in epochs] if epoch is not None]:
+            return
+        last = [fit.curve[-1] for fit in fits]
+        yield {
+            METRIC: float(np.mean([epoch.best_dev_ccc for epoch in last])),
+            "epoch": number,
+            "train_loss": float(np.mean([epoch.train_loss for epoch in last])),
+            "folds": [dataclasses.asdict(epoch) for epoch in last],
+        }

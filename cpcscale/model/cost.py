@@ -1,0 +1,145 @@
+"""What a network costs, from its config alone: parameters, operations, memory, and what a frame hears."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cpcscale import audio
+from cpcscale.model.cpc import CPC, ModelConfig
+from cpcscale.model.strided_conv import SHORT
+
+_BYTES = 4  # of a number in fp32
+# Numbers that are kept for the backward pass, a frame and unit of width, of each layer.
+_KEPT_RECURRENT = {"gru": 5, "lstm": 17}
+_KEPT_BLOCK = 16  # of a transformer: 2 norms' inputs and outputs, query, key, value, their sum, 2 feed-forwards of 4
+_KEPT_ROTARY = 3  # turned queries and keys, and the sum of values in another layout
+_KEPT_ENDS = 2  # the input of the last norm and of the linear map at either end
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A figure of each part of the network."""
+
+    encoder: float
+    context: float
+    predictor: float
+
+    @property
+    def total(self) -> float:
+        """Of the whole network, as pretraining has it."""
+        return self.kept + self.predictor
+
+    @property
+    def kept(self) -> float:
+        """Without the predictors, as every use after pretraining has it."""
+        return self.encoder + self.context
+
+    def times(self, factor: float) -> Parts:
+        return Parts(self.encoder * factor, self.context * factor, self.predictor * factor)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `facts` finds; the fields say their units."""
+
+    parameters: Parts
+    # Of the forward pass over a second of audio; training costs 3 times that.
+    flops_per_s: Parts
+    frames_per_s: float
+    # How much audio one frame of z hears.
+    receptive_ms: float
+    # An estimate of what training in fp32 holds.
+    memory_mib: float
+
+
+def facts(config: ModelConfig, window_samples: int, rows: int) -> Facts:
+    """The facts of a network that sees `rows` windows of `window_samples` at once.
+
+    Operations are those of convolutions, matrix products and attention, a multiplication with its addition counting 2;
+    biases, norms, activations and the objective are left out. Attention is counted as the full square of the window's
+    frames, though a causal kernel may skip half. The backward pass costs twice the forward one.
+
+    Memory is weights, gradients, Adam's two moments and what the layers keep for the backward pass on a CPU;
+    temporaries, the objective's scores and the allocator's slack come on top.
+    """
+    encoder = config.encoder
+    frames_per_s = audio.RATE_HZ / encoder.hop_samples
+    frames = window_samples // encoder.hop_samples
+    per_frame = _flops(config, frames)
+    parameters = _parameters(config)
+    # Kernels are kept once more, as matrices.
+    numbers = 4 * parameters.total + parameters.encoder + _kept_numbers(config, frames, rows)
+    return Facts(
+        parameters=parameters,
+        flops_per_s=per_frame.times(frames_per_s),
+        frames_per_s=frames_per_s,
+        receptive_ms=1000 * encoder.receptive_samples / audio.RATE_HZ,
+        memory_mib=numbers * _BYTES / 2**20,
+    )
+
+
+def _parameters(config: ModelConfig) -> Parts:
+    # On the meta device a network has shapes and no numbers.
+    with torch.device("meta"):
+        network = CPC(config)
+    return Parts(_count(network.encoder), _count(network.context), _count(network.predictor))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _flops(config: ModelConfig, frames: int) -> Parts:
+    """Of one frame, in windows of `frames`."""
+    encoder, context, predictor = config.encoder, config.context, config.predictor
+    channels, width = encoder.channels, context.width
+    block = 24 * width**2 + 4 * frames * width
+    convolutions = 0
+    for layer, kernel in enumerate(encoder.kernels):
+        outputs = math.prod(encoder.strides[layer + 1 :])
+        convolutions += 2 * (channels if layer else 1) * channels * kernel * outputs
+    match context.kind:
+        case "transformer":
+            over_frames = 2 * channels * width + context.layers * block
+        case _:
+            gates = 3 if context.kind == "gru" else 4
+            over_frames = 2 * gates * width * (channels + width + (context.layers - 1) * 2 * width)
+    maps = 2 * predictor.steps * width * channels
+    return Parts(convolutions, over_frames, maps + _predictor_blocks(config) * block)
+
+
+def _kept_numbers(config: ModelConfig, frames: int, rows: int) -> int:
+    """Numbers that the layers keep for the backward pass of `rows` windows of `frames`."""
+    encoder, context, predictor = config.encoder, config.context, config.predictor
+    channels, width = encoder.channels, context.width
+    outputs = [math.prod(encoder.strides[layer + 1 :]) for layer in range(len(encoder.strides))]
+    # Each layer's output, where there is a norm before it too; the unfolded waveform; copies that strides do not fit.
+    a_frame = channels * sum(outputs) * (1 if encoder.norm == "none" else 2) + encoder.kernels[0] * outputs[0]
+    if encoder.stems:
+        # The waveform itself in place of the first layer's output and what it was made of.
+        a_frame += encoder.hop_samples - (channels + encoder.kernels[0]) * outputs[0]
+    for layer in range(2 if encoder.stems else 1, len(outputs)):
+        if encoder.kernels[layer] % encoder.strides[layer] or channels * encoder.strides[layer] < SHORT:
+            a_frame += channels * outputs[layer - 1]
+    bias = 0
+    if context.kind == "transformer":
+        a_frame += width * (context.layers * _kept_block(context.positions) + _KEPT_ENDS)
+        bias += context.heads * frames**2 * (context.positions == "relative")
+    else:
+        a_frame += width * context.layers * _KEPT_RECURRENT[context.kind] + channels
+    blocks = _predictor_blocks(config)
+    a_frame += width * max(1, blocks * (_kept_block(predictor.positions) + _KEPT_ENDS))
+    bias += blocks * predictor.heads * frames**2 * (predictor.positions == "relative")
+    return rows * frames * a_frame + bias
+
+
+def _kept_block(positions: str) -> int:
+    return _KEPT_BLOCK + (_KEPT_ROTARY if positions == "rotary" else 0)
+
+
+def _predictor_blocks(config: ModelConfig) -> int:
+    return {"linear": 0, "shared": 1, "each": config.predictor.steps}[config.predictor.kind]

@@ -1,0 +1,1 @@
+"""The page of compared runs: one HTML file with its plots."""

@@ -1,0 +1,150 @@
+"""The results table of a reproduction, for a terminal and as Markdown, with what every figure rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cpcscale.emotion.scores.system_table import BASELINE, PAPER_SYSTEMS
+from cpcscale.objective.ccc import PRIMITIVES
+from cpcscale.progress import duration
+from cpcscale.report.compare import FIGURES, NONE, short
+from cpcscale.report.terminal.tables import Table, mark_notes, markdown, text_lines
+from cpcscale.report.terminal.traits import LEGEND, SLOPE_LEGEND, missing_words, signed, trait_cells, with_interval
+
+_CCC = (
+    "CCC: concordance correlation pooled over the test folds, the mean over seeds. [low, high]: its 95 % interval over "
+    "speakers (delete-one-speaker jackknife on Fisher z, t with n - 1 degrees of freedom; none below 6 speakers). "
+    "recall: unweighted average recall of the categories, from the same features, the mean over seeds +- their "
+    "deviation."
+)
+_BESIDE = (
+    "bootstrap: 95 % percentile interval of the mean CCC over speakers, too short where they are few. seeds +-: the "
+    "standard deviation over seeds of the pooled CCC, which is no part of any interval. mean of folds: the CCC of each "
+    "test fold by itself, then their mean: another quantity than the pooled one. r, RMSE: means over primitives. time: "
+    "of all its runs; whichever comes first also decodes the audio."
+)
+_DEVIATIONS = tuple(f"seeds +- {name}" for name in FIGURES)
+_BESIDE_HEAD = ["system", "bootstrap of the mean", *_DEVIATIONS, "mean of folds", "r", "RMSE", "time"]
+
+
+def results_lines(table: Mapping[str, Any]) -> list[str]:
+    """What `cpcscale reproduce` prints of results.json."""
+    return text_lines(_subject(table), _tables(table), _marks(table))
+
+
+def results_markdown(table: Mapping[str, Any]) -> str:
+    """results.md: the same tables for a README, a pull request or a paper's draft."""
+    return markdown(_subject(table), _tables(table), _marks(table))
+
+
+def forecast_lines(forecast: Mapping[str, Any]) -> list[str]:
+    """What `cpcscale reproduce` prints under dry_run: the runs, and the hours that those to come may take."""
+    lines = [
+        f"  {run['name']:20} {'done in' if run['done'] else 'to do, '} {duration(run['seconds'])}"
+        for run in forecast["runs"]
+    ]
+    coming = len(forecast["runs"]) - forecast["done"]
+    tried = ", ".join(forecast["tried"])
+    by = f" (those of {tried} by a short trial on this machine as it is now)" if tried else ""
+    head = f"{len(forecast['runs'])} runs, {forecast['done']} of them done; {coming} to come"
+    return [f"{head}, about {forecast['hours']:.2f} hours{by}", *lines]
+
+
+def _subject(table: Mapping[str, Any]) -> str:
+    subject = table["subject"]
+    marks = f" [{', '.join(subject['marks'])}]" if subject["marks"] else ""
+    part = f" ({subject['part']})" if subject["part"] else ""
+    left_out = f", {subject['left_out']} left out that not every system could hear" if subject["left_out"] else ""
+    sizes = f"{subject['utterances']} utterances of {subject['speakers']} speakers{left_out}"
+    return f"{subject['corpus']}{marks}, protocol {subject['protocol']}{part}: {sizes}"
+
+
+def _tables(table: Mapping[str, Any]) -> list[Table]:
+    rows = table["rows"]
+    names = [row["system"] for row in rows]
+    made = [
+        Table("Systems", [["system", "seeds", *FIGURES, "recall"], *map(_main_cells, rows)], _CCC),
+        Table("The same predictions otherwise", [_BESIDE_HEAD, *(_beside_cells(row, table) for row in rows)], _BESIDE),
+    ]
+    made += [_slopes(rows), *_by_traits(rows)]
+    made += [_tests(second, tests) for second, tests in table["tests"].items() if tests]
+    if table["published"]:
+        made.append(_beside_the_paper(table["published"], {name: rows[names.index(name)] for name in names}))
+    correlation = zip(PRIMITIVES, table["correlation"], strict=True)
+    cells = [["", *PRIMITIVES], *([name, *(short(value) for value in values)] for name, values in correlation)]
+    return [*made, Table("Correlation of the labels (Pearson)", cells)]
+
+
+def _main_cells(row: Mapping[str, Any]) -> list[str]:
+    figures = [with_interval(row["ccc"][name], (row["interval"] or {}).get(name)) for name in FIGURES]
+    return [row["system"], str(len(row["seeds"])), *figures, _deviating(row["recall"], row["recall_deviation"])]
+
+
+def _beside_cells(row: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
+    bounds = (row["bootstrap"] or {}).get("mean")
+    deviation = row["seed_deviation"] or {}
+    measured = [row["agreement"][name]["mean"] for name in ("pearson", "rmse")]
+    return [
+        row["system"],
+        f"[{short(bounds[0], 2)}, {short(bounds[1], 2)}]" if bounds else NONE,
+        *(short(deviation.get(name)) for name in FIGURES),
+        short(row["ccc_mean_of_folds"]["mean"]),
+        *(short(value) for value in measured),
+        duration(table["seconds"][row["system"]]),
+    ]
+
+
+def _slopes(rows: Sequence[Mapping[str, Any]]) -> Table:
+    cells = [[row["system"], *(short(row["agreement"]["slope"][name]) for name in PRIMITIVES)] for row in rows]
+    return Table("Calibration slope", [["system", *PRIMITIVES], *cells], SLOPE_LEGEND)
+
+
+def _by_traits(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    groups = {row["system"]: row["groups"] for row in rows}
+    traits = dict.fromkeys(trait for each in groups.values() for trait in each)
+    tables = [(trait, trait_cells(trait, groups)) for trait in traits]
+    return [Table(f"By {trait}", cells, LEGEND + missing_words(trait, groups)) for trait, cells in tables if cells]
+
+
+def _tests(second: str, tests: Sequence[Mapping[str, Any]]) -> Table:
+    cells = [["system", *FIGURES]]
+    for test in tests:
+        cells.append([test["first"], *(_tested(test, name) for name in FIGURES)])
+    some = tests[0]
+    ways = f"all {some['assignments']}" if some["exact"] else f"{some['assignments']} random"
+    what = " (the classic system that a learnt one has to beat)" if second == BASELINE else ""
+    legend = (
+        f"CCC less that of {second}{what}, and p after Holm's correction over the primitives of these {len(tests)} "
+        f"tests (of the mean: over the tests); in brackets p without it. Two-sided, by {ways} assignments of the "
+        f"predictions of {some['speakers']} speakers to the two systems; no p is below {some['least_p']:.2g}."
+    )
+    return Table(f"Against {second}", cells, legend)
+
+
+def _tested(test: Mapping[str, Any], name: str) -> str:
+    return f"{signed(test['difference'][name])} p {_p(test['p_holm'][name])} ({_p(test['p'][name])})"
+
+
+def _p(value: float) -> str:
+    return "<.001" if value < 0.001 else short(value)
+
+
+def _beside_the_paper(paper: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    cells = [["system", *(f"{name}, {whose}" for name in FIGURES for whose in ("ours", "theirs"))]]
+    for system in PAPER_SYSTEMS:
+        ours, theirs = rows.get(system, {}).get("ccc", {}), paper["ccc"].get(system, {})
+        cells.append([system, *(short(whose.get(name)) for name in FIGURES for whose in (ours, theirs))])
+    legend = (
+        f"theirs: {paper['source']}; {paper['protocol']}. Our protocol stands above; under another one the figures do "
+        "not compare."
+    )
+    return Table("Beside the paper", cells, legend)
+
+
+def _marks(table: Mapping[str, Any]) -> list[str]:
+    return mark_notes(table["subject"]["marks"])
+
+
+def _deviating(value: float | None, deviation: float | None) -> str:
+    return short(value) if deviation is None else f"{short(value)} +- {short(deviation)}"

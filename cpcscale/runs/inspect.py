@@ -1,0 +1,139 @@
+"""A run's checkpoints looked at from outside, without torch: which there are, what is in one, whether all are whole."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from dataclasses import asdict
+from typing import Any
+
+from cpcscale import storage
+from cpcscale.errors import UserError
+from cpcscale.runs import checkpoint_files
+from cpcscale.runs.ledger import Ledger, State
+from cpcscale.runs.probe_log import Probe, Probes
+
+
+def listed(url: str) -> dict[str, Any]:
+    """The checkpoints of a run folder, or the one in a checkpoint's folder, by rising steps, and who holds the run.
+
+    Each has folder, step, writer, published, newest, best, audio_hours, heldout_loss, probe_ccc (mean), probe
+    (running, done, failed or None), bytes,
+    saved_at_s, age_s, and `why` it is torn, as far as sizes tell (None when it is whole). Raises UserError when there
+    is none at `url`.
+    """
+    run = _Run(url)
+    best = run.probes.best(run.state)
+    newest = next((folder for folder in reversed(run.published) if not run.why(folder)), None)
+    rows = []
+    for folder in run.folders:
+        step, writer = checkpoint_files.numbers(folder) or (0, 0)
+        marks = {
+            "published": folder in run.published,
+            "newest": folder == newest,
+            "best": best is not None and folder == best.folder,
+        }
+        row = {"folder": folder, "step": step, "writer": writer, **marks, "why": run.why(folder)}
+        rows.append({**row, **_facts(run.place(folder)), **_probed(run.probes.of(folder))})
+    holder = asdict(run.state.holder) if run.state.held and run.state.holder else None
+    return {"path": url, "holder": holder, "checkpoints": rows}
+
+
+def verified(url: str) -> dict[str, Any]:
+    """{checkpoints: what is wrong with each, by folder, every byte read; ok}. Those of a run that are published."""
+    run = _Run(url)
+    folders = [folder for folder in run.folders if run.one or folder in run.published]
+    wrong = {folder: list(checkpoint_files.problems(run.place(folder), every_byte=True)) for folder in folders}
+    return {"path": url, "checkpoints": wrong, "ok": not any(wrong.values())}
+
+
+def shown(url: str) -> dict[str, Any]:
+    """What is in one checkpoint, or in the newest whole one of a run.
+
+    {checkpoint, saved_at_s, config_hash, position, tensors: {file: {name: {dtype, shape}}}}. Raises UserError when it
+    is torn, as far as sizes tell.
+    """
+    run = _Run(url)
+    whole = [folder for folder in run.folders if (run.one or folder in run.published) and not run.why(folder)]
+    if not whole:
+        raise UserError(f"no whole checkpoint at {url} ({run.folders[-1]}: {run.why(run.folders[-1])}): see `ls`")
+    place = run.place(whole[-1])
+    names = [name for name in checkpoint_files.marker(place) if name.endswith(checkpoint_files.TENSORS)]
+    kept = {name: checkpoint_files.state(place).get(name) for name in ("saved_at_s", "config_hash", "position")}
+    tensors = {name.removesuffix(checkpoint_files.TENSORS): _tensors(storage.join(place, name)) for name in names}
+    return {"checkpoint": place, **kept, "tensors": tensors}
+
+
+class _Run:
+    """A run, or `one` checkpoint and the run it lies in, if it does; `folders` are those to look at."""
+
+    def __init__(self, url: str) -> None:
+        if not storage.exists(url):
+            raise UserError(f"there is nothing at {url}: check the path")
+        place, _, name = storage.absolute(url).rstrip("/").rpartition("/")
+        self.one = checkpoint_files.numbers(name) is not None
+        inside = place.endswith("/checkpoints")
+        self._base = place if self.one else storage.join(url, "checkpoints")
+        run_dir = place.removesuffix("/checkpoints") if self.one else url
+        ledger, self.probes = Ledger(run_dir), Probes(run_dir)
+        self.state = State() if self.one and not inside else ledger.head()
+        self.published = [each.folder for each in self.state.checkpoints]
+        found = {*ledger.folders(), *self.published}
+        self.folders = [name] if self.one else sorted(found, key=lambda each: checkpoint_files.numbers(each) or (0, 0))
+        if not self.folders:
+            raise UserError(
+                f"no checkpoint at {url}: name the run_dir of a `cpcscale pretrain` run, or one of its "
+                "checkpoints/step-* folders"
+            )
+
+    def place(self, folder: str) -> str:
+        return storage.join(self._base, folder)
+
+    def why(self, folder: str) -> str | None:
+        """Why a checkpoint is torn, as far as sizes tell; None when it is whole."""
+        problems = list(checkpoint_files.problems(self.place(folder), every_byte=False))
+        if problems and not self.one and folder not in self.published:
+            return "not published: a save that was cut off, or is under way"
+        return ", ".join(problems) or None
+
+
+def _facts(url: str) -> dict[str, Any]:
+    """What can be read of a checkpoint, torn or not."""
+    size: int | None = None
+    state: dict[str, Any] = {"position": {}}
+    try:
+        state = checkpoint_files.state(url)
+        size = sum(file.bytes for file in checkpoint_files.marker(url).values())
+    except checkpoint_files.TornError:
+        pass
+    position = state["position"]
+    audio_s = position.get("audio_s")
+    return {
+        "audio_hours": None if audio_s is None else audio_s / 3600,
+        "heldout_loss": position.get("metrics", {}).get("heldout_loss"),
+        "bytes": size,
+        "saved_at_s": state.get("saved_at_s"),
+        "age_s": max(0.0, time.time() - state["saved_at_s"]) if "saved_at_s" in state else None,
+    }
+
+
+def _probed(probe: Probe | None) -> dict[str, Any]:
+    return {"probe_ccc": probe.score if probe else None, "probe": probe.status if probe else None}
+
+
+def _tensors(url: str) -> dict[str, dict[str, Any]]:
+    """{name: {dtype, shape}} of a safetensors file: its first 8 bytes say how long the JSON is that comes next."""
+    start = storage.read(url, 0, 8)
+    try:
+        (count,) = struct.unpack("<Q", start)
+        if count > storage.size(url):
+            raise ValueError("the header is longer than the file")
+        header = json.loads(storage.read(url, 8, 8 + count))
+        return {
+            name: {"dtype": str(tensor["dtype"]), "shape": [int(size) for size in tensor["shape"]]}
+            for name, tensor in header.items()
+            if name != "__metadata__"
+        }
+    except (struct.error, ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{url} holds tensors that cannot be read: verify its checkpoint") from None

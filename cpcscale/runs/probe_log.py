@@ -1,0 +1,192 @@
+"""What probes of a run's checkpoints came to, as files: `RUN/probe/set.json` and one file for each checkpoint probed.
+
+A probe is a small emotion evaluation of one checkpoint, made beside the run by its driver (cluster/probe_beside.py); the
+process that publishes checkpoints (publisher.py) removes none that is probed or may be. The two never wait for each
+other. The driver claims the newest checkpoint that is due and looks again: it is the newest still, so whoever publishes
+the next one has it among the two newest that wait, whatever he read before, and after that reads the claim. So a
+checkpoint that was claimed is there until its figure is, and the best of all figures belongs to a checkpoint that is
+kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from cpcscale import storage
+from cpcscale.runs import checkpoint_files
+from cpcscale.runs.ledger import Ledger, Published, State, best_of
+
+log = logging.getLogger(__name__)
+
+_SET = "set.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSet:
+    """The labelled set that a run's checkpoints are scored on, always in the same way.
+
+    `settings` are what decides a figure beside the set; `marks` go with every figure. A checkpoint is due whose step is
+    a multiple of `stride`; 0: none is any more.
+    """
+
+    corpus: str
+    corpus_digest: str
+    speakers: list[str]
+    marks: list[str]
+    settings: dict[str, Any]
+    stride: int
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint of this step is to be probed."""
+        return self.stride > 0 and step % self.stride == 0
+
+    def tags(self) -> dict[str, str]:
+        """What a tracked run says of the set."""
+        return {
+            "cpcscale.probe_corpus": self.corpus,
+            "cpcscale.probe_corpus_hash": self.corpus_digest,
+            "cpcscale.probe_speakers": ",".join(self.speakers),
+            "cpcscale.probe_marks": ",".join(self.marks),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One checkpoint's probe: under way, done with its `ccc` by primitive and `mean`, or failed for the cause `why`."""
+
+    folder: str
+    step: int
+    status: Literal["running", "done", "failed"]
+    audio_hours: float = 0.0
+    ccc: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    why: str = ""
+
+    @property
+    def score(self) -> float | None:
+        """What the best is chosen by; None when there is no finite one."""
+        mean = self.ccc.get("mean") if self.status == "done" else None
+        return mean if mean is not None and math.isfinite(mean) else None
+
+
+class Probes:
+    """The probes of one run folder (path or s3://)."""
+
+    def __init__(self, run_dir: str) -> None:
+        self.folder = storage.join(run_dir, "probe")
+        self._over: dict[str, Probe] = {}
+
+    def probe_set(self) -> ProbeSet | None:
+        """The set that the run is or was probed on, None when it never was."""
+        url = storage.join(self.folder, _SET)
+        try:
+            return ProbeSet(**json.loads(storage.read(url)))
+        except storage.NotFoundError:
+            return None
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError):
+            log.warning("%s is damaged: the run counts as not probed", url)
+            return None
+
+    def describe(self, probe_set: ProbeSet) -> None:
+        """Writes what the run is probed on."""
+        storage.write(storage.join(self.folder, _SET), _json(probe_set))
+
+    def retire(self) -> None:
+        """No checkpoint of the run waits for a probe any more, if ever one did."""
+        before = self.probe_set()
+        if before and before.stride:
+            self.describe(replace(before, stride=0))
+
+    def of(self, folder: str) -> Probe | None:
+        """The probe of the checkpoint in this folder of the run, None when there is none."""
+        if folder in self._over:
+            return self._over[folder]
+        url = self._url(folder)
+        try:
+            probe = Probe(**json.loads(storage.read(url)))
+        except storage.NotFoundError:
+            return None
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError):
+            log.warning("%s is damaged: the checkpoint counts as not probed", url)
+            return None
+        if probe.status != "running":
+            self._over[folder] = probe
+        return probe
+
+    def all(self) -> list[Probe]:
+        """Every probe of the run by rising steps; of a step that was made twice the later one."""
+        with contextlib.suppress(storage.NotFoundError):
+            names = [name.removesuffix(".json") for name in storage.list_files(self.folder)]
+            found = sorted((at, name) for name in names if (at := checkpoint_files.numbers(name)))
+            probes = {step: probe for (step, _), name in found if (probe := self.of(name))}
+            return list(probes.values())
+        return []
+
+    def claim(self, ledger: Ledger, probe_set: ProbeSet, *, every: bool = False) -> Published | None:
+        """The newest checkpoint that is due, put down as being probed, so that it stays; None when that one was probed.
+
+        `every`: whether due or not, as at the end of a run, when nothing is published any more. One process claims.
+        """
+
+        def newest() -> Published | None:
+            line = ledger.head().checkpoints
+            return next((each for each in reversed(line) if every or probe_set.is_due(each.step)), None)
+
+        while chosen := newest():
+            before = self.of(chosen.folder)
+            # A claim is its own, of a try that the store cut short.
+            if before and before.status != "running":
+                return None
+            self.write(Probe(folder=chosen.folder, step=chosen.step, status="running"))
+            if newest() == chosen:
+                return chosen
+            self.forget(chosen.folder)
+        return None
+
+    def write(self, probe: Probe) -> None:
+        """Puts down how a probe stands."""
+        storage.write(self._url(probe.folder), _json(probe))
+
+    def forget(self, folder: str) -> None:
+        """Takes back what was put down of a checkpoint."""
+        self._over.pop(folder, None)
+        storage.remove(self._url(folder))
+
+    def best(self, state: State) -> Published | None:
+        """The best checkpoint of a run, by what it chooses by: the lowest held-out loss or the highest mean CCC.
+
+        Of equals the first; None when none has a figure.
+        """
+        return self._best(state.checkpoints, [self.of(each.folder) for each in state.checkpoints], state.best_by)
+
+    def spared(self, line: Sequence[Published], best_by: str, probe_set: ProbeSet | None) -> Collection[Published]:
+        """The checkpoints of a line that are kept however old they are: the best, those that are being probed, and of
+        those that are due and later than any probe the two newest."""
+        # Each is read once: between two looks a probe may be over, and would be neither under way nor the best.
+        known = [self.of(each.folder) for each in line]
+        best = self._best(line, known, best_by)
+        running = [each for each, probe in zip(line, known, strict=True) if probe and probe.status == "running"]
+        last = max((probe.step for probe in known if probe), default=-1)
+        waiting = [each for each in line if each.step > last and probe_set and probe_set.is_due(each.step)]
+        return [*([best] if best else []), *running, *waiting[-2:]]
+
+    @staticmethod
+    def _best(line: Sequence[Published], known: Sequence[Probe | None], best_by: str) -> Published | None:
+        if best_by == "loss":
+            return best_of(tuple(line))
+        pairs = zip(line, known, strict=True)
+        scored = [(score, each) for each, probe in pairs if probe and (score := probe.score) is not None]
+        return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+    def _url(self, folder: str) -> str:
+        return storage.join(self.folder, f"{folder}.json")
+
+
+def _json(of: ProbeSet | Probe) -> bytes:
+    return (json.dumps(asdict(of), indent=1) + "\n").encode()

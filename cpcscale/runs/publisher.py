@@ -1,0 +1,66 @@
+"""How a process adds checkpoints to a run: it begins at the state it has read, and goes on until it is overtaken."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from functools import partial
+
+from cpcscale.errors import UserError
+from cpcscale.runs import checkpoint_files
+from cpcscale.runs.ledger import Ledger, OvertakenError, Published, State
+from cpcscale.runs.probe_log import Probes
+
+
+class Publisher:
+    """Publishes the checkpoints of one process, the newest `keep` of which stay, and the best by `best_by`.
+
+    In a run that is probed those that wait for it stay too. `probe_set` is what it is probed on, if it is.
+    """
+
+    def __init__(
+        self, ledger: Ledger, seen: State, step: int, *, keep: int, holder: str = "", best_by: str = "loss"
+    ) -> None:
+        """Goes on from `step` of the state `seen`, in the name of the driver that holds the run with this id.
+
+        Whoever published before cannot any more. Raises OvertakenError when the state has changed since, and when it is
+        another driver's. Without a `holder` the run is taken from any.
+        """
+        self._ledger, self._keep = ledger, keep
+        probes = Probes(ledger.run_dir)
+        self.probe_set = probes.probe_set()
+        self._spare = partial(probes.spared, best_by=best_by, probe_set=self.probe_set)
+        if holder and not seen.is_of(holder):
+            raise self._overtaken()
+        self._state = seen.begun(step, holder, best_by)
+        if not (ledger.advance(self._state) and ledger.leads(self._state)):
+            raise self._overtaken()
+
+    def publish(self, step: int, heldout_loss: float | None, contents: Mapping[str, bytes]) -> str:
+        """Publishes a checkpoint of `step`, then removes what retention does not keep. Returns its folder.
+
+        Raises OvertakenError once another process goes on with the run. Nothing is published when anything is raised.
+        """
+        if self._ledger.highest() != self._state.number:
+            raise self._overtaken()
+        new = Published(checkpoint_files.folder_name(step, self._state.writer), step, heldout_loss)
+        url = self._ledger.url(new)
+        try:
+            checkpoint_files.write(url, contents)
+        except UserError:
+            with contextlib.suppress(UserError):
+                checkpoint_files.remove(url)
+            raise
+        state = self._state.published(new, self._keep, self._spare)
+        if not self._ledger.advance(state):
+            checkpoint_files.remove(url)
+            raise self._overtaken()
+        self._state = state
+        if not self._ledger.leads(state):
+            # Published in the last moment: whoever came next has it, and its folder is his.
+            raise self._overtaken()
+        self._ledger.sweep(state)
+        return url
+
+    def _overtaken(self) -> OvertakenError:
+        return OvertakenError(self._ledger.run_dir, self._ledger.head())

@@ -1,0 +1,255 @@
+"""One tar that others made, read front to back into the rows of an index; the tar itself is never written to.
+
+A group, a language and a recording come from the manifest, else the cuts beside a lhotse shar, else the JSON beside the
+member, else (but for recordings) a folder of its path; a member without a group is its own.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from cpcscale import audio, config, storage
+from cpcscale.errors import UserError
+from cpcscale.shards.adoption import labels
+from cpcscale.shards.adoption.labels import Columns, Labels, Manifest
+from cpcscale.shards.adoption.tar_members import Member, TarScan
+from cpcscale.shards.packing import mp3
+from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry
+
+# Files whose header states the exact number of samples, by how they begin. MP3 states a guess, if any.
+_EXACT = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b".snd", b"NIST_1A")
+_MP3_IN_WAV = b"\x55\x00"
+_FIELDS = 30
+# By how many frames a length that follows from a bit rate may be off.
+_FRAMES_OFF = 4
+
+
+@dataclass(kw_only=True)
+class IndexConfig:
+    """How tars that others made are indexed."""
+
+    # Which tars: a shell pattern over their paths below the folder.
+    pattern: str = "*.tar"
+    columns: Columns = field(default_factory=Columns)
+    # A CSV or TSV table of groups and languages by member name or key.
+    manifest: str = ""
+    # The folder of a member's path that is its group: 1 the outermost, -1 the innermost, 0 none.
+    group_folder: int = 0
+    # The same for its language.
+    language_folder: int = 0
+    # The language of members for which nothing else says it.
+    language: str = ""
+    # Members shorter than this are left out.
+    min_s: float = 0.2
+    # Keyed share of members that is decoded, for loudness and to find what does not decode; the rest is taken by its
+    # header and gets the average of its shard.
+    level_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        config.at_least(0, min_s=self.min_s, level_share=self.level_share)
+        if self.level_share > 1:
+            raise UserError(f"level_share={self.level_share} is above 1, which is every member")
+
+
+@dataclass(frozen=True)
+class TarTask:
+    """One tar to index: self-contained, so it can run in any process. `cuts` is the lhotse file beside it, or empty."""
+
+    base: str
+    name: str
+    cuts: str
+    config: IndexConfig
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What is not in the index: a member of a shard, or the whole shard where `member` is empty."""
+
+    shard: str
+    member: str
+    cause: str
+    why: str
+
+
+@dataclass(frozen=True)
+class ForeignShard:
+    """One tar's entry (None when it is damaged) and what was left out of it.
+
+    `origins` counts where each utterance's group and language were found, `notes` what is odd about members; `fields`
+    are those of one of its JSON files.
+    """
+
+    name: str
+    entry: ShardEntry | None
+    left_out: tuple[LeftOut, ...]
+    origins: Counter[str]
+    notes: Counter[str]
+    fields: tuple[str, ...] = ()
+
+
+def read_tar(task: TarTask, manifest: Manifest | None) -> ForeignShard:
+    """Reads one tar from its first byte to its last. Raises UserError when it is compressed or cannot be had."""
+    scan = TarScan(storage.join(task.base, task.name))
+    shard = _Shard(task, manifest)
+    for member in scan.members((*audio.SUFFIXES, ".json")):
+        shard.take(member)
+    if scan.fault:
+        damaged = LeftOut(task.name, "", "damaged", scan.fault)
+        return ForeignShard(task.name, None, (damaged,), Counter(), Counter())
+    if not scan.end_mark:
+        shard.notes["tars without an end mark, which may be cut short"] += 1
+    if not shard.rows and not shard.left_out:
+        shard.notes["tars without audio"] += 1
+    entry = ShardEntry(task.name, scan.sha256, scan.size_bytes, shard.table())
+    return ForeignShard(task.name, entry, tuple(shard.left_out), shard.origins, shard.notes, shard.fields)
+
+
+class _Shard:
+    """What is known of a tar while it is read: the rows of its audio, and the labels of its JSON, in any order."""
+
+    def __init__(self, task: TarTask, manifest: Manifest | None) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.left_out: list[LeftOut] = []
+        self.origins: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
+        self.fields: tuple[str, ...] = ()
+        self._task, self._manifest = task, manifest
+        self._cuts = labels.read_cuts(storage.join(task.base, task.cuts), task.config.columns) if task.cuts else {}
+        self._json: dict[str, Labels] = {}
+        self._names: list[Labels] = []
+        self._keys: set[str] = set()
+
+    def take(self, member: Member) -> None:
+        """The next entry of the tar."""
+        if member.suffix in audio.SUFFIXES:
+            try:
+                self.rows.append(self._row(member))
+                self._names.append(self._manifest.labels(member) if self._manifest else {})
+            except audio.AudioError as error:
+                name = member.name.encode(errors="backslashreplace").decode()
+                self.left_out.append(LeftOut(self._task.name, name, error.cause, str(error)))
+        elif member.suffix == ".json" and not member.kind:
+            try:
+                record = labels.json_object(member.data)
+                self._json[member.key] = labels.labels_of(record, self._task.config.columns, "JSON")
+                self.fields = self.fields or tuple(list(record)[:_FIELDS])
+            except UserError:
+                self.notes["JSON files that cannot be read"] += 1
+
+    def table(self) -> pa.Table:
+        """The rows in tar order, with their labels, and the shard's average where a member was not decoded."""
+        for row, from_manifest in zip(self.rows, self._names, strict=True):
+            row |= self._labels(row, from_manifest)
+        samples = np.array([row["samples"] for row in self.rows], np.float64)
+        for name in ("mean", "mean_square"):
+            level = np.array([row[name] for row in self.rows])
+            known = np.isfinite(level)
+            average = float(np.average(level[known], weights=samples[known])) if known.any() else 0.0
+            for row, value in zip(self.rows, np.where(known, level, average).tolist(), strict=True):
+                row[name] = value
+        return pa.Table.from_pylist(self.rows, UTTERANCE_COLUMNS)
+
+    def _row(self, member: Member) -> dict[str, Any]:
+        if member.kind:
+            raise audio.AudioError("link", f"it is a {member.kind} in the tar, without bytes of its own")
+        try:
+            member.name.encode()
+        except UnicodeEncodeError:
+            raise audio.AudioError("unreadable", "its name is not UTF-8") from None
+        if member.key in self._keys:
+            raise audio.AudioError("duplicate", f"another member of the tar has the key {member.key}")
+        row = measured(member.data, self._task.config.min_s, decode=not self.rows or self._is_decoded(member.key))
+        if row.pop("short_of"):
+            self.notes["members that decode to less than their header says"] += 1
+        self._keys.add(member.key)
+        checksum = xxhash.xxh3_64_intdigest(member.data)
+        named = {"key": member.key, "codec": member.suffix[1:], "offset": member.offset, "size": member.size}
+        return {**named, "checksum": checksum, **row}
+
+    def _is_decoded(self, key: str) -> bool:
+        return xxhash.xxh3_64_intdigest(f"level/{key}".encode()) < self._task.config.level_share * 2**64
+
+    def _labels(self, row: dict[str, Any], from_manifest: Labels) -> dict[str, str]:
+        spec, key = self._task.config, row["key"]
+        folder = {"group": spec.group_folder, "language": spec.language_folder}
+        from_path: Labels = {
+            name: (text, f"folder {level}") for name, level in folder.items() if (text := labels.folder_of(key, level))
+        }
+        # WebDataset's key ends at the first dot of the file name: KEY.json may stand beside KEY.left.flac.
+        stem = key[: key.rfind("/") + 1] + key[key.rfind("/") + 1 :].partition(".")[0]
+        from_json = self._json.get(key) or self._json.get(stem) or {}
+        found = from_path | from_json | self._cuts.get(key, {}) | from_manifest
+        # Shards often number their members alike, and a file name of a tar must not enter the fingerprint.
+        recording = found.get("recording", (f"{key}@{row['checksum']:016x}", ""))[0]
+        group, by_group = found.get("group", (recording, "its recording"))
+        language, by_language = found.get("language", (spec.language, "config" if spec.language else "nothing"))
+        self.origins[f"group: {by_group}"] += 1
+        self.origins[f"language: {by_language}"] += 1
+        return {"group": group, "language": language, "recording": recording}
+
+
+def measured(data: bytes, min_s: float, decode: bool) -> dict[str, Any]:
+    """`samples` (at 16 kHz), `rate_hz`, `mean` and `mean_square` of a member's bytes, NaN where it is not decoded.
+
+    `short_of`: whether it decodes to less than its header says. Raises AudioError with the cause to leave it out.
+    """
+    if not data:
+        raise audio.AudioError("empty", "it has no bytes")
+    info = audio.probe(data)
+    exact = _states_length(data)
+    if not exact:
+        _refuse_guess(data, info)
+    wave = decoded(data) if decode or not exact else None
+    samples = info.length if wave is None else len(wave)
+    if samples < min_s * audio.RATE_HZ:
+        raise audio.AudioError("short", f"{samples / audio.RATE_HZ:.3f} s is below min_s")
+    mean, square = (float("nan"), float("nan")) if wave is None else _level(wave)
+    if not square:
+        raise audio.AudioError("silent", "every sample is zero")
+    short = samples < info.length
+    return {"samples": samples, "rate_hz": info.rate_hz, "mean": mean, "mean_square": square, "short_of": short}
+
+
+def decoded(data: bytes) -> np.ndarray:
+    """`audio.decode`, where any way to fail is an AudioError."""
+    try:
+        return audio.decode(data)
+    except audio.AudioError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        # Such as GSM in a wav, which libsndfile cannot seek in.
+        raise audio.AudioError("unreadable", f"it cannot be decoded: {' '.join(str(error).split())}") from None
+
+
+def _refuse_guess(data: bytes, info: audio.AudioInfo) -> None:
+    """Refuses an MP3 of changing bit rate that has no length: libsndfile guesses one, and decodes no further."""
+    if not data.startswith((b"ID3", b"\xff")):
+        return
+    frames = mp3.count(io.BufferedReader(io.BytesIO(data)))
+    if frames and frames[0] - info.samples > _FRAMES_OFF * frames[1]:
+        raise audio.AudioError(
+            "unreadable",
+            f"an MP3 without a length in its header, of {info.duration_s:.1f} s by its bit rate and "
+            f"{frames[0] / info.rate_hz:.1f} s by its frames: write it again, as `ffmpeg -c copy` does",
+        )
+
+
+def _states_length(data: bytes) -> bool:
+    if not data.startswith(_EXACT):
+        return False
+    form = data.find(b"fmt ", 12, 4096) + 8
+    return not (data.startswith(b"RIFF") and data[form : form + 2] == _MP3_IN_WAV)
+
+
+def _level(wave: np.ndarray) -> tuple[float, float]:
+    """(mean, mean square) in [-1, 1) of what training hears, which is int16."""
+    level = audio.to_int16(wave).astype(np.float64) / 32768
+    # Not a dot product: a BLAS would start threads of its own in every worker.
+    return float(level.mean()), float(np.square(level).mean())

@@ -1,0 +1,254 @@
+"""Pass 2 of packing, one task: files decoded once, encoded at 16 kHz, and published as whole tars.
+
+One piece is in memory at a time: what is encoded waits in a temporary file without a name until the shards are written
+in their order. A header that promises more than decodes costs the pieces that are not there, each with a row in the
+quarantine table; libsndfile never decodes more than the header promises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from cpcscale import audio, storage
+from cpcscale.audio import RATE_HZ
+from cpcscale.errors import UserError
+from cpcscale.shards.packing import fetch
+from cpcscale.shards.packing.headers import left_out
+from cpcscale.shards.packing.pieces import Member, PackTask, Piece, cut, layout
+from cpcscale.shards.rows import ShardEntry, scan
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task made: the entries of its shards in order (of those with any member), and its quarantine rows."""
+
+    entries: tuple[ShardEntry, ...]
+    left_out: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class _Spooled:
+    """An encoded piece in the temporary file, and the JSON that goes beside it."""
+
+    start: int
+    size: int
+    meta: dict[str, Any]
+
+
+def pack_task(task: PackTask) -> TaskResult:
+    """Packs the task's shards and notes what it made.
+
+    Where the pack was started before, a task that is done is read from its note, and a shard that is there is not
+    written again. Raises UserError for a shard that is not of this pack, and for a disk or store that fails.
+    """
+    if task.resumed and (noted := _noted(task)):
+        return noted
+    shards = layout(task)
+    there = _present(task, shards) if task.resumed else {}
+    short = {number for number, entry in there.items() if entry.utterances.num_rows < len(shards[number])}
+    if len(there) == len(shards) and not short:
+        return TaskResult(tuple(there[number] for number in range(len(shards))), [])
+    wanted = {piece for number, pieces in enumerate(shards) if number not in there for piece in pieces}
+    rows: dict[Piece, dict[str, str]] = {}
+    entries: dict[int, ShardEntry] = dict(there)
+    with _temporary(task) as spool:
+        spooled = _encode(task, wanted, rows, spool)
+        for number in short:
+            _refuse_missing(task, number, shards[number], there[number], rows)
+        for number, pieces in enumerate(shards):
+            members = [piece for piece in pieces if piece in spooled]
+            if members:
+                entries[number] = _write(task, number, [spooled[piece] for piece in members], spool)
+    ordered = [rows[piece] for piece in sorted(rows)]
+    result = TaskResult(tuple(entries[number] for number in sorted(entries)), ordered)
+    _note(task, result)
+    return result
+
+
+def _encode(
+    task: PackTask, wanted: set[Piece], rows: dict[Piece, dict[str, str]], spool: IO[bytes]
+) -> dict[Piece, _Spooled]:
+    """The usable ones of the wanted pieces, encoded into `spool`; a row for each piece that is left out."""
+    spooled = {}
+    for number, member in enumerate(task.members):
+        for piece, wave in _usable(task, number, rows):
+            if (number, piece) in wanted:
+                data, meta = _utterance(member, piece, wave, task.codec)
+                spooled[number, piece] = _Spooled(spool.tell(), len(data), meta)
+                spool.write(data)
+    spool.flush()
+    return spooled
+
+
+def _usable(task: PackTask, number: int, rows: dict[Piece, dict[str, str]]) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, int16 signal) of each piece of a file that can be used; a row for each that cannot."""
+    member = task.members[number]
+    piece = heard = 0
+    try:
+        with fetch.opened(member.source.path, fetch.STREAM_BYTES if member.pieces > 1 else 0) as file:
+            for part in cut(audio.blocks(file), member):
+                wave = audio.to_int16(part)
+                heard += len(wave)
+                if len(wave) < task.min_samples:
+                    rows[number, piece] = _row(member, piece, "short", f"{len(wave) / RATE_HZ:.3f} s is below min_s")
+                elif not np.any(wave):
+                    rows[number, piece] = _row(member, piece, "silent", "every sample is zero")
+                else:
+                    yield piece, wave
+                piece += 1
+        cause = "cut"
+        why = f"the header promises {member.samples / RATE_HZ:.3f} s and {heard / RATE_HZ:.3f} s decode"
+    except audio.AudioError as error:
+        cause, why = error.cause, str(error)
+    for lost in range(piece, member.pieces):
+        rows[number, lost] = _row(member, lost, cause, why)
+
+
+def _row(member: Member, piece: int, cause: str, why: str) -> dict[str, str]:
+    return left_out(member.source, cause, why, f"{piece:05d}" if member.pieces > 1 else "")
+
+
+def _utterance(member: Member, piece: int, wave: np.ndarray, codec: str) -> tuple[bytes, dict[str, Any]]:
+    data = audio.encode(wave, codec)
+    # Of what training will hear: opus takes away what it thinks inaudible.
+    heard = audio.to_int16(audio.decode(data)) if codec == "opus" else wave
+    level = heard.astype(np.float64) / 32768
+    meta = {
+        "key": member.piece_key(piece),
+        "source": member.source.name,
+        "group": member.source.group,
+        "language": member.source.language,
+        "samples": len(heard),
+        "rate_hz": RATE_HZ,
+        "mean": float(level.mean()),
+        "mean_square": float(np.square(level).mean()),
+    }
+    # Where in the recording, at 16 kHz.
+    return data, {**meta, "start": member.start(piece)} if member.pieces > 1 else meta
+
+
+def _write(task: PackTask, number: int, members: list[_Spooled], spool: IO[bytes]) -> ShardEntry:
+    """One shard, published whole, and its entry."""
+    name = task.shard_name(number)
+    with storage.publishing(storage.join(task.target, name)) as aside:
+        with tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as tar:
+            for one in members:
+                spool.seek(one.start)
+                _add(tar, f"{one.meta['key']}.{task.codec}", spool, one.size)
+                text = json.dumps(one.meta, sort_keys=True, ensure_ascii=False).encode()
+                _add(tar, f"{one.meta['key']}.json", io.BytesIO(text), len(text))
+        return scan(aside, name)
+
+
+def _add(tar: tarfile.TarFile, name: str, data: IO[bytes], size: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    tar.addfile(member, data)
+
+
+def _present(task: PackTask, shards: list[list[Piece]]) -> dict[int, ShardEntry]:
+    """The entries of the task's shards that are there, read from their tars; refuses one with a member of another."""
+    entries = {}
+    for number, pieces in enumerate(shards):
+        url = storage.join(task.target, task.shard_name(number))
+        if storage.exists(url):
+            entry = _scanned(url, task.shard_name(number))
+            strange = _members(entry) - {(task.members[at].piece_key(piece), task.codec) for at, piece in pieces}
+            if strange:
+                raise UserError(_not_of_this_pack(url, min(strange)[0]))
+            entries[number] = entry
+    return entries
+
+
+def _refuse_missing(
+    task: PackTask, number: int, pieces: list[Piece], entry: ShardEntry, rows: dict[Piece, dict[str, str]]
+) -> None:
+    """Refuses a shard that lacks a member which is not left out."""
+    there = {key for key, _ in _members(entry)}
+    for at, piece in pieces:
+        key = task.members[at].piece_key(piece)
+        if key not in there and (at, piece) not in rows:
+            raise UserError(_not_of_this_pack(storage.join(task.target, task.shard_name(number)), key))
+
+
+def _not_of_this_pack(url: str, key: str) -> str:
+    return f"{url} is not of this pack, which differs at {key}: remove it, or name another folder"
+
+
+def _members(entry: ShardEntry) -> set[tuple[str, str]]:
+    table = entry.utterances
+    return set(zip(table["key"].to_pylist(), table["codec"].to_pylist(), strict=True))
+
+
+def _scanned(url: str, name: str) -> ShardEntry:
+    local = storage.local_path(url)
+    if local:
+        return scan(local, name)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / name
+        with copy.open("wb") as file:
+            for chunk in storage.chunks(url):
+                file.write(chunk)
+        return scan(copy, name)
+
+
+def _note(task: PackTask, result: TaskResult) -> None:
+    shards = [
+        {
+            "path": entry.path,
+            "sha256": entry.sha256.hex(),
+            "bytes": entry.size_bytes,
+            "utterances": entry.utterances.to_pylist(),
+        }
+        for entry in result.entries
+    ]
+    # Another pack of the same set may end now, and remove the notes: they save work, and are no more than that.
+    with contextlib.suppress(storage.NotFoundError):
+        storage.write(task.note, json.dumps({"shards": shards, "left_out": result.left_out}).encode())
+
+
+def _noted(task: PackTask) -> TaskResult | None:
+    """What the task made when it ran before: by its note, and by tars of the size that is noted."""
+    try:
+        note = json.loads(storage.read(task.note))
+        entries = []
+        for one in note["shards"]:
+            if storage.size(storage.join(task.target, one["path"])) != one["bytes"]:
+                return None
+            digest = bytes.fromhex(one["sha256"])
+            entries.append(ShardEntry.of(one["path"], digest, one["bytes"], one["utterances"]))
+        return TaskResult(tuple(entries), note["left_out"])
+    except (storage.NotFoundError, json.JSONDecodeError):
+        return None
+
+
+@contextlib.contextmanager
+def _temporary(task: PackTask) -> Iterator[IO[bytes]]:
+    """A file without a name, gone with the process: beside the shards, in the temporary folder for a store."""
+    folder = storage.local_path(task.target)
+    if folder:
+        with storage.undoing_folders(task.target):
+            folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            yield file
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(
+            f"no room to write {task.target} in {folder or tempfile.gettempdir()} ({error.strerror}): free some, and "
+            "run again"
+        ) from None

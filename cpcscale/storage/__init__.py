@@ -1,0 +1,380 @@
+"""The one door to files and object stores: whole and ranged reads, publishing writes, listing. Paths are local or s3://.
+
+A write is seen whole or not at all: a local file is written aside and renamed, an object is one put. A request to a
+store that fails in passing is tried again within the limits of `StorageConfig`; after them, and for what no try cures,
+the error is a UserError of one line. Names are str, not Path, because Path collapses the double slash of s3://.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import io
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future
+from functools import lru_cache, partial
+from pathlib import Path
+
+import fsspec
+
+from cpcscale import config
+from cpcscale.errors import UserError
+from cpcscale.storage import ranged, s3_requests
+from cpcscale.storage.s3_requests import Counters, StorageConfig
+
+_SCHEMES = ("file", "s3")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# `word:` at the start, as in pipe:cat; one letter is a name or a drive.
+_SCHEME_LIKE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+# What one failed request of a large transfer costs.
+_PART_BYTES = 8 * 2**20
+_IN_PARTS = {"chunksize": _PART_BYTES, "max_concurrency": 4}
+
+_settings = StorageConfig()
+
+
+class NotFoundError(UserError):
+    """A path or object that does not exist."""
+
+
+def configure(settings: StorageConfig) -> None:
+    """Sets the limits for every store operation of this process that starts from now on; connections are made anew."""
+    global _settings
+    _settings = settings
+    _filesystem.cache_clear()
+
+
+def in_job_folder(path: str | Path) -> bool:
+    """Whether a path lies where Ray unpacks the `--working-dir` of a job, and throws it away in the end."""
+    return "_ray_pkg_" in absolute(str(path))
+
+
+def counters() -> Counters:
+    """What this process has moved to and from object stores so far; local files are not counted."""
+    return s3_requests.TALLY.now()
+
+
+def join(base: str, *parts: str) -> str:
+    """`base/part/part`, for local paths and URLs alike."""
+    return "/".join([*([base.rstrip("/")] if base else []), *parts])
+
+
+def absolute(url: str) -> str:
+    """A local path made absolute from the current folder, a URL as it is: worker processes stand elsewhere."""
+    return url if "://" in url else str(Path(url).expanduser().absolute())
+
+
+def shown(url: str) -> str:
+    """`url` as a person would type it: relative where it lies below the current folder."""
+    path = Path(url)
+    return str(path.relative_to(Path.cwd())) if "://" not in url and path.is_relative_to(Path.cwd()) else url
+
+
+def local_path(url: str) -> Path | None:
+    """The local path of `url`, or None for an object store."""
+    scheme, path = _split(url)
+    return Path(path) if scheme == "file" else None
+
+
+def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
+    """The bytes [start, stop) of a file, by default all. Raises NotFoundError, or UserError for a store that fails."""
+    filesystem, path = _open(url)
+    if start is not None and stop is not None and 0 <= stop <= start:
+        return b""  # A store takes an empty range for none, and sends all.
+    # A whole object is one request: its bytes are those of one version, and nobody need ask for its size first.
+    whole = {} if local_path(url) else {"max_concurrency": 1}
+    with _failures(url):
+        return filesystem.cat_file(path, start=start, end=stop, **whole)
+
+
+def size(url: str) -> int:
+    """The bytes of a file. Raises NotFoundError when there is no such file, or a folder."""
+    return stat(url)[0]
+
+
+def stat(url: str) -> tuple[int, str]:
+    """(bytes, etag) of a file, the etag empty for a local one. Raises NotFoundError as `size` does."""
+    filesystem, path = _open(url)
+    local = local_path(url)
+    with _failures(url):
+        info = {} if local else filesystem.info(path)
+        if local.is_dir() if local else info["type"] == "directory":
+            raise NotFoundError(f"{url} is a folder, not a file: check the path")
+        return (local.stat().st_size, "") if local else (int(info["size"]), str(info.get("ETag", "")))
+
+
+def opened(url: str) -> io.RawIOBase | io.BufferedReader:
+    """A file to read and seek in, which the caller closes; in a store, each read is one ranged request.
+
+    Raises NotFoundError at once, and UserError at a read when the object was replaced since: bytes of two versions
+    never meet.
+    """
+    if local := local_path(url):
+        with _failures(url):
+            return local.open("rb")
+    count, etag = stat(url)
+    filesystem, path = _open(url)
+    bucket, key, _ = filesystem.split_path(path)
+
+    def send_for(start: int, stop: int) -> Future[bytes]:
+        return asyncio.run_coroutine_threadsafe(
+            filesystem._call_s3.get(bucket, key, start, stop, etag), filesystem.loop
+        )
+
+    return ranged.Ranged(count, send_for, partial(_failures, url))
+
+
+def chunks(url: str, start: int = 0, chunk_bytes: int = _PART_BYTES) -> Iterator[bytes]:
+    """The bytes of a file from `start` on, `chunk_bytes` at a time; in a store, the next chunk is already on its way.
+
+    A failed request costs one chunk, not the file. Raises UserError when the file ends before `start`, and when an
+    object is replaced on the way.
+    """
+    with _failures(url), opened(url) as file:
+        count = file.seek(0, os.SEEK_END)
+        if start > count:
+            raise UserError(f"{url} has {count} bytes and none at {start} to go on with: it was replaced, begin anew")
+        file.seek(start)
+        if isinstance(file, ranged.Ranged):
+            yield from file.chunks(chunk_bytes)
+        else:
+            yield from iter(partial(file.read, chunk_bytes), b"")
+
+
+def write(url: str, data: bytes) -> None:
+    """Publishes `data` at `url`, replacing what stood there; readers see the old bytes or the new, never a part."""
+    filesystem, path = _open(url)
+    with _failures(url):
+        if local_path(url):
+            with publishing(url) as aside:
+                aside.write_bytes(data)
+        else:
+            s3_requests.upload(lambda: filesystem.pipe_file(path, data, **_IN_PARTS))
+
+
+def create(url: str, data: bytes) -> bool:
+    """Publishes `data` at `url` if nothing stands there; whether it did. Of many that try, exactly one does.
+
+    When the answer of a store was lost and the request tried again, the same bytes at `url` count as ours: give the
+    data of each contender something of its own. A folder on a file system without hard links is a UserError.
+    """
+    filesystem, path = _open(url)
+    with _failures(url):
+        try:
+            if target := local_path(url):
+                with _aside(url, target.parent) as aside:
+                    aside.write_bytes(data)
+                    _flush(aside)
+                    os.link(aside, target)
+            else:  # One request: a store need not look at the condition when it joins parts.
+                filesystem.pipe_file(path, data, chunksize=len(data) + 1, mode="create")
+        except OSError as error:
+            if not s3_requests.already_there(error):
+                raise
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def publishing(url: str) -> Iterator[Path]:
+    """A fresh local path beside `url` (in the temporary folder for a store), published when the block ends well.
+
+    When the block raises, nothing is published and the file written aside is removed. Raises UserError for a place
+    that cannot be written, and when the block runs out of room.
+    """
+    filesystem, path = _open(url)
+    target = local_path(url)
+    with _aside(url, target.parent if target else Path(tempfile.gettempdir())) as aside:
+        yield aside
+        with _failures(url):
+            if target:
+                _flush(aside)
+                aside.replace(target)
+            else:
+                s3_requests.upload(lambda: filesystem.put_file(str(aside), path, **_IN_PARTS))
+
+
+@contextlib.contextmanager
+def undoing_folders(url: str) -> Iterator[None]:
+    """When the block raises, the folder `url` and those above it that it made go again, as far as they are empty."""
+    folder = local_path(url)
+    missing = [level for level in (folder, *folder.parents) if not level.exists()] if folder else []
+    try:
+        yield
+    except BaseException:
+        for level in missing:
+            with contextlib.suppress(OSError):
+                level.rmdir()
+        raise
+
+
+def exists(url: str) -> bool:
+    """Whether a file, folder or object prefix stands at `url`."""
+    filesystem, path = _open(url)
+    with _failures(url):
+        if local_path(url):
+            return bool(filesystem.exists(path))
+        try:  # The library's own question takes a store that is away for an empty one.
+            return bool(filesystem.info(path))
+        except FileNotFoundError:
+            return False
+
+
+def list_files(url: str) -> list[str]:
+    """The files below a folder or prefix, relative to it, sorted; temporary and hidden names left out.
+
+    Linked folders are entered. Raises NotFoundError when there is no such folder, UserError when one cannot be read.
+    """
+    filesystem, path = _open(url)
+    local = local_path(url)
+    with _failures(url):
+        if local:
+            if not local.is_dir():
+                raise NotFoundError(f"{url} is not a folder: check the path")
+            return sorted(os.path.relpath(name, local) for name in _walk(str(local)))
+        root = filesystem._strip_protocol(path).rstrip("/")
+        below = [name[len(root) + 1 :] for name in filesystem.find(root) if name.startswith(f"{root}/")]
+        if not below and not filesystem.isdir(root):
+            raise NotFoundError(f"{url} is not a folder: check the path")
+        return sorted(name for name in below if not any(part.startswith(".") for part in name.split("/")))
+
+
+def remove(url: str) -> None:
+    """Removes a file or a whole folder; nothing when it is not there."""
+    filesystem, path = _open(url)
+    with _failures(url), contextlib.suppress(FileNotFoundError):
+        if local_path(url):
+            filesystem.rm(path, recursive=True)
+            return
+        # One by one: the recursive removal of a store reads [ ] * ? in a name as wildcards, and removes other objects.
+        for name in filesystem.find(path):
+            filesystem.rm_file(name)
+
+
+def _walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The files below a local folder, broken links among them; a link back to a folder we are in is not entered."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path, (*above, real))
+            elif entry.is_file() or entry.is_symlink():
+                yield entry.path
+
+
+@contextlib.contextmanager
+def _aside(url: str, folder: Path) -> Iterator[Path]:
+    """A fresh path in `folder`, made if it is missing, for what becomes `url`; gone after the block."""
+    aside = folder / f".{Path(url).name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with _failures(url):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield aside
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(f"no room to write {url} in {folder} ({error.strerror}): free some, and run again") from None
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _split(url: str) -> tuple[str, str]:
+    if not url:
+        raise UserError("a path is empty: name a folder or file, or an s3:// URL")
+    shown = repr(config.redact(url))
+    if url != url.strip().strip("|"):
+        raise UserError(f"{shown} begins or ends with a space or a |, as a command may: name a path or an s3:// URL")
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        if _SCHEME_LIKE.match(url):
+            raise UserError(
+                f"{shown} reads as a command or a URL of another kind, which is never run: "
+                f"name a path (./NAME for a file whose name holds a colon) or an s3:// URL"
+            )
+        return "file", absolute(url)
+    if scheme not in _SCHEMES:
+        raise UserError(f"{shown} has the scheme {scheme}://, which is not supported: use a path or s3://")
+    if "@" in rest.partition("/")[0]:
+        raise UserError(f"{shown} holds credentials: give them as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
+    return scheme, absolute(rest) if scheme == "file" else url
+
+
+@lru_cache(maxsize=8)
+def _filesystem(scheme: str, process: int, endpoint: str) -> fsspec.AbstractFileSystem:
+    """One filesystem a process: its event loop and connections do not survive a fork, so the pid is part of the key;
+    and one an endpoint, which the environment names and may change."""
+    if scheme == "file":
+        return fsspec.filesystem(scheme)
+    # Here, because they cost half a second that a process with local files need not wait.
+    from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
+    from s3fs import S3FileSystem
+
+    # s3fs, botocore and aiohttp each try again by themselves, unseen by limits and counters: all three are turned off.
+    config_kwargs = {
+        "connect_timeout": _settings.connect_timeout_s,
+        "read_timeout": _settings.request_timeout_s,
+        "retries": {"mode": "standard", "total_max_attempts": 1},
+        "max_pool_connections": 64,
+        "http_session_cls": s3_requests.counted(AIOHTTPSession),
+    }
+    # No cached listings, for other processes write too; no cached instance, which would keep other limits.
+    filesystem = S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=config_kwargs)
+    filesystem.retries = 1
+    filesystem._call_s3 = s3_requests.Requests(filesystem, _errors()[1], _settings)
+    return filesystem
+
+
+def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    scheme, path = _split(url)
+    return _filesystem(scheme, os.getpid(), os.environ.get("AWS_ENDPOINT_URL", "")), path
+
+
+@contextlib.contextmanager
+def _failures(url: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except s3_requests.GaveUpError as error:
+        check = "check that the store runs, and AWS_ENDPOINT_URL (a pretraining waits longer: storage.total_timeout_s)"
+        raise UserError(f"{url} cannot be read or written, {_one_line(error)}: {check}") from None
+    except FileNotFoundError:
+        raise NotFoundError(f"there is nothing at {url}: check the path") from None
+    except PermissionError as error:
+        keys = "its permissions" if local_path(url) else "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise UserError(f"access to {url} is denied ({_one_line(error)}): check {keys}") from None
+    except _errors()[0] as error:
+        if s3_requests.answer(error)[0] == 412:
+            raise UserError(f"{url} was replaced while it was read: begin anew") from None
+        why = f"{type(error).__name__}: {_one_line(error)}"
+        check = "the path and the disk" if local_path(url) else "the path, AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID"
+        raise UserError(f"{url} cannot be read or written ({why}): check {check}") from None
+
+
+def _errors() -> tuple[s3_requests.Errors, s3_requests.Errors]:
+    """(what a file system raises, what of it another try may cure): a store has its own errors for most things."""
+    from aiohttp import ClientError
+    from botocore import exceptions, parsers  # type: ignore[import-untyped]
+
+    broken = exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError, ClientError
+    damaged = exceptions.FlexibleChecksumError, parsers.ResponseParserError
+    return (OSError, ValueError, exceptions.BotoCoreError), broken + damaged
+
+
+def _one_line(error: Exception) -> str:
+    return config.redact(" ".join(str(error).split()))

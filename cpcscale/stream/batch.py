@@ -1,0 +1,163 @@
+"""One batch in the making: the rows are planned and its arrays laid out, then any thread fills any of its rows."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+
+from cpcscale import audio
+from cpcscale.shards.reader import ShardReader
+from cpcscale.shards.rows import ShardRows
+from cpcscale.stream import window
+from cpcscale.stream.lanes import PADDING
+from cpcscale.stream.window import WindowConfig
+
+_ARRAYS_KEPT = 15
+
+
+@dataclass(frozen=True)
+class BadWindow:
+    """A window whose bytes match their checksum but do not decode: it keeps its place with weight 0.
+
+    `cause` is one word, `why` a sentence; `key` and `shard` name the utterance and the tar, `step` (from 1) the update.
+    """
+
+    utterance: int
+    number: int
+    cause: str
+    why: str
+    key: str
+    shard: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one global batch that some lanes give, lane by lane.
+
+    `wave_BS` int16; after `samples_B` it is zero, or the crop of a short utterance repeated. `samples_B` is 0 for
+    padding, and for bad and excluded windows; `key_B` int64 keys every random choice; `group_B` int64 is the same for
+    windows of one group (speaker, else recording); `utterance_B` is -1 for padding.
+    """
+
+    step: int
+    epoch: int
+    wave_BS: np.ndarray
+    samples_B: np.ndarray
+    key_B: np.ndarray
+    group_B: np.ndarray
+    utterance_B: np.ndarray
+    number_B: np.ndarray
+    bad: tuple[BadWindow, ...]
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio that count in this batch."""
+        return float(self.samples_B.sum()) / audio.RATE_HZ
+
+
+class Draft:
+    """The arrays of a batch (see Batch), the place of each row's window in its utterance, and what is on its way."""
+
+    def __init__(self, step: int, epoch: int, wave_BS: np.ndarray) -> None:
+        self.step, self.epoch, self.wave_BS = step, epoch, wave_BS
+        rows = len(wave_BS)
+        self.start_B, self.samples_B, self.key_B, self.group_B = (np.zeros(rows, np.int64) for _ in range(4))
+        self.utterance_B, self.number_B = (np.full(rows, PADDING, np.int64) for _ in range(2))
+        self.member_B: list[tuple[ShardRows, int] | None] = [None] * rows
+        self.asked_B: list[Future[bytes] | None] = [None] * rows
+        self.bad: list[BadWindow] = []
+
+    def batch(self) -> Batch:
+        """The batch, once every row is filled."""
+        bad = tuple(sorted(self.bad, key=lambda window: (window.utterance, window.number)))
+        arrays = self.wave_BS, self.samples_B, self.key_B, self.group_B, self.utterance_B, self.number_B
+        return Batch(self.step, self.epoch, *arrays, bad)
+
+
+class WindowReader:
+    """Plans, reads and decodes windows of one shard set."""
+
+    def __init__(self, shards: ShardReader, spec: WindowConfig, seed: int) -> None:
+        self._shards, self._spec, self._seed = shards, spec, seed
+        self._waves = _Arrays()
+
+    def draft(self, step: int, epoch: int, shard_B: np.ndarray, ordinal_B: np.ndarray) -> Draft:
+        """A draft of these windows, -1 marking padding; members that are not on this node are on their way."""
+        draft = Draft(step, epoch, self._waves.empty((len(shard_B), self._spec.samples)))
+        for shard in np.unique(shard_B[shard_B != PADDING]).tolist():
+            here = np.flatnonzero(shard_B == shard)
+            rows = self._shards.rows(shard)
+            row, number = window.numbered(window.count(self._spec, rows.samples), ordinal_B[here])
+            utterance = rows.first + row
+            which = utterance, number, self._seed, epoch
+            draft.start_B[here], lengths = window.place(self._spec, rows.samples[row], *which)
+            # An excluded utterance keeps its place and counts for nothing.
+            draft.samples_B[here] = np.where(rows.excluded[row], 0, lengths)
+            draft.key_B[here] = window.keys(*which)
+            draft.group_B[here] = rows.group[row]
+            draft.utterance_B[here], draft.number_B[here] = utterance, number
+            for slot, member in zip(here.tolist(), row.tolist(), strict=True):
+                if draft.samples_B[slot]:
+                    draft.member_B[slot] = rows, member
+        for slot, place in enumerate(draft.member_B):
+            if place:
+                draft.asked_B[slot] = self._shards.ask(*place)
+        return draft
+
+    def fill(self, draft: Draft, rows: range) -> None:
+        """Reads and decodes these rows of a draft. Raises UserError for data that cannot be had, or has changed."""
+        account, repeat = self._shards.account, self._spec.kind == "crop"
+        for slot in rows:
+            count, wave_S = int(draft.samples_B[slot]), draft.wave_BS[slot]
+            place = draft.member_B[slot]
+            if place:
+                data = self._shards.member(*place, draft.asked_B[slot])
+                draft.asked_B[slot] = None
+                try:
+                    audio.decode_slice(data, int(draft.start_B[slot]), count, wave_S[:count])
+                except audio.AudioError as error:
+                    draft.bad.append(self._bad(draft, slot, *place, error))
+                    draft.samples_B[slot] = count = 0
+                account.mark("decode")
+            if repeat and 0 < count < len(wave_S):
+                wave_S[:] = np.resize(wave_S[:count], len(wave_S))
+            else:
+                wave_S[count:] = 0
+            account.mark("collate")
+
+    def _bad(self, draft: Draft, slot: int, rows: ShardRows, row: int, error: audio.AudioError) -> BadWindow:
+        shard = self._shards.index.shards["path"][rows.shard].as_py()
+        key = str(rows.table["key"][row].as_py())
+        place = int(draft.utterance_B[slot]), int(draft.number_B[slot])
+        return BadWindow(*place, error.cause, str(error), key, shard, draft.step + 1)
+
+
+class _Arrays:
+    """int16 arrays that are used again once nobody refers to them: fresh pages cost as much as a twentieth of decoding.
+
+    An array that a batch, a view or a tensor still holds is never given out.
+    """
+
+    def __init__(self) -> None:
+        self._made: list[np.ndarray] = []
+
+    def empty(self, shape: tuple[int, int]) -> np.ndarray:
+        """An array of this shape with anything in it. For one thread."""
+        for number in range(len(self._made)):
+            if self._made[number].shape == shape and _references(self._made, number) == _UNUSED:
+                return self._made[number]
+        made = np.empty(shape, np.int16)
+        self._made = [*self._made[-_ARRAYS_KEPT:], made]
+        return made
+
+
+def _references(arrays: list[np.ndarray], number: int) -> int:
+    return sys.getrefcount(arrays[number])
+
+
+# As this interpreter counts the references to an array that the list alone holds.
+_UNUSED = _references([np.empty(0)], 0)

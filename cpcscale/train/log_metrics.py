@@ -1,0 +1,73 @@
+"""The figures of a run: what a lap is logged with (rates, stall account, memory, traffic), and the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from cpcscale.storage import Counters
+from cpcscale.train.checkpoint import Position
+from cpcscale.train.ranks import Ranks
+from cpcscale.train.time_account import Stalls, memory_peak_bytes, utilisation
+
+
+def figures(lap: Stalls, traffic: Counters, flops_per_audio_s: float, precision: str, ranks: Ranks) -> dict[str, float]:
+    """Means over ranks of `Stalls.rates` and `Stalls.shares`, and `memory_peak_mib` of the rank that has most.
+
+    Where known, `mfu`: the FLOPs that the model's formula counts (`flops_per_audio_s` forward, 3 times that to train)
+    over the device's peak. And `store_*`, the traffic of all ranks and their feeders since this start, when there was
+    any. Alike on all ranks, who call it together.
+    """
+    own = lap.rates() | lap.shares()
+    moved = [traffic.bytes_read, traffic.bytes_written, traffic.requests, traffic.retries]
+    totals = ranks.sum(torch.tensor([*own.values(), *moved], dtype=torch.float64)).tolist()
+    values = {name: total / ranks.world for name, total in zip(own, totals, strict=False)}
+    peak = ranks.most(torch.tensor(memory_peak_bytes(ranks.device), dtype=torch.float64))
+    values["memory_peak_mib"] = float(peak) / 2**20
+    mfu = utilisation(ranks.device, precision, 3 * flops_per_audio_s * values["audio_s_per_s"] / ranks.world)
+    if mfu is not None:
+        values["mfu"] = mfu
+    read, written, requests, retries = totals[len(own) :]
+    if requests:
+        values |= {"store_read_mb": read / 1e6, "store_written_mb": written / 1e6}
+        values |= {"store_requests": requests, "store_retries": retries}
+    return values
+
+
+def feed_seconds(by_name: Mapping[str, float]) -> tuple[float, float]:
+    """Of the seconds of a feed's threads, those with the store and those that make batches of what it gave."""
+    return by_name.get("fetch", 0.0), sum(by_name.get(name, 0.0) for name in ("verify", "decode", "collate"))
+
+
+def summary(
+    position: Position, total: Stalls, chance: float, checkpoint: str | None, validations: Sequence[str]
+) -> dict[str, Any]:
+    """A finished run: steps, loss, accuracy_mean, accuracy_chance, audio_s, audio_s_per_s, data_wait_share, time and
+    hidden (the Stalls.shares of this rank), memory_peak_mib, mfu, checkpoint, skipped_updates, bad_windows, and the
+    scores of each validation set."""
+    metrics = position.metrics
+    # A run that was finished already has no rates of its own; its last ones stand in the checkpoint.
+    rates = {**total.rates(), **total.shares()} if total.audio_s else metrics
+    return {
+        "steps": position.step,
+        "loss": metrics["loss"],
+        "accuracy_mean": metrics["accuracy_mean"],
+        "accuracy_chance": chance,
+        "audio_s": position.audio_s,
+        "audio_s_per_s": rates["audio_s_per_s"],
+        "data_wait_share": rates["data_wait_share"],
+        "time": _grouped(rates, "time_"),
+        "hidden": _grouped(rates, "hidden_"),
+        "memory_peak_mib": metrics.get("memory_peak_mib"),
+        "mfu": metrics.get("mfu"),
+        "checkpoint": checkpoint,
+        "skipped_updates": position.skipped,
+        "bad_windows": position.bad,
+        **{name: _grouped(metrics, f"{name}_") for name in validations},
+    }
+
+
+def _grouped(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}

@@ -1,0 +1,144 @@
+"""How a rank begins: the newest checkpoint, the order from there on, the network with its weights, and what saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from cpcscale.errors import UserError
+from cpcscale.model.cost import Facts, facts
+from cpcscale.model.cpc import CPC, build
+from cpcscale.runs.ledger import Ledger, State
+from cpcscale.runs.publisher import Publisher
+from cpcscale.shards.index import Index
+from cpcscale.stream.run_order import Order
+from cpcscale.stream.window_counts import shard_windows
+from cpcscale.train import resume
+from cpcscale.train.checkpoint import Position, Restored, restore
+from cpcscale.train.observer import Observer
+from cpcscale.train.ranks import Ranks
+from cpcscale.train.recipe import Recipe
+from cpcscale.train.saver import Saver
+from cpcscale.train.step import TrainStep
+from cpcscale.train.window_log import WindowLog
+
+# What makes a run's updates, of what TrainStep takes.
+StepMaker = Callable[[CPC, Recipe, Ranks, int], TrainStep]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The shard set to learn from, and the held-out ones by name, such as `heldout` and `unseen`.
+
+    `append`: shards that a newer version of the set has come in at the next edge of an epoch.
+    """
+
+    train: Index
+    validation: Mapping[str, Index]
+    append: bool = False
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that can make its next step on this rank; only rank 0 has a `saver`, and only where steps are left.
+
+    `url` is the checkpoint that it goes on from, `total` the last step, `costs` of what a rank pushes through at once.
+    """
+
+    position: Position
+    order: Order
+    total: int
+    step: TrainStep
+    window_log: WindowLog | None
+    saver: Saver | None
+    url: str | None
+    costs: Facts
+
+
+def begin(
+    recipe: Recipe,
+    data: Data,
+    run_dir: str,
+    ranks: Ranks,
+    observer: Observer,
+    holder: str,
+    make_step: StepMaker,
+) -> Begun:
+    """The run in `run_dir` from its newest checkpoint on, or from step 0; rank 0 tells the observer.
+
+    Raises UserError, on every rank, for a run that cannot go on as this recipe and data say, or that another one has.
+    """
+    windows = shard_windows(data.train, recipe.window, recipe.feed.cache.path)
+    ledger = Ledger(run_dir)
+    seen = ledger.head() if ranks.first else State()
+    restored = resume.newest(ledger, seen, ranks)
+    position = resume.position(restored, recipe, data.train, windows, data.append)
+    order = resume.order_of(position, recipe, windows)
+    total = resume.total_steps(recipe, order)
+    step = _step(recipe, data.train, ranks, restored, position, total, make_step)
+    path = recipe.train.log_window_ids
+    window_log = WindowLog(path, data.train, order.lanes, ranks, position.step) if path else None
+    # Last of all: from here on no other process may publish.
+    saver = _saver(recipe, ledger, seen, ranks, position.step, total, holder)
+    share = -(-recipe.train.batch // ranks.world)
+    rows = min(recipe.train.micro_batch or share, share)
+    costs = facts(recipe.model, recipe.window.samples, rows)
+    begun = Begun(position, order, total, step, window_log, saver, restored.url if restored else None, costs)
+    if ranks.first:
+        _announce(begun, recipe, data.train, ranks, observer, rows)
+    return begun
+
+
+def _step(
+    recipe: Recipe,
+    index: Index,
+    ranks: Ranks,
+    restored: Restored | None,
+    position: Position,
+    total: int,
+    make_step: StepMaker,
+) -> TrainStep:
+    offset, gain = index.wave_scale()
+    model = build(recipe.model, recipe.seed, offset=offset, gain=gain)
+    origin = resume.origin(restored, recipe)
+    if origin:
+        resume.begin(model, origin[0])
+    step = make_step(model.to(ranks.device), recipe, ranks, total)
+    if restored:
+        restore(restored, step.contrast, step.optimizer, step.ema)
+        if position.scaler:
+            step.scaler.load_state_dict(position.scaler)
+    return step
+
+
+def _saver(
+    recipe: Recipe, ledger: Ledger, seen: State, ranks: Ranks, step: int, total: int, holder: str
+) -> Saver | None:
+    saver, error = None, None
+    if ranks.first and step < total:
+        try:
+            spec = recipe.checkpoint
+            publisher = Publisher(ledger, seen, step, keep=spec.keep, holder=holder, best_by=spec.best_by)
+            saver = Saver(publisher, recipe)
+        except UserError as failure:
+            error = failure
+    ranks.agreed(error)
+    return saver
+
+
+def _announce(begun: Begun, recipe: Recipe, index: Index, ranks: Ranks, observer: Observer, rows: int) -> None:
+    train, lanes, costs = recipe.train, begun.order.lanes, begun.costs
+    observer.note(
+        f"{costs.parameters.total:,} parameters; {index.duration_s / 3600:.2f} h in {lanes.windows:,} windows of "
+        f"{recipe.window.seconds:g} s, {lanes.steps_per_epoch:,} steps an epoch at batch {train.batch}; "
+        f"{begun.total:,} steps, {ranks.world} worker(s), {train.precision} on {ranks.device.type}"
+    )
+    observer.note(
+        f"{costs.parameters.kept:,} parameters kept at inference; {costs.frames_per_s:g} frames a second that hear "
+        f"{costs.receptive_ms:.1f} ms each; {costs.flops_per_s.total / 1e9:.3g} GFLOP forward for a second of audio, "
+        f"3 times that to train; about {costs.memory_mib:,.0f} MiB in fp32 for {rows} windows at once"
+    )
+    if begun.url:
+        observer.note(f"going on from {begun.url}: step {begun.position.step} of {begun.total}")
+        for step, values in begun.position.records:
+            observer.replayed(step, values)

@@ -1,0 +1,146 @@
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpcscale.emotion.scores.ccc_intervals import FIGURES, scores
+from cpcscale.emotion.scores.paired import DRAWS, EXACT_SPEAKERS, corrected, holm, paired
+
+PRIMITIVES = FIGURES[:3]
+
+
+def two_systems(
+    speakers: int, seeds: int, *, rows: int = 8, better: float = 0.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Truth [U, 3], and predictions [S, U, 3] of two systems whose errors are partly the speaker's."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(3, 1, (speakers * rows, 3))
+    made = []
+    for noise in (0.9 - better, 0.9):
+        own = np.repeat(rng.normal(0, noise / 2, (speakers, 3)), rows, axis=0)
+        made.append(0.6 * truth + own + rng.normal(0, noise, (seeds, *truth.shape)))
+    return truth, made[0], made[1], [f"v{number:02}" for number in range(speakers) for _ in range(rows)]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_p_is_the_share_of_all_swaps_written_out(seeds):
+    truth, first, second, speakers = two_systems(7, seeds, better=0.2)
+    names = np.array(speakers)
+
+    def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        both = [
+            np.mean([list(scores(truth, each).values()) for each in of_system], axis=0) for of_system in (one, other)
+        ]
+        return both[0] - both[1]
+
+    seen = difference(first, second)
+    reached = np.zeros(4)
+    for swap in product([False, True], repeat=7):
+        rows = np.isin(names, np.unique(names)[list(swap)])[None, :, None]
+        reached += np.abs(difference(np.where(rows, second, first), np.where(rows, first, second))) >= abs(seen) - 1e-10
+    found = paired(truth, first, second, speakers)
+    assert (found.speakers, found.assignments, found.exact, found.least_p) == (7, 128, True, 2 / 128)
+    assert list(found.p.values()) == pytest.approx(reached / 128)
+    assert list(found.difference.values()) == pytest.approx(seen)
+
+
+@given(st.integers(1, 9), st.integers(0, 1000), st.randoms())
+def test_p_depends_neither_on_the_order_of_rows_nor_on_which_system_is_first(speakers, seed, shuffler):
+    truth, first, second, names = two_systems(speakers, 2, rows=3, seed=seed)
+    order = list(range(len(truth)))
+    shuffler.shuffle(order)
+    found = paired(truth, first, second, names)
+    other = paired(truth[order], second[:, order], first[:, order], [names[row] for row in order])
+    assert other.p == pytest.approx(found.p)
+    assert other.difference == pytest.approx({name: -value for name, value in found.difference.items()})
+    assert all(found.least_p <= p <= 1 for p in found.p.values())
+
+
+def test_alike_systems_have_p_one_and_a_clear_winner_the_least_p():
+    truth, first, _, speakers = two_systems(8, 1)
+    assert set(paired(truth, first, first, speakers).p.values()) == {1.0}
+    winner = paired(truth, truth, first, speakers)
+    assert set(winner.p.values()) == {winner.least_p} == {2 / 256}
+
+
+def test_without_a_difference_p_is_at_or_under_a_level_no_more_often_than_the_level_says():
+    ps = np.array([paired(*two_systems(8, 1, rows=5, seed=seed)).p["valence"] for seed in range(300)])
+    for level in (0.05, 0.2, 0.5):
+        assert (ps <= level).mean() <= level + 3 * np.sqrt(level * (1 - level) / 300)
+    assert (ps <= 0.5).mean() > 0.35
+
+
+def test_beyond_the_exact_number_of_speakers_random_swaps_say_nearly_the_same(monkeypatch):
+    truth, first, second, speakers = two_systems(12, 2, better=0.05, seed=3)
+    exact = paired(truth, first, second, speakers)
+    monkeypatch.setattr("cpcscale.emotion.scores.paired.EXACT_SPEAKERS", 11)
+    drawn = paired(truth, first, second, speakers)
+    assert exact.exact and not drawn.exact and drawn.assignments == DRAWS
+    assert 0.02 < exact.p["mean"] < 0.98  # else the next line would say little
+    assert drawn.p == pytest.approx(exact.p, abs=0.015)
+    assert drawn == paired(truth, first, second, speakers, seed=0) != paired(truth, first, second, speakers, seed=1)
+
+
+def test_random_swaps_never_give_a_p_of_zero():
+    truth, first, _, speakers = two_systems(EXACT_SPEAKERS + 14, 1)
+    found = paired(truth, truth, first, speakers)
+    assert set(found.p.values()) == {found.least_p} == {1 / (DRAWS + 1)}
+
+
+def test_seeds_are_averaged_and_not_counted_as_samples():
+    truth, first, second, speakers = two_systems(7, 1, better=0.2)
+    once = paired(truth, first, second, speakers)
+    five_times = paired(truth, np.repeat(first, 5, axis=0), np.repeat(second, 5, axis=0), speakers)
+    assert five_times.p == once.p and five_times.difference == pytest.approx(once.difference)
+    assert paired(truth, np.repeat(first, 5, axis=0), second[0], speakers).p == once.p
+    with pytest.raises(ValueError, match="2 seeds of one system and 3 of the other"):
+        paired(truth, np.repeat(first, 2, axis=0), np.repeat(second, 3, axis=0), speakers)
+
+
+def test_a_constant_system_can_be_compared():
+    truth, first, _, speakers = two_systems(7, 1)
+    flat = np.full_like(truth, 2.7)
+    found = paired(truth, first, flat, speakers)
+    assert found.difference == pytest.approx(scores(truth, first))
+    assert set(paired(truth, flat, flat + 0.1, speakers).p.values()) <= {1.0, *np.arange(2, 129) / 128}
+
+
+def test_predictions_that_are_not_finite_are_refused_and_not_called_better():
+    truth, first, second, speakers = two_systems(7, 1)
+    first[0, 3, 1] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        paired(truth, first, second, speakers)
+
+
+def test_holm_is_the_step_down_of_the_paper():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == [] and holm([0.3]) == [0.3]
+    with pytest.raises(ValueError, match="not"):
+        holm([0.2, 1.2])
+    with pytest.raises(ValueError, match="not"):
+        holm([float("nan")])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.001, 0.5))
+def test_holm_rejects_what_its_definition_rejects(values, level):
+    rejected: set[int] = set()
+    for left, place in zip(range(len(values), 0, -1), sorted(range(len(values)), key=values.__getitem__), strict=True):
+        if values[place] * left > level:
+            break
+        rejected.add(place)
+    found = holm(values)
+    assert {place for place, p in enumerate(found) if p <= level} == rejected
+    assert all(low <= high <= 1 for low, high in zip(values, found, strict=True))
+
+
+def test_primitives_of_all_tests_are_one_family_and_the_mean_is_its_own():
+    tests = {
+        name: paired(*two_systems(8, 1, better=better, seed=4)) for name, better in (("a", 0.1), ("b", 0.3), ("c", 0.0))
+    }
+    found = corrected(tests)
+    family = holm([tests[name].p[primitive] for name in tests for primitive in PRIMITIVES])
+    assert [found[name][primitive] for name in tests for primitive in PRIMITIVES] == family
+    assert [found[name]["mean"] for name in tests] == holm([test.p["mean"] for test in tests.values()])
+    assert list(found["a"]) == list(FIGURES)
