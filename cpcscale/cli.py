@@ -359,9 +359,10 @@ def _size(options: argparse.Namespace) -> None:
         options.network_gbit_s,
     )
     given = Rates(options.update_rate, options.decode_rate)
-    found = size(config.load(PretrainConfig, options.config, options.overrides), machines, given)
+    spec = config.load(PretrainConfig, options.config, options.overrides)
+    found = dataclasses.asdict(size(spec, machines, given))
     if options.json:
-        _emit(dataclasses.asdict(found))
+        _emit(found)
     else:
         print("\n".join(size_lines(found, given.names)))
 

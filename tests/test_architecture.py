@@ -13,22 +13,20 @@ MODULES = sorted([*ROOT.glob("cpcscale/**/*.py"), *ROOT.glob("jobs/*.py")])
 
 # The journey of the data: a room imports from itself and from rooms before its own.
 ORDER = (
-    (
-        "errors",
-        "heap",
-    ),
+    ("errors", "freed_memory", "time_by_name"),
     ("config",),
-    ("retries", "ranged"),
-    ("storage", "audio", "progress", "account"),
+    ("storage", "audio", "progress"),
     ("shards",),
     ("stream",),
     ("model", "objective"),
+    ("runs",),
     ("train",),
     ("emotion",),
     ("tracking", "serve"),
-    ("cluster", "bench"),
-    ("size",),
+    ("cluster",),
     ("report",),
+    ("experiments", "bench"),
+    ("size",),
     ("arguments",),
     ("cli",),
     ("__main__",),
@@ -37,13 +35,17 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # Rooms that need less than what comes before them.
 ONLY = {
     "tracking": {"errors", "config", "storage"},
+    "runs": {"errors", "config", "storage", "progress"},
     "serve": {"errors", "config", "storage", "audio", "progress", "model", "emotion"},
 }
 # The one place for each outside world; the feed's bench has a door of its own to a peer.
 DOORS = {
-    "cpcscale/storage.py": ("fsspec", "s3fs", "botocore", "boto3", "aiobotocore"),
+    "cpcscale/storage/": ("fsspec", "s3fs", "botocore", "boto3", "aiobotocore"),
     "cpcscale/train/ranks.py": ("torch.distributed",),
-    "cpcscale/cluster/": ("ray", "optuna"),
+    "cpcscale/cluster/": ("ray",),
+    "cpcscale/experiments/sweep/tune.py": ("ray",),
+    "cpcscale/experiments/sweep/trial.py": ("ray",),
+    "cpcscale/experiments/sweep/suggest.py": ("optuna",),
     "cpcscale/bench/peers/ray.py": ("ray",),
     "cpcscale/tracking/": ("mlflow", "sqlalchemy"),
 }

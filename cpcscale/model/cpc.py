@@ -45,8 +45,8 @@ Layer = Literal["c", "z", "both"]
 class CPC(nn.Module):
     """waveform -> latents z and contexts c.
 
-    `offset` and `gain` bring the training corpus to zero mean and unit variance. There is one pair for the corpus, which
-    keeps the loudness of each utterance; they are buffers, so a checkpoint carries them to every later use.
+    `offset` and `gain` bring the training corpus to zero mean and unit variance. One pair for the whole corpus
+    keeps the loudness of each utterance. They are buffers, so a checkpoint carries them to every later use.
     """
 
     offset: Tensor

@@ -1,4 +1,4 @@
-"""The theorem of stream/epoch_order.py: an epoch has every window exactly once, in an order that nothing else decides."""
+"""The theorem of stream/epoch_order.py: an epoch has every window exactly once, in an order fixed by its key alone."""
 
 from __future__ import annotations
 
