@@ -84,6 +84,11 @@ def to_run() -> list[Line]:
     return sorted(free, key=lambda line: line.page != TUTORIAL)
 
 
+def programs(page: Path) -> list[str]:
+    """The Python programs of the page, as a reader copies them."""
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
 def links(page: Path) -> list[str]:
     """The targets of the page's links that are not code."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
