@@ -242,14 +242,14 @@ def _reproduce(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.experiments.many_runs_config import ReproduceConfig
     from cpcscale.experiments.reproduce.run import reproduce
-    from cpcscale.report.terminal.results import results_lines, results_markdown
+    from cpcscale.report.terminal.results import results_lines
 
     # Without a config the first override stands in its place.
     if options.config and "=" in options.config:
         options.config, options.overrides = None, [options.config, *options.overrides]
     overrides = [*options.overrides, *(["dry_run=true"] if options.dry_run else [])]
     spec = config.load(ReproduceConfig, options.config, overrides)
-    result = reproduce(spec, results_markdown)
+    result = reproduce(spec)
     _show_table(options, result, results_lines)
 
 
@@ -257,11 +257,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.experiments.evaluate.config import EvaluateConfig
     from cpcscale.experiments.evaluate.run import evaluate
-    from cpcscale.report.terminal.evaluate import evaluate_files, evaluate_lines
+    from cpcscale.report.terminal.evaluate import evaluate_lines
 
     overrides = [*options.overrides, *(["dry_run=true"] if options.dry_run else [])]
     spec = config.load(EvaluateConfig, options.config, overrides)
-    result = evaluate(spec, evaluate_files)
+    result = evaluate(spec)
     _show_table(options, result, evaluate_lines)
 
 
@@ -326,10 +326,9 @@ def _bench(options: argparse.Namespace) -> None:
         lines = report.train_lines(result)
     elif options.what == "scale":
         from cpcscale.bench.scale import ScaleBenchConfig, bench_scale
-        from cpcscale.cluster.scale_actors import actors, feeders
         from cpcscale.report.terminal.scale import scale_lines
 
-        result = bench_scale(config.load(ScaleBenchConfig, options.config, options.overrides), feeders, actors)
+        result = bench_scale(config.load(ScaleBenchConfig, options.config, options.overrides))
         lines = scale_lines(result)
     else:
         from cpcscale.bench.feed import FeedBenchConfig, bench_feed

@@ -251,7 +251,7 @@ def test_the_rule_can_fail(path, text, words):
     ("path", "text"),
     [
         ("cpcscale/stream/x.py", "from cpcscale import audio, config\nfrom cpcscale.shards.index import Index"),
-        ("cpcscale/storage.py", "import fsspec\nfrom cpcscale import config"),
+        ("cpcscale/storage/__init__.py", "import fsspec\nfrom cpcscale import config"),
         ("cpcscale/train/ranks.py", "import torch.distributed as dist\nfrom torch import nn"),
         ("cpcscale/bench/peers/ray.py", "import ray.data"),
         ("cpcscale/cluster/x.py", "import ray\nfrom cpcscale.tracking.tracker import Tracker"),

@@ -20,6 +20,7 @@ import numpy as np
 from cpcscale import config
 from cpcscale.bench import scale_set
 from cpcscale.bench.fresh_process import alone, peak_mib
+from cpcscale.cluster import scale_actors
 from cpcscale.errors import UserError
 from cpcscale.freed_memory import private_mib
 from cpcscale.progress import note
@@ -32,8 +33,6 @@ from cpcscale.stream.run_order import Order
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
 
-# (base, ranks, batch, steps, window) -> figures; what a Ray of its own is needed for lives behind its door.
-Measure = Callable[[str, int, int, int, WindowConfig], dict[str, Any]]
 WINDOW = WindowConfig(kind="crop", seconds=scale_set.UTTERANCE_S)
 # The smaller set and the smaller world, which tell what grows with shards and with lanes.
 _SMALLER = 4
@@ -67,7 +66,7 @@ class ScaleBenchConfig:
         return self.ranks * self.windows
 
 
-def bench_scale(spec: ScaleBenchConfig, feeders: Measure, actors: Measure) -> dict[str, Any]:
+def bench_scale(spec: ScaleBenchConfig) -> dict[str, Any]:
     """Measures with the set, and with one of a quarter of the shards, and returns the figures.
 
     `rank`, and `rank_of_many` with more lanes on each of fewer ranks: its `lanes`, seconds to open the index, `open_s`,
@@ -75,7 +74,7 @@ def bench_scale(spec: ScaleBenchConfig, feeders: Measure, actors: Measure) -> di
     (`order_us`), to draft them (`draft_us`) and to tell the shards that come (`coming_us`), where worst are steps that
     change a shard; of a step of its feed (`feed_us`); private and peak MiB, and the `bytes_per_shard` of both.
     `position`: bytes of the cursors in a checkpoint, and of a lane's. `step`: the rows of all ranks, `us_per_rank`, and
-    how many of an epoch's first and last step are `wrong`: not the plan's. `feeders`, `actors`: see cluster.scale.
+    how many of an epoch's first and last step are `wrong`: not the plan's. `feeders`, `actors`: cluster/scale_actors.py.
     """
     with tempfile.TemporaryDirectory(prefix="cpcscale-bench-") as folder:
         bases = []
@@ -88,9 +87,9 @@ def bench_scale(spec: ScaleBenchConfig, feeders: Measure, actors: Measure) -> di
         many = _grown(spec, bases, _rank, max(1, spec.ranks // _FEWER))
         step = alone(_all_ranks, bases[0], spec.ranks, spec.batch)
         note(f"bench scale: {spec.ranks:,} feeders in one process")
-        fed = alone(feeders, bases[0], spec.ranks, spec.batch, 2, WINDOW)
+        fed = alone(scale_actors.feeders, bases[0], spec.ranks, spec.batch, 2, WINDOW)
         note("bench scale: a rank with its feeder, driver and mailbox, on a Ray of their own")
-        acted = _grown(spec, bases, actors, WINDOW)
+        acted = _grown(spec, bases, scale_actors.actors, WINDOW)
     return {
         "shards": spec.shards,
         "utterances": spec.shards * spec.utterances,

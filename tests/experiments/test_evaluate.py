@@ -99,10 +99,10 @@ def stopped_once(config: EvaluateConfig, after: int) -> Stopped:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "finetune", until)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(config, evaluate_files)
+            evaluate(config)
         assert not Path(config.run_dir, "results.json").exists()
         patch.setattr(module, "finetune", noted)
-        return Stopped(config, evaluate(config, evaluate_files), begun, rest)
+        return Stopped(config, evaluate(config), begun, rest)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_a_stopped_evaluation_goes_on_with_what_is_left_and_runs_nothing_twice(r
 @pytest.mark.usefixtures("no_ray")
 def test_a_finished_one_is_given_back_and_stands_in_the_folder_and_below_one_tracked_run(robustness, learning, cross):
     for one, children in ((robustness, 3), (learning, 2), (cross, 4)):
-        assert evaluate(one.config, evaluate_files) == one.table
+        assert evaluate(one.config) == one.table
         place = Path(one.config.run_dir)
         assert json.loads((place / "results.json").read_text()) == json.loads(json.dumps(one.table))
         assert (place / "results.md").read_bytes() == evaluate_files(one.table)["results.md"]
@@ -235,7 +235,7 @@ def test_the_page_has_every_row_and_says_how_to_read_it(name, request):
 def test_a_dry_run_lists_the_runs_and_writes_nothing(folder, tmp_path):
     where = {"run_dir": str(tmp_path / "curve"), "dry_run": True}
     config = settings(folder, "learning", systems=["mean", "mfcc"], seeds=[0, 1], **where)
-    forecast = evaluate(config, evaluate_files)
+    forecast = evaluate(config)
     shares = ["share0.1", "share0.25", "share0.5", "share1"]
     assert [run["name"] for run in forecast["runs"]] == [
         *(f"{share}-{system}-seed0" for system in ("mean", "mfcc") for share in shares),
@@ -247,11 +247,11 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(folder, tmp_path):
 @pytest.mark.usefixtures("no_ray")
 def test_another_config_in_the_same_place_and_the_same_corpus_twice_are_refused(learning, folder, tmp_path):
     with pytest.raises(UserError, match=r"holds a finished run with another config"):
-        evaluate(replace(learning.config, svm=replace(learning.config.svm, C=9.0)), evaluate_files)
+        evaluate(replace(learning.config, svm=replace(learning.config.svm, C=9.0)))
     copy = put_corpus(tmp_path / "tones")
     corpora = {"one": {"path": str(folder / "tones")}, "two": {"path": str(copy)}}
     with pytest.raises(UserError, match=r"corpora\.two holds the same as corpora\.one"):
-        evaluate(crossed(folder, corpora=corpora, run_dir=str(tmp_path / "cross")), evaluate_files)
+        evaluate(crossed(folder, corpora=corpora, run_dir=str(tmp_path / "cross")))
     assert [path.name for path in tmp_path.iterdir()] == ["tones"]
 
 

@@ -80,10 +80,10 @@ def stopped(tmp_path_factory):
     with session.connected(config.workers), pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "finetune", until_the_third)
         with pytest.raises(KeyboardInterrupt):
-            reproduce(config, results_markdown)
+            reproduce(config)
         (then,) = [run for run in read_runs(config.tracking) if not run.parent]
         patch.setattr(module, "finetune", noted)
-        table = reproduce(config, results_markdown)
+        table = reproduce(config)
     return Stopped(config, table, before, after, then)
 
 
@@ -163,14 +163,14 @@ def test_the_table_is_of_the_utterances_that_every_system_heard(stopped):
 
 @pytest.mark.usefixtures("no_ray")
 def test_a_finished_reproduction_is_given_back_without_a_run(stopped):
-    assert reproduce(stopped.config, results_markdown) == stopped.table
+    assert reproduce(stopped.config) == stopped.table
 
 
 @pytest.mark.usefixtures("no_ray")
 def test_a_dry_run_lists_what_one_more_seed_takes_by_what_the_others_took_and_writes_nothing(stopped):
     place = Path(stopped.config.run_dir)
     files = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
-    forecast = reproduce(replace(stopped.config, seeds=[0, 1, 2], dry_run=True), results_markdown)
+    forecast = reproduce(replace(stopped.config, seeds=[0, 1, 2], dry_run=True))
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == files
     coming = {run["name"]: run["seconds"] for run in forecast["runs"] if not run["done"]}
     expected = {
@@ -188,7 +188,7 @@ def test_a_dry_run_of_what_was_never_run_tries_each_system_once_and_writes_nothi
     systems = ["mean", "random", "functionals", "raw", "minicpc"]
     changes = {"overrides": {}, "dry_run": True, "systems": systems, "seeds": [0, 1]}
     changes["pretraining"] = Recipe(model=TINY, train=TrainConfig(steps=20, batch=4, lanes=2))
-    forecast = reproduce(settings(tmp_path, **changes), results_markdown)
+    forecast = reproduce(settings(tmp_path, **changes))
     seconds = {run["name"]: run["seconds"] for run in forecast["runs"]}
     assert seconds["mean-seed0"] == 0 and min(seconds[f"{system}-seed0"] for system in systems[1:]) > 0
     assert all(seconds[f"{system}-seed1"] == seconds[f"{system}-seed0"] for system in ("random", "raw", "minicpc"))
@@ -200,7 +200,7 @@ def test_a_dry_run_of_what_was_never_run_tries_each_system_once_and_writes_nothi
 @pytest.mark.usefixtures("no_ray")
 def test_runs_of_another_config_in_the_same_place_are_refused(stopped):
     with pytest.raises(UserError, match=r"mean-seed0 holds a finished run with another config"):
-        reproduce(replace(stopped.config, fit=replace(stopped.config.fit, epochs=1)), results_markdown)
+        reproduce(replace(stopped.config, fit=replace(stopped.config.fit, epochs=1)))
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -214,7 +214,7 @@ def test_runs_of_another_config_in_the_same_place_are_refused(stopped):
 def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path, changes, message):
     put_corpus(tmp_path / "tones", each=2)
     with pytest.raises(UserError, match=message):
-        reproduce(settings(tmp_path, **changes), results_markdown)
+        reproduce(settings(tmp_path, **changes))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tones"]
 
 
@@ -290,7 +290,7 @@ def test_one_checkpoint_serves_all_systems_that_use_one(tmp_path):
     base = settings(tmp_path, systems=["random", "raw", "minicpc", "precpc"], dry_run=True)
     pretraining = Recipe(model=TINY, train=TrainConfig(steps=20, batch=4, lanes=2))
     config = replace(base, encoder=replace(base.encoder, checkpoint=checkpoint), pretraining=pretraining)
-    forecast = reproduce(config, results_markdown)
+    forecast = reproduce(config)
     assert [run["name"] for run in forecast["runs"]] == [
         f"{system}-seed{seed}" for seed in (0, 1) for system in config.systems
     ]

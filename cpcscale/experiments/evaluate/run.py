@@ -10,7 +10,7 @@ An evaluation that was killed or stopped goes on with the runs that are left, by
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +31,8 @@ from cpcscale.experiments.many_runs import Run, done_of, forecast, publish, run_
 from cpcscale.experiments.many_runs_config import draws, with_seed
 from cpcscale.experiments.tracked_run import tracked
 from cpcscale.progress import note
+from cpcscale.report.terminal.evaluate import evaluate_files
 from cpcscale.runs.lease import Lease, hold
-
-# What shows a table: the files beside results.json, by name.
-Files = Callable[[Mapping[str, Any]], Mapping[str, bytes]]
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,8 @@ class Plan:
     points: dict[str, Any]  # by the name of the run: None, the share, or the corpora (train, test), test None for all
 
 
-def evaluate(config: EvaluateConfig, files: Files) -> dict[str, Any]:
-    """Runs what is not done yet and returns the table, which `run_dir` then holds as results.json beside `files` of it.
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Runs what is not done yet and returns the table, which `run_dir` then holds as results.json, page and plot.
 
     The table is that of `table_of` with `seconds` (of all runs, by system) and `run_id`. With `dry_run` nothing is run
     or written, and what comes back is `forecast`. Raises UserError before a file is written for whatever a user can get
@@ -58,7 +56,7 @@ def evaluate(config: EvaluateConfig, files: Files) -> dict[str, Any]:
     if plan.config.dry_run:
         return forecast(plan.runs, done_of(plan.runs), _say)
     with hold(plan.config.run_dir, plan.config.lease, take_over=False, say=_say) as lease:
-        return _tracked(plan, lease, files)
+        return _tracked(plan, lease)
 
 
 def _planned(config: EvaluateConfig) -> Plan:
@@ -125,7 +123,7 @@ def _refuse_twice(corpora: Mapping[str, Corpus]) -> None:
             )
 
 
-def _tracked(plan: Plan, lease: Lease, files: Files) -> dict[str, Any]:
+def _tracked(plan: Plan, lease: Lease) -> dict[str, Any]:
     config, done = plan.config, done_of(plan.runs)
     corpora = {run.name: run.corpus for run in plan.runs}
     with tracked(
@@ -144,7 +142,7 @@ def _tracked(plan: Plan, lease: Lease, files: Files) -> dict[str, Any]:
         run_left(plan.runs, done, start, config.workers, _say)
         table = table_of(config.kind, plan.corpora, plan.runs, plan.points, done)
         table |= {"seconds": seconds_of(plan.runs, done), "run_id": tracker.run_id}
-        publish(config.run_dir, tracker, table, files(table))
+        publish(config.run_dir, tracker, table, evaluate_files(table))
         summary.update(_summary(table["rows"]))
     return table
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ from cpcscale.experiments.many_runs import (
 from cpcscale.experiments.many_runs_config import ReproduceConfig, draws, with_seed
 from cpcscale.experiments.tracked_run import tracked
 from cpcscale.progress import note
+from cpcscale.report.terminal.results import results_markdown
 from cpcscale.runs.lease import Lease, hold
 
 PAGE = "results.md"
@@ -55,11 +56,10 @@ class _Plan:
     runs: list[Run]
 
 
-def reproduce(config: ReproduceConfig, page: Callable[[Mapping[str, Any]], str]) -> dict[str, Any]:
+def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     """Runs what is not done yet and returns the table, which `run_dir` then holds as results.json and results.md.
 
-    The table is that of Results.as_dict with `seconds` (of all runs, by system) and `run_id`; `page` turns it into the
-    text of results.md. With `dry_run` nothing is run or written, and what comes back is `forecast`. Raises UserError
+    The table is that of Results.as_dict with `seconds` (of all runs, by system) and `run_id`. With `dry_run` nothing is run or written, and what comes back is `forecast`. Raises UserError
     before a file is written for whatever a user can get wrong, and HeldError when another driver is at this table.
     """
     plan = _planned(config)
@@ -67,7 +67,7 @@ def reproduce(config: ReproduceConfig, page: Callable[[Mapping[str, Any]], str])
     if config.dry_run:
         return forecast(plan.runs, done_of(plan.runs), _say)
     with hold(config.run_dir, config.lease, take_over=False, say=_say) as lease:
-        return _tracked(plan, lease, page)
+        return _tracked(plan, lease)
 
 
 def _planned(config: ReproduceConfig) -> _Plan:
@@ -85,7 +85,7 @@ def _planned(config: ReproduceConfig) -> _Plan:
     return _Plan(config, corpus, kind, fold_splits(config, corpus), runs)
 
 
-def _tracked(plan: _Plan, lease: Lease, page: Callable[[Mapping[str, Any]], str]) -> dict[str, Any]:
+def _tracked(plan: _Plan, lease: Lease) -> dict[str, Any]:
     config, done = plan.config, done_of(plan.runs)
     with tracked(
         config.tracking,
@@ -98,7 +98,7 @@ def _tracked(plan: _Plan, lease: Lease, page: Callable[[Mapping[str, Any]], str]
     ) as (tracker, summary):
         run_left(plan.runs, done, lambda run: finetune(run.config, parent=tracker.run_id), config.workers, _say)
         table = _table(plan, done).as_dict() | {"seconds": seconds_of(plan.runs, done), "run_id": tracker.run_id}
-        publish(config.run_dir, tracker, table, {PAGE: page(table).encode()})
+        publish(config.run_dir, tracker, table, {PAGE: results_markdown(table).encode()})
         summary.update({f"ccc_mean_{row['system']}": row["ccc"]["mean"] for row in table["rows"]})
     return table
 

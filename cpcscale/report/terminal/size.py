@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 _SPENT = {
@@ -19,35 +20,36 @@ _OUT = {
 }
 
 
-def size_lines(found: Mapping[str, Any], given: tuple[str, ...]) -> list[str]:
+def size_lines(values: Mapping[str, Any], given: tuple[str, ...]) -> list[str]:
     """What `cpcscale size` prints of its JSON; `given` names the rates that were not measured."""
-    speech, reading = found["speech"], found["reading"]
+    found = SimpleNamespace(**values)
+    speech, reading = SimpleNamespace(**values["speech"]), SimpleNamespace(**values["reading"])
     measured = {name: "given" if name in given else "measured here" for name in ("update", "decode")}
-    side = ", ".join(f"{_SPENT[name]} {seconds:.3g} s" for name, seconds in found["steps_s"].items() if seconds)
+    side = ", ".join(f"{_SPENT[name]} {seconds:.3g} s" for name, seconds in found.steps_s.items() if seconds)
     lines = [
-        f"{speech['hours']:,.2f} h in {speech['windows']:,} windows and {speech['shards']:,} shards, {speech['gb']:,.3g} GB; "
-        f"{found['steps']:,} steps, {speech['steps_per_epoch']:,} an epoch",
-        f"  workers        {found['workers']:,} of {found['windows_per_worker']:,} windows a step; {found['lanes_per_node']:,} "
-        f"lanes a node, {speech['shards_per_lane']:,.3g} shards a lane; about {found['memory_mib']:,.0f} MiB in fp32 each",
-        f"  speed          a worker updates on {found['update_audio_s_per_s']:,.1f} audio s/s ({measured['update']}), a "
-        f"core decodes {found['decode_audio_s_per_s']:,.0f} ({measured['decode']})",
-        f"  a step         {found['step_s']:.3g} s: {side}, side by side",
-        f"  bottleneck     {_SPENT[found['bottleneck']]}: {_OUT[found['bottleneck']]}",
-        f"  the run        {_time(found['run_hours'])}, {_time(found['validation_s'] / 3600)} of it validation; "
-        f"{found['worker_hours']:,.3g} worker hours; {found['audio_s_per_s']:,.1f} audio s/s",
-        f"  decoding       {found['decode_cores_per_node']:,.2g} core(s) a node keep its workers fed, or "
-        f"{found['feeders_per_worker']:,} feeder(s) a worker with feed.kind=actors",
+        f"{speech.hours:,.2f} h in {speech.windows:,} windows and {speech.shards:,} shards, {speech.gb:,.3g} GB; "
+        f"{found.steps:,} steps, {speech.steps_per_epoch:,} an epoch",
+        f"  workers        {found.workers:,} of {found.windows_per_worker:,} windows a step; {found.lanes_per_node:,} "
+        f"lanes a node, {speech.shards_per_lane:,.3g} shards a lane; about {found.memory_mib:,.0f} MiB in fp32 each",
+        f"  speed          a worker updates on {found.update_audio_s_per_s:,.1f} audio s/s ({measured['update']}), a "
+        f"core decodes {found.decode_audio_s_per_s:,.0f} ({measured['decode']})",
+        f"  a step         {found.step_s:.3g} s: {side}, side by side",
+        f"  bottleneck     {_SPENT[found.bottleneck]}: {_OUT[found.bottleneck]}",
+        f"  the run        {_time(found.run_hours)}, {_time(found.validation_s / 3600)} of it validation; "
+        f"{found.worker_hours:,.3g} worker hours; {found.audio_s_per_s:,.1f} audio s/s",
+        f"  decoding       {found.decode_cores_per_node:,.2g} core(s) a node keep its workers fed, or "
+        f"{found.feeders_per_worker:,} feeder(s) a worker with feed.kind=actors",
     ]
-    if reading["cache_gb"]:
+    if reading.cache_gb:
         lines += [
-            f"  object store   {reading['mb_per_s']:,.3g} MB/s a node, {reading['later_mb_per_s']:,.3g} with a full cache",
-            f"  cache          {reading['cache_least_gb']:,.3g} GB a node at least; "
-            f"feed.cache.max_gb={reading['cache_gb']:g} holds {reading['cache_share']:.0%} of the set",
+            f"  object store   {reading.mb_per_s:,.3g} MB/s a node, {reading.later_mb_per_s:,.3g} with a full cache",
+            f"  cache          {reading.cache_least_gb:,.3g} GB a node at least; "
+            f"feed.cache.max_gb={reading.cache_gb:g} holds {reading.cache_share:.0%} of the set",
         ]
     return [
         *lines,
-        f"  checkpoints    {found['checkpoint_mb']:,.3g} MB every {_time(found['checkpoint_every_s'] / 3600)}; gradients of "
-        f"{found['gradient_mb']:,.3g} MB a step",
+        f"  checkpoints    {found.checkpoint_mb:,.3g} MB every {_time(found.checkpoint_every_s / 3600)}; gradients of "
+        f"{found.gradient_mb:,.3g} MB a step",
     ]
 
 
