@@ -73,7 +73,7 @@ class AudioInfo:
         return (2 * self.samples * RATE_HZ + self.rate_hz) // (2 * self.rate_hz)
 
 
-def probe(source: Source) -> AudioInfo:
+def read_header(source: Source) -> AudioInfo:
     """The header of a file, nothing decoded. Raises AudioError `unreadable` or `empty`."""
     try:
         with soundfile.SoundFile(_opened(source)) as file:

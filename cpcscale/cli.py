@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(text.startswith("-") or "=" not in text for text in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides += rest
-    freed_memory.keep()
+    freed_memory.keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -347,7 +347,7 @@ def _size(options: argparse.Namespace) -> None:
     from cpcscale.cluster.pretrain_config import PretrainConfig
     from cpcscale.report.terminal.size import size_lines
     from cpcscale.size.machines import Machines
-    from cpcscale.size.plan import size
+    from cpcscale.size.plan import run_size
     from cpcscale.size.rates import Rates
 
     machines = Machines(
@@ -359,7 +359,7 @@ def _size(options: argparse.Namespace) -> None:
     )
     given = Rates(options.update_rate, options.decode_rate)
     spec = config.load(PretrainConfig, options.config, options.overrides)
-    found = dataclasses.asdict(size(spec, machines, given))
+    found = dataclasses.asdict(run_size(spec, machines, given))
     if options.json:
         _emit(found)
     else:

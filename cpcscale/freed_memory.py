@@ -22,7 +22,7 @@ _SETTINGS = {
 }
 
 
-def keep() -> None:
+def keep_freed_memory() -> None:
     """From here on, in this process; call it before threads start. What the user's environment sets stands, and without
     glibc nothing happens."""
     try:

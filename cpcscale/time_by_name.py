@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 
 
-class Account:
+class TimeByName:
     """Seconds by name, added up over threads. Each thread calls `mark` at the end of every stretch of its work."""
 
     def __init__(self) -> None:

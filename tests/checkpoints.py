@@ -15,7 +15,7 @@ from cpcscale.runs.checkpoint_files import MARKER
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.publisher import Publisher
 from cpcscale.train import checkpoint
-from cpcscale.train.checkpoint import Position, Restored, contents, tensors_of
+from cpcscale.train.checkpoint import RestoredCheckpoint, RunPosition, contents, tensors_of
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.step import TrainStep
@@ -33,11 +33,11 @@ def trained(updates: int, seed: int = 0, spec: Recipe = RECIPE) -> TrainStep:
     return step
 
 
-def position(step: int, **rest: Any) -> Position:
-    return Position(step=step, **{"fingerprint": "f" * 64, "identity": RECIPE.identity(), **rest})
+def position(step: int, **rest: Any) -> RunPosition:
+    return RunPosition(step=step, **{"fingerprint": "f" * 64, "identity": RECIPE.identity(), **rest})
 
 
-def publish(folder: Path | str, where: Position, step: TrainStep | None = None, keep: int = 9) -> str:
+def publish(folder: Path | str, where: RunPosition, step: TrainStep | None = None, keep: int = 9) -> str:
     """A checkpoint of a process of its own, which goes on from what is there. Its weights have the seed `step`."""
     step, ledger = step or trained(0, seed=where.step), Ledger(str(folder))
     publisher = Publisher(ledger, ledger.head(), where.step, keep=keep)
@@ -50,7 +50,7 @@ def published(folder: Path | str, *steps: int, keep: int = 9) -> list[Path]:
     return [Path(publish(folder, position(step), keep=keep)) for step in steps]
 
 
-def newest(folder: Path | str) -> Restored | None:
+def newest(folder: Path | str) -> RestoredCheckpoint | None:
     ledger = Ledger(str(folder))
     return checkpoint.newest(ledger, ledger.head())
 

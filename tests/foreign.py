@@ -79,7 +79,7 @@ def shar(folder: Path, number: int, cuts: Sequence[tuple[str, bytes, Sequence[tu
     """
     members, lines = [], []
     for name, data, said in cuts:
-        samples = audio.probe(data).samples
+        samples = audio.read_header(data).samples
         recording = {"id": f"rec-{name}", "sampling_rate": 16_000, "num_samples": samples, "duration": samples / 16_000}
         recording["sources"] = [{"type": "shar", "channels": [0], "source": ""}]
         members += [(f"{name}.flac", data), (f"{name}.json", json.dumps(recording).encode())]

@@ -7,7 +7,7 @@ import numpy as np
 import soundfile
 
 from cpcscale.emotion.corpora.corpus import CorpusConfig
-from cpcscale.emotion.heads.attention import RecogniserConfig
+from cpcscale.emotion.heads.attention import AttentionHeadConfig
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.recipe import EmotionRecipe, PretrainedConfig, ProtocolConfig
 from cpcscale.model.context import ContextConfig
@@ -15,7 +15,7 @@ from cpcscale.model.cpc import ModelConfig, build
 from cpcscale.model.encoder import EncoderConfig
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.publisher import Publisher
-from cpcscale.train.checkpoint import Position, contents
+from cpcscale.train.checkpoint import RunPosition, contents
 from cpcscale.train.recipe import Recipe
 
 TINY = ModelConfig(encoder=EncoderConfig(channels=6), context=ContextConfig(width=8))
@@ -40,7 +40,7 @@ def put_corpus(folder: Path, speakers: int = 6, each: int = 6) -> Path:
 def put_checkpoint(run_dir: Path, seed: int = 7) -> str:
     """A pretraining run of TINY that stopped at step 1, with a level unlike that of the corpus."""
     network = build(TINY, seed, offset=0.01, gain=3.0)
-    position = Position(step=1, fingerprint="f" * 64, identity={"model": asdict(TINY)})
+    position = RunPosition(step=1, fingerprint="f" * 64, identity={"model": asdict(TINY)})
     ledger = Ledger(str(run_dir))
     publisher = Publisher(ledger, ledger.head(), 0, keep=1)
     publisher.publish(1, None, contents({"model": network.state_dict()}, position, Recipe(model=TINY)))
@@ -54,7 +54,7 @@ def recipe(corpus: Path, system: str, checkpoint: str = "", **fit) -> EmotionRec
         corpus=CorpusConfig(path=str(corpus)),
         protocol=ProtocolConfig(split="speakers3", dev_share=0.25),
         encoder=PretrainedConfig(checkpoint=checkpoint),
-        recogniser=RecogniserConfig(heads=2, hidden=16, dense=16, pool_frames=4),
+        recogniser=AttentionHeadConfig(heads=2, hidden=16, dense=16, pool_frames=4),
         fit=replace(FitConfig(epochs=2, batch=6, learning_rate=3e-3, device="cpu"), **fit),
         pretraining=Recipe(model=TINY),
     )

@@ -14,7 +14,7 @@ from typing import Any
 from cpcscale import config
 from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack_sources
-from cpcscale.shards.packing.sources import Source
+from cpcscale.shards.packing.sources import AudioFile
 from cpcscale.shards.rows import scan
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.setup import Data
@@ -41,7 +41,7 @@ def pack(folder: Path, every: int = 13) -> Path:
     """`folder` with the sets train (4 shards of 5 voices), heldout and unseen, of every 13th file: about 5 minutes."""
     with (AUDIO / "manifest.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))[::every]
-    sources = [Source(str(AUDIO / row["path"]), row["path"], row["speaker"], row["language"]) for row in rows]
+    sources = [AudioFile(str(AUDIO / row["path"]), row["path"], row["speaker"], row["language"]) for row in rows]
     spec = PackConfig(shard_mb=1.5, heldout_share=0.1, heldout_by="utterance", unseen_groups=[UNSEEN_VOICE])
     pack_sources(sources, str(folder), spec)
     return folder

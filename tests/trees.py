@@ -12,7 +12,7 @@ import numpy as np
 
 from cpcscale import audio, storage
 from cpcscale.shards.index import Index
-from cpcscale.shards.pack import Packed
+from cpcscale.shards.pack import PackedSets
 
 
 def noise(seconds: float, seed: int = 0, level: int = 3000) -> np.ndarray:
@@ -64,7 +64,7 @@ def hidden(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*"))
 
 
-def members(packed: Packed) -> dict[str, str]:
+def members(packed: PackedSets) -> dict[str, str]:
     """The split of every packed utterance, by key."""
     return {key: split for split, index in packed.splits.items() for key in index.utterances["key"].to_pylist()}
 

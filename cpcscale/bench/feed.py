@@ -27,13 +27,14 @@ import soundfile
 from cpcscale import audio, config, storage
 from cpcscale.bench import object_store, peers, speech_set
 from cpcscale.bench.interleaved import account, in_turns, ratio
+from cpcscale.bench.peers.job import PeerJob
 from cpcscale.errors import UserError
 from cpcscale.progress import note
 from cpcscale.shards.index import Index
 from cpcscale.shards.reader import ShardReader
 from cpcscale.stream.batch import WindowReader
 from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed, decode_threads
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
 
@@ -86,7 +87,7 @@ class _Bench:
 
     config: FeedBenchConfig
     index: Index
-    order: Order
+    order: RunOrder
     threads: int
     audio_s: float
     used_bytes: int
@@ -164,7 +165,7 @@ def _prepared(spec: FeedBenchConfig, folder: Path, stack: contextlib.ExitStack) 
             raise UserError(f"shards={spec.shards} is on a store: name a local set, and the store as `store`")
     else:
         note(f"bench feed: making {spec.hours:g} h of {spec.utterance_s:g} s utterances as {spec.codec}")
-        index = speech_set.make(
+        index = speech_set.make_speech_set(
             spec.audio,
             folder,
             codec=spec.codec,
@@ -176,7 +177,7 @@ def _prepared(spec: FeedBenchConfig, folder: Path, stack: contextlib.ExitStack) 
     places = {"memory": str(_in_memory(index, folder, stack)), "store": base, "warm": base}
     for name in storage.list_files(index.base):
         storage.write(storage.join(base, name), storage.read(storage.join(index.base, name)))
-    order = Order(shard_windows(index, spec.window), spec.seed, spec.lanes, spec.batch)
+    order = RunOrder(shard_windows(index, spec.window), spec.seed, spec.lanes, spec.batch)
     members = list(_members(index, order, spec))
     audio_s = sum(count for _, _, count in members) / audio.RATE_HZ / spec.epochs
     used = {id(data): len(data) for data, _, _ in members}
@@ -206,7 +207,7 @@ def _in_memory(index: Index, folder: Path, stack: contextlib.ExitStack) -> Path:
     return copy
 
 
-def _members(index: Index, order: Order, spec: FeedBenchConfig) -> Iterator[tuple[bytes, int, int]]:
+def _members(index: Index, order: RunOrder, spec: FeedBenchConfig) -> Iterator[tuple[bytes, int, int]]:
     """(bytes, start, samples) of every window of the epochs, in plan order; windows of one member share its bytes."""
     shards = ShardReader(index)
     reader = WindowReader(shards, spec.window, spec.seed)
@@ -286,7 +287,7 @@ def _timed(bench: _Bench, run: Callable[[], float]) -> Callable[[], dict[str, An
 
 
 def _peer_runs(bench: _Bench, folder: Path) -> dict[str, Callable[[], float]]:
-    job = peers.Job(
+    job = PeerJob(
         base=bench.places["memory"],
         shards=bench.index.shards["path"].to_pylist(),
         codec=bench.config.codec,

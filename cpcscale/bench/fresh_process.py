@@ -39,5 +39,5 @@ def peak_mib() -> float:
 
 
 def _report(out: Connection, work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:
-    freed_memory.keep()
+    freed_memory.keep_freed_memory()
     out.send(work(*arguments))

@@ -13,33 +13,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpcscale.bench.updates import Row
-from cpcscale.objective.infonce import Sums
+from cpcscale.bench.updates import UpdateMeasurement
+from cpcscale.objective.infonce import LossSums
 from cpcscale.shards.index import Index
 from cpcscale.stream.feed import FeedSource
 from cpcscale.train.device import Timeline, timeline
 from cpcscale.train.loop import pretrain, thread_feed
-from cpcscale.train.observer import Quiet
+from cpcscale.train.observer import SilentObserver
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.setup import Data
 from cpcscale.train.step import TrainStep
-from cpcscale.train.time_account import HIDDEN, PHASES, Stalls
+from cpcscale.train.time_account import HIDDEN, PHASES, TimeTotals
 
 # Updates of a lap; the first one is not measured.
 LAP = 10
 _MARKS, _TIMES = 5_000, 20
 
 
-class NullStep(TrainStep):
+class StepWithoutNetwork(TrainStep):
     """An update that moves its batch, adds up its counts over ranks and marks its time, and that is all."""
 
     def _with_content(self, rows: Any, whole_BS: Tensor) -> Any:
         return rows
 
-    def _by_pieces(self, rows: Any, weight_K: Tensor) -> Iterator[Sums]:
+    def _by_pieces(self, rows: Any, weight_K: Tensor) -> Iterator[LossSums]:
         zero_K = torch.zeros_like(weight_K, dtype=torch.float32)
-        yield Sums(zero_K, zero_K.long(), zero_K.double())
+        yield LossSums(zero_K, zero_K.long(), zero_K.double())
 
     _by_pool = _by_pieces
 
@@ -47,14 +47,14 @@ class NullStep(TrainStep):
         pass
 
 
-def looped(recipe: Recipe, index: Index, ranks: Ranks, updates: int, folder: Path) -> Row:
+def looped(recipe: Recipe, index: Index, ranks: Ranks, updates: int, folder: Path) -> UpdateMeasurement:
     """The loop with a NullStep, on what the feed makes: all laps after the first."""
     laps = _Laps()
-    _run(_short(recipe, updates), index, ranks, laps, NullStep, folder)
+    _run(_short(recipe, updates), index, ranks, laps, StepWithoutNetwork, folder)
     return replace(laps.row(), updates=updates - LAP)
 
 
-def drained(source: FeedSource, ranks: Ranks, updates: int) -> Row:
+def drained(source: FeedSource, ranks: Ranks, updates: int) -> UpdateMeasurement:
     """The batches of those laps taken from their feed and thrown away."""
     feed = thread_feed(source, ranks, 0)
     try:
@@ -62,7 +62,7 @@ def drained(source: FeedSource, ranks: Ranks, updates: int) -> Row:
             feed.next()
         began = time.perf_counter()
         audio_s = sum(feed.next().audio_s for _ in range(updates - LAP))
-        return Row(audio_s, time.perf_counter() - began)
+        return UpdateMeasurement(audio_s, time.perf_counter() - began)
     finally:
         feed.close()
 
@@ -87,7 +87,7 @@ def mark_s(device: torch.device) -> float:
     return statistics.median(seconds)
 
 
-class _Laps(Quiet):
+class _Laps(SilentObserver):
     """Keeps the metrics of each lap and when they came."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class _Laps(Quiet):
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self._laps.append((time.perf_counter(), values))
 
-    def row(self) -> Row:
+    def row(self) -> UpdateMeasurement:
         (began, first), (ended, last) = self._laps[0], self._laps[-1]
         audio_s = 3600 * (last["audio_hours"] - first["audio_hours"])
         exposed, hidden = dict.fromkeys(PHASES, 0.0), dict.fromkeys(HIDDEN, 0.0)
@@ -105,7 +105,7 @@ class _Laps(Quiet):
                 exposed[name] += values[f"time_{name}"] * (now - before)
             for name in HIDDEN:
                 hidden[name] += values[f"hidden_{name}"] * (now - before)
-        return Row(audio_s, ended - began, Stalls(ended - began, audio_s, exposed, hidden))
+        return UpdateMeasurement(audio_s, ended - began, TimeTotals(ended - began, audio_s, exposed, hidden))
 
 
 class _Counting:
@@ -122,7 +122,7 @@ class _Counting:
         return self._line.seconds()
 
 
-class _Marks(Quiet):
+class _Marks(SilentObserver):
     """Makes a step that counts its marks, and keeps how many there are at each of its updates."""
 
     def __init__(self, kind: type[TrainStep]) -> None:
@@ -143,6 +143,6 @@ def _short(recipe: Recipe, updates: int) -> Recipe:
     return replace(recipe, init_from="", train=train, checkpoint=replace(recipe.checkpoint, every_steps=updates))
 
 
-def _run(recipe: Recipe, index: Index, ranks: Ranks, observer: Quiet, make_step: Any, folder: Path) -> None:
+def _run(recipe: Recipe, index: Index, ranks: Ranks, observer: SilentObserver, make_step: Any, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as run_dir:
         pretrain(recipe, Data(index, {}), run_dir, ranks, observer, make_step=make_step)

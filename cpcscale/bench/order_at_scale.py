@@ -17,10 +17,10 @@ from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
 from cpcscale.shards.index_writer import IndexWriter, publish
 from cpcscale.shards.rows import SHARD_COLUMNS, UTTERANCE_COLUMNS, ShardEntry
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
-from cpcscale.train.checkpoint import Position
+from cpcscale.train.checkpoint import RunPosition
 
 _A_SHARD = 240
 _PER_STEP = 8
@@ -51,14 +51,14 @@ def _plan(base: str, lanes: int) -> dict[str, Any]:
     index = Index.load(base)
     # One window an utterance: the counts of another spec are a pass of their own, kept from one start to the next.
     windows = shard_windows(index, WindowConfig(kind="crop", seconds=10.0))
-    order = Order(windows, 0, lanes, lanes * _PER_STEP)
+    order = RunOrder(windows, 0, lanes, lanes * _PER_STEP)
     order.rows(0, range(lanes))
     seconds = time.perf_counter() - began
     began = time.perf_counter()
     far = order.lanes.steps_per_epoch * 3 // 2
     order.rows(far, range(lanes))
     resumed = time.perf_counter() - began
-    position = Position(far, index.fingerprint, {}, [[0, 0, len(windows)]], order.cursors(far))
+    position = RunPosition(far, index.fingerprint, {}, [[0, 0, len(windows)]], order.cursors(far))
     owned = sum(last - first for first, last in map(order.lanes.owned, range(lanes)))
     return {
         "windows": order.plan.total,

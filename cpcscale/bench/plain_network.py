@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cpcscale.model.cpc import CPC
 from cpcscale.objective import negatives
-from cpcscale.objective.infonce import InfoNCEConfig, Latents, Pool
+from cpcscale.objective.infonce import InfoNCEConfig, NegativePool, ScoredRows
 from cpcscale.objective.negatives import Scope
 
 
@@ -44,10 +44,10 @@ class PlainCPC(nn.Module):
         return z_BTC, self.maps(self.gru(z_BTC)[0]).unflatten(2, (self.steps, -1))
 
 
-def loss_K(rows: Latents, config: InfoNCEConfig, pool: Pool | None = None) -> Tensor:
+def loss_K(rows: ScoredRows, config: InfoNCEConfig, pool: NegativePool | None = None) -> Tensor:
     """[K]: the summed loss of the valid predictions, with its graph; what objective.infonce.infonce computes."""
     frames, steps = rows.predictions_BTKC.shape[1:3]
-    pool = pool or Pool(rows.z_BTC, Scope.of_rows(rows.frames_B, frames))
+    pool = pool or NegativePool(rows.z_BTC, Scope.of_rows(rows.frames_B, frames))
     losses = []
     for k in range(1, steps + 1):
         p_BTC, target_BTC = rows.predictions_BTKC[:, : frames - k, k - 1], rows.z_BTC[:, k:]
@@ -59,14 +59,14 @@ def loss_K(rows: Latents, config: InfoNCEConfig, pool: Pool | None = None) -> Te
     return torch.stack(losses)
 
 
-def gathered(p_BTC: Tensor, k: int, key_B: Tensor, pool: Pool, count: int) -> Tensor:
+def gathered(p_BTC: Tensor, k: int, key_B: Tensor, pool: NegativePool, count: int) -> Tensor:
     """[B, T, N] scores of each prediction's own negatives."""
     numbers_BTN = negatives.each(key_B, pool.scope, k, p_BTC.shape[1], count)
     z_BTNC = pool.z_RTC.flatten(0, 1)[pool.scope.flat(numbers_BTN)]
     return (z_BTNC * p_BTC.unsqueeze(2)).sum(3)
 
 
-def matrix_product(p_BTC: Tensor, k: int, key_B: Tensor, pool: Pool, count: int) -> Tensor:
+def matrix_product(p_BTC: Tensor, k: int, key_B: Tensor, pool: NegativePool, count: int) -> Tensor:
     """[B, T, N] scores of the negatives that a window shares, the spare ones where these are the positive."""
     z_FC = pool.z_RTC.flatten(0, 1)
     numbers_BN, spares_BN = negatives.shared(key_B, pool.scope, k, count)

@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 
 from cpcscale import freed_memory
-from cpcscale.bench.updates import Row, Updates
+from cpcscale.bench.updates import UpdateBench, UpdateMeasurement
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
 from cpcscale.train.ranks import joined
@@ -32,7 +32,7 @@ def refuse_without_gpus(counts: list[int]) -> None:
         )
 
 
-class Group:
+class RankGroup:
     """`world` ranks that share each batch; what one of them fails of ends the call that is waiting for it."""
 
     def __init__(self, world: int, recipe: Recipe, index: Index, updates: int, folder: Path) -> None:
@@ -51,14 +51,14 @@ class Group:
         """Waits for the first updates to be over."""
         self.peak_mib = sum(self._answers())
 
-    def measure(self, place: str) -> Row:
+    def measure(self, place: str) -> UpdateMeasurement:
         """The audio of all ranks over the slowest one's wall time, with the account of rank 0; `place` is `memory`, for
         updates on batches in memory, or `feed`."""
         for pipe in self._pipes:
             # One that has ended is found where its answer is waited for.
             with contextlib.suppress(BrokenPipeError):
                 pipe.send(place)
-        rows: list[Row] = self._answers()
+        rows: list[UpdateMeasurement] = self._answers()
         return replace(rows[0], amount=sum(row.amount for row in rows), wall_s=max(row.wall_s for row in rows))
 
     def end(self) -> None:
@@ -103,12 +103,14 @@ class Group:
 
 
 @contextlib.contextmanager
-def groups(counts: list[int], recipe: Recipe, index: Index, updates: int, folder: Path) -> Iterator[dict[int, Group]]:
+def rank_groups(
+    counts: list[int], recipe: Recipe, index: Index, updates: int, folder: Path
+) -> Iterator[dict[int, RankGroup]]:
     """Within the block there are groups of these numbers of ranks, ready to be measured."""
-    running: dict[int, Group] = {}
+    running: dict[int, RankGroup] = {}
     try:
         for world in dict.fromkeys(counts):
-            running[world] = Group(world, recipe, index, updates, folder)
+            running[world] = RankGroup(world, recipe, index, updates, folder)
         for group in running.values():
             group.ready()
         yield running
@@ -118,12 +120,12 @@ def groups(counts: list[int], recipe: Recipe, index: Index, updates: int, folder
 
 
 def _work(rank: int, pipes: list[Any], recipe: Recipe, index: Index, updates: int, meeting: str) -> None:
-    freed_memory.keep()
+    freed_memory.keep_freed_memory()
     pipe = pipes[rank]
     # The end of the process that asks is the end of this one.
     with contextlib.suppress(EOFError), joined(rank, len(pipes), meeting) as ranks:
         try:
-            measured = Updates(recipe, index, ranks, updates)
+            measured = UpdateBench(recipe, index, ranks, updates)
             pipe.send(measured.peak_mib)
             while place := pipe.recv():
                 pipe.send(measured.memory() if place == "memory" else measured.fed())

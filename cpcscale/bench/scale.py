@@ -29,7 +29,7 @@ from cpcscale.shards.reader import ShardReader
 from cpcscale.stream.batch import WindowReader
 from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed
 from cpcscale.stream.lanes import PADDING, served
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
 
@@ -74,14 +74,14 @@ def bench_scale(spec: ScaleBenchConfig) -> dict[str, Any]:
     (`order_us`), to draft them (`draft_us`) and to tell the shards that come (`coming_us`), where worst are steps that
     change a shard; of a step of its feed (`feed_us`); private and peak MiB, and the `bytes_per_shard` of both.
     `position`: bytes of the cursors in a checkpoint, and of a lane's. `step`: the rows of all ranks, `us_per_rank`, and
-    how many of an epoch's first and last step are `wrong`: not the plan's. `feeders`, `actors`: cluster/scale_actors.py.
+    how many of an epoch's first and last step are `wrong`: not the plan's. `feeders`, `actors`: see scale_actors.py.
     """
     with tempfile.TemporaryDirectory(prefix="cpcscale-bench-") as folder:
         bases = []
         for shards in (spec.shards, spec.shards // _SMALLER):
             note(f"bench scale: a set of {shards:,} shards and {shards * spec.utterances:,} utterances")
             bases.append(str(Path(folder, str(shards))))
-            scale_set.make(Path(bases[-1]), shards, spec.utterances)
+            scale_set.make_scale_set(Path(bases[-1]), shards, spec.utterances)
         note(f"bench scale: {spec.ranks:,} ranks, by one of them")
         rank = _grown(spec, bases, _rank, spec.ranks)
         many = _grown(spec, bases, _rank, max(1, spec.ranks // _FEWER))
@@ -120,7 +120,7 @@ def _rank(base: str, lanes: int, batch: int, steps: int, world: int) -> dict[str
     began = time.perf_counter()
     index = Index.load(base)
     opened = time.perf_counter()
-    order = Order(shard_windows(index, WINDOW), 0, lanes, batch)
+    order = RunOrder(shard_windows(index, WINDOW), 0, lanes, batch)
     mine = served(lanes, 0, world)
     order.rows(0, mine)
     ordered = time.perf_counter()
@@ -166,7 +166,7 @@ def _fed(source: FeedSource, lanes: range, steps: int) -> dict[str, Any]:
 
 def _all_ranks(base: str, ranks: int, batch: int) -> dict[str, Any]:
     """The global batches of an epoch's first and last step, put together of all ranks' rows."""
-    order = Order(shard_windows(Index.load(base), WINDOW), 0, ranks, batch)
+    order = RunOrder(shard_windows(Index.load(base), WINDOW), 0, ranks, batch)
     order.rows(0, [0])
     wrong, spent = 0, 0.0
     steps = (0, order.lanes.steps_per_epoch - 1)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from cpcscale import audio
-from cpcscale.shards.index import Index, Part
+from cpcscale.shards.index import Index, RowsFile
 from cpcscale.shards.index_writer import IndexWriter, publish
 from cpcscale.shards.rows import GROUP_ROWS, SHARD_COLUMNS, ShardEntry, scan
 
@@ -27,7 +27,7 @@ _MORE_THAN_A_PART = 130 * GROUP_ROWS
 _LINKS = 1000
 
 
-def make(folder: Path, shards: int, utterances: int) -> Index:
+def make_scale_set(folder: Path, shards: int, utterances: int) -> Index:
     """Publishes a set of so many shards, each of so many utterances of UTTERANCE_S, below `folder`."""
     (folder / "tars").mkdir(parents=True)
     tar = folder / "tars" / "0000.tar"
@@ -68,7 +68,7 @@ def _shard_table(folder: Path, entry: ShardEntry, shards: int) -> pa.Table:
     return pa.table(columns, SHARD_COLUMNS)
 
 
-def _parts(folder: Path, entry: ShardEntry, shards: int) -> tuple[Part, ...]:
+def _parts(folder: Path, entry: ShardEntry, shards: int) -> tuple[RowsFile, ...]:
     utterances = entry.utterances.num_rows
     first = _written(folder, entry, min(shards, -(-_MORE_THAN_A_PART // utterances)))
     if len(first) == 1:
@@ -79,13 +79,13 @@ def _parts(folder: Path, entry: ShardEntry, shards: int) -> tuple[Part, ...]:
     for number in range(1, shards // each):
         path = full.with_name(f"full-{number:05d}.parquet")
         os.link(full, path)
-        parts.append(Part(path.relative_to(folder).as_posix(), number * each))
+        parts.append(RowsFile(path.relative_to(folder).as_posix(), number * each))
     if rest := shards % each:
         parts.append(replace(_written(folder, entry, rest)[0], first_shard=shards - rest))
     return tuple(parts)
 
 
-def _written(folder: Path, entry: ShardEntry, shards: int) -> list[Part]:
+def _written(folder: Path, entry: ShardEntry, shards: int) -> list[RowsFile]:
     with IndexWriter(str(folder)) as writer:
         for _ in range(shards):
             writer.add(entry)

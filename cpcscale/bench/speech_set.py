@@ -12,10 +12,10 @@ from cpcscale import audio, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack
-from cpcscale.shards.packing.sources import find_sources
+from cpcscale.shards.packing.sources import find_audio
 
 
-def make(
+def make_speech_set(
     speech: str,
     folder: Path,
     *,
@@ -36,7 +36,7 @@ def make(
 
 def _utterances(speech: str, length: int) -> Iterator[np.ndarray]:
     """int16 [length], without end: the files of the tree one after the other, each time from another sample on."""
-    sources = find_sources(speech)
+    sources = find_audio(speech)
     skip = 0
     while True:
         left = np.zeros(0, np.int16)

@@ -22,12 +22,12 @@ import torch
 from cpcscale import config, storage
 from cpcscale.bench import loop_without_network, plain_network, speech_set
 from cpcscale.bench.interleaved import in_turns
-from cpcscale.bench.ranks import groups, refuse_without_gpus
-from cpcscale.bench.train_figures import Costs, figures
-from cpcscale.bench.updates import Row, Updates
+from cpcscale.bench.ranks import rank_groups, refuse_without_gpus
+from cpcscale.bench.train_figures import FixedCosts, figures
+from cpcscale.bench.updates import UpdateBench, UpdateMeasurement
 from cpcscale.errors import UserError
-from cpcscale.model.cost import Facts, facts
-from cpcscale.objective.infonce import Latents, comparable, counts
+from cpcscale.model.cost import NetworkCost, network_cost
+from cpcscale.objective.infonce import ScoredRows, comparable, counts
 from cpcscale.progress import note
 from cpcscale.shards.index import Index
 from cpcscale.stream.lanes import Lanes
@@ -99,16 +99,16 @@ def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cpcscale-bench-")))
         note(f"bench train: making {spec.hours:g} h of speech")
-        index = speech_set.make(
+        index = speech_set.make_speech_set(
             spec.audio, folder, codec="wav", hours=spec.hours, utterance_s=spec.window.seconds, shard_mb=32
         )
         if spec.ranks:
             note(f"bench train: starting {' and '.join(map(str, dict.fromkeys(spec.ranks)))} ranks")
-        together = stack.enter_context(groups(spec.ranks, spec, index, spec.updates, folder))
-        one = Updates(spec, index, Ranks.current(), spec.updates)
+        together = stack.enter_context(rank_groups(spec.ranks, spec, index, spec.updates, folder))
+        one = UpdateBench(spec, index, Ranks.current(), spec.updates)
         if profile:
             _trace(one, profile)
-        contenders: dict[str, Callable[[], Row]] = {"memory": one.memory, "feed": one.fed}
+        contenders: dict[str, Callable[[], UpdateMeasurement]] = {"memory": one.memory, "feed": one.fed}
         for world, group in together.items():
             for place in ("memory", "feed"):
                 contenders[f"{place} of {world}"] = partial(group.measure, place)
@@ -135,20 +135,22 @@ def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
         }
 
 
-def _costs(one: Updates, index: Index, folder: Path) -> Costs:
+def _costs(one: UpdateBench, index: Index, folder: Path) -> FixedCosts:
     spec = one.recipe
     with_network, without = (
         loop_without_network.marks(spec, index, one.ranks, kind, folder)
-        for kind in (TrainStep, loop_without_network.NullStep)
+        for kind in (TrainStep, loop_without_network.StepWithoutNetwork)
     )
-    return Costs(_facts(spec).flops_per_s.total, with_network, without, loop_without_network.mark_s(one.ranks.device))
+    return FixedCosts(
+        _facts(spec).flops_per_s.total, with_network, without, loop_without_network.mark_s(one.ranks.device)
+    )
 
 
-def _facts(spec: Recipe) -> Facts:
-    return facts(spec.model, spec.window.samples, spec.train.batch)
+def _facts(spec: Recipe) -> NetworkCost:
+    return network_cost(spec.model, spec.window.samples, spec.train.batch)
 
 
-def _plainly(one: Updates, draw: Literal["each", "shared"]) -> Row:
+def _plainly(one: UpdateBench, draw: Literal["each", "shared"]) -> UpdateMeasurement:
     """The same update as it is first written: torch's layers, its optimiser's default, one autograd graph."""
     objective, batch, device = replace(one.recipe.objective, draw=draw), one.batch, one.ranks.device
     model = one.model()
@@ -161,13 +163,13 @@ def _plainly(one: Updates, draw: Literal["each", "shared"]) -> Row:
     z_BTC, predictions_BTKC = network(wave_BS)
     z_BTC, predictions_BTKC = comparable(z_BTC, predictions_BTKC, objective)
     scale = torch.tensor(objective.scale(model.channels), device=device)
-    rows = Latents(z_BTC, predictions_BTKC, scale, frames_B, key_B)
+    rows = ScoredRows(z_BTC, predictions_BTKC, scale, frames_B, key_B)
     (plain_network.loss_K(rows, objective) / counts(frames_B, network.steps)).mean().backward()
     optimizer.step()
-    return Row(batch.audio_s, one.now_s() - began)
+    return UpdateMeasurement(batch.audio_s, one.now_s() - began)
 
 
-def _limit(one: Updates) -> Row:
+def _limit(one: UpdateBench) -> UpdateMeasurement:
     """Operations a second of fp32 matrix products that are large enough."""
     rows, inner, columns = _GEMM
     shapes = (rows, inner), (inner, columns), (rows, columns)
@@ -176,10 +178,10 @@ def _limit(one: Updates) -> Row:
     began = one.now_s()
     for _ in range(_GEMM_TIMES):
         torch.mm(left, right, out=out)
-    return Row(2.0 * rows * inner * columns * _GEMM_TIMES, one.now_s() - began)
+    return UpdateMeasurement(2.0 * rows * inner * columns * _GEMM_TIMES, one.now_s() - began)
 
 
-def _trace(one: Updates, path: str) -> None:
+def _trace(one: UpdateBench, path: str) -> None:
     """Writes what some updates do, for a browser's tracing page (chrome://tracing, ui.perfetto.dev)."""
     with torch.profiler.profile() as profiler:
         one.memory()

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from cpcscale.bench.interleaved import ratio
-from cpcscale.bench.updates import Row
-from cpcscale.train.time_account import Stalls
+from cpcscale.bench.updates import UpdateMeasurement
+from cpcscale.train.time_account import TimeTotals
 
 # The rows of each measurement, turn by turn.
-Rows = Mapping[str, Sequence[Row]]
+Rows = Mapping[str, Sequence[UpdateMeasurement]]
 
 
 @dataclass(frozen=True)
-class Costs:
+class FixedCosts:
     """What is not measured in turns: operations of a forward pass over a second of audio, marks of an update of the
     loop with its network and without, and the seconds of a mark."""
 
@@ -26,7 +26,7 @@ class Costs:
     mark_s: float
 
 
-def figures(rows: Rows, costs: Costs, peak_mib: Mapping[int, float]) -> dict[str, Any]:
+def figures(rows: Rows, costs: FixedCosts, peak_mib: Mapping[int, float]) -> dict[str, Any]:
     """What the measurements come to; `peak_mib` by the number of ranks, the sum over these.
 
     seconds: the account by phase of the measurement of median wall time, which adds up to its `wall`; hidden: the
@@ -47,7 +47,7 @@ def figures(rows: Rows, costs: Costs, peak_mib: Mapping[int, float]) -> dict[str
     }
 
 
-def _against_limits(rows: Rows, costs: Costs) -> dict[str, float]:
+def _against_limits(rows: Rows, costs: FixedCosts) -> dict[str, float]:
     """Updates in memory against the matrix products that they are made of, and against the plain network."""
     operations, gemm = 3 * costs.flops_per_s, _rate(rows["gemm_limit"])
     found = {
@@ -89,7 +89,7 @@ def _null_loop(rows: Rows) -> dict[str, float]:
     }
 
 
-def _meter(rows: Rows, costs: Costs) -> dict[str, float]:
+def _meter(rows: Rows, costs: FixedCosts) -> dict[str, float]:
     """What the marks of an update cost, as a share of its time."""
     found = {
         "meter_marks": costs.marks,
@@ -101,15 +101,15 @@ def _meter(rows: Rows, costs: Costs) -> dict[str, float]:
     return found
 
 
-def _share(spent_s: float, rows: Sequence[Row]) -> float:
+def _share(spent_s: float, rows: Sequence[UpdateMeasurement]) -> float:
     return float(f"{spent_s / statistics.median(row.wall_s / row.updates for row in rows):.3g}")
 
 
-def _rates(rows: Sequence[Row]) -> list[float]:
+def _rates(rows: Sequence[UpdateMeasurement]) -> list[float]:
     return [row.rate for row in rows]
 
 
-def _rate(rows: Sequence[Row]) -> float:
+def _rate(rows: Sequence[UpdateMeasurement]) -> float:
     return statistics.median(_rates(rows))
 
 
@@ -117,19 +117,19 @@ def _against(rows: Rows, mine: str, theirs: str) -> float:
     return round(ratio(_rates(rows[mine]), _rates(rows[theirs])), 3)
 
 
-def _middle(rows: Sequence[Row]) -> Stalls:
+def _middle(rows: Sequence[UpdateMeasurement]) -> TimeTotals:
     """The account of the median measurement: medians of each phase alone would not add up."""
     return sorted((row.stalls for row in rows), key=lambda stalls: stalls.wall_s)[(len(rows) - 1) // 2]
 
 
-def _waiting(rows: Sequence[Row]) -> float:
+def _waiting(rows: Sequence[UpdateMeasurement]) -> float:
     return round(_middle(rows).rates()["data_wait_share"], 4)
 
 
-def _seconds(rows: Sequence[Row]) -> dict[str, float]:
+def _seconds(rows: Sequence[UpdateMeasurement]) -> dict[str, float]:
     middle = _middle(rows)
     return {name: round(seconds, 4) for name, seconds in {**middle.exposed_s, "wall": middle.wall_s}.items()}
 
 
-def _hidden(rows: Sequence[Row]) -> dict[str, float]:
+def _hidden(rows: Sequence[UpdateMeasurement]) -> dict[str, float]:
     return {name: round(seconds, 4) for name, seconds in _middle(rows).hidden_s.items()}

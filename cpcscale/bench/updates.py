@@ -14,24 +14,24 @@ from cpcscale.objective.infonce import InfoNCEConfig
 from cpcscale.shards.index import Index
 from cpcscale.stream.batch import Batch
 from cpcscale.stream.feed import FeedSource
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train.log_metrics import feed_seconds
 from cpcscale.train.loop import thread_feed
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.step import TrainStep
-from cpcscale.train.time_account import Beside, Meter, Stalls, memory_peak_bytes
+from cpcscale.train.time_account import HiddenSeconds, TimeAccount, TimeTotals, memory_peak_bytes
 
 
 @dataclass(frozen=True)
-class Row:
+class UpdateMeasurement:
     """One measurement: seconds of audio (operations for a limit), the wall time they took, where that went, and how
     many updates they were."""
 
     amount: float
     wall_s: float
-    stalls: Stalls = field(default_factory=Stalls)
+    stalls: TimeTotals = field(default_factory=TimeTotals)
     updates: int = 1
 
     @property
@@ -39,7 +39,7 @@ class Row:
         return self.amount / self.wall_s
 
 
-class Updates:
+class UpdateBench:
     """The network, the batch and the feed of one rank, whose measurements are of `count` updates.
 
     All ranks are asked for the same measurements in the same order. Their accounts have the exchange of gradients as of
@@ -50,7 +50,7 @@ class Updates:
         self.recipe, self.ranks, self._scale, self._count = recipe, ranks, index.wave_scale(), count
         # As the loop does.
         torch.set_num_threads(recipe.train.threads or max(1, (os.cpu_count() or 1) // ranks.on_node))
-        order = Order(shard_windows(index, recipe.window), recipe.seed, recipe.train.lanes, recipe.train.batch)
+        order = RunOrder(shard_windows(index, recipe.window), recipe.seed, recipe.train.lanes, recipe.train.batch)
         self.source = FeedSource(index, order, recipe.window, recipe.feed)
         feed = thread_feed(self.source, ranks, 0)
         self.batch = feed.next()
@@ -60,11 +60,11 @@ class Updates:
         # Before anything else is measured in this process.
         self.peak_mib = memory_peak_bytes(ranks.device) / 2**20
 
-    def memory(self, objective: InfoNCEConfig | None = None) -> Row:
+    def memory(self, objective: InfoNCEConfig | None = None) -> UpdateMeasurement:
         """Updates on the batch in memory; with another objective than the recipe's, of a network of their own."""
         return self._updated(self._step(objective or self.recipe.objective), lambda: self.batch, dict, self._count)
 
-    def fed(self, count: int | None = None) -> Row:
+    def fed(self, count: int | None = None) -> UpdateMeasurement:
         """Updates on what the feed makes, by default as many as always; its start is no part of a long run."""
         step, feed = self._step(self.recipe.objective), thread_feed(self.source, self.ranks, 0)
         try:
@@ -86,14 +86,14 @@ class Updates:
 
     def _updated(
         self, step: TrainStep, take: Callable[[], Batch], fed: Callable[[], dict[str, float]], count: int
-    ) -> Row:
-        def beside() -> Beside:
-            return Beside(*feed_seconds(fed()), 0.0, *step.exchange_s())
+    ) -> UpdateMeasurement:
+        def beside() -> HiddenSeconds:
+            return HiddenSeconds(*feed_seconds(fed()), 0.0, *step.exchange_s())
 
         # No rank begins before the last one is ready.
         self.ranks.sum(torch.zeros(1, device=self.ranks.device))
         self.now_s()
-        before, meter = beside(), Meter(step.timeline)
+        before, meter = beside(), TimeAccount(step.timeline)
         for _ in range(count):
             with meter.phase("wait"):
                 batch = take()
@@ -101,7 +101,7 @@ class Updates:
             meter.heard(batch.audio_s)
         self.now_s()
         lap = meter.lap(beside() - before, "unattributed")
-        return Row(lap.audio_s, lap.wall_s, lap, count)
+        return UpdateMeasurement(lap.audio_s, lap.wall_s, lap, count)
 
     def _step(self, objective: InfoNCEConfig) -> TrainStep:
         """The updates of a network of their own, the first of which is over."""

@@ -14,12 +14,12 @@ from cpcscale.cluster.shard_tasks import connected_tasks
 from cpcscale.errors import UserError
 from cpcscale.shards import audit as shards
 from cpcscale.shards.audit import ShardAudit
-from cpcscale.shards.audit_totals import Tally
+from cpcscale.shards.audit_totals import AuditTotals
 from cpcscale.shards.index import Index
 from cpcscale.shards.tasks import RunTasks
 from cpcscale.stream import shuffle_quality, window, window_counts
 from cpcscale.stream.lanes import PADDING
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 
 
@@ -57,7 +57,7 @@ def audit(base: str, spec: AuditConfig, run: RunTasks = connected_tasks) -> dict
     """
     index = Index.load(storage.absolute(base))
     with tempfile.TemporaryDirectory() as folder:
-        tally = Tally(index, Path(folder))
+        tally = AuditTotals(index, Path(folder))
         every = range(index.shards.num_rows)
         for done, recording, windows in run(_audit, every, what="auditing", unit="tars", shared=(index, spec)):
             tally.add(done, recording, windows)
@@ -81,7 +81,7 @@ def _shuffle(index: Index, spec: AuditConfig, windows: int, same: int, run: RunT
     plan = {"lanes": spec.lanes, "batch": spec.batch, "window": f"{spec.window.kind} {spec.window.seconds:g} s"}
     try:
         by_shard = window_counts.shard_windows(index, spec.window)
-        steps_all = Order(by_shard, spec.seed, spec.lanes, spec.batch).lanes.steps_per_epoch
+        steps_all = RunOrder(by_shard, spec.seed, spec.lanes, spec.batch).lanes.steps_per_epoch
         steps = shuffle_quality.chosen_steps(steps_all, spec.batches, spec.seed)
         pieces = np.array_split(steps, min(len(steps), 64))
         shared = index, spec, by_shard
@@ -102,7 +102,7 @@ def _shuffle(index: Index, spec: AuditConfig, windows: int, same: int, run: RunT
 
 def _pairs(steps: np.ndarray, index: Index, spec: AuditConfig, by_shard: np.ndarray) -> list[tuple[int, int]]:
     """(rows that count, pairs of one recording) of the global batches of these steps."""
-    order = Order(by_shard, spec.seed, spec.lanes, spec.batch)
+    order = RunOrder(by_shard, spec.seed, spec.lanes, spec.batch)
     return [_pairs_of(index, spec, *order.rows(step, range(spec.lanes))[1:]) for step in steps.tolist()]
 
 

@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.errors import UserError
-from cpcscale.storage import Counters, StorageConfig
+from cpcscale.storage import StorageConfig, TrafficCounts
 from cpcscale.stream.batch import Batch
 from cpcscale.stream.feed import Feed, FeedConfig, FeedSource, ThreadFeed
 from cpcscale.stream.lanes import served
@@ -34,12 +34,12 @@ _DEATHS = 5
 _PLACING_S = 30.0
 
 
-class Made(NamedTuple):
+class FeederAnswer(NamedTuple):
     """A feeder's answer: a batch, or a user's error as a value, which Ray does not wrap; and its figures (see Feed)."""
 
     batch: Batch | UserError
     seconds: dict[str, float]
-    traffic: Counters
+    traffic: TrafficCounts
 
 
 class Feeder:
@@ -51,15 +51,15 @@ class Feeder:
         self._feed: ThreadFeed | None = None
         self._step = -1
 
-    def batch(self, step: int) -> Made:
+    def batch(self, step: int) -> FeederAnswer:
         """The rows that its lanes give to `step`."""
         try:
             feed = self._feed_at(step)
             batch = feed.next()
         except UserError as error:
-            return Made(error, {}, storage.counters())
+            return FeederAnswer(error, {}, storage.counters())
         self._step = step + 1
-        return Made(batch, feed.seconds(), feed.traffic())
+        return FeederAnswer(batch, feed.seconds(), feed.traffic())
 
     def close(self) -> None:
         """Ends its threads; a killed actor does without."""
@@ -109,7 +109,7 @@ class ActorFeed:
                 total[name] += spent
         return dict(total)
 
-    def traffic(self) -> Counters:
+    def traffic(self) -> TrafficCounts:
         # A rank saves checkpoints itself.
         total = storage.counters()
         for feeder in self._feeders:
@@ -135,7 +135,7 @@ class _Remote:
         self._deaths = 0
         # As of its last batch.
         self.seconds: dict[str, float] = {}
-        self.traffic = Counters()
+        self.traffic = TrafficCounts()
         self._start()
 
     def ask(self, steps: range) -> None:
@@ -167,7 +167,7 @@ class _Remote:
         self._asked.clear()
         ray.kill(self._actor)
 
-    def _wait(self, reference: Any) -> Made:
+    def _wait(self, reference: Any) -> FeederAnswer:
         while True:
             ready, _ = ray.wait([reference], timeout=_PLACING_S)
             if ready:

@@ -16,7 +16,7 @@ from typing import Any
 from cpcscale.cluster import session
 from cpcscale.emotion.crossval import FoldResult, run_fold
 from cpcscale.emotion.heads.training import device
-from cpcscale.emotion.inputs import Prepared
+from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 
@@ -99,7 +99,9 @@ def run_shared(item: SharedFold) -> FoldResult:
     )
 
 
-def run_folds(recipe: EmotionRecipe, prepared: Prepared, count: int, workers: int, ranks: int) -> list[FoldResult]:
+def run_folds(
+    recipe: EmotionRecipe, prepared: PreparedCorpus, count: int, workers: int, ranks: int
+) -> list[FoldResult]:
     """The first `count` folds as Ray tasks, `workers` at a time, each trained by `ranks` processes."""
     cpus = session.cpus_each(min(workers, count) * ranks)
     threads, what = max(1, int(cpus)), f"finetune {recipe.system}"
@@ -113,7 +115,7 @@ def run_folds(recipe: EmotionRecipe, prepared: Prepared, count: int, workers: in
     return session.map_tasks(run_shared, folds, what=what, unit="folds", cpus=0)
 
 
-def _run_alone(fold: int, recipe: EmotionRecipe, prepared: Prepared, threads: int) -> FoldResult:
+def _run_alone(fold: int, recipe: EmotionRecipe, prepared: PreparedCorpus, threads: int) -> FoldResult:
     import torch
 
     torch.set_num_threads(threads)
@@ -136,7 +138,12 @@ class _Rank:
             return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
 
     def run(
-        self, shared: tuple[EmotionRecipe, Prepared], fold: int, place: tuple[int, int], meeting: str, threads: int
+        self,
+        shared: tuple[EmotionRecipe, PreparedCorpus],
+        fold: int,
+        place: tuple[int, int],
+        meeting: str,
+        threads: int,
     ) -> FoldResult | None:
         """The fold's result from rank 0, None from the others; `place` is (rank, world)."""
         import torch

@@ -22,7 +22,7 @@ _PROGRESS_EVERY_S = 0.3
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunEnd:
     """How a run ended, of which one is set: its summary, where it stopped as it was asked to, or the user's error."""
 
     summary: dict[str, Any] | None = None
@@ -35,7 +35,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._messages: list[tuple[str, tuple[Any, ...]]] = []
-        self._outcome, self._stop = Outcome(), False
+        self._outcome, self._stop = RunEnd(), False
 
     def put(self, kind: str, *content: Any) -> None:
         self._messages.append((kind, content))
@@ -59,7 +59,7 @@ class Mailbox:
     def fail(self, error: str) -> None:
         self._outcome = replace(self._outcome, error=self._outcome.error or error)
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> RunEnd:
         return self._outcome
 
 
@@ -101,7 +101,7 @@ class _NoteHandler(logging.Handler):
         self._observer.note(record.getMessage())
 
 
-class Delivery:
+class MessageDelivery:
     """The driver's end: a thread that hands messages to an observer until the block ends, the last ones included."""
 
     def __init__(self, mailbox: Any, observer: Observer) -> None:
@@ -109,7 +109,7 @@ class Delivery:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._deliver, name="delivery", daemon=True)
 
-    def __enter__(self) -> Delivery:
+    def __enter__(self) -> MessageDelivery:
         self._thread.start()
         return self
 

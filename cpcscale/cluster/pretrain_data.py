@@ -10,10 +10,10 @@ from cpcscale.progress import note
 from cpcscale.shards import cache
 from cpcscale.shards.index import MARKER, Index
 from cpcscale.shards.pack import HELDOUT, TRAIN, UNSEEN
-from cpcscale.shards.packing.sources import find_sources
+from cpcscale.shards.packing.sources import find_audio
 from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train import resume
-from cpcscale.train.checkpoint import Restored
+from cpcscale.train.checkpoint import RestoredCheckpoint
 from cpcscale.train.setup import Data
 
 
@@ -37,12 +37,12 @@ def pack_first(config: PretrainConfig) -> None:
     base = config.data.shards
     if not config.data.audio or any(storage.exists(storage.join(base, *at, MARKER)) for at in ((), (TRAIN,))):
         return
-    sources = find_sources(config.data.audio, config.data.pack)
+    sources = find_audio(config.data.audio, config.data.pack)
     note(f"pretrain: no shard set at {storage.shown(base)} yet, packing {storage.shown(config.data.audio)} into it")
     packing.pack_sources(sources, base, config.data.pack)
 
 
-def checked_data(config: PretrainConfig, restored: Restored | None) -> Data:
+def checked_data(config: PretrainConfig, restored: RestoredCheckpoint | None) -> Data:
     """The shard sets; what the workers would refuse is refused before they start."""
     data = open_data(config)
     windows = shard_windows(data.train, config.window, config.feed.cache.path)

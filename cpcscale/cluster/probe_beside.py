@@ -28,7 +28,7 @@ from cpcscale.emotion.probe import open_waves, probe, probe_recipe
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.progress import note
-from cpcscale.runs.ledger import Ledger, Published
+from cpcscale.runs.ledger import CheckpointEntry, Ledger
 from cpcscale.runs.probe_log import Probe, Probes, ProbeSet
 from cpcscale.storage import StorageConfig
 from cpcscale.tracking.tracker import Tracker
@@ -39,7 +39,7 @@ _NICENESS = 19
 _JOIN_S = 0.5
 
 
-def checked(config: PretrainConfig) -> tuple[Corpus, ProbeSet]:
+def check_probe(config: PretrainConfig) -> tuple[Corpus, ProbeSet]:
     """The labelled set and what the run's folder says of it.
 
     Raises UserError when there is none, when it does not fit the protocol, and for a run that was probed on another.
@@ -63,7 +63,7 @@ def checked(config: PretrainConfig) -> tuple[Corpus, ProbeSet]:
     return corpus, probe_set
 
 
-class Scorer:
+class ProbeScorer:
     """The actor: scores one checkpoint after the other on the same set, read once."""
 
     def __init__(self, config: ProbeConfig, stores: StorageConfig, corpus: Corpus) -> None:
@@ -85,7 +85,7 @@ class Scorer:
         return probe(self._recipe, self._waves, network), source["audio_s"] / 3600
 
 
-class Probing:
+class RunProbes:
     """The probes of one run in its driver: `look` when a checkpoint is published, `finish` when the last one is."""
 
     def __init__(self, config: PretrainConfig, corpus: Corpus, probe_set: ProbeSet, tracker: Tracker) -> None:
@@ -95,7 +95,7 @@ class Probing:
         self._last = self._take_up()
         # Where the driver has read the corpus, if it can be there.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        actor = ray.remote(num_cpus=config.probe.cpus, scheduling_strategy=here)(Scorer)
+        actor = ray.remote(num_cpus=config.probe.cpus, scheduling_strategy=here)(ProbeScorer)
         self._start = partial(actor.remote, config.probe, config.storage, corpus)
         self._scorer = self._start()
         self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
@@ -165,7 +165,7 @@ class Probing:
             if ending:
                 return
 
-    def _probe(self, chosen: Published) -> None:
+    def _probe(self, chosen: CheckpointEntry) -> None:
         if passed := max(0, (chosen.step - 1) // self._set.stride - max(self._last, 0) // self._set.stride):
             self._say(f"step {chosen.step} now; {passed} checkpoint(s) before it were passed over")
         if self._ending:
@@ -206,9 +206,9 @@ class Probing:
 
 
 @contextlib.contextmanager
-def probing(config: PretrainConfig, corpus: Corpus, probe_set: ProbeSet, tracker: Tracker) -> Iterator[Probing]:
+def run_probes(config: PretrainConfig, corpus: Corpus, probe_set: ProbeSet, tracker: Tracker) -> Iterator[RunProbes]:
     """The probes of a run for the block."""
-    probes = Probing(config, corpus, probe_set, tracker)
+    probes = RunProbes(config, corpus, probe_set, tracker)
     try:
         yield probes
     finally:

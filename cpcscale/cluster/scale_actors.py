@@ -21,7 +21,7 @@ from cpcscale.shards.index import Index
 from cpcscale.storage import StorageConfig
 from cpcscale.stream.feed import FeedConfig, FeedSource
 from cpcscale.stream.lanes import PADDING, served
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
 
@@ -65,7 +65,7 @@ def actors(base: str, ranks: int, batch: int, steps: int, window: WindowConfig) 
     os.environ.pop("RAY_ADDRESS", None)
     index = Index.load(base)
     # As the driver does to refuse what the workers would refuse.
-    Order(shard_windows(index, window), 0, ranks, batch)
+    RunOrder(shard_windows(index, window), 0, ranks, batch)
     with session.connected(4):
         mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
         rank = ray.remote(num_cpus=1)(_Rank).remote(base, ranks, batch, window)
@@ -124,7 +124,7 @@ class _Rank:
 
 
 def _source(index: Index, ranks: int, batch: int, window: WindowConfig, config: FeedConfig) -> FeedSource:
-    return FeedSource(index, Order(shard_windows(index, window), 0, ranks, batch), window, config)
+    return FeedSource(index, RunOrder(shard_windows(index, window), 0, ranks, batch), window, config)
 
 
 def _wrong(source: FeedSource, step: int, made: Sequence[Feeder]) -> int:

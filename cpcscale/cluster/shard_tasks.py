@@ -9,24 +9,24 @@ from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.shards import pack as packing
 from cpcscale.shards.adoption import adopt
-from cpcscale.shards.adoption.adopt import Adopted
+from cpcscale.shards.adoption.adopt import AdoptedSet
 from cpcscale.shards.adoption.read_tar import IndexConfig
-from cpcscale.shards.pack import PackConfig, Packed
-from cpcscale.shards.packing.sources import Source, find_sources
+from cpcscale.shards.pack import PackConfig, PackedSets
+from cpcscale.shards.packing.sources import AudioFile, find_audio
 
 
-def pack(source: str, target: str, config: PackConfig) -> Packed:
+def pack(source: str, target: str, config: PackConfig) -> PackedSets:
     """Packs the audio tree at `source` into shard sets below `target`; see shards.pack.pack."""
-    return pack_sources(find_sources(source, config), target, config)
+    return pack_sources(find_audio(source, config), target, config)
 
 
-def pack_sources(sources: Sequence[Source], target: str, config: PackConfig) -> Packed:
+def pack_sources(sources: Sequence[AudioFile], target: str, config: PackConfig) -> PackedSets:
     """`pack` of an explicit list of files."""
     session.connect()
     return packing.pack_sources(sources, storage.absolute(target), config, session.stream_tasks)
 
 
-def index(base: str, spec: IndexConfig, *, append: bool = False) -> Adopted:
+def index(base: str, spec: IndexConfig, *, append: bool = False) -> AdoptedSet:
     """Indexes the tars below `base`, or checks the index that is there; see shards.adoption.adopt.adopt."""
     return adopt.adopt(base, spec, append=append, run=connected_tasks)
 

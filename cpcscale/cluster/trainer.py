@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.cluster.console import Console
-from cpcscale.cluster.mailbox import Delivery, Mailbox
+from cpcscale.cluster.mailbox import Mailbox, MessageDelivery
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.cluster.worker import work
 from cpcscale.errors import Terminated, UserError
@@ -64,7 +64,7 @@ def fit(
     console = Console(tracker, look)
     stop = _Stop(mailbox, console, _grace_s(config, console))
     try:
-        with stop.heard(), Delivery(mailbox, console):
+        with stop.heard(), MessageDelivery(mailbox, console):
             trainer.fit()
     except (SystemExit, KeyboardInterrupt):
         # Ray Train answers Ctrl-C by exiting with status 0; for us it is an interrupted run like any other.

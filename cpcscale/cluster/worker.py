@@ -14,7 +14,7 @@ from cpcscale import storage
 from cpcscale.cluster.pretrain_data import open_data
 from cpcscale.errors import UserError
 from cpcscale.train.loop import pretrain, thread_feed
-from cpcscale.train.observer import Notices, Observer, StoppedError
+from cpcscale.train.observer import Observer, RunRequests, StoppedError
 from cpcscale.train.ranks import Ranks
 
 _LISTEN_EVERY_S = 0.5
@@ -36,7 +36,7 @@ def work(spec: dict[str, Any]) -> None:
     storage.configure(config.storage)
     ranks = Ranks.current(get_device())
     make_feed = partial(actor_feed, config.storage) if config.feed.kind == "actors" else thread_feed
-    observer, notices = MailboxObserver(mailbox), Notices()
+    observer, notices = MailboxObserver(mailbox), RunRequests()
     try:
         data = open_data(config)
         if data.train.fingerprint != spec["fingerprint"]:
@@ -59,7 +59,7 @@ def work(spec: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _listening(mailbox: Any, notices: Notices, observer: Observer) -> Iterator[None]:
+def _listening(mailbox: Any, notices: RunRequests, observer: Observer) -> Iterator[None]:
     """Passes on, for the block, a driver that is to stop and a node that is to be taken away."""
     import ray
 

@@ -21,10 +21,10 @@ from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.heads.attention import learnt_mix
 from cpcscale.emotion.heads.halving import best_of, candidates, halve, settings
 from cpcscale.emotion.heads.svm import GRID, Regressor, choose, classify
-from cpcscale.emotion.heads.training import Epoch, Examples, Fit
-from cpcscale.emotion.inputs import Prepared, Source, open_source
+from cpcscale.emotion.heads.training import EpochResult, HeadTraining, TrainingExamples
+from cpcscale.emotion.inputs import FoldInputs, PreparedCorpus, fold_inputs
 from cpcscale.emotion.protocol.label_share import share_marks, with_share
-from cpcscale.emotion.protocol.splits import Folds, Row, Split, make_folds
+from cpcscale.emotion.protocol.splits import Folds, Split, SplitRow, make_folds
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.selected_on_test import selection_marks
 from cpcscale.train.ranks import Ranks
@@ -32,7 +32,7 @@ from cpcscale.train.ranks import Ranks
 log = logging.getLogger(__name__)
 
 # guess_UP of a fold's test rows, in the corpus's units, from what they sound like.
-_Guess = Callable[[Source], np.ndarray]
+_Guess = Callable[[FoldInputs], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class FoldResult:
     split: Split
     guess_UP: np.ndarray
     seconds: float = 0.0
-    curve: tuple[Epoch, ...] = ()
+    curve: tuple[EpochResult, ...] = ()
     chosen: dict[str, Any] = dataclasses.field(default_factory=dict)
     classes_U: tuple[str, ...] = ()
     conditions: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -55,7 +55,9 @@ class FoldResult:
 def fold_splits(recipe: EmotionRecipe, corpus: Corpus) -> Folds:
     """The corpus under the recipe's protocol. Raises UserError when it does not fit, or a speaker is on both sides."""
     rows = [
-        Row(key=one.key, speaker=one.speaker, session=one.session, recording=one.recording, partition=one.partition)
+        SplitRow(
+            key=one.key, speaker=one.speaker, session=one.session, recording=one.recording, partition=one.partition
+        )
         for one in corpus.utterances
     ]
     protocol = recipe.protocol
@@ -69,13 +71,13 @@ def marks(recipe: EmotionRecipe, corpus: Corpus, folds: Folds) -> list[str]:
     return [*corpus.marks, *folds.marks, *recipe.marks, *selection_marks(recipe), *shares]
 
 
-def start_fit(recipe: EmotionRecipe, prepared: Prepared, split: Split) -> tuple[Source, Fit]:
+def start_fit(recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> tuple[FoldInputs, HeadTraining]:
     """A fit on the training part of a fold, not begun, and the source of its inputs. Hears no test utterance."""
-    source = open_source(recipe, prepared, split)
+    source = fold_inputs(recipe, prepared, split)
     return source, _fits([recipe], prepared.corpus, source, split)[0]
 
 
-def run_fold(recipe: EmotionRecipe, prepared: Prepared, fold: int, ranks: Ranks | None = None) -> FoldResult:
+def run_fold(recipe: EmotionRecipe, prepared: PreparedCorpus, fold: int, ranks: Ranks | None = None) -> FoldResult:
     """Trains, chooses and scores one fold. The `ranks`, all of which call this, share the recogniser's batches.
 
     Raises UserError for bad audio, a missing checkpoint or a fit that diverges.
@@ -83,14 +85,14 @@ def run_fold(recipe: EmotionRecipe, prepared: Prepared, fold: int, ranks: Ranks 
     started = time.monotonic()
     corpus, folds = prepared.corpus, fold_splits(recipe, prepared.corpus)
     split = folds.splits[fold]
-    curve: tuple[Epoch, ...] = ()
+    curve: tuple[EpochResult, ...] = ()
     chosen: dict[str, Any] = {}
     classes: list[str] = []
     if recipe.regressor == "mean":
         guess_UP = np.tile(corpus.labels_UP[list(split.train_rows)].mean(axis=0), (len(split.test_rows), 1))
         conditions = dict.fromkeys(recipe.test_conditions, guess_UP)
     else:
-        source = open_source(recipe, prepared, split)
+        source = fold_inputs(recipe, prepared, split)
         if recipe.regressor == "svr":
             guess, chosen = _regressed(recipe, corpus, source, folds, split)
         else:
@@ -103,14 +105,14 @@ def run_fold(recipe: EmotionRecipe, prepared: Prepared, fold: int, ranks: Ranks 
 
 
 def _fits(
-    recipes: Sequence[EmotionRecipe], corpus: Corpus, source: Source, split: Split, ranks: Ranks | None = None
-) -> list[Fit]:
+    recipes: Sequence[EmotionRecipe], corpus: Corpus, source: FoldInputs, split: Split, ranks: Ranks | None = None
+) -> list[HeadTraining]:
     """A fit for each recipe, over inputs that they share, not begun."""
 
-    def examples(rows: Sequence[int]) -> Examples:
+    def examples(rows: Sequence[int]) -> TrainingExamples:
         names = [corpus.utterances[row].key for row in rows]
         truth_UP = corpus.to_unit(corpus.labels_UP[list(rows)])
-        return Examples(source.inputs(rows), truth_UP, names, source.shares(rows))
+        return TrainingExamples(source.inputs(rows), truth_UP, names, source.shares(rows))
 
     seed = key(recipes[0].seed, f"fold/{split.fold}")
     known, held = examples(split.train_rows), examples(split.dev_rows)
@@ -118,13 +120,15 @@ def _fits(
     for recipe in recipes:
         with seeded(seed, "weights"):
             network = source.network(recipe.recogniser)
-        fits.append(Fit(network, known, held, recipe.fit, seed=seed, encoder_rate=recipe.encoder_rate, ranks=ranks))
+        fits.append(
+            HeadTraining(network, known, held, recipe.fit, seed=seed, encoder_rate=recipe.encoder_rate, ranks=ranks)
+        )
     return fits
 
 
 def _trained(
-    recipe: EmotionRecipe, corpus: Corpus, source: Source, split: Split, ranks: Ranks | None
-) -> tuple[_Guess, tuple[Epoch, ...], dict[str, Any]]:
+    recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, split: Split, ranks: Ranks | None
+) -> tuple[_Guess, tuple[EpochResult, ...], dict[str, Any]]:
     """The recogniser at its best epoch as a predictor of the test rows, its curve, and that epoch with what else was
     chosen."""
     recipes = candidates(recipe)
@@ -136,7 +140,7 @@ def _trained(
     network, rows = fit.finish(), split.test_rows
     assert fit.best is not None
 
-    def guess(heard: Source) -> np.ndarray:
+    def guess(heard: FoldInputs) -> np.ndarray:
         return corpus.from_unit(predict(network, heard.inputs(rows), fit.device, fit.ranks, heard.shares(rows)))
 
     mix = learnt_mix(network)
@@ -146,7 +150,7 @@ def _trained(
 
 
 def _regressed(
-    recipe: EmotionRecipe, corpus: Corpus, source: Source, folds: Folds, split: Split
+    recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, folds: Folds, split: Split
 ) -> tuple[_Guess, dict[str, Any]]:
     """A support vector regression on both the training and the development part, as a predictor of the test rows, and
     its config."""
@@ -159,7 +163,7 @@ def _regressed(
     return lambda heard: corpus.from_unit(machine.predict(heard.vectors(split.test_rows))), dataclasses.asdict(settings)
 
 
-def _classified(recipe: EmotionRecipe, corpus: Corpus, source: Source, folds: Folds, split: Split) -> list[str]:
+def _classified(recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, folds: Folds, split: Split) -> list[str]:
     """The category guessed for each test row; "" where the corpus names none for it."""
     known = sorted(split.train_rows + split.dev_rows)
     names, voices = [corpus.utterances[row].category for row in known], [folds.groups[row] for row in known]
@@ -180,6 +184,6 @@ def _inner_key(recipe: EmotionRecipe, split: Split) -> str:
     return f"{recipe.protocol.seed}/inner/{split.fold}"
 
 
-def _log_epoch(fold: int, place: int, epoch: Epoch) -> None:
+def _log_epoch(fold: int, place: int, epoch: EpochResult) -> None:
     line = "fold %d config %d epoch %d: loss %.3f, dev CCC %.3f"
     log.info(line, fold, place, epoch.epoch, epoch.train_loss, epoch.dev_ccc)

@@ -19,7 +19,7 @@ from cpcscale.emotion.crossval import fold_splits, start_fit
 from cpcscale.emotion.encoders.networks import open_encoder, pretrained_on
 from cpcscale.emotion.heads.halving import candidates, epochs_in_all
 from cpcscale.emotion.heads.svm import GRID, INNER_FOLDS, Regressor
-from cpcscale.emotion.inputs import Prepared, open_source, prepare
+from cpcscale.emotion.inputs import PreparedCorpus, fold_inputs, prepare
 from cpcscale.emotion.protocol.splits import Split
 from cpcscale.emotion.recipe import EmotionRecipe
 
@@ -46,7 +46,7 @@ def estimate_s(recipe: EmotionRecipe, corpus: Corpus, workers: int = 1) -> float
         return shared_s * more + rounds * _fold_s(recipe, tried, prepared, folds[0])
 
 
-def _fold_s(recipe: EmotionRecipe, tried: EmotionRecipe, prepared: Prepared, fold: Split) -> float:
+def _fold_s(recipe: EmotionRecipe, tried: EmotionRecipe, prepared: PreparedCorpus, fold: Split) -> float:
     few = prepared.corpus
     pretraining_s = _pretraining_s(tried, few, fold) if recipe.system == "minicpc" else 0.0
     if recipe.system == "minicpc":
@@ -57,7 +57,7 @@ def _fold_s(recipe: EmotionRecipe, tried: EmotionRecipe, prepared: Prepared, fol
     split = Split(0, (), (), (), rows[:-2], rows[-2:], (), leaky=True)
     known = len(fold.train_rows) + len(fold.dev_rows)
     if recipe.regressor == "svr":
-        heard_s, x_UF = _timed(lambda: open_source(tried, prepared, split).vectors(rows))
+        heard_s, x_UF = _timed(lambda: fold_inputs(tried, prepared, split).vectors(rows))
         share = (known + len(fold.test_rows)) / len(rows)
         return pretraining_s + heard_s * share + _svr_s(recipe, known, x_UF.shape[1])
     _, fit = start_fit(tried, prepared, split)

@@ -13,7 +13,7 @@ import numpy as np
 
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import FoldResult, fold_splits, marks
-from cpcscale.emotion.heads.training import Epoch
+from cpcscale.emotion.heads.training import EpochResult
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.scores.by_group import by_trait, traits_of
 from cpcscale.emotion.scores.ccc_intervals import (
@@ -164,7 +164,7 @@ def _fold_table(result: FoldResult, truth_UP: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _curve_row(result: FoldResult, epoch: Epoch) -> dict[str, Any]:
+def _curve_row(result: FoldResult, epoch: EpochResult) -> dict[str, Any]:
     values = {name: getattr(epoch, name) for name in ("epoch", "train_loss", "dev_ccc")}
     return {"fold": result.split.fold, **values}
 

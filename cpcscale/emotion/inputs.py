@@ -1,7 +1,7 @@
 """What a regressor hears in each system: vectors of an utterance, frames of its windows, or waveforms to train on.
 
 What does not depend on the fold is computed once (`prepare`), cached by content, and shared by all folds and trials;
-what does is made for a fold from its training speakers alone (`open_source`).
+what does is made for a fold from its training speakers alone (`fold_inputs`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cpcscale.emotion.audio.degraded import DegradedWaves, parse
-from cpcscale.emotion.audio.prefetch import Picked, flat, in_chunks
+from cpcscale.emotion.audio.degraded import DegradedWaves, parse_condition
+from cpcscale.emotion.audio.prefetch import SelectedRows, flat, in_chunks
 from cpcscale.emotion.audio.windows import Features, Waves, Windows, features
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.encoders.layer import Encoder, Hearing
+from cpcscale.emotion.encoders.layer import Encoder, LayerFeatures
 from cpcscale.emotion.encoders.networks import (
-    Encode,
+    WindowEncoder,
     features_digest,
     level_of,
     open_encoder,
@@ -35,13 +35,13 @@ from cpcscale.emotion.encoders.networks import (
 )
 from cpcscale.emotion.handmade import functionals, mfcc
 from cpcscale.emotion.handmade.prosody import chosen, prosody, version
-from cpcscale.emotion.heads.attention import EndToEnd, Recogniser, RecogniserConfig
+from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
 from cpcscale.emotion.heads.svm import summarise
 from cpcscale.emotion.heads.training import device
 from cpcscale.emotion.protocol.splits import Split
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.selected_on_test import refuse_selected
-from cpcscale.emotion.speaker_norm import Scale, Scaled, apply_each, speaker_scales, vectors_scale
+from cpcscale.emotion.speaker_norm import ScaledFeatures, SpeakerScale, apply_each, speaker_scales, vectors_scale
 from cpcscale.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ _ENCODED_WINDOWS = 512
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedCorpus:
     """What all folds of a run share.
 
     `corpus` are the utterances that can be used, in the order of all else. `vectors_UF` for the classic systems;
@@ -69,14 +69,14 @@ class Prepared:
     vectors_UF: np.ndarray | None = None
     encoder: Encoder | None = None
     source: dict[str, Any] = field(default_factory=dict)
-    conditions: dict[str, Prepared] = field(default_factory=dict)
+    conditions: dict[str, PreparedCorpus] = field(default_factory=dict)
 
 
-class Source:
+class FoldInputs:
     """The inputs of one fold, and the network on top of them."""
 
     def __init__(
-        self, recipe: EmotionRecipe, prepared: Prepared, encoder: Encoder | None, train_rows: Sequence[int]
+        self, recipe: EmotionRecipe, prepared: PreparedCorpus, encoder: Encoder | None, train_rows: Sequence[int]
     ) -> None:
         """`encoder` turns the waveforms into features, or is trained on them; None where they are prepared.
 
@@ -85,17 +85,17 @@ class Source:
         """
         self._recipe, self._prepared, self._encoder = recipe, prepared, encoder
         self._train_rows = train_rows
-        self._training: Source = self
+        self._training: FoldInputs = self
         self._device = device(recipe.fit)
 
     def inputs(self, rows: Sequence[int]) -> Sequence[Windows]:
         """What the network takes for these utterances, window by window; read or decoded when it is asked for."""
         found = self._unscaled(rows)
-        return Scaled(found, [self._scales[row] for row in rows]) if self._recipe.speaker_norm else found
+        return ScaledFeatures(found, [self._scales[row] for row in rows]) if self._recipe.speaker_norm else found
 
-    def hearing(self, prepared: Prepared) -> Source:
+    def hearing(self, prepared: PreparedCorpus) -> FoldInputs:
         """The same encoder over other audio of the same utterances."""
-        other = Source(self._recipe, prepared, self._encoder, self._train_rows)
+        other = FoldInputs(self._recipe, prepared, self._encoder, self._train_rows)
         other._training = self._training
         return other
 
@@ -112,7 +112,7 @@ class Source:
         pairs = zip(self.inputs(rows), self.shares(rows), strict=True)
         return np.stack([share_W @ np.stack([summarise(x_TC) for x_TC in parts]) for parts, share_W in pairs])
 
-    def network(self, settings: RecogniserConfig) -> nn.Module:
+    def network(self, settings: AttentionHeadConfig) -> nn.Module:
         """A new recogniser that standardises by the training utterances, with the encoder where it is to be trained.
 
         The statistics under a trained encoder are those of its first weights.
@@ -122,13 +122,13 @@ class Source:
         heard = self._encoder or self._prepared.encoder
         mixed = heard is not None and self._recipe.encoder.layer == "mix"
         layers = _hearing(self._recipe, heard).widths if heard is not None and mixed else ()
-        recogniser = Recogniser(settings, len(mean_C), layers)
+        recogniser = AttentionHead(settings, len(mean_C), layers)
         recogniser.standardise(mean_C, deviation_C)
         if encoder is None:
             return recogniser
         # A copy: several fits of one fold train theirs from the same weights.
         own = copy.deepcopy(encoder)
-        return EndToEnd(own, recogniser, self._recipe.encoder.layer, self._recipe.encoder.wave_norm)
+        return EncoderWithHead(own, recogniser, self._recipe.encoder.layer, self._recipe.encoder.wave_norm)
 
     def _windows(self, rows: Sequence[int]) -> Waves:
         assert self._prepared.waves is not None
@@ -138,7 +138,7 @@ class Source:
     def _unscaled(self, rows: Sequence[int]) -> Sequence[Windows]:
         known = self._prepared.inputs
         if known is not None:
-            return Picked(known, rows)
+            return SelectedRows(known, rows)
         waves = self._windows(rows)
         if self._encoder is None or self._recipe.trains_encoder:
             return waves
@@ -153,19 +153,19 @@ class Source:
         return statistics(frames)
 
     @cached_property
-    def _scales(self) -> list[Scale]:
+    def _scales(self) -> list[SpeakerScale]:
         """By speaker, of each utterance of the corpus."""
         speakers_U = self._prepared.corpus.speakers
         return speaker_scales(speakers_U, self._measured, lambda: self._training._measured(self._train_rows))
 
-    def _measured(self, rows: Sequence[int]) -> Scale:
+    def _measured(self, rows: Sequence[int]) -> SpeakerScale:
         if self._prepared.vectors_UF is not None:
             return vectors_scale(self._prepared.vectors_UF[list(rows)])
         mean_C, deviation_C = statistics(flat(self._unscaled(rows)))
-        return Scale(mean_C.numpy(), deviation_C.numpy())
+        return SpeakerScale(mean_C.numpy(), deviation_C.numpy())
 
 
-def prepare(recipe: EmotionRecipe, corpus: Corpus) -> Prepared:
+def prepare(recipe: EmotionRecipe, corpus: Corpus) -> PreparedCorpus:
     """Reads the checkpoint and all audio, and computes the features that do not depend on the fold.
 
     Raises UserError for a missing checkpoint, categories to classify that are not there, and audio that is missing,
@@ -174,7 +174,7 @@ def prepare(recipe: EmotionRecipe, corpus: Corpus) -> Prepared:
     if recipe.classify and not any(one.category for one in corpus.utterances):
         raise UserError(f"classify=true, but corpus {corpus.name} names no category of any utterance: leave it out")
     if recipe.system == "mean":
-        return Prepared(corpus)
+        return PreparedCorpus(corpus)
     encoder, source = open_encoder(recipe)
     refuse_selected(recipe, corpus, source)
     settings = recipe.corpus
@@ -184,15 +184,15 @@ def prepare(recipe: EmotionRecipe, corpus: Corpus) -> Prepared:
     _say_ablation(recipe)
     clean = _heard(recipe, waves, encoder, source)
     conditions = {
-        name: _heard(recipe, DegradedWaves(waves, parse(name), recipe.protocol.seed), encoder, source)
+        name: _heard(recipe, DegradedWaves(waves, parse_condition(name), recipe.protocol.seed), encoder, source)
         for name in recipe.test_conditions
     }
     return dataclasses.replace(clean, conditions=conditions)
 
 
-def _heard(recipe: EmotionRecipe, waves: Waves, encoder: Encoder | None, source: dict[str, Any]) -> Prepared:
+def _heard(recipe: EmotionRecipe, waves: Waves, encoder: Encoder | None, source: dict[str, Any]) -> PreparedCorpus:
     """What the folds share of this audio."""
-    shared = Prepared(waves.corpus, waves, encoder=encoder, source=source)
+    shared = PreparedCorpus(waves.corpus, waves, encoder=encoder, source=source)
     match recipe.system:
         case "functionals":
             vectors_UF = _vectors(recipe, waves, functionals.version(), functionals.functionals)
@@ -218,10 +218,10 @@ def _heard(recipe: EmotionRecipe, waves: Waves, encoder: Encoder | None, source:
     return dataclasses.replace(shared, inputs=inputs)
 
 
-def open_source(recipe: EmotionRecipe, prepared: Prepared, split: Split) -> Source:
+def fold_inputs(recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> FoldInputs:
     """The inputs of a fold. Nothing of its test speakers goes into an encoder's weights or level."""
     if prepared.inputs is not None or prepared.vectors_UF is not None:
-        return Source(recipe, prepared, None, split.train_rows)
+        return FoldInputs(recipe, prepared, None, split.train_rows)
     assert prepared.waves is not None
     known = prepared.encoder
     match recipe.system:
@@ -235,7 +235,7 @@ def open_source(recipe: EmotionRecipe, prepared: Prepared, split: Split) -> Sour
         case _:
             level = wave_level(flat(prepared.waves.take(split.train_rows))) if known is None else level_of(known)
             encoder = untrained(recipe, known, level)
-    return Source(recipe, prepared, encoder, split.train_rows)
+    return FoldInputs(recipe, prepared, encoder, split.train_rows)
 
 
 def statistics(frames: Iterable[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -267,12 +267,12 @@ def _encoded(recipe: EmotionRecipe, waves: Waves, encoder: Encoder) -> Features:
     return features(f"{recipe.system} features", what, waves.at_least(hearing.least_samples), _encode(recipe, encoder))
 
 
-def _encode(recipe: EmotionRecipe, encoder: Encoder) -> Encode:
-    return Encode(encoder, recipe.encoder.layer, device(recipe.fit), recipe.encoder.wave_norm)
+def _encode(recipe: EmotionRecipe, encoder: Encoder) -> WindowEncoder:
+    return WindowEncoder(encoder, recipe.encoder.layer, device(recipe.fit), recipe.encoder.wave_norm)
 
 
-def _hearing(recipe: EmotionRecipe, encoder: Encoder) -> Hearing:
-    return Hearing(encoder, recipe.encoder.layer, recipe.encoder.wave_norm)
+def _hearing(recipe: EmotionRecipe, encoder: Encoder) -> LayerFeatures:
+    return LayerFeatures(encoder, recipe.encoder.layer, recipe.encoder.wave_norm)
 
 
 def _say_ablation(recipe: EmotionRecipe) -> None:

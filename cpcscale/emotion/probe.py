@@ -15,11 +15,11 @@ from cpcscale.emotion.audio.array_cache import AudioCacheConfig
 from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.emotion.crossval import fold_splits, run_fold
-from cpcscale.emotion.encoders.networks import Encode
+from cpcscale.emotion.encoders.networks import WindowEncoder
 from cpcscale.emotion.finetune_result import combine
 from cpcscale.emotion.heads.svm import summarise
 from cpcscale.emotion.heads.training import FitConfig, device
-from cpcscale.emotion.inputs import Prepared
+from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.recipe import EmotionRecipe, ProtocolConfig
 from cpcscale.model.cpc import CPC
 
@@ -53,14 +53,14 @@ def probe(recipe: EmotionRecipe, waves: Waves, network: CPC) -> dict[str, float]
     Nothing is cached of what the network makes: there is another one at the next checkpoint.
     """
     vectors_UF = np.stack(list(_vectors(recipe, waves, network)))
-    prepared = Prepared(waves.corpus, waves, vectors_UF=vectors_UF)
+    prepared = PreparedCorpus(waves.corpus, waves, vectors_UF=vectors_UF)
     count = len(fold_splits(recipe, waves.corpus).splits)
     return combine(recipe, waves.corpus, [run_fold(recipe, prepared, fold) for fold in range(count)]).ccc
 
 
 def _vectors(recipe: EmotionRecipe, waves: Waves, network: CPC) -> Iterator[np.ndarray]:
     """float32 [F] of each utterance: functionals of c, the mean over its windows."""
-    encode, heard = Encode(network, "c", device(recipe.fit)), waves.at_least(network.hop_samples)
+    encode, heard = WindowEncoder(network, "c", device(recipe.fit)), waves.at_least(network.hop_samples)
     for start in range(0, len(heard), _TOGETHER):
         rows = range(start, min(start + _TOGETHER, len(heard)))
         parts = [heard[row] for row in rows]

@@ -7,12 +7,12 @@ from typing import Literal
 
 from cpcscale import config
 from cpcscale.emotion.audio.array_cache import AudioCacheConfig
-from cpcscale.emotion.audio.degraded import parse as parse_condition
+from cpcscale.emotion.audio.degraded import parse_condition as parse_condition
 from cpcscale.emotion.corpora.corpus import CorpusConfig
 from cpcscale.emotion.encoders.huggingface import PREFIX
 from cpcscale.emotion.encoders.layer import EncoderLayer, WaveNorm
 from cpcscale.emotion.handmade.prosody import KINDS as PROSODY_KINDS
-from cpcscale.emotion.heads.attention import RecogniserConfig
+from cpcscale.emotion.heads.attention import AttentionHeadConfig
 from cpcscale.emotion.heads.svm import SVMConfig
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.protocol.splits import parse_protocol
@@ -83,7 +83,7 @@ class EmotionRecipe:
     # attention: the paper's recogniser. svr: support vector regression on mean, deviation and percentiles over time.
     # auto: svr for functionals and prosody, which have no frames, else attention.
     head: str = "auto"
-    recogniser: RecogniserConfig = field(default_factory=RecogniserConfig)
+    recogniser: AttentionHeadConfig = field(default_factory=AttentionHeadConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     svm: SVMConfig = field(default_factory=SVMConfig)
     svm_search: bool = True  # svr: the config is the best of 16 on inner folds of the training speakers, not `svm`

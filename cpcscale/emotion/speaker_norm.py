@@ -16,7 +16,7 @@ _LEAST_UTTERANCES = 2
 
 
 @dataclass(frozen=True)
-class Scale:
+class SpeakerScale:
     """(mean, deviation) of features, float32 [C]."""
 
     mean_C: np.ndarray
@@ -29,8 +29,8 @@ class Scale:
 
 
 def speaker_scales(
-    speakers_U: Sequence[str], measure: Callable[[Sequence[int]], Scale], training: Callable[[], Scale]
-) -> list[Scale]:
+    speakers_U: Sequence[str], measure: Callable[[Sequence[int]], SpeakerScale], training: Callable[[], SpeakerScale]
+) -> list[SpeakerScale]:
     """The scale of each utterance: that of all utterances of its speaker, the same on both sides of any split.
 
     `measure` gives the scale of some rows. Rows of unknown speakers ("") and of speakers with a single utterance get
@@ -39,7 +39,7 @@ def speaker_scales(
     rows_of: dict[str, list[int]] = {}
     for row, speaker in enumerate(speakers_U):
         rows_of.setdefault(speaker, []).append(row)
-    own: Mapping[str, Scale] = {
+    own: Mapping[str, SpeakerScale] = {
         speaker: measure(rows) for speaker, rows in rows_of.items() if speaker and len(rows) >= _LEAST_UTTERANCES
     }
     rest = None if set(rows_of) <= set(own) else training()
@@ -47,10 +47,10 @@ def speaker_scales(
     return [scale for scale in scales if scale is not None]
 
 
-class Scaled(Sequence[tuple[np.ndarray, ...]]):
+class ScaledFeatures(Sequence[tuple[np.ndarray, ...]]):
     """The windows [T, C] of utterances by the scale of each, computed when one is asked for."""
 
-    def __init__(self, known: Sequence[tuple[np.ndarray, ...]], scales: Sequence[Scale]) -> None:
+    def __init__(self, known: Sequence[tuple[np.ndarray, ...]], scales: Sequence[SpeakerScale]) -> None:
         self._known, self._scales = known, scales
 
     def __len__(self) -> int:
@@ -62,16 +62,16 @@ class Scaled(Sequence[tuple[np.ndarray, ...]]):
     def __getitem__(self, row: slice) -> Sequence[tuple[np.ndarray, ...]]: ...
     def __getitem__(self, row: int | slice) -> tuple[np.ndarray, ...] | Sequence[tuple[np.ndarray, ...]]:
         if isinstance(row, slice):
-            return Scaled(self._known[row], self._scales[row])
+            return ScaledFeatures(self._known[row], self._scales[row])
         return tuple(self._scales[row](x_TC) for x_TC in self._known[row])
 
 
-def vectors_scale(x_UF: np.ndarray) -> Scale:
+def vectors_scale(x_UF: np.ndarray) -> SpeakerScale:
     """The scale of vectors, each an utterance's."""
     x_UF = x_UF.astype(np.float64)
-    return Scale(x_UF.mean(axis=0).astype(np.float32), x_UF.std(axis=0).astype(np.float32))
+    return SpeakerScale(x_UF.mean(axis=0).astype(np.float32), x_UF.std(axis=0).astype(np.float32))
 
 
-def apply_each(x_UF: np.ndarray, scales: Iterable[Scale]) -> np.ndarray:
+def apply_each(x_UF: np.ndarray, scales: Iterable[SpeakerScale]) -> np.ndarray:
     """float32 [U, F], each row by its own scale."""
     return np.stack([scale(x_F) for x_F, scale in zip(x_UF, scales, strict=True)])

@@ -30,7 +30,7 @@ from cpcscale.tracking.tracker import Tracker, TrackingConfig
 
 
 @dataclass(frozen=True)
-class Run:
+class FinetuneRun:
     """One fine-tuning: its config, its corpus, and digests of what its result follows from."""
 
     config: FinetuneConfig
@@ -49,13 +49,15 @@ def single(recipe: EmotionRecipe, name: str, run_dir: str, workers: int, trackin
     return FinetuneConfig(**values | place | {"name": name})
 
 
-def done_of(runs: Sequence[Run]) -> dict[str, FinetuneResult]:
+def done_of(runs: Sequence[FinetuneRun]) -> dict[str, FinetuneResult]:
     """The results of those that are finished, by name. Raises UserError for what another config put in their place."""
     found = {run.name: finished(run.config.run_dir, run.identity) for run in runs}
     return {name: result for name, result in found.items() if result is not None}
 
 
-def forecast(runs: Sequence[Run], done: Mapping[str, FinetuneResult], say: Callable[[str], None]) -> dict[str, Any]:
+def forecast(
+    runs: Sequence[FinetuneRun], done: Mapping[str, FinetuneResult], say: Callable[[str], None]
+) -> dict[str, Any]:
     """{dry_run, runs, done, hours, tried}: a row a run with `name`, `system`, `seed`, `done` and `seconds`.
 
     The seconds of a run that is to come are the mean of the finished ones of its system here; where there is none, they
@@ -85,9 +87,9 @@ def forecast(runs: Sequence[Run], done: Mapping[str, FinetuneResult], say: Calla
 
 
 def run_left(
-    runs: Sequence[Run],
+    runs: Sequence[FinetuneRun],
     done: dict[str, FinetuneResult],
-    start: Callable[[Run], FinetuneResult],
+    start: Callable[[FinetuneRun], FinetuneResult],
     workers: int,
     say: Callable[[str], None],
 ) -> None:
@@ -107,7 +109,7 @@ def publish(run_dir: str, tracker: Tracker, table: Mapping[str, Any], files: Map
 
 
 @dataclass(frozen=True)
-class Said:
+class UtterancePrediction:
     """What a run said of one utterance: the fold that tested it, truth_P and, by condition ("" is clean), guess_P."""
 
     fold: int
@@ -115,7 +117,7 @@ class Said:
     guess_P: dict[str, np.ndarray]
 
 
-def predictions(text: str) -> Iterator[tuple[str, Said]]:
+def predictions(text: str) -> Iterator[tuple[str, UtterancePrediction]]:
     """The rows of a predictions.csv, by the key of the utterance."""
     for row in csv.DictReader(io.StringIO(text)):
         ends = {"": "", **{name.partition("@")[2]: name[name.index("@") :] for name in row if "@" in name}}
@@ -123,10 +125,13 @@ def predictions(text: str) -> Iterator[tuple[str, Said]]:
             condition: np.array([float(row[f"{name}_hat{end}"]) for name in PRIMITIVES])
             for condition, end in ends.items()
         }
-        yield row["utterance"], Said(int(row["fold"]), np.array([float(row[name]) for name in PRIMITIVES]), guess_P)
+        yield (
+            row["utterance"],
+            UtterancePrediction(int(row["fold"]), np.array([float(row[name]) for name in PRIMITIVES]), guess_P),
+        )
 
 
-def seconds_of(runs: Sequence[Run], done: Mapping[str, FinetuneResult]) -> dict[str, float]:
+def seconds_of(runs: Sequence[FinetuneRun], done: Mapping[str, FinetuneResult]) -> dict[str, float]:
     """What the runs of each system took together."""
     total: dict[str, float] = {}
     for run in runs:
@@ -134,12 +139,12 @@ def seconds_of(runs: Sequence[Run], done: Mapping[str, FinetuneResult]) -> dict[
     return total
 
 
-def _expected_s(run: Run, done: Mapping[str, FinetuneResult]) -> float | None:
+def _expected_s(run: FinetuneRun, done: Mapping[str, FinetuneResult]) -> float | None:
     known = [result.seconds for result in done.values() if result.system == run.config.system]
     return float(np.mean(known)) if known else None
 
 
-def _left(todo: Sequence[Run], done: Mapping[str, FinetuneResult]) -> str:
+def _left(todo: Sequence[FinetuneRun], done: Mapping[str, FinetuneResult]) -> str:
     seconds = [_expected_s(run, done) for run in todo]
     known = [value for value in seconds if value is not None]
     return f"; about {duration(sum(known))} left" if len(known) == len(seconds) else ""

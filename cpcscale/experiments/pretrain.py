@@ -21,10 +21,10 @@ from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.probe_log import Probes, ProbeSet
 from cpcscale.tracking.tracker import Tracker
 from cpcscale.train import checkpoint, resume
-from cpcscale.train.checkpoint import Restored
+from cpcscale.train.checkpoint import RestoredCheckpoint
 
 if TYPE_CHECKING:
-    from cpcscale.cluster.probe_beside import Probing
+    from cpcscale.cluster.probe_beside import RunProbes
 
 
 def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, Any]:
@@ -59,9 +59,9 @@ def _say(text: str) -> None:
     note(f"pretrain: {text}")
 
 
-def _origin(config: PretrainConfig, restored: Restored | None) -> dict[str, str]:
+def _origin(config: PretrainConfig, restored: RestoredCheckpoint | None) -> dict[str, str]:
     """Tags that say whose weights a new run begins with; none for a run from scratch, or that goes on."""
-    begun = resume.origin(restored, config)
+    begun = resume.initial_network(restored, config)
     if not begun:
         return {}
     return {f"cpcscale.init_{name}": str(begun[1][name]) for name in ("url", "step", "fingerprint")}
@@ -72,20 +72,20 @@ def _probe_set(config: PretrainConfig) -> tuple[Corpus, ProbeSet] | None:
     if not config.probe.is_on:
         return None
     # It brings what recognisers need, which a run without a probe does not.
-    from cpcscale.cluster.probe_beside import checked
+    from cpcscale.cluster.probe_beside import check_probe
 
-    return checked(config)
+    return check_probe(config)
 
 
 def _probing(
     config: PretrainConfig, labelled: tuple[Corpus, ProbeSet] | None, tracker: Tracker
-) -> AbstractContextManager[Probing | None]:
+) -> AbstractContextManager[RunProbes | None]:
     if labelled is None:
         Probes(config.run_dir).retire()
         return nullcontext()
-    from cpcscale.cluster.probe_beside import probing
+    from cpcscale.cluster.probe_beside import run_probes
 
-    return probing(config, *labelled, tracker)
+    return run_probes(config, *labelled, tracker)
 
 
 def _tracked(

@@ -21,7 +21,7 @@ _KEPT_ENDS = 2  # the input of the last norm and of the linear map at either end
 
 
 @dataclass(frozen=True)
-class Parts:
+class CostByPart:
     """A figure of each part of the network."""
 
     encoder: float
@@ -38,17 +38,17 @@ class Parts:
         """Without the predictors, as every use after pretraining has it."""
         return self.encoder + self.context
 
-    def times(self, factor: float) -> Parts:
-        return Parts(self.encoder * factor, self.context * factor, self.predictor * factor)
+    def times(self, factor: float) -> CostByPart:
+        return CostByPart(self.encoder * factor, self.context * factor, self.predictor * factor)
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What `facts` finds; the fields say their units."""
+class NetworkCost:
+    """What `network_cost` finds; the fields say their units."""
 
-    parameters: Parts
+    parameters: CostByPart
     # Of the forward pass over a second of audio; training costs 3 times that.
-    flops_per_s: Parts
+    flops_per_s: CostByPart
     frames_per_s: float
     # How much audio one frame of z hears.
     receptive_ms: float
@@ -56,7 +56,7 @@ class Facts:
     memory_mib: float
 
 
-def facts(config: ModelConfig, window_samples: int, rows: int) -> Facts:
+def network_cost(config: ModelConfig, window_samples: int, rows: int) -> NetworkCost:
     """The facts of a network that sees `rows` windows of `window_samples` at once.
 
     Operations are those of convolutions, matrix products and attention, a multiplication with its addition counting 2;
@@ -73,7 +73,7 @@ def facts(config: ModelConfig, window_samples: int, rows: int) -> Facts:
     parameters = _parameters(config)
     # Kernels are kept once more, as matrices.
     numbers = 4 * parameters.total + parameters.encoder + _kept_numbers(config, frames, rows)
-    return Facts(
+    return NetworkCost(
         parameters=parameters,
         flops_per_s=per_frame.times(frames_per_s),
         frames_per_s=frames_per_s,
@@ -82,18 +82,18 @@ def facts(config: ModelConfig, window_samples: int, rows: int) -> Facts:
     )
 
 
-def _parameters(config: ModelConfig) -> Parts:
+def _parameters(config: ModelConfig) -> CostByPart:
     # On the meta device a network has shapes and no numbers.
     with torch.device("meta"):
         network = CPC(config)
-    return Parts(_count(network.encoder), _count(network.context), _count(network.predictor))
+    return CostByPart(_count(network.encoder), _count(network.context), _count(network.predictor))
 
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _flops(config: ModelConfig, frames: int) -> Parts:
+def _flops(config: ModelConfig, frames: int) -> CostByPart:
     """Of one frame, in windows of `frames`."""
     encoder, context, predictor = config.encoder, config.context, config.predictor
     channels, width = encoder.channels, context.width
@@ -109,7 +109,7 @@ def _flops(config: ModelConfig, frames: int) -> Parts:
             gates = 3 if context.kind == "gru" else 4
             over_frames = 2 * gates * width * (channels + width + (context.layers - 1) * 2 * width)
     maps = 2 * predictor.steps * width * channels
-    return Parts(convolutions, over_frames, maps + _predictor_blocks(config) * block)
+    return CostByPart(convolutions, over_frames, maps + _predictor_blocks(config) * block)
 
 
 def _kept_numbers(config: ModelConfig, frames: int, rows: int) -> int:

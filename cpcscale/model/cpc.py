@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cpcscale.model import attention
 from cpcscale.model.context import Context, ContextConfig
-from cpcscale.model.encoder import Encoder, EncoderConfig
+from cpcscale.model.encoder import ConvEncoder, EncoderConfig
 from cpcscale.model.predictor import Predictor, PredictorConfig
 from cpcscale.model.presets import Size, filled, preset
 
@@ -55,7 +55,7 @@ class CPC(nn.Module):
     def __init__(self, config: ModelConfig, *, offset: float = 0.0, gain: float = 1.0) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.encoder)
+        self.encoder = ConvEncoder(config.encoder)
         self.context = Context(config.context, config.encoder.channels)
         self.predictor = Predictor(config.predictor, config.context.width, config.encoder.channels)
         self.register_buffer("offset", torch.tensor(offset))

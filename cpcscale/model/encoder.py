@@ -72,7 +72,7 @@ class EncoderConfig:
         return self.norm == "none" and len(self.kernels) > 1 and self.kernels[1] % self.strides[1] == 0
 
 
-class Encoder(nn.Module):
+class ConvEncoder(nn.Module):
     """wave_BS -> z_BTC with T = S // hop, causal: frame t sees samples before (t + 1) * hop alone.
 
     Each layer is padded on the left by kernel - stride, so whole hops in give whole frames out and what follows an

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cpcscale import config
 from cpcscale.objective import hash_random
-from cpcscale.objective.negative_scores import Draw, Frames, of_own_row, of_pool, shared
+from cpcscale.objective.negative_scores import DrawnNegatives, PoolFrames, of_own_row, of_pool, shared
 from cpcscale.objective.negatives import Scope
 
 # Of |W_k c| |z|: twice the most that the order of summation was seen to change a score.
@@ -62,7 +62,7 @@ class InfoNCEConfig:
 
 
 @dataclass(frozen=True)
-class Latents:
+class ScoredRows:
     """What the scores of some rows are made of, in fp32.
 
     `z_BTC` latents, `predictions_BTKC` = W_k c_t, `scale` a tensor []. `frames_B` counts each row's frames of real
@@ -79,7 +79,7 @@ class Latents:
 
 
 @dataclass(frozen=True)
-class Pool:
+class NegativePool:
     """The frames of R rows that negatives come from, and how the rows at hand draw from them."""
 
     z_RTC: Tensor
@@ -88,7 +88,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Sums:
+class LossSums:
     """Over the valid predictions of some rows, for each k: summed loss, correct predictions and false negatives.
 
     A prediction is correct when the positive scores above every negative by more than fp32 rounds, so ties count as
@@ -102,7 +102,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Gradients:
+class LossGradients:
     """Of sum_k weight_k loss_k: with respect to the parts of Latents, and to the latents of the pool, if there is one.
 
     Where rows at hand stand in the pool too, their latents' gradient is the sum of both.
@@ -120,11 +120,11 @@ def counts(frames_B: Tensor, steps: int) -> Tensor:
     return (frames_B.unsqueeze(1) - ahead_K).clamp(min=0).sum(0)
 
 
-def added(parts: Iterable[Sums]) -> Sums:
+def added(parts: Iterable[LossSums]) -> LossSums:
     """The sums of all parts; there is at least one."""
     whole, *others = parts
     for part in others:
-        whole = Sums(whole.loss_K + part.loss_K, whole.correct_K + part.correct_K, whole.false_K + part.false_K)
+        whole = LossSums(whole.loss_K + part.loss_K, whole.correct_K + part.correct_K, whole.false_K + part.false_K)
     return whole
 
 
@@ -145,8 +145,8 @@ def comparable(z_BTC: Tensor, predictions_BTKC: Tensor, config: InfoNCEConfig) -
 
 @torch.no_grad()
 def infonce(
-    rows: Latents, config: InfoNCEConfig, *, pool: Pool | None = None, weight_K: Tensor | None = None
-) -> tuple[Sums, Gradients | None]:
+    rows: ScoredRows, config: InfoNCEConfig, *, pool: NegativePool | None = None, weight_K: Tensor | None = None
+) -> tuple[LossSums, LossGradients | None]:
     """The sums of these rows and, given `weight_K`, the gradient of sum_k weight_k loss_k; all in fp32.
 
     Without a pool each row draws from its own frames, which is the scope `utterance`.
@@ -163,12 +163,14 @@ def infonce(
 class _Comparison:
     """The accumulators of one call of `infonce`."""
 
-    def __init__(self, rows: Latents, config: InfoNCEConfig, pool: Pool | None, weight_K: Tensor | None) -> None:
+    def __init__(
+        self, rows: ScoredRows, config: InfoNCEConfig, pool: NegativePool | None, weight_K: Tensor | None
+    ) -> None:
         batch, frames, steps, channels = rows.predictions_BTKC.shape
         self._rows, self._config, self._weight_K, own = rows, config, weight_K, pool is None
-        pool = pool or Pool(rows.z_BTC, Scope.of_rows(rows.frames_B, frames), rows.content_BT)
+        pool = pool or NegativePool(rows.z_BTC, Scope.of_rows(rows.frames_B, frames), rows.content_BT)
         zero_K = torch.zeros(steps, device=rows.z_BTC.device)
-        self.sums, self.gradients = Sums(zero_K, zero_K.long(), zero_K.double()), None
+        self.sums, self.gradients = LossSums(zero_K, zero_K.long(), zero_K.double()), None
         pool_RTC = None
         if weight_K is not None:
             z_BTC, predictions_BTKC = torch.zeros_like(rows.z_BTC), torch.empty_like(rows.predictions_BTKC)
@@ -178,8 +180,8 @@ class _Comparison:
             # Rows that draw from themselves are one tensor as targets and as negatives: so is their gradient.
             pool_RTC = z_BTC if own else torch.zeros_like(pool.z_RTC)
             scale = torch.zeros_like(rows.scale)
-            self.gradients = Gradients(z_BTC, predictions_BTKC, scale, None if own else pool_RTC)
-        self._scope, self._frames = pool.scope, Frames(pool.z_RTC, pool.content_RT, pool_RTC)
+            self.gradients = LossGradients(z_BTC, predictions_BTKC, scale, None if own else pool_RTC)
+        self._scope, self._frames = pool.scope, PoolFrames(pool.z_RTC, pool.content_RT, pool_RTC)
         match config.draw:
             case "shared":
                 self._rivals, self.numbers_a_row = shared, frames * config.negatives
@@ -200,7 +202,7 @@ class _Comparison:
         targets = rows.z_BTC.shape[1] - k
         p_BTC, z_BTC = rows.predictions_BTKC[piece, :targets, k - 1], rows.z_BTC[piece, k:]
         valid_BT = torch.arange(k, targets + k, device=z_BTC.device) < rows.frames_B[piece].unsqueeze(1)
-        draw = Draw(k, p_BTC, rows.key_B[piece], self._scope[piece], self._config.negatives)
+        draw = DrawnNegatives(k, p_BTC, rows.key_B[piece], self._scope[piece], self._config.negatives)
         rivals = self._rivals(draw, self._frames[piece] if self._rivals is of_own_row else self._frames)
         positive_BT = (p_BTC * z_BTC).sum(2).mul_(scale)
         score_BTN = rivals.score_BTN.mul_(scale)

@@ -14,22 +14,22 @@ from cpcscale.objective.negatives import Scope
 
 
 @dataclass(frozen=True)
-class Frames:
+class PoolFrames:
     """The frames of R rows: latents, what each holds (see infonce.content) and the gradient, both where asked for."""
 
     z_RTC: Tensor
     content_RT: Tensor | None = None
     gradient_RTC: Tensor | None = None
 
-    def __getitem__(self, rows: slice) -> Frames:
+    def __getitem__(self, rows: slice) -> PoolFrames:
         """These rows, as views."""
         content_RT = None if self.content_RT is None else self.content_RT[rows]
         gradient_RTC = None if self.gradient_RTC is None else self.gradient_RTC[rows]
-        return Frames(self.z_RTC[rows], content_RT, gradient_RTC)
+        return PoolFrames(self.z_RTC[rows], content_RT, gradient_RTC)
 
 
 @dataclass(frozen=True)
-class Draw:
+class DrawnNegatives:
     """What some rows compare at step k: their predictions for frames k..T-1, and how they draw `count` negatives."""
 
     k: int
@@ -39,7 +39,7 @@ class Draw:
     count: int
 
 
-class Rivals(NamedTuple):
+class NegativeScores(NamedTuple):
     """`score_BTN`, the dot products of predictions and their negatives; `content_BTN`, what these hold, where known.
 
     `back(d_BTN)` takes the gradient of the scores: it adds to that of the frames and returns that of the predictions.
@@ -51,7 +51,7 @@ class Rivals(NamedTuple):
     back: Callable[[Tensor], Tensor]
 
 
-def shared(draw: Draw, frames: Frames) -> Rivals:
+def shared(draw: DrawnNegatives, frames: PoolFrames) -> NegativeScores:
     """One set of negatives for each row and step: a matrix product."""
     p_BTC, z_FC = draw.predictions_BTC, frames.z_RTC.flatten(0, 1)
     number_BN, spare_BN = negatives.shared(draw.key_B, draw.scope, draw.k, draw.count)
@@ -79,10 +79,10 @@ def shared(draw: Draw, frames: Frames) -> Rivals:
     if frames.content_RT is not None:
         held_F = frames.content_RT.flatten()
         content_BTN = replaced(held_F[place_BN].unsqueeze(1).repeat(1, p_BTC.shape[1], 1), held_F[stand_BN])
-    return Rivals(replaced(p_BTC @ z_BNC.transpose(1, 2), (p_BNC * stand_BNC).sum(2)), content_BTN, back)
+    return NegativeScores(replaced(p_BTC @ z_BNC.transpose(1, 2), (p_BNC * stand_BNC).sum(2)), content_BTN, back)
 
 
-def of_own_row(draw: Draw, frames: Frames) -> Rivals:
+def of_own_row(draw: DrawnNegatives, frames: PoolFrames) -> NegativeScores:
     """Own negatives for each prediction, from its own row; `frames` are those of the rows that draw.
 
     All pairs are scored in one matrix product and those drawn are picked from it: faster than gathering N vectors a
@@ -101,10 +101,10 @@ def of_own_row(draw: Draw, frames: Frames) -> Rivals:
     content_BTN = None
     if frames.content_RT is not None:
         content_BTN = frames.content_RT.unsqueeze(1).expand(-1, p_BTC.shape[1], -1).gather(2, number_BTN)
-    return Rivals(score_BTT.gather(2, number_BTN), content_BTN, back)
+    return NegativeScores(score_BTT.gather(2, number_BTN), content_BTN, back)
 
 
-def of_pool(draw: Draw, frames: Frames) -> Rivals:
+def of_pool(draw: DrawnNegatives, frames: PoolFrames) -> NegativeScores:
     """Own negatives for each prediction, from anywhere in the pool: N vectors are gathered for each."""
     p_BTC, z_FC = draw.predictions_BTC, frames.z_RTC.flatten(0, 1)
     place_BTN = draw.scope.flat(negatives.each(draw.key_B, draw.scope, draw.k, p_BTC.shape[1], draw.count))
@@ -115,10 +115,10 @@ def of_pool(draw: Draw, frames: Frames) -> Rivals:
         return (d_BTN.unsqueeze(2) @ z_BTNC).squeeze(2)
 
     content_BTN = None if frames.content_RT is None else frames.content_RT.flatten()[place_BTN]
-    return Rivals((z_BTNC @ p_BTC.unsqueeze(3)).squeeze(3), content_BTN, back)
+    return NegativeScores((z_BTNC @ p_BTC.unsqueeze(3)).squeeze(3), content_BTN, back)
 
 
-def _add(frames: Frames, places: Tensor, gradient: Tensor) -> None:
+def _add(frames: PoolFrames, places: Tensor, gradient: Tensor) -> None:
     """Adds the gradients of the frames at these places, some of which may come up more than once."""
     assert frames.gradient_RTC is not None
     frames.gradient_RTC.view(-1, frames.gradient_RTC.shape[2]).index_add_(0, places.flatten(), gradient.flatten(0, -2))

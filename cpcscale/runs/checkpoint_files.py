@@ -29,7 +29,7 @@ class TornError(UserError):
 
 
 @dataclass(frozen=True)
-class File:
+class MarkedFile:
     """What the marker says of a file."""
 
     bytes: int
@@ -61,12 +61,12 @@ def remove(url: str) -> None:
     storage.remove(url)
 
 
-def marker(url: str) -> dict[str, File]:
+def marker(url: str) -> dict[str, MarkedFile]:
     """The files of the checkpoint in folder `url` by name. Raises TornError, and UserError for another format."""
     try:
         read = json.loads(storage.read(storage.join(url, MARKER)))
         number = int(read.get("format", 1))
-        files = {name: File(int(file["bytes"]), str(file["sha256"])) for name, file in read.get("files", {}).items()}
+        files = {name: MarkedFile(int(file["bytes"]), str(file["sha256"])) for name, file in read.get("files", {}).items()}
     except storage.NotFoundError:
         raise TornError(f"{url} is not a whole checkpoint: it has no {MARKER}") from None
     except (ValueError, TypeError, KeyError, AttributeError):

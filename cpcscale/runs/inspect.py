@@ -11,7 +11,7 @@ from typing import Any
 from cpcscale import storage
 from cpcscale.errors import UserError
 from cpcscale.runs import checkpoint_files
-from cpcscale.runs.ledger import Ledger, State
+from cpcscale.runs.ledger import Ledger, RunState
 from cpcscale.runs.probe_log import Probe, Probes
 
 
@@ -77,7 +77,7 @@ class _Run:
         self._base = place if self.one else storage.join(url, "checkpoints")
         run_dir = place.removesuffix("/checkpoints") if self.one else url
         ledger, self.probes = Ledger(run_dir), Probes(run_dir)
-        self.state = State() if self.one and not inside else ledger.head()
+        self.state = RunState() if self.one and not inside else ledger.head()
         self.published = [each.folder for each in self.state.checkpoints]
         found = {*ledger.folders(), *self.published}
         self.folders = [name] if self.one else sorted(found, key=lambda each: checkpoint_files.numbers(each) or (0, 0))

@@ -24,7 +24,7 @@ from pathlib import Path
 from cpcscale import config
 from cpcscale import storage
 from cpcscale.errors import UserError
-from cpcscale.runs.ledger import Holder, Ledger, OvertakenError, State
+from cpcscale.runs.ledger import RunHolder, Ledger, OvertakenError, RunState
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ class LeaseConfig:
         config.at_least(0.1, **{"lease.ttl_s": self.ttl_s})
 
 
-def this_process(spec: LeaseConfig) -> Holder:
+def this_process(spec: LeaseConfig) -> RunHolder:
     """A holder that is this process."""
     pid = os.getpid()
-    return Holder(
+    return RunHolder(
         id=uuid.uuid4().hex,
         host=socket.gethostname(),
         pid=pid,
@@ -62,7 +62,7 @@ def this_process(spec: LeaseConfig) -> Holder:
     )
 
 
-def free(ledger: Ledger, *, take_over: bool, say: Callable[[str], None], gone: str = "") -> State:
+def free(ledger: Ledger, *, take_over: bool, say: Callable[[str], None], gone: str = "") -> RunState:
     """The state of a run that may be taken. Raises HeldError when its holder lives, unless `take_over`.
 
     A holder whose process on this machine is gone is no holder. One on another machine is watched for as long as its
@@ -116,7 +116,7 @@ class Lease:
     `lost`: another driver was seen to have it.
     """
 
-    def __init__(self, ledger: Ledger, holder: Holder, number: int) -> None:
+    def __init__(self, ledger: Ledger, holder: RunHolder, number: int) -> None:
         self.id = holder.id
         self._ledger, self._holder = ledger, holder
         self._seen, self._looked_s = number, time.monotonic()
@@ -174,7 +174,7 @@ class Lease:
         storage.write(_alive(self._ledger, self._holder), json.dumps({"signs": self._signs}).encode())
 
 
-def _taken(ledger: Ledger, me: Holder, take_over: bool, say: Callable[[str], None], gone: str) -> Lease:
+def _taken(ledger: Ledger, me: RunHolder, take_over: bool, say: Callable[[str], None], gone: str) -> Lease:
     while True:
         state = free(ledger, take_over=take_over, say=say, gone=gone).taken(me)
         if ledger.advance(state) and ledger.leads(state):
@@ -185,7 +185,7 @@ def _taken(ledger: Ledger, me: Holder, take_over: bool, say: Callable[[str], Non
         # A second one that took it in the same moment is a holder like any other.
 
 
-def _seen_alive(ledger: Ledger, holder: Holder) -> bool:
+def _seen_alive(ledger: Ledger, holder: RunHolder) -> bool:
     """Whether the holder gives a sign of life within its time; at once False when it has given the run back."""
     deadline = time.monotonic() + holder.ttl_s
     before = _last_sign(ledger, holder)
@@ -198,18 +198,18 @@ def _seen_alive(ledger: Ledger, holder: Holder) -> bool:
     return False
 
 
-def _last_sign(ledger: Ledger, holder: Holder) -> bytes:
+def _last_sign(ledger: Ledger, holder: RunHolder) -> bytes:
     try:
         return storage.read(_alive(ledger, holder))
     except storage.NotFoundError:
         return b""
 
 
-def _alive(ledger: Ledger, holder: Holder) -> str:
+def _alive(ledger: Ledger, holder: RunHolder) -> str:
     return storage.join(ledger.folder, f"alive-{holder.id}.json")
 
 
-def _lives(holder: Holder) -> bool | None:
+def _lives(holder: RunHolder) -> bool | None:
     """Whether the holder's process lives; None when it runs where this process cannot see it."""
     if not holder.machine or holder.machine != _machine():
         return None

@@ -38,7 +38,7 @@ _ASIDE_S = 10.0
 class OvertakenError(UserError):
     """This process may not publish any more: another one has taken the run over."""
 
-    def __init__(self, run_dir: str, state: State) -> None:
+    def __init__(self, run_dir: str, state: RunState) -> None:
         by = state.holder.described() if state.holder else "another process"
         super().__init__(
             f"{storage.shown(run_dir)} was taken over by {by}: this one stops, and nothing of it is published any more"
@@ -46,7 +46,7 @@ class OvertakenError(UserError):
 
 
 @dataclass(frozen=True)
-class Holder:
+class RunHolder:
     """A driver that a run belongs to, or did.
 
     `machine` and `started` tell its process for sure, where the machine says so (see lease.py); else they are empty.
@@ -67,7 +67,7 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class Published:
+class CheckpointEntry:
     """A checkpoint of the run: its folder's name, its step, and its held-out loss where it was measured."""
 
     folder: str
@@ -76,11 +76,11 @@ class Published:
 
 
 # Of the checkpoints of a line, the new one included, those that stay however old they are.
-Spare: TypeAlias = Callable[[tuple[Published, ...]], Iterable[Published]]
+Spare: TypeAlias = Callable[[tuple[CheckpointEntry, ...]], Iterable[CheckpointEntry]]
 
 
 @dataclass(frozen=True)
-class State:
+class RunState:
     """The state of a run; each method gives the next one, which is true once its entry is created.
 
     `held`: it belongs to `holder`, which else is the last one it belonged to. `writer` is the number of the entry with
@@ -89,32 +89,32 @@ class State:
     """
 
     number: int = 0
-    holder: Holder | None = None
+    holder: RunHolder | None = None
     held: bool = False
     writer: int = 0
-    checkpoints: tuple[Published, ...] = ()
+    checkpoints: tuple[CheckpointEntry, ...] = ()
     best_by: str = "loss"
 
     def is_of(self, holder: str) -> bool:
         """Whether the run belongs to the holder of this id."""
         return self.held and self.holder is not None and self.holder.id == holder
 
-    def taken(self, holder: Holder) -> State:
+    def taken(self, holder: RunHolder) -> RunState:
         """The run belongs to `holder`."""
         return replace(self, number=self.number + 1, holder=holder, held=True, writer=0)
 
-    def released(self) -> State:
+    def released(self) -> RunState:
         """The run belongs to nobody."""
         return replace(self, number=self.number + 1, held=False, writer=0)
 
-    def begun(self, step: int, holder: str, best_by: str = "loss") -> State:
+    def begun(self, step: int, holder: str, best_by: str = "loss") -> RunState:
         """A process goes on from `step` and will publish, in the name of the holder or of none; what is later goes."""
         number = self.number + 1
         stay = tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.step <= step)
         owner = self.holder if self.is_of(holder) else None
-        return State(number, owner, owner is not None, number, stay, best_by)
+        return RunState(number, owner, owner is not None, number, stay, best_by)
 
-    def published(self, new: Published, keep: int, spare: Spare | None = None) -> State:
+    def published(self, new: CheckpointEntry, keep: int, spare: Spare | None = None) -> RunState:
         """The checkpoint is the newest; the newest `keep` stay, and those to `spare`: without it, the first with the
         lowest held-out loss."""
         line = (*(each for each in self.checkpoints if each.step < new.step), new)
@@ -123,7 +123,7 @@ class State:
         return replace(self, number=self.number + 1, checkpoints=tuple(each for each in line if each in stay))
 
 
-def best_of(checkpoints: tuple[Published, ...]) -> Published | None:
+def best_of(checkpoints: tuple[CheckpointEntry, ...]) -> CheckpointEntry | None:
     """The first of those with the lowest held-out loss; None when none has one."""
     losses = [(each.heldout_loss, each) for each in checkpoints if each.heldout_loss is not None]
     finite = [each for each in losses if math.isfinite(each[0])]
@@ -137,11 +137,11 @@ class Ledger:
         self.run_dir = run_dir
         self.folder, self.checkpoints = storage.join(run_dir, "ledger"), storage.join(run_dir, "checkpoints")
 
-    def url(self, checkpoint: Published) -> str:
+    def url(self, checkpoint: CheckpointEntry) -> str:
         """The folder of a checkpoint."""
         return storage.join(self.checkpoints, checkpoint.folder)
 
-    def head(self) -> State:
+    def head(self) -> RunState:
         """The state of the run. Where nothing says it, or a damaged entry, checkpoints that have a marker count."""
         while number := self.highest():
             try:
@@ -153,13 +153,13 @@ class Ledger:
                 break
         # Numbers of entries that are lost stand in the folders' names, and are not given again.
         number = max([number, *(writer for _, writer in self.folders().values())])
-        return State(number, checkpoints=self._scanned())
+        return RunState(number, checkpoints=self._scanned())
 
     def highest(self) -> int:
         """The number of the last entry, 0 without any."""
         return max(self._numbers(), default=0)
 
-    def advance(self, state: State) -> bool:
+    def advance(self, state: RunState) -> bool:
         """Creates the entry of `state`; whether it did. Where not, another process has made a change first."""
         # The same change made by two processes is two entries.
         text = json.dumps({"by": uuid.uuid4().hex, "state": asdict(state)})
@@ -168,7 +168,7 @@ class Ledger:
         except storage.NotFoundError:
             return False  # What was written aside has been cleared away by those who went on.
 
-    def leads(self, state: State) -> bool:
+    def leads(self, state: RunState) -> bool:
         """Whether `state`, just created, is the head.
 
         It is not where others have gone on from it since, or where it was created in a gap that they left.
@@ -181,7 +181,7 @@ class Ledger:
                 storage.remove(self._entry(number))
         return True
 
-    def sweep(self, state: State) -> None:
+    def sweep(self, state: RunState) -> None:
         """Removes the checkpoints that `state` does not name, whole or not. It has been the head since its creation.
 
         No later state names one of them either: it names those of this one, and those of later writers.
@@ -210,14 +210,14 @@ class Ledger:
         found = {name: at for name in names if (at := checkpoint_files.numbers(name))}
         return dict(sorted(found.items(), key=lambda item: item[1]))
 
-    def _scanned(self) -> tuple[Published, ...]:
+    def _scanned(self) -> tuple[CheckpointEntry, ...]:
         found = {}
         for folder, (step, _) in self.folders().items():
             url = storage.join(self.checkpoints, folder)
             with contextlib.suppress(checkpoint_files.TornError):
                 checkpoint_files.marker(url)
                 metrics = checkpoint_files.state(url)["position"].get("metrics", {})
-                found[step] = Published(folder, step, metrics.get("heldout_loss"))
+                found[step] = CheckpointEntry(folder, step, metrics.get("heldout_loss"))
         return tuple(found.values())
 
     def _entry(self, number: int) -> str:
@@ -235,12 +235,12 @@ def _sealed(text: str) -> bytes:
     return f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n".encode()
 
 
-def _parsed(number: int, data: bytes) -> State:
+def _parsed(number: int, data: bytes) -> RunState:
     text = data.decode().partition("\n")[0]
     if _sealed(text) != data:
         raise ValueError("the hash does not match")
     state: dict[str, Any] = json.loads(text)["state"]
-    holder = Holder(**state["holder"]) if state["holder"] else None
-    published = tuple(Published(**each) for each in state["checkpoints"])
+    holder = RunHolder(**state["holder"]) if state["holder"] else None
+    published = tuple(CheckpointEntry(**each) for each in state["checkpoints"])
     best_by = str(state.get("best_by", "loss"))
-    return State(number, holder, bool(state["held"]), int(state["writer"]), published, best_by)
+    return RunState(number, holder, bool(state["held"]), int(state["writer"]), published, best_by)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from cpcscale import storage
 from cpcscale.runs import checkpoint_files
-from cpcscale.runs.ledger import Ledger, Published, State, best_of
+from cpcscale.runs.ledger import Ledger, CheckpointEntry, RunState, best_of
 
 log = logging.getLogger(__name__)
 
@@ -128,13 +128,13 @@ class Probes:
             return list(probes.values())
         return []
 
-    def claim(self, ledger: Ledger, probe_set: ProbeSet, *, every: bool = False) -> Published | None:
+    def claim(self, ledger: Ledger, probe_set: ProbeSet, *, every: bool = False) -> CheckpointEntry | None:
         """The newest checkpoint that is due, put down as being probed, so that it stays; None when that one was probed.
 
         `every`: whether due or not, as at the end of a run, when nothing is published any more. One process claims.
         """
 
-        def newest() -> Published | None:
+        def newest() -> CheckpointEntry | None:
             line = ledger.head().checkpoints
             return next((each for each in reversed(line) if every or probe_set.is_due(each.step)), None)
 
@@ -158,14 +158,14 @@ class Probes:
         self._over.pop(folder, None)
         storage.remove(self._url(folder))
 
-    def best(self, state: State) -> Published | None:
+    def best(self, state: RunState) -> CheckpointEntry | None:
         """The best checkpoint of a run, by what it chooses by: the lowest held-out loss or the highest mean CCC.
 
         Of equals the first; None when none has a figure.
         """
         return self._best(state.checkpoints, [self.of(each.folder) for each in state.checkpoints], state.best_by)
 
-    def spared(self, line: Sequence[Published], best_by: str, probe_set: ProbeSet | None) -> Collection[Published]:
+    def spared(self, line: Sequence[CheckpointEntry], best_by: str, probe_set: ProbeSet | None) -> Collection[CheckpointEntry]:
         """The checkpoints of a line that are kept however old they are: the best, those that are being probed, and of
         those that are due and later than any probe the two newest."""
         # Each is read once: between two looks a probe may be over, and would be neither under way nor the best.
@@ -177,7 +177,7 @@ class Probes:
         return [*([best] if best else []), *running, *waiting[-2:]]
 
     @staticmethod
-    def _best(line: Sequence[Published], known: Sequence[Probe | None], best_by: str) -> Published | None:
+    def _best(line: Sequence[CheckpointEntry], known: Sequence[Probe | None], best_by: str) -> CheckpointEntry | None:
         if best_by == "loss":
             return best_of(tuple(line))
         pairs = zip(line, known, strict=True)

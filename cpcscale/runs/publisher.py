@@ -8,7 +8,7 @@ from functools import partial
 
 from cpcscale.errors import UserError
 from cpcscale.runs import checkpoint_files
-from cpcscale.runs.ledger import Ledger, OvertakenError, Published, State
+from cpcscale.runs.ledger import Ledger, OvertakenError, CheckpointEntry, RunState
 from cpcscale.runs.probe_log import Probes
 
 
@@ -19,7 +19,7 @@ class Publisher:
     """
 
     def __init__(
-        self, ledger: Ledger, seen: State, step: int, *, keep: int, holder: str = "", best_by: str = "loss"
+        self, ledger: Ledger, seen: RunState, step: int, *, keep: int, holder: str = "", best_by: str = "loss"
     ) -> None:
         """Goes on from `step` of the state `seen`, in the name of the driver that holds the run with this id.
 
@@ -43,7 +43,7 @@ class Publisher:
         """
         if self._ledger.highest() != self._state.number:
             raise self._overtaken()
-        new = Published(checkpoint_files.folder_name(step, self._state.writer), step, heldout_loss)
+        new = CheckpointEntry(checkpoint_files.folder_name(step, self._state.writer), step, heldout_loss)
         url = self._ledger.url(new)
         try:
             checkpoint_files.write(url, contents)

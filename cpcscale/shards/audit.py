@@ -12,7 +12,7 @@ import xxhash
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.adoption.read_tar import decoded
-from cpcscale.shards.adoption.tar_members import Member, TarScan
+from cpcscale.shards.adoption.tar_members import TarMember, TarScan
 from cpcscale.shards.index import Index
 from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry, ShardRows
 
@@ -118,7 +118,7 @@ class _Check:
             first = keys[min(at.values())]
             self.found(f"{len(at)} of {len(keys)} members are not in the tar, the first {first}")
 
-    def _member(self, member: Member, rows: ShardRows, row: int) -> None:
+    def _member(self, member: TarMember, rows: ShardRows, row: int) -> None:
         if member.size != rows.size[row]:
             self.found(f"{member.key} has {member.size} bytes, the index says {rows.size[row]}")
         elif xxhash.xxh3_64_intdigest(member.data) != rows.checksum[row]:

@@ -26,7 +26,7 @@ _MERGED = OCTAVE // 4
 _SIZE_CLASSES = 30
 
 
-class Buckets:
+class HashBuckets:
     """(hash, number) pairs of a set of any size: in files, so many that each is sorted in memory."""
 
     def __init__(self, folder: Path, expected: int) -> None:
@@ -53,7 +53,7 @@ class Buckets:
                 yield begins, rows["value"][order]
 
 
-class Sums:
+class SamplesByName:
     """Samples by name, of any number of names."""
 
     def __init__(self, name: str) -> None:
@@ -73,19 +73,19 @@ class Sums:
         return summed.rename_columns([self._name, "samples"]).sort_by([("samples", "descending")])
 
 
-class Tally:
+class AuditTotals:
     """The audits of the tars of one set, added up. `folder` is for what does not stay in memory."""
 
     def __init__(self, index: Index, folder: Path) -> None:
         self._index = index
-        self._recordings = Buckets(folder / "recordings", index.count)
-        self._contents = Buckets(folder / "contents", index.count)
+        self._recordings = HashBuckets(folder / "recordings", index.count)
+        self._contents = HashBuckets(folder / "contents", index.count)
         self._problems: list[str] = []
         self._problem_count = self._unindexed = self._decoded = self._decoded_samples = 0
         self._own_groups = self._excluded = self._excluded_samples = 0
         self._durations = np.zeros(CLASSES, np.int64)
         self._least, self._most = np.iinfo(np.int64).max, 0
-        self._languages, self._groups = Sums("language"), Sums("group")
+        self._languages, self._groups = SamplesByName("language"), SamplesByName("group")
 
     def add(self, done: ShardAudit, recording: np.ndarray, windows: np.ndarray) -> None:
         """The audit of the next tar; `recording` uint64 and `windows` int64: the windows of each recording in it."""

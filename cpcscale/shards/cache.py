@@ -91,14 +91,14 @@ class NoRoomError(Exception):
     """The cache cannot hold a shard now: read its members by range."""
 
 
-class Found(NamedTuple):
+class CachedShard(NamedTuple):
     """A file of the cache: a whole shard, or the part of one."""
 
     path: Path
     whole: bool
 
 
-class StoppedError(Exception):
+class CacheClosedError(Exception):
     """The download of a shard was ended on purpose."""
 
 
@@ -115,12 +115,12 @@ class ShardCache:
                 f"feed.cache.folder={folder} cannot be made ({error.strerror}): name another folder"
             ) from None
 
-    def found(self, digest: str, size: int) -> Found | None:
+    def found(self, digest: str, size: int) -> CachedShard | None:
         """Where the bytes of a shard stand, as far as they are filled; None when there are none."""
         if self.holds(digest, size):
-            return Found(self._folder / digest, True)
+            return CachedShard(self._folder / digest, True)
         part = self._part(digest, size)
-        return Found(part, False) if part.exists() else None
+        return CachedShard(part, False) if part.exists() else None
 
     def holds(self, digest: str, size: int) -> bool:
         """Whether the shard is here whole; it then counts as used now: the least recently used goes first."""
@@ -183,7 +183,7 @@ class ShardCache:
         os.lseek(descriptor, position, os.SEEK_SET)
         for chunk in storage.chunks(url, position):
             if self._stopped.is_set():
-                raise StoppedError
+                raise CacheClosedError
             self._write(descriptor, chunk, part)
             digest.update(chunk)
         return digest.hexdigest()

@@ -40,7 +40,7 @@ _HASHED_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
-class Part:
+class RowsFile:
     """One file of utterance rows: those of the shards `first_shard` and after, up to the next part's."""
 
     path: str
@@ -66,7 +66,7 @@ class Index:
 
     base: str
     shards: pa.Table
-    parts: tuple[Part, ...] = ()
+    parts: tuple[RowsFile, ...] = ()
     memory: pa.Table | None = None
     excluded: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     lineage: tuple[Ancestor, ...] = ()
@@ -91,7 +91,7 @@ class Index:
         marker = _marker(base)
         try:
             shards, excluded = _read_shards(base, marker["shards_path"]), _read_excluded(base, marker["excluded_path"])
-            parts = tuple(Part(str(part["path"]), int(part["first_shard"])) for part in marker["parts"])
+            parts = tuple(RowsFile(str(part["path"]), int(part["first_shard"])) for part in marker["parts"])
             lineage = tuple(Ancestor(**entry) for entry in marker["lineage"])
             index = cls(base, shards, parts, None, excluded, lineage)
             same = (index.contents, index.fingerprint) == (marker["contents"], marker["fingerprint"])
@@ -228,7 +228,7 @@ class Index:
         return rows.take(np.arange(rows.num_rows))
 
     @contextlib.contextmanager
-    def _reading(self, part: Part) -> Iterator[pq.ParquetFile]:
+    def _reading(self, part: RowsFile) -> Iterator[pq.ParquetFile]:
         """The open file of a part, for one thread at a time; the newest few stay open, for a footer is a request."""
         url, files = storage.join(self.base, part.path), self.__dict__["_files"]
         with self.__dict__["_lock"]:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from cpcscale import storage
 from cpcscale.errors import UserError, nearest
-from cpcscale.shards.index import FORMAT, MARKER, Ancestor, Index, Part
+from cpcscale.shards.index import FORMAT, MARKER, Ancestor, Index, RowsFile
 from cpcscale.shards.rows import GROUP_ROWS, SHARD_COLUMNS, UTTERANCE_COLUMNS, ShardEntry
 
 _TAR, _ANY_SHARD = ".tar", -1
@@ -39,7 +39,7 @@ class IndexWriter:
     def __init__(self, base: str, after: Index | None = None) -> None:
         self._base, self._after = base, after
         self._name = uuid.uuid4().hex[:8]
-        self._parts: list[Part] = list(after.parts) if after else []
+        self._parts: list[RowsFile] = list(after.parts) if after else []
         self._shards: list[dict[str, Any]] = []
         self._tables: list[pa.Table] = []
         self._count = after.shards.num_rows if after else 0
@@ -117,7 +117,7 @@ class IndexWriter:
             aside = stack.enter_context(storage.publishing(storage.join(self._base, path)))
             self._file = stack.enter_context(pq.ParquetWriter(aside, UTTERANCE_COLUMNS))
             self._part = stack.pop_all()
-        self._parts.append(Part(path, self._count))
+        self._parts.append(RowsFile(path, self._count))
         self._rows_in_part = self._groups_in_part = self._block = 0
 
     def _write_group(self) -> None:

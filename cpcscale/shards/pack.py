@@ -22,21 +22,21 @@ from cpcscale.shards.index import MARKER, Index
 from cpcscale.shards.index_writer import IndexWriter
 from cpcscale.shards.packing import quarantine
 from cpcscale.shards.packing.assignment import HEAD, NOTES, TABLE, Assignment, PackConfig
-from cpcscale.shards.packing.folder_lock import Claim
-from cpcscale.shards.packing.headers import Chunks, probe_sources
+from cpcscale.shards.packing.folder_lock import FolderLock
+from cpcscale.shards.packing.headers import FileChunks, read_headers
 from cpcscale.shards.packing.quarantine import Quarantine
-from cpcscale.shards.packing.sources import Files, Source, find_sources
+from cpcscale.shards.packing.sources import AudioFile, AudioFiles, find_audio
 from cpcscale.shards.packing.splits import HELDOUT, TRAIN, UNSEEN
 from cpcscale.shards.packing.write_tars import pack_task
 from cpcscale.shards.tasks import RunTasks, in_turn
 
-__all__ = ["HELDOUT", "TRAIN", "UNSEEN", "PackConfig", "Packed", "pack", "pack_sources"]
+__all__ = ["HELDOUT", "TRAIN", "UNSEEN", "PackConfig", "PackedSets", "pack", "pack_sources"]
 
 _AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedSets:
     """What a pack made: the index of each split; how many files, and pieces of other recordings, are left out."""
 
     target: str
@@ -50,18 +50,18 @@ class Packed:
         return list(quarantine.read(self.target))
 
 
-def pack(source: str, target: str, config: PackConfig, run: RunTasks = in_turn) -> Packed:
+def pack(source: str, target: str, config: PackConfig, run: RunTasks = in_turn) -> PackedSets:
     """Packs the audio tree at `source` into shard sets `target/train`, `/heldout` and `/unseen`.
 
     Runs again without work when the same pack is complete. Raises UserError for a source without audio, an unknown
     speaker in `unseen_groups`, or a target that holds another pack.
     """
-    return pack_sources(find_sources(source, config), target, config, run)
+    return pack_sources(find_audio(source, config), target, config, run)
 
 
-def pack_sources(sources: Sequence[Source], target: str, config: PackConfig, run: RunTasks = in_turn) -> Packed:
+def pack_sources(sources: Sequence[AudioFile], target: str, config: PackConfig, run: RunTasks = in_turn) -> PackedSets:
     """`pack` of an explicit list of files, whose names are all different."""
-    files = sources if isinstance(sources, Files) else Files.of(sources)
+    files = sources if isinstance(sources, AudioFiles) else AudioFiles.of(sources)
     with Quarantine() as left_out, contextlib.ExitStack() as stack:
         samples = _probe(files, left_out, run)
         usable = samples >= 0
@@ -72,7 +72,7 @@ def pack_sources(sources: Sequence[Source], target: str, config: PackConfig, run
         assignment = Assignment(target, config, files, samples)
         for below in (NOTES, *(f"{split}/utterances" for split in assignment.splits)):
             stack.enter_context(storage.undoing_folders(storage.join(target, below)))
-        claim = stack.enter_context(Claim(_made(target)))
+        claim = stack.enter_context(FolderLock(_made(target)))
         assignment.write()
         if assignment.resumed:
             claim.clean([*assignment.splits, NOTES], MARKER)
@@ -81,18 +81,18 @@ def pack_sources(sources: Sequence[Source], target: str, config: PackConfig, run
         return complete or _pack_shards(target, assignment, left_out, run)
 
 
-def _probe(files: Files, left_out: Quarantine, run: RunTasks) -> np.ndarray:
+def _probe(files: AudioFiles, left_out: Quarantine, run: RunTasks) -> np.ndarray:
     """int64 [files]: the length of each at 16 kHz, -1 for those left out."""
     samples = np.empty(len(files), np.int64)
     at = 0
-    for probed in run(probe_sources, Chunks(files), what="reading headers", unit="groups of files"):
+    for probed in run(read_headers, FileChunks(files), what="reading headers", unit="groups of files"):
         samples[at : at + len(probed.samples)] = probed.samples
         at += len(probed.samples)
         left_out.add(probed.left_out)
     return samples
 
 
-def _pack_shards(target: str, assignment: Assignment, left_out: Quarantine, run: RunTasks) -> Packed:
+def _pack_shards(target: str, assignment: Assignment, left_out: Quarantine, run: RunTasks) -> PackedSets:
     trained_on = False
     with contextlib.ExitStack() as stack:
         writers = {split: stack.enter_context(IndexWriter(storage.join(target, split))) for split in assignment.splits}
@@ -107,7 +107,7 @@ def _pack_shards(target: str, assignment: Assignment, left_out: Quarantine, run:
         left_out.publish(target)
         indexes = {split: writer.publish() for split, writer in writers.items()}
     _remove_notes(target)
-    return Packed(target, indexes, left_out.files, left_out.pieces)
+    return PackedSets(target, indexes, left_out.files, left_out.pieces)
 
 
 def _remove_notes(target: str) -> None:
@@ -138,7 +138,7 @@ def _nothing_left(target: str, assignment: Assignment, left_out: Quarantine) -> 
     )
 
 
-def _complete(target: str, assignment: Assignment) -> Packed | None:
+def _complete(target: str, assignment: Assignment) -> PackedSets | None:
     """The pack as it stands when every index is published and every tar is there; no tar is read."""
     splits, left_out = {}, [0, 0]
     try:
@@ -152,7 +152,7 @@ def _complete(target: str, assignment: Assignment) -> Packed | None:
     except (UserError, KeyError):
         return None
     _remove_notes(target)
-    return Packed(target, splits, *left_out)
+    return PackedSets(target, splits, *left_out)
 
 
 def _made(target: str) -> Path | None:

@@ -20,13 +20,13 @@ import xxhash
 
 from cpcscale import storage
 from cpcscale.errors import UserError
-from cpcscale.shards.cache import NoRoomError, ShardCache, StoppedError
+from cpcscale.shards.cache import CacheClosedError, NoRoomError, ShardCache
 from cpcscale.shards.index import Index
 from cpcscale.shards.rows import ShardRows
-from cpcscale.time_by_name import Account
+from cpcscale.time_by_name import TimeByName
 
 
-class Held:
+class OpenShard:
     """An open file of which members are read by range. Safe between threads; closed by its last reference.
 
     `whole`: a finished file of the cache, which nobody ever writes to again: it is mapped, and its members are not
@@ -70,15 +70,15 @@ class ShardReader:
     """
 
     def __init__(
-        self, index: Index, cache: ShardCache | None = None, *, keep: int = 64, account: Account | None = None
+        self, index: Index, cache: ShardCache | None = None, *, keep: int = 64, account: TimeByName | None = None
     ) -> None:
-        self.index, self.account = index, account or Account()
+        self.index, self.account = index, account or TimeByName()
         _allow_open_files(2 * keep)
         self._cache, self._keep = cache, keep
         self._local = storage.local_path(index.base) is not None
         self._lock = threading.Lock()
         self._rows: OrderedDict[int, ShardRows] = OrderedDict()
-        self._files: OrderedDict[int, Held] = OrderedDict()
+        self._files: OrderedDict[int, OpenShard] = OrderedDict()
         # When a shard may be fetched (again): never while a thread is at it.
         self._not_before: dict[int, float] = {}
         # The shards that wait for a thread, in order; those that one is at, since when; how fast the last one came.
@@ -177,7 +177,7 @@ class ShardReader:
         first = int(rows.offset[row])
         return storage.read(self.index.url(rows.shard), first, first + int(rows.size[row]))
 
-    def _held(self, rows: ShardRows, end: int) -> Held | None:
+    def _held(self, rows: ShardRows, end: int) -> OpenShard | None:
         """The shard's file on this node when it holds its first `end` bytes."""
         shard = rows.shard
         with self._lock:
@@ -217,7 +217,7 @@ class ShardReader:
             rate = filled / (now - began)
         return end - filled + ahead_bytes / _FILLERS < rate * _NEAR_S
 
-    def _awaited(self, rows: ShardRows, end: int) -> Held | None:
+    def _awaited(self, rows: ShardRows, end: int) -> OpenShard | None:
         """The shard's file once a fill of this process is at byte `end`; None when that is not near."""
         while self._is_near(rows.shard, end):
             time.sleep(_POLL_S)
@@ -225,12 +225,12 @@ class ShardReader:
                 return held
         return self._held(rows, end)
 
-    def _open(self, shard: int) -> Held | None:
+    def _open(self, shard: int) -> OpenShard | None:
         if self._local:
             path = storage.local_path(self.index.url(shard))
             assert path
             try:
-                return Held(path, whole=False)
+                return OpenShard(path, whole=False)
             except OSError as error:
                 raise UserError(
                     f"{path} cannot be read ({error.strerror}): restore the shard, or index the folder without it"
@@ -239,7 +239,7 @@ class ShardReader:
             return None
         with contextlib.suppress(OSError):
             found = self._cache.found(self._digest(shard), self._size(shard))
-            return Held(found.path, whole=found.whole) if found else None
+            return OpenShard(found.path, whole=found.whole) if found else None
         return None
 
     def _forget(self, shard: int, *, drop: bool) -> None:
@@ -271,7 +271,7 @@ class ShardReader:
         except (UserError, OSError) as error:
             log.warning("caching failed, reading members one by one: %s", error)
             wait_s = 5 * _AGAIN_S
-        except StoppedError:
+        except CacheClosedError:
             pass
         finally:
             with self._lock:

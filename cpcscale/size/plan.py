@@ -15,18 +15,18 @@ import numpy as np
 from cpcscale import audio, storage
 from cpcscale.cluster.pretrain_config import PretrainConfig, absolute
 from cpcscale.cluster.pretrain_data import open_data
-from cpcscale.model.cost import facts
+from cpcscale.model.cost import network_cost
 from cpcscale.shards.index import Index
 from cpcscale.size.machines import Machines
 from cpcscale.size.rates import Rates, needs_gpu, rates
 from cpcscale.stream import window
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train.resume import total_steps
 from cpcscale.train.setup import Data
 
 
-def size(config: PretrainConfig, machines: Machines, given: Rates) -> Sizes:
+def run_size(config: PretrainConfig, machines: Machines, given: Rates) -> RunSize:
     """The sizes of a run from its first step on, on these machines; rates of 0 are measured, on this one.
 
     Writes nothing. Raises UserError for workers without a lane, without shards, and for the rate of GPUs where there is
@@ -39,9 +39,9 @@ def size(config: PretrainConfig, machines: Machines, given: Rates) -> Sizes:
         needs_gpu(config, given)
     data = open_data(config)
     windows = shard_windows(data.train, config.window)
-    order = Order(windows, config.seed, config.train.lanes, config.train.batch)
+    order = RunOrder(windows, config.seed, config.train.lanes, config.train.batch)
     speed = rates(config, data.train, windows, workers, machines.on_node(config), machines.cores_per_node, given)
-    return sizes(config, data, order, machines, speed)
+    return _run_size(config, data, order, machines, speed)
 
 
 _NUMBER_BYTES = 4
@@ -53,7 +53,7 @@ _COPIES = 3
 
 
 @dataclass(frozen=True)
-class Speech:
+class SpeechSize:
     """What there is to learn from; GB are decimal."""
 
     hours: float
@@ -65,7 +65,7 @@ class Speech:
 
 
 @dataclass(frozen=True)
-class Reading:
+class StoreReading:
     """What a node reads of an object store: while its cache fills, and once it is full; 0 on a local disk. MB and GB
     are decimal."""
 
@@ -78,12 +78,12 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What `sizes` finds. `steps_s` are the seconds of a step that each part takes, of which `bottleneck` takes most;
+class RunSize:
+    """`steps_s` are the seconds of a step that each part takes, of which `bottleneck` takes most;
     MB are decimal."""
 
-    speech: Speech
-    reading: Reading
+    speech: SpeechSize
+    reading: StoreReading
     workers: int
     windows_per_worker: int
     lanes_per_node: int
@@ -106,12 +106,12 @@ class Sizes:
     checkpoint_every_s: float
 
 
-def sizes(config: PretrainConfig, data: Data, order: Order, machines: Machines, speed: Rates) -> Sizes:
+def _run_size(config: PretrainConfig, data: Data, order: RunOrder, machines: Machines, speed: Rates) -> RunSize:
     """`order` is that of the run. See the module."""
     workers, on_node, train = machines.workers(config), machines.on_node(config), config.train
     # Lanes that do not divide leave some workers with one more, and all wait for these.
     share = order.lanes.per_step * -(-train.lanes // workers)
-    network = facts(config.model, config.window.samples, min(train.micro_batch or share, share))
+    network = network_cost(config.model, config.window.samples, min(train.micro_batch or share, share))
     weights_mb = _NUMBER_BYTES * network.parameters.total / 1e6
     heard_s = share * _heard_s(data.train, config)
     decoding_s, updating_s = heard_s / speed.decode, share * config.window.seconds / speed.update
@@ -126,7 +126,7 @@ def sizes(config: PretrainConfig, data: Data, order: Order, machines: Machines, 
     step_s, steps = parts[bottleneck], total_steps(config, order)
     validation_s = _validated_s(config, data, steps) / (workers * speed.update) * _FORWARD
     run_s = steps * step_s + validation_s
-    return Sizes(
+    return RunSize(
         speech=_speech(data.train, order, train.lanes),
         reading=_reading(config, data.train, machines.nodes, heard_s * on_node / step_s),
         workers=workers,
@@ -165,21 +165,21 @@ def _parts(
     }
 
 
-def _speech(index: Index, order: Order, lanes: int) -> Speech:
+def _speech(index: Index, order: RunOrder, lanes: int) -> SpeechSize:
     shards = index.shards.num_rows
     hours, gb = index.duration_s / 3600, _mb(index) / 1e3
-    return Speech(hours, gb, shards, shards / lanes, order.lanes.windows, order.lanes.steps_per_epoch)
+    return SpeechSize(hours, gb, shards, shards / lanes, order.lanes.windows, order.lanes.steps_per_epoch)
 
 
-def _reading(config: PretrainConfig, index: Index, nodes: int, audio_s_per_s: float) -> Reading:
+def _reading(config: PretrainConfig, index: Index, nodes: int, audio_s_per_s: float) -> StoreReading:
     """Of a node that hears so much. Every epoch shuffles the shards over the lanes, so any of them may be needed."""
     if storage.local_path(index.base):
-        return Reading(0.0, 0.0, 0.0, 0.0, 0.0)
+        return StoreReading(0.0, 0.0, 0.0, 0.0, 0.0)
     cache, largest = config.feed.cache, int(index.shards["bytes"].to_numpy().max())
     share = min(1.0, cache.max_bytes / 1e6 / _mb(index))
     mb_per_s = audio_s_per_s * _mb(index) / index.duration_s
     least = cache.least_bytes(-(-config.train.lanes // nodes), largest)
-    return Reading(mb_per_s, mb_per_s * (1 - share), least / 1e9, cache.max_bytes / 1e9, share)
+    return StoreReading(mb_per_s, mb_per_s * (1 - share), least / 1e9, cache.max_bytes / 1e9, share)
 
 
 def _heard_s(index: Index, config: PretrainConfig) -> float:

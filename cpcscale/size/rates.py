@@ -12,13 +12,13 @@ import torch
 
 from cpcscale import config as configs
 from cpcscale import storage
-from cpcscale.bench.updates import Updates
+from cpcscale.bench.updates import UpdateBench
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.errors import UserError
 from cpcscale.progress import note
 from cpcscale.shards.index import Index
 from cpcscale.stream.feed import FeedSource, ThreadFeed
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.train.ranks import Ranks
 
 _UPDATES = 2
@@ -107,7 +107,7 @@ def _rehearsal(recipe: PretrainConfig, index: Index, fed: bool, ranks: Ranks) ->
     No medians: what comes now and then and takes the cores is part of a run.
     """
     storage.configure(recipe.storage)
-    updates, count = Updates(recipe, index, ranks, _UPDATES), _UPDATES
+    updates, count = UpdateBench(recipe, index, ranks, _UPDATES), _UPDATES
     if fed:
         count = max(_UPDATES, math.ceil(_FED_S / _most_s(ranks, updates.fed().wall_s) * _UPDATES))
     updating_s = spent_s = audio_s = decoding_s = 0.0
@@ -132,7 +132,7 @@ def _most_s(ranks: Ranks, seconds: float) -> float:
 def _decoding(config: PretrainConfig, index: Index, windows: np.ndarray) -> float:
     """Of one thread over the shards that the run reads, without its waits for disk or store."""
     spec = replace(config.feed, prefetch=1)
-    order = Order(windows, config.seed, lanes=1, batch=1)
+    order = RunOrder(windows, config.seed, lanes=1, batch=1)
     feed = ThreadFeed(FeedSource(index, order, config.window, spec), [0], 0, threads=1)
     try:
         audio_s = spent_s = 0.0

@@ -25,7 +25,7 @@ import fsspec
 from cpcscale import config
 from cpcscale.errors import UserError
 from cpcscale.storage import ranged, s3_requests
-from cpcscale.storage.s3_requests import Counters, StorageConfig
+from cpcscale.storage.s3_requests import StorageConfig, TrafficCounts
 
 _SCHEMES = ("file", "s3")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -54,7 +54,7 @@ def in_job_folder(path: str | Path) -> bool:
     return "_ray_pkg_" in absolute(str(path))
 
 
-def counters() -> Counters:
+def counters() -> TrafficCounts:
     """What this process has moved to and from object stores so far; local files are not counted."""
     return s3_requests.TALLY.now()
 
@@ -126,7 +126,7 @@ def opened(url: str) -> io.RawIOBase | io.BufferedReader:
             filesystem._call_s3.get(bucket, key, start, stop, etag), filesystem.loop
         )
 
-    return ranged.Ranged(count, send_for, partial(_failures, url))
+    return ranged.RangedFile(count, send_for, partial(_failures, url))
 
 
 def chunks(url: str, start: int = 0, chunk_bytes: int = _PART_BYTES) -> Iterator[bytes]:
@@ -140,7 +140,7 @@ def chunks(url: str, start: int = 0, chunk_bytes: int = _PART_BYTES) -> Iterator
         if start > count:
             raise UserError(f"{url} has {count} bytes and none at {start} to go on with: it was replaced, begin anew")
         file.seek(start)
-        if isinstance(file, ranged.Ranged):
+        if isinstance(file, ranged.RangedFile):
             yield from file.chunks(chunk_bytes)
         else:
             yield from iter(partial(file.read, chunk_bytes), b"")

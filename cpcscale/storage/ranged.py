@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Any
 
 
-class Ranged(io.RawIOBase):
+class RangedFile(io.RawIOBase):
     """An object of `size` bytes as a file: each read is one range, sent for by `send_for(start, stop)`.
 
     What a range raises goes through the context manager that `failures` gives.

@@ -62,7 +62,7 @@ class StorageConfig:
 
 
 @dataclass(frozen=True)
-class Counters:
+class TrafficCounts:
     """What went to and from object stores in this process; `later - earlier` is what happened between."""
 
     requests: int = 0
@@ -76,14 +76,14 @@ class Counters:
     seconds: float = 0.0
     """Seconds in tries, added up over requests at the same time; pauses between tries are not in it."""
 
-    def __add__(self, other: Counters) -> Counters:
-        return Counters(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+    def __add__(self, other: TrafficCounts) -> TrafficCounts:
+        return TrafficCounts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
-    def __sub__(self, earlier: Counters) -> Counters:
-        return Counters(*(getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__))
+    def __sub__(self, earlier: TrafficCounts) -> TrafficCounts:
+        return TrafficCounts(*(getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__))
 
 
-class Tally:
+class TrafficTotals:
     """Counts from many threads."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class Tally:
 
     def reset(self) -> None:
         """Starts at zero with a lock of its own, as a forked process must."""
-        self._lock, self._now = threading.Lock(), Counters()
+        self._lock, self._now = threading.Lock(), TrafficCounts()
 
     def add(self, **more: float) -> None:
         with self._lock:
@@ -99,11 +99,11 @@ class Tally:
                 self._now, **{name: getattr(self._now, name) + value for name, value in more.items()}
             )
 
-    def now(self) -> Counters:
+    def now(self) -> TrafficCounts:
         return self._now
 
 
-TALLY = Tally()
+TALLY = TrafficTotals()
 os.register_at_fork(after_in_child=TALLY.reset)
 
 
@@ -189,7 +189,7 @@ def answer(error: BaseException) -> tuple[int, str]:
     return 0, ""
 
 
-class Body:
+class FetchedBody:
     """A body that has arrived, where s3fs expects one to be read."""
 
     def __init__(self, data: bytes) -> None:
@@ -258,7 +258,7 @@ class Requests:
                 reply = await self._call(method, *defaults, **request)
                 if method == "get_object":
                     bound.reschedule(clock() + limit_s + reply["ContentLength"] / SLOWEST_BYTES_PER_S)
-                    reply["Body"] = Body(await _arrived(reply, request.get("Range", "")))
+                    reply["Body"] = FetchedBody(await _arrived(reply, request.get("Range", "")))
                 return reply
         except TimeoutError as error:
             if bound.expired():

@@ -59,7 +59,7 @@ class Batch:
         return float(self.samples_B.sum()) / audio.RATE_HZ
 
 
-class Draft:
+class UnfilledBatch:
     """The arrays of a batch (see Batch), the place of each row's window in its utterance, and what is on its way."""
 
     def __init__(self, step: int, epoch: int, wave_BS: np.ndarray) -> None:
@@ -85,9 +85,9 @@ class WindowReader:
         self._shards, self._spec, self._seed = shards, spec, seed
         self._waves = _Arrays()
 
-    def draft(self, step: int, epoch: int, shard_B: np.ndarray, ordinal_B: np.ndarray) -> Draft:
+    def draft(self, step: int, epoch: int, shard_B: np.ndarray, ordinal_B: np.ndarray) -> UnfilledBatch:
         """A draft of these windows, -1 marking padding; members that are not on this node are on their way."""
-        draft = Draft(step, epoch, self._waves.empty((len(shard_B), self._spec.samples)))
+        draft = UnfilledBatch(step, epoch, self._waves.empty((len(shard_B), self._spec.samples)))
         for shard in np.unique(shard_B[shard_B != PADDING]).tolist():
             here = np.flatnonzero(shard_B == shard)
             rows = self._shards.rows(shard)
@@ -108,7 +108,7 @@ class WindowReader:
                 draft.asked_B[slot] = self._shards.ask(*place)
         return draft
 
-    def fill(self, draft: Draft, rows: range) -> None:
+    def fill(self, draft: UnfilledBatch, rows: range) -> None:
         """Reads and decodes these rows of a draft. Raises UserError for data that cannot be had, or has changed."""
         account, repeat = self._shards.account, self._spec.kind == "crop"
         for slot in rows:
@@ -129,7 +129,7 @@ class WindowReader:
                 wave_S[count:] = 0
             account.mark("collate")
 
-    def _bad(self, draft: Draft, slot: int, rows: ShardRows, row: int, error: audio.AudioError) -> BadWindow:
+    def _bad(self, draft: UnfilledBatch, slot: int, rows: ShardRows, row: int, error: audio.AudioError) -> BadWindow:
         shard = self._shards.index.shards["path"][rows.shard].as_py()
         key = str(rows.table["key"][row].as_py())
         place = int(draft.utterance_B[slot]), int(draft.number_B[slot])

@@ -44,7 +44,7 @@ def permutation(size: int, *keys: int) -> np.ndarray:
     return np.argsort(mix(np.arange(size), *keys), kind="stable")
 
 
-class Plan:
+class EpochOrder:
     """The order of every epoch of a set whose shards have `windows` int64 [shards] windows."""
 
     def __init__(self, windows: np.ndarray, seed: int) -> None:

@@ -20,12 +20,12 @@ from cpcscale.shards import cache
 from cpcscale.shards.cache import CacheConfig
 from cpcscale.shards.index import Index
 from cpcscale.shards.reader import ShardReader
-from cpcscale.storage import Counters
-from cpcscale.stream.batch import Batch, Draft, WindowReader
+from cpcscale.storage import TrafficCounts
+from cpcscale.stream.batch import Batch, UnfilledBatch, WindowReader
 from cpcscale.stream.lanes import PADDING
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
-from cpcscale.time_by_name import Account
+from cpcscale.time_by_name import TimeByName
 
 _WANT_EVERY_S = 1.0
 
@@ -65,7 +65,7 @@ class Feed(Protocol):
     def seconds(self) -> dict[str, float]:
         """Seconds of the decode threads so far: wait, fetch, verify, decode, collate."""
 
-    def traffic(self) -> Counters:
+    def traffic(self) -> TrafficCounts:
         """What the processes that make the batches have moved to and from object stores so far."""
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class FeedSource:
     """All that the batches of a run are a function of, and the way they are fetched."""
 
     index: Index
-    order: Order
+    order: RunOrder
     spec: WindowConfig
     config: FeedConfig
 
@@ -91,7 +91,7 @@ class ThreadFeed:
     def __init__(
         self, source: FeedSource, lanes: Sequence[int], start: int, *, threads: int, lanes_on_node: int | None = None
     ) -> None:
-        self.account = Account()
+        self.account = TimeByName()
         largest = int(source.index.shards["bytes"].to_numpy().max(initial=0))
         kept = cache.choose(source.config.cache, source.index.base, lanes_on_node or len(lanes), largest)
         keep = len(lanes) * (2 + source.config.cache.ahead) + 8
@@ -100,7 +100,7 @@ class ThreadFeed:
         self._order, self._lanes, self._step = source.order, list(lanes), start
         self._threads, self._ahead = threads, 1 + source.config.cache.ahead
         self._slots = threading.Semaphore(source.config.prefetch)
-        self._made: queue.SimpleQueue[tuple[Draft, list[Future[None]]] | Exception] = queue.SimpleQueue()
+        self._made: queue.SimpleQueue[tuple[UnfilledBatch, list[Future[None]]] | Exception] = queue.SimpleQueue()
         self._failed: Exception | None = None
         self._closed = threading.Event()
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -129,7 +129,7 @@ class ThreadFeed:
     def seconds(self) -> dict[str, float]:
         return self.account.seconds()
 
-    def traffic(self) -> Counters:
+    def traffic(self) -> TrafficCounts:
         return storage.counters()
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ class ThreadFeed:
         self._shards.want([shard for shards in by_turn for shard in shards])
         return by_turn[0]
 
-    def _submit(self, draft: Draft) -> None:
+    def _submit(self, draft: UnfilledBatch) -> None:
         rows = len(draft.wave_BS)
         # Two pieces a thread level out rows of different cost; a single thread needs none of it.
         count = 1 if self._threads == 1 else min(rows, 2 * self._threads)
@@ -172,7 +172,7 @@ class ThreadFeed:
         pieces = [self._decoders.submit(self._fill, draft, range(*cut)) for cut in pairwise(cuts)]
         self._made.put((draft, pieces))
 
-    def _fill(self, draft: Draft, rows: range) -> None:
+    def _fill(self, draft: UnfilledBatch, rows: range) -> None:
         self.account.mark("wait")
         self._reader.fill(draft, rows)
 

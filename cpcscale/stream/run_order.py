@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cpcscale.stream.epoch_order import Plan
+from cpcscale.stream.epoch_order import EpochOrder
 from cpcscale.stream.lanes import PADDING, Lanes
 
 
@@ -24,7 +24,7 @@ class Chapter:
     shards: int
 
 
-class Order:
+class RunOrder:
     """What each lane gives to each step. `windows` int64 [shards]: the windows of every shard of the newest version."""
 
     def __init__(
@@ -32,7 +32,7 @@ class Order:
     ) -> None:
         self.chapters = tuple(chapters) or (Chapter(0, 0, len(windows)),)
         self.batch, self.seed = batch, seed
-        self._plans = [Plan(windows[: chapter.shards], seed) for chapter in self.chapters]
+        self._plans = [EpochOrder(windows[: chapter.shards], seed) for chapter in self.chapters]
         self._lanes = [Lanes(plan.total, lanes, batch) for plan in self._plans]
 
     @property
@@ -41,7 +41,7 @@ class Order:
         return self._lanes[-1]
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> EpochOrder:
         """The plan of the newest chapter."""
         return self._plans[-1]
 

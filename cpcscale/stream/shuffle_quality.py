@@ -16,7 +16,7 @@ from cpcscale.stream.epoch_order import mix
 
 
 @dataclass(frozen=True)
-class Shuffle:
+class ShuffleQuality:
     """Pairs of one recording in a global batch: the mean over `batches` of the plan, and the perfect shuffle's.
 
     `error` is the standard error of the plan's mean, of sampled batches; `exact` is true for all of an epoch.
@@ -54,10 +54,10 @@ def chosen_steps(steps: int, most: int, seed: int) -> np.ndarray:
     return np.sort(np.argsort(mix(np.arange(steps), seed), kind="stable")[:most])
 
 
-def measured(found: Iterable[tuple[int, int]], windows: int, same: int, exact: bool) -> Shuffle:
+def measured(found: Iterable[tuple[int, int]], windows: int, same: int, exact: bool) -> ShuffleQuality:
     """The figure of batches whose (rows that count, pairs) are `found`; `windows` and `same` as in perfect_pairs."""
     rows, pairs_found = np.array(list(found), np.int64).reshape(-1, 2).T
     count = max(1, len(rows))
     perfect = sum(perfect_pairs(int(batch), windows, same) for batch in rows) / count
     error = 0.0 if exact or count < 2 else float(pairs_found.std(ddof=1)) / count**0.5
-    return Shuffle(float(pairs_found.sum()) / count, perfect, error, len(rows), exact)
+    return ShuffleQuality(float(pairs_found.sum()) / count, perfect, error, len(rows), exact)

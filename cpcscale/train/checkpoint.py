@@ -25,7 +25,7 @@ from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, ModelConfig, build
 from cpcscale.runs import checkpoint_files
 from cpcscale.runs.checkpoint_files import STATE, TENSORS
-from cpcscale.runs.ledger import Ledger, State
+from cpcscale.runs.ledger import Ledger, RunState
 from cpcscale.runs.probe_log import Probes, ProbeSet
 from cpcscale.train.ema import Ema
 from cpcscale.train.ema import weights as ema_weights
@@ -38,7 +38,7 @@ _NETWORK = "model."
 
 
 @dataclass
-class Position:
+class RunPosition:
     """What of a run is neither weights nor config: where it stands and what it has seen.
 
     A field is set anew or added to; what was put into one is never changed.
@@ -66,23 +66,25 @@ class Position:
     # The newest logged [step, metrics], for a tracker that missed some when its process died.
     records: list[list[Any]] = field(default_factory=list)
 
-    def copied(self) -> Position:
+    def copied(self) -> RunPosition:
         """The position as it is now, whatever is added to this one later."""
         return dataclasses.replace(self, **{each.name: copy.copy(getattr(self, each.name)) for each in fields(self)})
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestoredCheckpoint:
     """A verified checkpoint in memory."""
 
     url: str
     tensors: dict[str, dict[str, Tensor]]
-    position: Position
+    position: RunPosition
     # What the run's checkpoints were probed on, as a dict; empty when they were not.
     probe_set: dict[str, Any] = field(default_factory=dict)
 
 
-def contents(tensors: Tensors, position: Position, spec: object, probe_set: ProbeSet | None = None) -> dict[str, bytes]:
+def contents(
+    tensors: Tensors, position: RunPosition, spec: object, probe_set: ProbeSet | None = None
+) -> dict[str, bytes]:
     """The files of a checkpoint by name; `spec` is the config of the run, whose secrets are left out.
 
     `probe_set` is what its checkpoints are probed on: whoever holds one may have chosen it by that.
@@ -98,7 +100,7 @@ def contents(tensors: Tensors, position: Position, spec: object, probe_set: Prob
     return {**found, STATE: json.dumps(state).encode()}
 
 
-def newest(ledger: Ledger, state: State) -> Restored | None:
+def newest(ledger: Ledger, state: RunState) -> RestoredCheckpoint | None:
     """The newest whole checkpoint of this state of a run, or None; a torn one is skipped with a warning.
 
     A store that fails raises.
@@ -111,7 +113,7 @@ def newest(ledger: Ledger, state: State) -> Restored | None:
     return None
 
 
-def read(url: str) -> Restored:
+def read(url: str) -> RestoredCheckpoint:
     """The checkpoint in folder `url`, every file checked against the marker. Raises TornError when it is not whole."""
     found = checkpoint_files.contents(url)
     state = checkpoint_files.parsed(url, found[STATE])
@@ -120,7 +122,7 @@ def read(url: str) -> Restored:
         tensors = {
             name.removesuffix(TENSORS): load_tensors(data) for name, data in found.items() if name.endswith(TENSORS)
         }
-        return Restored(url, tensors, Position(**position), probe_set)
+        return RestoredCheckpoint(url, tensors, RunPosition(**position), probe_set)
     except SafetensorError as error:
         raise UserError(f"{url} holds tensors that cannot be read: {error}") from None
     except TypeError as error:
@@ -141,7 +143,9 @@ def tensors_of(
     return parts | ({"ema": ema.state()} if ema else {})
 
 
-def restore(restored: Restored, contrast: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None) -> None:
+def restore(
+    restored: RestoredCheckpoint, contrast: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None
+) -> None:
     """Puts the weights, the optimiser's state and the mean weights back in place."""
     network = {f"{_NETWORK}{name}": tensor for name, tensor in restored.tensors["model"].items()}
     contrast.load_state_dict(network | restored.tensors["objective"])
@@ -177,7 +181,7 @@ def load_encoder(url: str, which: Literal["newest", "best"] = "newest") -> tuple
     return model, {"url": restored.url, **facts, "chosen": chosen, "probe_set": restored.probe_set}
 
 
-def _chosen(url: str, which: Literal["newest", "best"]) -> tuple[Restored | None, str]:
+def _chosen(url: str, which: Literal["newest", "best"]) -> tuple[RestoredCheckpoint | None, str]:
     """The checkpoint that is meant, and how it was chosen."""
     if storage.exists(storage.join(url, checkpoint_files.MARKER)):
         return read(url), "best by probe" if _is_best_by_probe(url) else "by name"

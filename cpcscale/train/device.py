@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cpcscale.time_by_name import Account
+from cpcscale.time_by_name import TimeByName
 
 
-class Moving:
+class DeviceCopies:
     """Copies tensors of the host to a device; on a GPU in a stream of their own, beside the work of the last update.
 
     The host returns at once, and the GPU's own stream goes on when the copies are there. What is copied is pinned
@@ -48,7 +48,7 @@ class Timeline(Protocol):
 
 def timeline(device: torch.device) -> Timeline:
     """That of the GPU, where there is one: what the main thread does while the GPU works is not waited for."""
-    return _GpuTimeline(device) if device.type == "cuda" else Account()
+    return _GpuTimeline(device) if device.type == "cuda" else TimeByName()
 
 
 class _GpuTimeline:

@@ -6,11 +6,11 @@ from collections import Counter
 from typing import Any
 
 from cpcscale.errors import UserError
-from cpcscale.train.checkpoint import Position
+from cpcscale.train.checkpoint import RunPosition
 from cpcscale.train.recipe import Recipe
 
 
-def check_finite(position: Position, recipe: Recipe) -> None:
+def check_finite(position: RunPosition, recipe: Recipe) -> None:
     """Raises UserError when more updates than train.nonfinite_budget were not finite."""
     budget = recipe.train.nonfinite_budget
     if position.nonfinite > budget:
@@ -20,12 +20,12 @@ def check_finite(position: Position, recipe: Recipe) -> None:
         )
 
 
-def too_many_bad(position: Position, recipe: Recipe, seen: int) -> bool:
+def too_many_bad(position: RunPosition, recipe: Recipe, seen: int) -> bool:
     """Whether more than a share of feed.bad_budget of the windows seen did not decode."""
     return position.bad > recipe.feed.bad_budget * seen
 
 
-def bad_error(position: Position, recipe: Recipe, seen: int) -> UserError:
+def bad_error(position: RunPosition, recipe: Recipe, seen: int) -> UserError:
     """The error that says so, with the causes and the worst shards among `position.bad_windows`."""
     return UserError(
         f"{position.bad} windows do not decode, past feed.bad_budget={recipe.feed.bad_budget} of {seen}, "

@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 
-from cpcscale.storage import Counters
-from cpcscale.train.checkpoint import Position
+from cpcscale.storage import TrafficCounts
+from cpcscale.train.checkpoint import RunPosition
 from cpcscale.train.ranks import Ranks
-from cpcscale.train.time_account import Stalls, memory_peak_bytes, utilisation
+from cpcscale.train.time_account import TimeTotals, memory_peak_bytes, utilisation
 
 
-def figures(lap: Stalls, traffic: Counters, flops_per_audio_s: float, precision: str, ranks: Ranks) -> dict[str, float]:
-    """Means over ranks of `Stalls.rates` and `Stalls.shares`, and `memory_peak_mib` of the rank that has most.
+def log_metrics(
+    lap: TimeTotals, traffic: TrafficCounts, flops_per_audio_s: float, precision: str, ranks: Ranks
+) -> dict[str, float]:
+    """Means over ranks of `TimeTotals.rates` and `TimeTotals.shares`, and `memory_peak_mib` of the rank that has most.
 
     Where known, `mfu`: the FLOPs that the model's formula counts (`flops_per_audio_s` forward, 3 times that to train)
     over the device's peak. And `store_*`, the traffic of all ranks and their feeders since this start, when there was
@@ -42,7 +44,7 @@ def feed_seconds(by_name: Mapping[str, float]) -> tuple[float, float]:
 
 
 def summary(
-    position: Position, total: Stalls, chance: float, checkpoint: str | None, validations: Sequence[str]
+    position: RunPosition, total: TimeTotals, chance: float, checkpoint: str | None, validations: Sequence[str]
 ) -> dict[str, Any]:
     """A finished run: steps, loss, accuracy_mean, accuracy_chance, audio_s, audio_s_per_s, data_wait_share, time and
     hidden (the Stalls.shares of this rank), memory_peak_mib, mfu, checkpoint, skipped_updates, bad_windows, and the

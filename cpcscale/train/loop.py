@@ -14,13 +14,13 @@ from cpcscale.stream.feed import Feed, FeedSource, ThreadFeed, decode_threads
 from cpcscale.stream.lanes import served
 from cpcscale.train import error_budgets
 from cpcscale.train.checkpoint import tensors_of
-from cpcscale.train.log_metrics import feed_seconds, figures, summary
-from cpcscale.train.observer import Notices, Observer, StoppedError, asks_to_stop
+from cpcscale.train.log_metrics import feed_seconds, log_metrics, summary
+from cpcscale.train.observer import Observer, RunRequests, StoppedError, asks_to_stop
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
-from cpcscale.train.setup import Data, StepMaker, begin
+from cpcscale.train.setup import Data, StepMaker, set_up
 from cpcscale.train.step import TrainStep, scores
-from cpcscale.train.time_account import Beside, Meter
+from cpcscale.train.time_account import HiddenSeconds, TimeAccount
 from cpcscale.train.validate import Validation
 
 # Logged records that a checkpoint carries.
@@ -45,7 +45,7 @@ def pretrain(
     observer: Observer,
     make_feed: FeedMaker = thread_feed,
     holder: str = "",
-    notices: Notices | None = None,
+    notices: RunRequests | None = None,
     make_step: StepMaker = TrainStep,
 ) -> dict[str, Any]:
     """Trains to the recipe's last step, going on from the newest checkpoint in `run_dir` when there is one.
@@ -55,10 +55,10 @@ def pretrain(
     `notices` are what rank 0 is asked meanwhile: a checkpoint after the step under way, or one and then to stop, which
     raises StoppedError on every rank. `make_step` makes the object whose calls are the updates.
 
-    Returns `figures.summary`, on every rank.
+    Returns `log_metrics.summary`, on every rank.
     """
     torch.set_num_threads(recipe.train.threads or max(1, (os.cpu_count() or 1) // ranks.on_node))
-    run = _Run(recipe, data, run_dir, ranks, observer, make_feed, holder, notices or Notices(), make_step)
+    run = _Run(recipe, data, run_dir, ranks, observer, make_feed, holder, notices or RunRequests(), make_step)
     try:
         while run.position.step < run.total and not run.stopping:
             batch = run.fetch()
@@ -83,16 +83,16 @@ class _Run:
         observer: Observer,
         make_feed: FeedMaker,
         holder: str,
-        notices: Notices,
+        notices: RunRequests,
         make_step: StepMaker,
     ) -> None:
         self.recipe, self.ranks, self.observer, self.notices = recipe, ranks, observer, notices
-        self.begun = begin(recipe, data, run_dir, ranks, observer, holder, make_step)
+        self.begun = set_up(recipe, data, run_dir, ranks, observer, holder, make_step)
         self.position, self.order, self.total = self.begun.position, self.begun.order, self.begun.total
         self.step, self.saver = self.begun.step, self.begun.saver
         self.validations = {name: Validation(index, recipe, ranks) for name, index in data.validation.items()}
         self.feed = make_feed(FeedSource(data.train, self.order, recipe.window, recipe.feed), ranks, self.position.step)
-        self.meter, self.new_bad = Meter(self.step.timeline), list[BadWindow]()
+        self.meter, self.new_bad = TimeAccount(self.step.timeline), list[BadWindow]()
         # Whether this step is to be the last.
         self.stopping = False
 
@@ -127,7 +127,7 @@ class _Run:
             if self.result.scored:
                 lap, flops = self.meter.lap(self._beside(), "logging"), self.begun.costs.flops_per_s.total
                 values = scores(self.result, self.ranks)
-                values |= figures(lap, self.feed.traffic(), flops, self.recipe.train.precision, self.ranks)
+                values |= log_metrics(lap, self.feed.traffic(), flops, self.recipe.train.precision, self.ranks)
                 values["audio_hours"] = self.position.audio_s / 3600
                 self.position.metrics |= values
                 self._record(values)
@@ -188,10 +188,10 @@ class _Run:
         if self.saver and self.saver.published():
             self.observer.saved()
 
-    def _beside(self) -> Beside:
+    def _beside(self) -> HiddenSeconds:
         store_s, decode_s = feed_seconds(self.feed.seconds())
         saved_s = self.saver.busy_s if self.saver else 0.0
-        return Beside(store_s, decode_s, saved_s, *self.step.exchange_s())
+        return HiddenSeconds(store_s, decode_s, saved_s, *self.step.exchange_s())
 
     def _record(self, values: Mapping[str, float]) -> None:
         self.position.records = [*self.position.records, [self.position.step, dict(values)]][-_RECORDS:]

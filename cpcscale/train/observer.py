@@ -25,7 +25,7 @@ class Observer(Protocol):
     def quarantined(self, windows: Sequence[Mapping[str, Any]]) -> None: ...
 
 
-class Quiet:
+class SilentObserver:
     """The observer of a run that nobody watches."""
 
     def note(self, text: str) -> None:
@@ -42,7 +42,7 @@ class StoppedError(Exception):
     """The run was asked to stop and has, behind a checkpoint of its last step."""
 
 
-class Notices:
+class RunRequests:
     """What rank 0 was asked so far, by any thread; `number` says it to the other ranks along with a step's counts."""
 
     def __init__(self) -> None:

@@ -9,23 +9,23 @@ import numpy as np
 from cpcscale import config
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC
-from cpcscale.runs.ledger import Ledger, State
+from cpcscale.runs.ledger import Ledger, RunState
 from cpcscale.shards.index import Index
-from cpcscale.stream.run_order import Chapter, Order
+from cpcscale.stream.run_order import Chapter, RunOrder
 from cpcscale.train import checkpoint
-from cpcscale.train.checkpoint import Position, Restored, read
+from cpcscale.train.checkpoint import RestoredCheckpoint, RunPosition, read
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 
 
-def newest(ledger: Ledger, state: State, ranks: Ranks) -> Restored | None:
+def newest(ledger: Ledger, state: RunState, ranks: Ranks) -> RestoredCheckpoint | None:
     """The checkpoint that rank 0 chooses of what it knows of the run, on every rank; None when there is none."""
     restored = checkpoint.newest(ledger, state) if ranks.first else None
     url = ranks.chosen(restored.url if restored else None)
     return read(url) if url and not restored else restored
 
 
-def origin(restored: Restored | None, recipe: Recipe) -> tuple[CPC, dict[str, Any]] | None:
+def initial_network(restored: RestoredCheckpoint | None, recipe: Recipe) -> tuple[CPC, dict[str, Any]] | None:
     """The network whose weights a new run begins with and what `load_encoder` says of it; None for any other run.
 
     Raises UserError when there is none at `init_from`, or of another shape than the recipe's.
@@ -42,14 +42,16 @@ def origin(restored: Restored | None, recipe: Recipe) -> tuple[CPC, dict[str, An
     return network, metadata
 
 
-def begin(model: CPC, network: CPC) -> None:
+def load_initial_weights(model: CPC, network: CPC) -> None:
     """Puts the weights of `network` into `model`, which keeps the level of its own audio."""
     own = ("offset", "gain")
     weights = {name: tensor for name, tensor in network.state_dict().items() if name not in own}
     model.load_state_dict({**model.state_dict(), **weights})
 
 
-def position(restored: Restored | None, recipe: Recipe, index: Index, windows: np.ndarray, append: bool) -> Position:
+def position(
+    restored: RestoredCheckpoint | None, recipe: Recipe, index: Index, windows: np.ndarray, append: bool
+) -> RunPosition:
     """Where to start: the checkpoint's position, or step 0 of a new run; `windows` as of Order.
 
     A newer version of the checkpoint's shard set is taken over: excluded utterances count for nothing from now on,
@@ -57,7 +59,7 @@ def position(restored: Restored | None, recipe: Recipe, index: Index, windows: n
     other data, of a recipe whose coming batches would differ, or past the last step asked for.
     """
     if restored is None:
-        begun = Position(step=0, fingerprint=index.fingerprint, identity=recipe.identity())
+        begun = RunPosition(step=0, fingerprint=index.fingerprint, identity=recipe.identity())
         begun.chapters = [[0, 0, index.shards.num_rows]]
         return begun
     there = restored.position
@@ -82,18 +84,20 @@ def position(restored: Restored | None, recipe: Recipe, index: Index, windows: n
     return there
 
 
-def order_of(position: Position, recipe: Recipe, windows: np.ndarray) -> Order:
+def order_of(position: RunPosition, recipe: Recipe, windows: np.ndarray) -> RunOrder:
     """The order of the run that stands at `position`."""
     chapters = [Chapter(*values) for values in position.chapters]
-    return Order(windows, recipe.seed, recipe.train.lanes, recipe.train.batch, chapters)
+    return RunOrder(windows, recipe.seed, recipe.train.lanes, recipe.train.batch, chapters)
 
 
-def total_steps(recipe: Recipe, order: Order) -> int:
+def total_steps(recipe: Recipe, order: RunOrder) -> int:
     """The last step of a run."""
     return recipe.train.steps or order.steps_for(recipe.train.epochs)
 
 
-def _chapters(restored: Restored, recipe: Recipe, index: Index, windows: np.ndarray, append: bool) -> list[list[int]]:
+def _chapters(
+    restored: RestoredCheckpoint, recipe: Recipe, index: Index, windows: np.ndarray, append: bool
+) -> list[list[int]]:
     """The chapters of a run that goes on with this version of its shard set."""
     there = restored.position
     if there.fingerprint == index.fingerprint:
@@ -113,6 +117,6 @@ def _chapters(restored: Restored, recipe: Recipe, index: Index, windows: np.ndar
         )
     # What was to come in later than here comes in with the newest version.
     begun = [chapter for chapter in there.chapters if chapter[0] <= there.step]
-    order = Order(windows, recipe.seed, recipe.train.lanes, recipe.train.batch, [Chapter(*each) for each in begun])
+    order = RunOrder(windows, recipe.seed, recipe.train.lanes, recipe.train.batch, [Chapter(*each) for each in begun])
     step, epoch = order.edge(there.step)
     return [*(chapter for chapter in begun if chapter[0] < step), [step, epoch, index.shards.num_rows]]

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from cpcscale.errors import UserError
 from cpcscale.runs.publisher import Publisher
-from cpcscale.train.checkpoint import Position, Tensors, contents
+from cpcscale.train.checkpoint import RunPosition, Tensors, contents
 
 log = logging.getLogger(__name__)
 
 
-class Snapshot:
+class HostCopies:
     """Copies of tensors in memory of the CPU, in the same buffers every time."""
 
     def __init__(self) -> None:
@@ -64,14 +64,14 @@ class Saver:
     def __init__(self, publisher: Publisher, spec: object) -> None:
         """`spec` is the config that the checkpoints carry."""
         self._publisher, self._spec = publisher, spec
-        self._snapshot = Snapshot()
+        self._snapshot = HostCopies()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[str] | None = None
         self.url: str | None = None
         # Seconds that the thread has worked.
         self.busy_s = 0.0
 
-    def save(self, tensors: Tensors, position: Position) -> None:
+    def save(self, tensors: Tensors, position: RunPosition) -> None:
         """Takes copies of both and returns. `settle` comes first: the last save must be done."""
         assert self._saving is None
         copies, then = self._snapshot.take(tensors), position.copied()
@@ -102,7 +102,7 @@ class Saver:
         if self._saving and (error := self._saving.exception()):
             log.warning("the last checkpoint was not published: %s", error)
 
-    def _publish(self, copies: Mapping[str, Mapping[str, Tensor]], position: Position) -> str:
+    def _publish(self, copies: Mapping[str, Mapping[str, Tensor]], position: RunPosition) -> str:
         began = time.perf_counter()
         try:
             self._snapshot.wait()

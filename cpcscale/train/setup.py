@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cpcscale.errors import UserError
-from cpcscale.model.cost import Facts, facts
+from cpcscale.model.cost import NetworkCost, network_cost
 from cpcscale.model.cpc import CPC, build
-from cpcscale.runs.ledger import Ledger, State
+from cpcscale.runs.ledger import Ledger, RunState
 from cpcscale.runs.publisher import Publisher
 from cpcscale.shards.index import Index
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train import resume
-from cpcscale.train.checkpoint import Position, Restored, restore
+from cpcscale.train.checkpoint import RestoredCheckpoint, RunPosition, restore
 from cpcscale.train.observer import Observer
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
@@ -39,23 +39,23 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Begun:
+class RankSetup:
     """A run that can make its next step on this rank; only rank 0 has a `saver`, and only where steps are left.
 
     `url` is the checkpoint that it goes on from, `total` the last step, `costs` of what a rank pushes through at once.
     """
 
-    position: Position
-    order: Order
+    position: RunPosition
+    order: RunOrder
     total: int
     step: TrainStep
     window_log: WindowLog | None
     saver: Saver | None
     url: str | None
-    costs: Facts
+    costs: NetworkCost
 
 
-def begin(
+def set_up(
     recipe: Recipe,
     data: Data,
     run_dir: str,
@@ -63,14 +63,14 @@ def begin(
     observer: Observer,
     holder: str,
     make_step: StepMaker,
-) -> Begun:
+) -> RankSetup:
     """The run in `run_dir` from its newest checkpoint on, or from step 0; rank 0 tells the observer.
 
     Raises UserError, on every rank, for a run that cannot go on as this recipe and data say, or that another one has.
     """
     windows = shard_windows(data.train, recipe.window, recipe.feed.cache.path)
     ledger = Ledger(run_dir)
-    seen = ledger.head() if ranks.first else State()
+    seen = ledger.head() if ranks.first else RunState()
     restored = resume.newest(ledger, seen, ranks)
     position = resume.position(restored, recipe, data.train, windows, data.append)
     order = resume.order_of(position, recipe, windows)
@@ -82,8 +82,8 @@ def begin(
     saver = _saver(recipe, ledger, seen, ranks, position.step, total, holder)
     share = -(-recipe.train.batch // ranks.world)
     rows = min(recipe.train.micro_batch or share, share)
-    costs = facts(recipe.model, recipe.window.samples, rows)
-    begun = Begun(position, order, total, step, window_log, saver, restored.url if restored else None, costs)
+    costs = network_cost(recipe.model, recipe.window.samples, rows)
+    begun = RankSetup(position, order, total, step, window_log, saver, restored.url if restored else None, costs)
     if ranks.first:
         _announce(begun, recipe, data.train, ranks, observer, rows)
     return begun
@@ -93,16 +93,16 @@ def _step(
     recipe: Recipe,
     index: Index,
     ranks: Ranks,
-    restored: Restored | None,
-    position: Position,
+    restored: RestoredCheckpoint | None,
+    position: RunPosition,
     total: int,
     make_step: StepMaker,
 ) -> TrainStep:
     offset, gain = index.wave_scale()
     model = build(recipe.model, recipe.seed, offset=offset, gain=gain)
-    origin = resume.origin(restored, recipe)
+    origin = resume.initial_network(restored, recipe)
     if origin:
-        resume.begin(model, origin[0])
+        resume.load_initial_weights(model, origin[0])
     step = make_step(model.to(ranks.device), recipe, ranks, total)
     if restored:
         restore(restored, step.contrast, step.optimizer, step.ema)
@@ -112,7 +112,7 @@ def _step(
 
 
 def _saver(
-    recipe: Recipe, ledger: Ledger, seen: State, ranks: Ranks, step: int, total: int, holder: str
+    recipe: Recipe, ledger: Ledger, seen: RunState, ranks: Ranks, step: int, total: int, holder: str
 ) -> Saver | None:
     saver, error = None, None
     if ranks.first and step < total:
@@ -126,7 +126,7 @@ def _saver(
     return saver
 
 
-def _announce(begun: Begun, recipe: Recipe, index: Index, ranks: Ranks, observer: Observer, rows: int) -> None:
+def _announce(begun: RankSetup, recipe: Recipe, index: Index, ranks: Ranks, observer: Observer, rows: int) -> None:
     train, lanes, costs = recipe.train, begun.order.lanes, begun.costs
     observer.note(
         f"{costs.parameters.total:,} parameters; {index.duration_s / 3600:.2f} h in {lanes.windows:,} windows of "

@@ -14,12 +14,22 @@ from torch import Tensor, nn
 
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC
-from cpcscale.objective.infonce import InfoNCEConfig, Latents, Pool, Sums, added, comparable, content, counts, infonce
+from cpcscale.objective.infonce import (
+    InfoNCEConfig,
+    LossSums,
+    NegativePool,
+    ScoredRows,
+    added,
+    comparable,
+    content,
+    counts,
+    infonce,
+)
 from cpcscale.objective.negatives import Scope
 from cpcscale.stream.batch import Batch
 from cpcscale.train import optim
 from cpcscale.train.augment import augmented
-from cpcscale.train.device import Moving, timeline
+from cpcscale.train.device import DeviceCopies, timeline
 from cpcscale.train.ema import Ema
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
@@ -39,7 +49,7 @@ class StepResult:
     known to the host, whatever the device still has to do.
     """
 
-    sums: Sums
+    sums: LossSums
     count_K: Tensor
     samples: int = 0
     bad: int = 0
@@ -53,7 +63,7 @@ class StepResult:
         return not any(self.count_K.tolist())
 
 
-class Contrast(nn.Module):
+class ContrastiveModel(nn.Module):
     """wave_BS -> what the objective compares: the network and the scale of scores as one module, as DDP needs."""
 
     def __init__(self, model: CPC, config: InfoNCEConfig) -> None:
@@ -95,10 +105,10 @@ class _Rows:
         keys = self.frames_B[piece], self.key_B[piece], self.group_B[piece]
         return _Rows(self.wave_BS[piece], past_BS, *keys, content_BT)
 
-    def latents(self, made: Made) -> Latents:
+    def latents(self, made: Made) -> ScoredRows:
         """These rows for the objective, cut off from the graph."""
         z_BTC, predictions_BTKC, scale = (part.detach() for part in made)
-        return Latents(z_BTC, predictions_BTKC, scale, self.frames_B, self.key_B, self.content_BT)
+        return ScoredRows(z_BTC, predictions_BTKC, scale, self.frames_B, self.key_B, self.content_BT)
 
 
 class TrainStep:
@@ -119,13 +129,13 @@ class TrainStep:
         if precision == "fp16" and ranks.device.type != "cuda":
             raise UserError("train.precision=fp16 needs a GPU and there is none here: use fp32, or bf16 to try it out")
         self.model, self.recipe, self.ranks, self.total = model, recipe, ranks, total
-        self.contrast = Contrast(model, recipe.objective)
+        self.contrast = ContrastiveModel(model, recipe.objective)
         self.optimizer = optim.build(self.contrast, recipe.optim)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision == "fp16")
         self.ema = Ema(model, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
         self._module = ranks.wrapped(self.contrast)
         self._dtype, self._notice = _DTYPES[precision], 0
-        self._moving, self._faults = Moving(ranks.device), torch.zeros(2, dtype=torch.int64, device=ranks.device)
+        self._moving, self._faults = DeviceCopies(ranks.device), torch.zeros(2, dtype=torch.int64, device=ranks.device)
         # Updates mark what they do: copy, allreduce, forward, objective, backward, optimiser.
         self.timeline = timeline(ranks.device)
 
@@ -194,7 +204,7 @@ class TrainStep:
         totals = self.ranks.sum(torch.cat([self._counts(batch), local]))
         return totals[:-3], totals[-3:].tolist()
 
-    def _by_pieces(self, rows: _Rows, weight_K: Tensor) -> Iterator[Sums]:
+    def _by_pieces(self, rows: _Rows, weight_K: Tensor) -> Iterator[LossSums]:
         """Forward and backward of one micro-batch after the other, each row drawing from itself."""
         for piece, last in self._pieces(rows):
             with self._gradients_stay(last):
@@ -208,7 +218,7 @@ class TrainStep:
             self.timeline.mark("backward")
             yield sums
 
-    def _by_pool(self, rows: _Rows, weight_K: Tensor) -> Iterator[Sums]:
+    def _by_pool(self, rows: _Rows, weight_K: Tensor) -> Iterator[LossSums]:
         """The same with negatives from the rows of all ranks and micro-batches."""
         pieces, once = list(self._pieces(rows)), self._at_once()
         made = [self._made(piece, graph=once) for piece, _ in pieces]
@@ -244,13 +254,13 @@ class TrainStep:
         with torch.set_grad_enabled(graph), self._autocast():
             return cast(Made, (self._module if graph else self.contrast)(piece.wave_BS, piece.past_BS))
 
-    def _pool(self, rows: _Rows, z_BTC: Tensor) -> tuple[Pool, slice]:
+    def _pool(self, rows: _Rows, z_BTC: Tensor) -> tuple[NegativePool, slice]:
         """The latents of the global batch, and which of its rows are this rank's."""
         label_B = rows.group_B if self.recipe.objective.scope == "group" else torch.zeros_like(rows.group_B)
         frames_R, own = self.ranks.pooled(rows.frames_B)
         z_RTC, key_R, label_R = (self.ranks.pooled(part)[0] for part in (z_BTC, rows.key_B, label_B))
         content_RT = None if rows.content_BT is None else self.ranks.pooled(rows.content_BT)[0]
-        return Pool(z_RTC, Scope.of_pool(frames_R, key_R, label_R, z_BTC.shape[1], own), content_RT), own
+        return NegativePool(z_RTC, Scope.of_pool(frames_R, key_R, label_R, z_BTC.shape[1], own), content_RT), own
 
     def _update(self, step: int) -> None:
         """The optimiser's step, which its kernel leaves out where the gradient is not finite: on all ranks, whose

@@ -40,7 +40,7 @@ _PEAK_TFLOPS = {
 
 
 @dataclass(frozen=True)
-class Beside:
+class HiddenSeconds:
     """Seconds so far of what goes on beside the main thread: feed threads that fetch, and that decode; the thread that
     saves; from the first gradients that are exchanged to the last, and of this what the backward pass did not cover."""
 
@@ -50,12 +50,12 @@ class Beside:
     allreduce_s: float = 0.0
     allreduce_exposed_s: float = 0.0
 
-    def __sub__(self, before: Beside) -> Beside:
-        return Beside(*(getattr(self, each.name) - getattr(before, each.name) for each in fields(Beside)))
+    def __sub__(self, before: HiddenSeconds) -> HiddenSeconds:
+        return HiddenSeconds(*(getattr(self, each.name) - getattr(before, each.name) for each in fields(HiddenSeconds)))
 
 
 @dataclass(frozen=True)
-class Stalls:
+class TimeTotals:
     """An account of `wall_s` seconds: `exposed_s` by PHASES adds up to it, `hidden_s` by HIDDEN went on beside it.
 
     `audio_s` seconds of audio went through, of all ranks.
@@ -66,8 +66,8 @@ class Stalls:
     exposed_s: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     hidden_s: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(HIDDEN, 0.0))
 
-    def __add__(self, other: Stalls) -> Stalls:
-        return Stalls(
+    def __add__(self, other: TimeTotals) -> TimeTotals:
+        return TimeTotals(
             self.wall_s + other.wall_s,
             self.audio_s + other.audio_s,
             {name: self.exposed_s[name] + other.exposed_s[name] for name in PHASES},
@@ -91,12 +91,12 @@ class Stalls:
         return exposed | {f"hidden_{name}": seconds / wall_s for name, seconds in self.hidden_s.items()}
 
 
-class Meter:
+class TimeAccount:
     """Keeps the account of one rank, whose step marks the phases it knows in the same `timeline`."""
 
     def __init__(self, timeline: Timeline) -> None:
-        self._timeline, self._audio_s, self.total = timeline, 0.0, Stalls()
-        self._before, self._beside, self._began = timeline.seconds(), Beside(), time.perf_counter()
+        self._timeline, self._audio_s, self.total = timeline, 0.0, TimeTotals()
+        self._before, self._beside, self._began = timeline.seconds(), HiddenSeconds(), time.perf_counter()
         timeline.mark("unattributed")
 
     @contextlib.contextmanager
@@ -112,7 +112,7 @@ class Meter:
         """Counts audio that an update has used."""
         self._audio_s += audio_s
 
-    def lap(self, beside: Beside, phase: str) -> Stalls:
+    def lap(self, beside: HiddenSeconds, phase: str) -> TimeTotals:
         """The account since the last lap, or the start; what the thread does now belongs to `phase`."""
         self._timeline.mark(phase)
         # In this order: a GPU has to come to the mark first.
@@ -125,7 +125,7 @@ class Meter:
         return lap
 
 
-def stalls(spent: Mapping[str, float], beside: Beside, wall_s: float, audio_s: float) -> Stalls:
+def stalls(spent: Mapping[str, float], beside: HiddenSeconds, wall_s: float, audio_s: float) -> TimeTotals:
     """The account of `spent` seconds by mark: waits are shared out by what the feed's threads did meanwhile, and of
     the backward pass is taken what it waited for other ranks."""
     exposed = {name: spent.get(name, 0.0) for name in PHASES}
@@ -142,7 +142,7 @@ def stalls(spent: Mapping[str, float], beside: Beside, wall_s: float, audio_s: f
         "allreduce": max(0.0, beside.allreduce_s - beside.allreduce_exposed_s),
         "checkpoint": max(0.0, beside.checkpoint_s - exposed["checkpoint"]),
     }
-    return Stalls(wall_s, audio_s, exposed, hidden)
+    return TimeTotals(wall_s, audio_s, exposed, hidden)
 
 
 def utilisation(device: torch.device, precision: str, flops_per_s: float) -> float | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from cpcscale.objective.infonce import Sums, added
+from cpcscale.objective.infonce import LossSums, added
 from cpcscale.shards.index import Index
 from cpcscale.stream.feed import FeedSource, fixed_batches
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train.ranks import Ranks
@@ -24,7 +24,7 @@ class Validation:
     def __init__(self, index: Index, recipe: Recipe, ranks: Ranks) -> None:
         # Tiles whatever the training windows are: a crop would change with the epoch.
         spec = WindowConfig(kind="tile", seconds=recipe.window.seconds)
-        order = Order(shard_windows(index, spec), _SEED, lanes=1, batch=1)
+        order = RunOrder(shard_windows(index, spec), _SEED, lanes=1, batch=1)
         positions = np.arange(min(order.plan.total, recipe.train.validate_windows))[ranks.rank :: ranks.world]
         size = max(1, recipe.train.micro_batch or recipe.train.batch // ranks.world)
         self._batches = list(fixed_batches(FeedSource(index, order, spec, recipe.feed), positions, size))
@@ -35,7 +35,7 @@ class Validation:
         zero_K = torch.zeros(self._steps, dtype=torch.int64)
         there_K = zero_K.to(self._ranks.device)
         # In double precision, so that the number of batches does not show. A rank may have none.
-        whole = StepResult(Sums(there_K.double(), there_K, there_K.double()), zero_K)
+        whole = StepResult(LossSums(there_K.double(), there_K, there_K.double()), zero_K)
         with step.averaged():
             for batch in self._batches:
                 part = step.evaluate(batch)

@@ -20,7 +20,7 @@ import pytest
 
 from cpcscale import audio
 from cpcscale.bench import peers
-from cpcscale.bench.peers.job import Job
+from cpcscale.bench.peers.job import PeerJob
 from cpcscale.errors import UserError
 
 UTTERANCES, SAMPLES, WINDOW = 24, 3_000, 2_000
@@ -74,7 +74,7 @@ def waves() -> np.ndarray:
 
 
 @pytest.fixture
-def job(waves: np.ndarray, tmp_path: Path) -> Job:
+def job(waves: np.ndarray, tmp_path: Path) -> PeerJob:
     """A set of three tars with an epoch's windows to measure."""
     shards = [f"shard-{number}.tar" for number in range(3)]
     for number, shard in enumerate(shards):
@@ -85,7 +85,7 @@ def job(waves: np.ndarray, tmp_path: Path) -> Job:
                     entry.size = len(data)
                     tar.addfile(entry, BytesIO(data))
     (tmp_path / "scratch").mkdir()
-    return Job(str(tmp_path), shards, "flac", WINDOW, 8, UTTERANCES, 1, 16, 0, tmp_path / "scratch")
+    return PeerJob(str(tmp_path), shards, "flac", WINDOW, 8, UTTERANCES, 1, 16, 0, tmp_path / "scratch")
 
 
 def _sources(windows: np.ndarray, waves: np.ndarray) -> list[tuple[int, int]]:
@@ -156,7 +156,7 @@ def test_a_peer_that_ends_before_the_last_window_is_no_measurement(job, monkeypa
 
 def _giving(batches: int) -> peers.Opener:
     @contextlib.contextmanager
-    def opened(job: Job) -> Iterator[Callable[[], list[np.ndarray]]]:
+    def opened(job: PeerJob) -> Iterator[Callable[[], list[np.ndarray]]]:
         yield lambda: [np.zeros((job.batch, job.samples), np.int16)] * batches
 
     return opened

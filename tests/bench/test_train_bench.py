@@ -12,9 +12,9 @@ import speech
 import torch
 
 from cpcscale import config
-from cpcscale.bench.loop_without_network import LAP, NullStep
+from cpcscale.bench.loop_without_network import LAP, StepWithoutNetwork
 from cpcscale.bench.plain_network import PlainCPC
-from cpcscale.bench.ranks import groups
+from cpcscale.bench.ranks import rank_groups
 from cpcscale.bench.train import TrainBenchConfig, bench_train
 from cpcscale.cli import main
 from cpcscale.errors import UserError
@@ -120,7 +120,9 @@ def test_an_update_without_a_network_counts_what_a_real_one_counts_and_learns_no
     spec = speech.recipe()
     for objective in (spec.objective, replace(spec.objective, scope="batch")):
         recipe, ranks = replace(spec, objective=objective), Ranks.current(torch.device("cpu"))
-        real, null = (kind(build(spec.model, 0, gain=10.0), recipe, ranks, total=9) for kind in (TrainStep, NullStep))
+        real, null = (
+            kind(build(spec.model, 0, gain=10.0), recipe, ranks, total=9) for kind in (TrainStep, StepWithoutNetwork)
+        )
         before = {name: tensor.clone() for name, tensor in null.contrast.state_dict().items()}
         with_network, without = (step(batches.made(slice(None)), 0) for step in (real, null))
         for name in ("samples", "bad", "scored", "empty"):
@@ -135,7 +137,7 @@ def test_an_update_without_a_network_counts_what_a_real_one_counts_and_learns_no
 
 def test_a_users_mistake_that_ranks_find_ends_the_bench_in_its_words_and_leaves_no_process(shards, tmp_path):
     gone = replace(speech.data(shards).train, base=str(tmp_path / "gone"))
-    with pytest.raises(UserError, match="gone"), groups([2], speech.recipe(), gone, 1, tmp_path):
+    with pytest.raises(UserError, match="gone"), rank_groups([2], speech.recipe(), gone, 1, tmp_path):
         pass
     assert multiprocessing.active_children() == []
 
@@ -144,14 +146,14 @@ def test_a_bug_in_a_rank_ends_the_bench_with_its_traceback_and_leaves_no_process
     wrong: Any = "two"
     with (
         pytest.raises(torch.multiprocessing.ProcessRaisedException, match="TypeError"),
-        groups([2], speech.recipe(), speech.data(shards).train, wrong, tmp_path),
+        rank_groups([2], speech.recipe(), speech.data(shards).train, wrong, tmp_path),
     ):
         pass
     assert multiprocessing.active_children() == []
 
 
 def test_a_rank_that_is_killed_ends_the_bench_and_leaves_no_process(shards, tmp_path):
-    with groups([2, 2], speech.recipe(), speech.data(shards).train, 1, tmp_path) as running:
+    with rank_groups([2, 2], speech.recipe(), speech.data(shards).train, 1, tmp_path) as running:
         assert list(running) == [2]
         assert running[2].measure("memory").amount == pytest.approx(16 * 0.64, rel=0.5)
         one, _ = multiprocessing.active_children()

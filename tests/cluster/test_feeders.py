@@ -20,7 +20,7 @@ from cpcscale.shards.index import Index
 from cpcscale.storage import StorageConfig
 from cpcscale.stream.batch import Batch
 from cpcscale.stream.feed import Feed, FeedConfig, FeedSource, ThreadFeed
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train.loop import pretrain
@@ -66,7 +66,7 @@ def taken(feed: Feed, steps: int) -> list[Batch]:
 @pytest.mark.parametrize("kind", ["tile", "crop"])
 def test_actors_give_the_bytes_of_threads_opus_and_24_bit_sources_included(mixed, ray_here, kind, actors):
     index, spec = Index.load(str(mixed)), WindowConfig(kind=kind, seconds=0.5)
-    order = Order(shard_windows(index, spec), 0, 4, 8)
+    order = RunOrder(shard_windows(index, spec), 0, 4, 8)
     source = FeedSource(index, order, spec, FeedConfig(actors=actors))
     steps = order.lanes.steps_per_epoch + 2
     threads = taken(ThreadFeed(source, range(4), 0, threads=2), steps)
@@ -98,7 +98,7 @@ class Unreadable:
 
 def test_a_feeder_that_never_lives_is_one_line_after_a_few_times(mixed, ray_here):
     index, spec = Index.load(str(mixed)), WindowConfig(kind="tile", seconds=0.5)
-    order = Order(shard_windows(index, spec), 0, 4, 8)
+    order = RunOrder(shard_windows(index, spec), 0, 4, 8)
     feed = ActorFeed(FeedSource(index, order, spec, FeedConfig()), [0], 0, Unreadable())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="a feeder died 6 times without giving a batch") as caught:
         feed.next()

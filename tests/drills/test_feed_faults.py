@@ -28,7 +28,7 @@ from cpcscale.shards.index import Index
 from cpcscale.storage import StorageConfig
 from cpcscale.stream.batch import Batch
 from cpcscale.stream.feed import Feed, FeedConfig, FeedSource, ThreadFeed
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
 
@@ -39,7 +39,7 @@ _STORED = StorageConfig(request_timeout_s=2, total_timeout_s=15, backoff_base_s=
 
 def source_of(base: str | Path, kept: CacheConfig, **feed: int) -> FeedSource:
     index = Index.load(str(base))
-    order = Order(shard_windows(index, SPEC), 7, LANES, 2 * LANES)
+    order = RunOrder(shard_windows(index, SPEC), 7, LANES, 2 * LANES)
     return FeedSource(index, order, SPEC, FeedConfig(cache=kept, prefetch=2, **feed))
 
 

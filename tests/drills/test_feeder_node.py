@@ -13,7 +13,7 @@ import ray_nodes
 from cpcscale.shards.index import Index
 from cpcscale.storage import StorageConfig
 from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
 
@@ -35,7 +35,7 @@ def test_a_node_that_is_lost_with_its_batches_is_replaced_and_no_batch_changes(s
 
     cluster, feeding = nodes
     index = Index.load(str(shard_set))
-    order = Order(shard_windows(index, SPEC), 7, LANES, 2 * LANES)
+    order = RunOrder(shard_windows(index, SPEC), 7, LANES, 2 * LANES)
     source = FeedSource(index, order, SPEC, FeedConfig(actor_resource="feeder"))
     threads = ThreadFeed(source, range(LANES), 0, threads=1)
     expected = [threads.next() for _ in range(STEPS)]

@@ -29,7 +29,7 @@ from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.shards.index import Index
 from cpcscale.stream import window
 from cpcscale.stream.lanes import PADDING
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window_counts import shard_windows
 
 # Enough steps that a node which is told has left long before the last.
@@ -113,7 +113,7 @@ def planned(shards: Path, *more: str) -> dict[int, list[str]]:
     """The ids of each step of such a run as they follow from the index and the order alone."""
     recipe = config.load(PretrainConfig, CONFIG, [*arguments(shards, shards, "run", 1), *more])
     index = Index.load(str(shards / "train"))
-    order = Order(shard_windows(index, recipe.window), recipe.seed, recipe.train.lanes, recipe.train.batch)
+    order = RunOrder(shard_windows(index, recipe.window), recipe.seed, recipe.train.lanes, recipe.train.batch)
     ids: dict[int, list[str]] = {}
     for step in range(recipe.train.steps):
         _, shard_B, ordinal_B = order.rows(step, range(recipe.train.lanes))

@@ -22,13 +22,13 @@ from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import FoldResult, fold_splits, run_fold
 from cpcscale.emotion.encoders import networks
-from cpcscale.emotion.encoders.layer import Hearing
+from cpcscale.emotion.encoders.layer import LayerFeatures
 from cpcscale.emotion.encoders.networks import encoder_digest, pretrained_on_corpus
 from cpcscale.emotion.finetune_result import combine
 from cpcscale.emotion.heads.svm import summarise
-from cpcscale.emotion.inputs import open_source, prepare
+from cpcscale.emotion.inputs import fold_inputs, prepare
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.speaker_norm import Scale, Scaled, speaker_scales, vectors_scale
+from cpcscale.emotion.speaker_norm import ScaledFeatures, SpeakerScale, speaker_scales, vectors_scale
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
 
@@ -55,7 +55,7 @@ SAMPLES = torch.tensor([3200, 1600])
 def heard(wave_norm: str, wave_BS: torch.Tensor = WAVE, gain: float = 7.0) -> torch.Tensor:
     network = build(TINY, seed=0, offset=0.01, gain=gain).double()
     with torch.inference_mode():
-        return Hearing(network, "both", wave_norm)(wave_BS, SAMPLES)[1, :10]
+        return LayerFeatures(network, "both", wave_norm)(wave_BS, SAMPLES)[1, :10]
 
 
 def test_the_corpus_level_is_the_networks_own():
@@ -78,8 +78,8 @@ def test_by_window_a_row_is_at_zero_mean_and_unit_variance_and_silence_stays_sil
     scaled_BS = (row_BS - row_BS.mean()) / row_BS.std(correction=0)
     with torch.inference_mode():
         expected = network.layer(scaled_BS, "both")
-        found = Hearing(network, "both", "window")(row_BS, torch.tensor([3200]))
-        silent = Hearing(network, "both", "window")(torch.full_like(row_BS, 0.1), torch.tensor([3200]))
+        found = LayerFeatures(network, "both", "window")(row_BS, torch.tensor([3200]))
+        silent = LayerFeatures(network, "both", "window")(torch.full_like(row_BS, 0.1), torch.tensor([3200]))
         torch.testing.assert_close(silent, network.layer(torch.zeros_like(row_BS), "both"))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
@@ -123,12 +123,12 @@ def test_each_speaker_is_scaled_by_its_own_and_others_by_the_training_part():
 
 
 def test_a_feature_that_never_varies_is_only_shifted_and_slices_keep_their_scales():
-    scale = Scale(np.float32([1, 2]), np.float32([0, 4]))
+    scale = SpeakerScale(np.float32([1, 2]), np.float32([0, 4]))
     np.testing.assert_array_equal(scale(np.float32([[3, 10]])), [[2, 2]])
     known = [(np.full((1, 2), float(row)),) for row in range(4)]
-    scales = [Scale(np.float32([row, row]), np.float32([1, 1])) for row in range(4)]
-    assert all((window == 0).all() for parts in Scaled(known, scales)[1:3] for window in parts)
-    assert len(Scaled(known, scales)[1:3]) == 2
+    scales = [SpeakerScale(np.float32([row, row]), np.float32([1, 1])) for row in range(4)]
+    assert all((window == 0).all() for parts in ScaledFeatures(known, scales)[1:3] for window in parts)
+    assert len(ScaledFeatures(known, scales)[1:3]) == 2
 
 
 @pytest.mark.parametrize("system", ["functionals", "prosody", "mfcc", "logmel", "random", "precpc"])
@@ -138,7 +138,7 @@ def test_features_are_scaled_by_speaker_for_every_system_that_has_some(folder, c
     corpus = open_corpus(settings.corpus)
     prepared = prepare(settings, corpus)
     split = fold_splits(settings, corpus).splits[1]
-    source = open_source(settings, prepared, split)
+    source = fold_inputs(settings, prepared, split)
     rows = [row for row, speaker in enumerate(corpus.speakers) if speaker == split.test[0]]
     if prepared.vectors_UF is not None:
         scaled = source.vectors(rows)
@@ -160,7 +160,7 @@ def test_of_each_utterance_only_its_own_speaker_is_heard(folder, tmp_path):
     def vectors(which: EmotionRecipe, part: str) -> np.ndarray:
         corpus = open_corpus(which.corpus)
         split = fold_splits(which, corpus).splits[1]
-        return open_source(which, prepare(which, corpus), split).vectors(getattr(split, part))
+        return fold_inputs(which, prepare(which, corpus), split).vectors(getattr(split, part))
 
     np.testing.assert_allclose(vectors(other, "test_rows"), vectors(settings, "test_rows"))
     assert not np.allclose(vectors(other, "train_rows"), vectors(settings, "train_rows"))

@@ -16,10 +16,10 @@ from cpcscale.emotion.batching import predict
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import fold_splits, run_fold, start_fit
-from cpcscale.emotion.encoders.networks import Encode, encoder_digest, wave_level
+from cpcscale.emotion.encoders.networks import WindowEncoder, encoder_digest, wave_level
 from cpcscale.emotion.finetune_result import FinetuneResult, combine
 from cpcscale.emotion.heads.svm import summarise
-from cpcscale.emotion.inputs import Prepared, Source, open_source, prepare, statistics
+from cpcscale.emotion.inputs import FoldInputs, PreparedCorpus, fold_inputs, prepare, statistics
 from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe
 from cpcscale.emotion.scores.ccc_intervals import scores
 from cpcscale.errors import UserError
@@ -45,7 +45,7 @@ def pretrained_on(monkeypatch) -> list[list[str]]:
     return calls
 
 
-def opened(settings: EmotionRecipe) -> tuple[Corpus, Prepared]:
+def opened(settings: EmotionRecipe) -> tuple[Corpus, PreparedCorpus]:
     corpus = open_corpus(settings.corpus)
     return corpus, prepare(settings, corpus)
 
@@ -121,8 +121,8 @@ def test_the_test_fold_is_heard_once_and_last(folder, monkeypatch):
     corpus, prepared = opened(settings)
     train, dev, test = fold_splits(settings, corpus).splits[0].rows()
     asked: list[list[int]] = []
-    inputs = Source.inputs
-    monkeypatch.setattr(Source, "inputs", lambda self, rows: asked.append(list(rows)) or inputs(self, rows))
+    inputs = FoldInputs.inputs
+    monkeypatch.setattr(FoldInputs, "inputs", lambda self, rows: asked.append(list(rows)) or inputs(self, rows))
     run_fold(settings, prepared, 0)
     assert asked.count(test) == 1 and asked[-1] == test
     assert all(rows in (train, dev) for rows in asked[:-1])
@@ -164,7 +164,7 @@ def test_random_and_raw_are_the_checkpoints_network_untrained(folder, checkpoint
     known, _ = load_encoder(checkpoint)
     corpus, prepared = opened(recipe(folder, "random", checkpoint))
     untrained = build(TINY, 0, offset=float(known.offset), gain=float(known.gain))
-    encode = Encode(untrained, "c", CPU)
+    encode = WindowEncoder(untrained, "c", CPU)
     np.testing.assert_allclose(prepared.inputs[0][0], encode(prepared.waves[0])[0], atol=1e-5)
     settings = recipe(folder, "raw", checkpoint)
     settings.pretraining.model.encoder.channels = 5  # the checkpoint's count goes
@@ -242,7 +242,7 @@ def test_a_support_vector_head_hears_the_functionals_of_frames(folder, checkpoin
     settings = recipe(folder, system, checkpoint)
     settings.head = "svr"
     corpus, prepared = opened(settings)
-    source = open_source(settings, prepared, fold_splits(settings, corpus).splits[0])
+    source = fold_inputs(settings, prepared, fold_splits(settings, corpus).splits[0])
     expected = np.stack([summarise(prepared.inputs[row][0]) for row in (3, 5)])
     np.testing.assert_allclose(source.vectors([3, 5]), expected)
     assert run_fold(settings, prepared, 0).chosen["C"] > 0

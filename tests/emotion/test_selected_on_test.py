@@ -23,7 +23,7 @@ from cpcscale.runs.probe_log import Probe, Probes, ProbeSet
 from cpcscale.runs.publisher import Publisher
 from cpcscale.tracking.runs import read_runs
 from cpcscale.tracking.tracker import TrackingConfig
-from cpcscale.train.checkpoint import Position, contents
+from cpcscale.train.checkpoint import RunPosition, contents
 from cpcscale.train.recipe import Recipe
 
 
@@ -45,7 +45,7 @@ def probed(run: Path, corpus: Path, best_by: str = "probe") -> str:
     publisher = Publisher(ledger, ledger.head(), 0, keep=2, best_by=best_by)
     network = build(TINY, 7, offset=0.01, gain=3.0)
     for step, mean in ((1, 0.5), (2, 0.4)):
-        position = Position(step=step, fingerprint="f" * 64, identity={"model": asdict(TINY)})
+        position = RunPosition(step=step, fingerprint="f" * 64, identity={"model": asdict(TINY)})
         made = contents({"model": network.state_dict()}, position, Recipe(model=TINY), publisher.probe_set)
         folder = Path(publisher.publish(step, float(step), made)).name
         probes.write(Probe(folder=folder, step=step, status="done", ccc={"mean": mean}))

@@ -19,7 +19,7 @@ from made_voices import TINY, put_corpus
 from cpcscale import cli, config
 from cpcscale.cluster import session
 from cpcscale.cluster.pretrain_config import PretrainConfig, absolute
-from cpcscale.cluster.probe_beside import checked, probing
+from cpcscale.cluster.probe_beside import check_probe, run_probes
 from cpcscale.errors import UserError
 from cpcscale.experiments.pretrain import pretrain
 from cpcscale.model.cpc import build
@@ -29,7 +29,7 @@ from cpcscale.runs.publisher import Publisher
 from cpcscale.tracking.runs import TrackedRun, read_runs
 from cpcscale.tracking.tracker import Tracker
 from cpcscale.train import loop
-from cpcscale.train.checkpoint import Position, contents
+from cpcscale.train.checkpoint import RunPosition, contents
 from cpcscale.train.ranks import Ranks
 
 WAIT_S = 120
@@ -63,7 +63,7 @@ def publisher(of: PretrainConfig) -> Publisher:
 def publish(by: Publisher, step: int) -> str:
     """A checkpoint whose weights have the seed `step`; the name of its folder."""
     network = build(TINY, step, offset=0.01, gain=3.0)
-    position = Position(step=step, fingerprint="f" * 64, identity={"model": asdict(TINY)}, audio_s=step * 360.0)
+    position = RunPosition(step=step, fingerprint="f" * 64, identity={"model": asdict(TINY)}, audio_s=step * 360.0)
     made = contents({"model": network.state_dict()}, position, PretrainConfig(), by.probe_set)
     return Path(by.publish(step, None, made)).name
 
@@ -86,7 +86,7 @@ def test_the_newest_that_is_due_is_scored_the_passed_over_are_said_and_a_restart
 ):
     of = spec(tmp_path, "checkpoint.best_by=probe", "checkpoint.keep=1", "probe.every=2")
     first = tracker(of)
-    with probing(of, *checked(of), first) as probes:
+    with run_probes(of, *check_probe(of), first) as probes:
         by = publisher(of)
         for step in (5, 10):
             publish(by, step)
@@ -109,12 +109,12 @@ def test_the_newest_that_is_due_is_scored_the_passed_over_are_said_and_a_restart
     assert [hours for _, hours in history["audio_hours"]] == pytest.approx([1.0, 3.5])
     # As a run that was killed before the tracker had the last: what is known is not made again, nor logged twice.
     second = tracker(of)
-    with probing(of, *checked(of), second) as probes:
+    with run_probes(of, *check_probe(of), second) as probes:
         assert probes.finish()["scores"] == said["scores"]
     second.finish("FINISHED")
     assert tracked(of).history("probe_ccc_mean") == history["ccc_mean"]
     with pytest.raises(UserError, match=r"was probed on corpus tones .*split=speakers3.*name another run_dir"):
-        checked(spec(tmp_path, "probe.split=loso"))
+        check_probe(spec(tmp_path, "probe.split=loso"))
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -122,7 +122,7 @@ def test_bad_audio_is_one_line_and_a_tag_and_a_mended_set_is_probed_at_the_next_
     (corpus / "03.wav").write_bytes(b"not audio")
     of = spec(tmp_path)
     first = tracker(of)
-    with probing(of, *checked(of), first) as probes:
+    with run_probes(of, *check_probe(of), first) as probes:
         folder = publish(publisher(of), 5)
         said = probes.finish()
     first.finish("FINISHED")
@@ -134,7 +134,7 @@ def test_bad_audio_is_one_line_and_a_tag_and_a_mended_set_is_probed_at_the_next_
     put_corpus(tmp_path / "again", each=3)
     (tmp_path / "again" / "03.wav").replace(corpus / "03.wav")
     second = tracker(of)
-    with probing(of, *checked(of), second) as probes:
+    with run_probes(of, *check_probe(of), second) as probes:
         assert [each["step"] for each in probes.finish()["scores"]] == [5]
     second.finish("FINISHED")
 
@@ -146,7 +146,7 @@ def test_a_scorer_that_is_killed_costs_one_probe_and_the_next_has_another(tmp_pa
 
     of = spec(tmp_path)
     log = tracker(of)
-    with probing(of, *checked(of), log) as probes:
+    with run_probes(of, *check_probe(of), log) as probes:
         by = publisher(of)
         pid = ray.get(probes._scorer.__ray_call__.remote(lambda _: os.getpid()))
         assert os.getpriority(os.PRIO_PROCESS, pid) == 19, "it takes what workers leave"
@@ -172,7 +172,7 @@ def test_an_interrupted_run_leaves_a_probe_under_way_behind_and_the_next_start_m
 
     of = spec(tmp_path)
     log = tracker(of)
-    with pytest.raises(KeyboardInterrupt), probing(of, *checked(of), log) as probes:
+    with pytest.raises(KeyboardInterrupt), run_probes(of, *check_probe(of), log) as probes:
         by = publisher(of)
         os.kill(ray.get(probes._scorer.__ray_call__.remote(lambda _: os.getpid())), signal.SIGSTOP)
         publish(by, 5)
@@ -180,7 +180,7 @@ def test_an_interrupted_run_leaves_a_probe_under_way_behind_and_the_next_start_m
         probes.finish()
     assert [each.status for each in Probes(of.run_dir).all()] == ["running"]
     log.finish("KILLED")
-    again = Probes(of.run_dir).claim(Ledger(of.run_dir), checked(of)[1])
+    again = Probes(of.run_dir).claim(Ledger(of.run_dir), check_probe(of)[1])
     assert again is not None and again.step == 5
 
 

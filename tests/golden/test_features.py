@@ -20,10 +20,10 @@ from cpcscale.emotion.audio import from_files
 from cpcscale.emotion.corpora.corpus import Utterance
 from cpcscale.emotion.encoders import layer as hearing
 from cpcscale.emotion.encoders import minicpc
-from cpcscale.emotion.encoders.layer import Hearing
+from cpcscale.emotion.encoders.layer import LayerFeatures
 from cpcscale.emotion.handmade import functionals, mfcc, prosody
 from cpcscale.model.cpc import ModelConfig, build
-from cpcscale.shards.packing.sources import Source
+from cpcscale.shards.packing.sources import AudioFile
 from cpcscale.train.recipe import Recipe
 
 GOLDEN = Path(__file__).with_name("features.json")
@@ -45,11 +45,11 @@ def waveform() -> np.ndarray:
 def layer(name: str, norm: str) -> np.ndarray:
     network = build(ModelConfig(), seed=0, offset=0.01, gain=8.0).eval()
     with torch.inference_mode():
-        return Hearing(network, name, norm)(torch.from_numpy(waveform())[None], torch.tensor([16_000]))[0].numpy()
+        return LayerFeatures(network, name, norm)(torch.from_numpy(waveform())[None], torch.tensor([16_000]))[0].numpy()
 
 
 def degraded(name: str) -> np.ndarray:
-    return robustness.degraded(wave(), robustness.parse(name), 0, "a")
+    return robustness.degraded(wave(), robustness.parse_condition(name), 0, "a")
 
 
 def decoded(folder: Path) -> np.ndarray:
@@ -66,7 +66,7 @@ def minicpc_weights(folder: Path) -> np.ndarray:
     recipe.model.encoder.channels = recipe.model.context.width = 8
     recipe.objective.negatives = 4
     recipe.train.steps, recipe.train.batch, recipe.train.lanes, recipe.train.threads = 2, 2, 1, 1
-    network = minicpc.pretrain_on([Source(str(folder / "a.wav"), "a.wav", "x", "")], recipe, str(folder / "made"))
+    network = minicpc.pretrain_on([AudioFile(str(folder / "a.wav"), "a.wav", "x", "")], recipe, str(folder / "made"))
     return np.concatenate([tensor.numpy().ravel() for tensor in network.state_dict().values()])
 
 

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cpcscale import config
-from cpcscale.model.cost import Facts, Parts, facts
+from cpcscale.model.cost import CostByPart, NetworkCost, network_cost
 from cpcscale.model.cpc import CPC, ModelConfig, build
 
 HOP, FRAMES = 160, 40
@@ -32,7 +32,7 @@ def modules(network: CPC) -> list[nn.Module]:
     return [network.encoder, network.context, network.predictor]
 
 
-def values(parts: Parts) -> list[float]:
+def values(parts: CostByPart) -> list[float]:
     return [parts.encoder, parts.context, parts.predictor]
 
 
@@ -43,7 +43,7 @@ def changed(request) -> ModelConfig:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_parameters_are_those_of_the_built_network(size):
-    found = facts(model(f"size={size}"), 10 * HOP, 1).parameters
+    found = network_cost(model(f"size={size}"), 10 * HOP, 1).parameters
     network = build(model(f"size={size}"), 0)
     assert values(found) == [sum(weight.numel() for weight in part.parameters()) for part in modules(network)]
     assert found.total == sum(weight.numel() for weight in network.parameters())
@@ -72,7 +72,7 @@ def counted(part: nn.Module, x: Tensor) -> tuple[int, Tensor]:
 
 def test_operations_are_those_that_torch_counts(changed):
     network = build(changed, 0)
-    found = facts(changed, FRAMES * network.hop_samples, 1)
+    found = network_cost(changed, FRAMES * network.hop_samples, 1)
     seconds = FRAMES / found.frames_per_s
     encoder, z_BTC = counted(network.encoder, torch.randn(1, FRAMES * network.hop_samples))
     context, c_BTD = counted(network.context, z_BTC)
@@ -85,7 +85,7 @@ def test_operations_are_those_that_torch_counts(changed):
 def test_training_costs_three_forward_passes(changed):
     network = build(changed, 0)
     wave = torch.randn(1, FRAMES * network.hop_samples)
-    found = facts(changed, wave.shape[1], 1)
+    found = network_cost(changed, wave.shape[1], 1)
     with counting() as step:
         network.predictor(network.features(wave)[1]).sum().backward()
     # But for the first convolution, whose input needs no gradient.
@@ -95,10 +95,13 @@ def test_training_costs_three_forward_passes(changed):
 
 def test_attention_costs_more_a_second_in_longer_windows():
     transformer, gru = model("size=base"), model()
-    long, short = facts(transformer, 1000 * HOP, 1).flops_per_s, facts(transformer, 100 * HOP, 1).flops_per_s
+    long, short = (
+        network_cost(transformer, 1000 * HOP, 1).flops_per_s,
+        network_cost(transformer, 100 * HOP, 1).flops_per_s,
+    )
     assert long.context - short.context == pytest.approx(100 * 6 * 4 * 900 * 512)
     assert long.encoder == short.encoder
-    assert facts(gru, 1000 * HOP, 1).flops_per_s == facts(gru, 100 * HOP, 1).flops_per_s
+    assert network_cost(gru, 1000 * HOP, 1).flops_per_s == network_cost(gru, 100 * HOP, 1).flops_per_s
 
 
 @pytest.mark.parametrize(
@@ -118,13 +121,13 @@ def test_the_receptive_field_is_what_the_gradient_of_a_frame_reaches(changes):
     reached = wave.grad[0].nonzero().flatten()
     samples = int(reached.max() - reached.min()) + 1
     assert samples == spec.encoder.receptive_samples
-    found = facts(spec, 8 * network.hop_samples, 1)
+    found = network_cost(spec, 8 * network.hop_samples, 1)
     assert found.receptive_ms == samples / 16
     assert found.frames_per_s == 16_000 / network.hop_samples
 
 
 def test_the_papers_frames_hear_26_ms_100_times_a_second():
-    found = facts(model(), 160_000, 8)
+    found = network_cost(model(), 160_000, 8)
     assert (found.frames_per_s, found.receptive_ms) == (100, 425 / 16)
     assert found.flops_per_s.total == pytest.approx(0.42e9, rel=5e-3)
 
@@ -162,7 +165,7 @@ def test_memory_is_near_what_torch_keeps(changes, rows):
     spec = model(*changes)
     network = build(spec, 0)
     samples = 2 * FRAMES * network.hop_samples
-    found = facts(spec, samples, rows)
+    found = network_cost(spec, samples, rows)
     real = held_bytes(network, torch.randn(rows, samples)) / 2**20
     weights = 16 * found.parameters.total / 2**20
     assert found.memory_mib - weights == pytest.approx(real - weights, rel=0.1)
@@ -170,5 +173,5 @@ def test_memory_is_near_what_torch_keeps(changes, rows):
 
 def test_facts_of_a_large_network_take_no_memory_and_draw_nothing():
     before = torch.get_rng_state()
-    assert isinstance(facts(model("size=large"), 160_000, 64), Facts)
+    assert isinstance(network_cost(model("size=large"), 160_000, 64), NetworkCost)
     assert torch.equal(before, torch.get_rng_state())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from cpcscale.model import cpu_first_layers as stems
 from cpcscale.model.cpc import ModelConfig
 from cpcscale.model.cpu_first_layers import fits, stem
-from cpcscale.model.encoder import Encoder
+from cpcscale.model.encoder import ConvEncoder
 from cpcscale.model.strided_conv import convolved
 
 
@@ -98,7 +98,7 @@ def test_waves_with_a_gradient_and_other_precisions_go_layer_by_layer():
 
 
 def test_an_encoder_gives_the_same_with_and_without_it():
-    encoder = Encoder(ModelConfig().encoder)
+    encoder = ConvEncoder(ModelConfig().encoder)
     wave_BS = torch.randn(2, 3200)
     found = encoder(wave_BS)
     x_BSC = wave_BS.unsqueeze(2)

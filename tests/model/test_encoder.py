@@ -4,10 +4,10 @@ import torch
 from cpcscale import config
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import ModelConfig, build
-from cpcscale.model.encoder import Encoder, EncoderConfig
+from cpcscale.model.encoder import ConvEncoder, EncoderConfig
 
 
-def encoder(norm: str, groups: int = 8) -> Encoder:
+def encoder(norm: str, groups: int = 8) -> ConvEncoder:
     return build(config.build(ModelConfig, {"encoder": {"channels": 16, "norm": norm, "groups": groups}}), 0).encoder
 
 
@@ -33,7 +33,9 @@ def test_a_norm_is_of_each_frame_by_itself_over_its_groups_of_channels(norm, gro
 @pytest.mark.parametrize(("epsilon", "louder"), [(1.0, True), (1e-5, False)])
 def test_loud_and_quiet_differ_behind_norms_unless_their_epsilon_is_next_to_nothing(epsilon, louder):
     torch.manual_seed(1)
-    network = Encoder(EncoderConfig(channels=16, kernels=[10, 8], strides=[5, 4], norm="channel", norm_epsilon=epsilon))
+    network = ConvEncoder(
+        EncoderConfig(channels=16, kernels=[10, 8], strides=[5, 4], norm="channel", norm_epsilon=epsilon)
+    )
     wave_BS = torch.randn(1, 4000)
     quiet, loud = (network(gain * wave_BS).abs().mean().item() for gain in (0.1, 1.0))
     assert (loud > 2 * quiet) == louder

@@ -10,11 +10,11 @@ from cpcscale.bench import plain_network
 from cpcscale.errors import UserError
 from cpcscale.objective import infonce as objective
 from cpcscale.objective.infonce import (
-    Gradients,
     InfoNCEConfig,
-    Latents,
-    Pool,
-    Sums,
+    LossGradients,
+    LossSums,
+    NegativePool,
+    ScoredRows,
     comparable,
     content,
     counts,
@@ -35,31 +35,33 @@ GROUPS = (1, 2, 1, 1, 2, 2)
 WEIGHT_K = torch.tensor([1.0, 2.0, 5.0])
 
 
-def case(frames: tuple[int, ...] = FRAMES, channels: int = 5, steps: int = 3, longest: int = 12) -> Latents:
+def case(frames: tuple[int, ...] = FRAMES, channels: int = 5, steps: int = 3, longest: int = 12) -> ScoredRows:
     """Rows with noise in the padding too, every frame of other audio."""
     random = torch.Generator().manual_seed(3)
     z_BTC = torch.randn(len(frames), longest, channels, generator=random)
     predictions_BTKC = torch.randn(len(frames), longest, steps, channels, generator=random)
     key_B = torch.randint(-(2**62), 2**62, (len(frames),), generator=random)
     content_BT = torch.arange(len(frames) * longest).view(len(frames), longest)
-    return Latents(z_BTC, predictions_BTKC, torch.tensor(1.0), torch.tensor(frames), key_B, content_BT)
+    return ScoredRows(z_BTC, predictions_BTKC, torch.tensor(1.0), torch.tensor(frames), key_B, content_BT)
 
 
-def rows_of(whole: Latents, rows: slice | Tensor) -> Latents:
+def rows_of(whole: ScoredRows, rows: slice | Tensor) -> ScoredRows:
     parts = {name: getattr(whole, name)[rows] for name in ("z_BTC", "predictions_BTKC", "frames_B", "key_B")}
     return replace(whole, **parts, content_BT=None if whole.content_BT is None else whole.content_BT[rows])
 
 
-def pool_of(whole: Latents, spec: InfoNCEConfig, rows: slice = slice(None), z_RTC: Tensor | None = None) -> Pool | None:
+def pool_of(
+    whole: ScoredRows, spec: InfoNCEConfig, rows: slice = slice(None), z_RTC: Tensor | None = None
+) -> NegativePool | None:
     """What these rows of the whole batch draw from under the scope of `spec`."""
     if spec.scope == "utterance":
         return None
     label_R = torch.tensor(GROUPS) * (spec.scope == "group")
     scope = Scope.of_pool(whole.frames_B, whole.key_B, label_R, whole.z_BTC.shape[1], rows)
-    return Pool(whole.z_BTC if z_RTC is None else z_RTC, scope, whole.content_BT)
+    return NegativePool(whole.z_BTC if z_RTC is None else z_RTC, scope, whole.content_BT)
 
 
-def scaled(spec: InfoNCEConfig) -> Latents:
+def scaled(spec: InfoNCEConfig) -> ScoredRows:
     """The rows as the objective takes them under `spec`."""
     rows = case()
     z_BTC, predictions_BTKC = comparable(rows.z_BTC, rows.predictions_BTKC, spec)
@@ -67,14 +69,14 @@ def scaled(spec: InfoNCEConfig) -> Latents:
     return replace(rows, z_BTC=z_BTC, predictions_BTKC=predictions_BTKC, scale=scale)
 
 
-def all_of(gradients: Gradients | None, rows: slice = slice(None)) -> list[Tensor]:
+def all_of(gradients: LossGradients | None, rows: slice = slice(None)) -> list[Tensor]:
     """Gradients of latents (their part in the pool added), predictions and scale."""
     assert gradients is not None
     pool = 0 if gradients.pool_RTC is None else gradients.pool_RTC[rows]
     return [gradients.z_BTC + pool, gradients.predictions_BTKC, gradients.scale]
 
 
-def slow_infonce(rows: Latents, spec: InfoNCEConfig) -> tuple[list[Tensor], list[int]]:
+def slow_infonce(rows: ScoredRows, spec: InfoNCEConfig) -> tuple[list[Tensor], list[int]]:
     """One prediction at a time, from the definition: summed loss and correct predictions for each k."""
     labels = {"utterance": range(len(FRAMES)), "group": GROUPS, "batch": [0] * len(FRAMES)}[spec.scope]
     frames, keys, losses, correct = rows.frames_B.tolist(), rows.key_B.tolist(), [], []
@@ -106,7 +108,7 @@ def test_values_and_gradients_equal_the_definition_written_out(spec):
     rows = scaled(spec)
     sums, gradients = infonce(rows, spec, pool=pool_of(rows, spec), weight_K=WEIGHT_K)
     leaves = [part.clone().requires_grad_() for part in (rows.z_BTC, rows.predictions_BTKC, rows.scale)]
-    losses, correct = slow_infonce(Latents(*leaves, rows.frames_B, rows.key_B), spec)
+    losses, correct = slow_infonce(ScoredRows(*leaves, rows.frames_B, rows.key_B), spec)
 
     torch.testing.assert_close(sums.loss_K, torch.stack(losses), rtol=1e-5, atol=1e-5)
     assert sums.correct_K.tolist() == correct
@@ -125,7 +127,7 @@ def test_it_equals_the_plain_loss_under_autograd_at_other_shapes(spec):
     rows = case((40, 0, 33, 40, 7, 21), channels=16, longest=40)
     leaves = [part.clone().requires_grad_() for part in (rows.z_BTC, rows.predictions_BTKC, rows.scale)]
     loss_K = plain_network.loss_K(
-        Latents(*leaves, rows.frames_B, rows.key_B), spec, pool_of(replace(rows, z_BTC=leaves[0]), spec)
+        ScoredRows(*leaves, rows.frames_B, rows.key_B), spec, pool_of(replace(rows, z_BTC=leaves[0]), spec)
     )
     (loss_K * WEIGHT_K).sum().backward()
     sums, gradients = infonce(rows, spec, pool=pool_of(rows, spec), weight_K=WEIGHT_K)
@@ -218,7 +220,7 @@ def test_a_perfect_predictor_is_always_right(draw):
     z_BTC = torch.eye(12).expand(2, 12, 12).contiguous()
     ahead = torch.stack([torch.roll(z_BTC, -k, dims=1) for k in (1, 2, 3)], dim=2)
     frames_B, content_BT = torch.tensor([12, 7]), torch.arange(24).view(2, 12)
-    rows = Latents(z_BTC, 50 * ahead, torch.tensor(1.0), frames_B, torch.tensor([1, 2]), content_BT)
+    rows = ScoredRows(z_BTC, 50 * ahead, torch.tensor(1.0), frames_B, torch.tensor([1, 2]), content_BT)
     sums, _ = infonce(rows, InfoNCEConfig(draw=draw))
     assert sums.correct_K.tolist() == counts(frames_B, 3).tolist() == [17, 15, 13]
     assert sums.loss_K.max() < 1e-6
@@ -272,7 +274,7 @@ def test_half_precision_latents_are_scored_in_single_precision():
 def test_without_content_nothing_but_the_loss_is_counted():
     sums, _ = infonce(replace(case(), content_BT=None), SPECS[0])
     whole, _ = infonce(case(), SPECS[0])
-    assert isinstance(sums, Sums)
+    assert isinstance(sums, LossSums)
     torch.testing.assert_close(sums.loss_K, whole.loss_K, rtol=0, atol=0)
     assert sums.correct_K.tolist() == [0, 0, 0]
     assert any(whole.correct_K.tolist())

@@ -16,8 +16,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from cpcscale.emotion import batching
-from cpcscale.emotion.heads.attention import EndToEnd, Recogniser, RecogniserConfig
-from cpcscale.emotion.heads.training import Examples, Fit, FitConfig
+from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
+from cpcscale.emotion.heads.training import FitConfig, HeadTraining, TrainingExamples
 from cpcscale.model.context import ContextConfig
 from cpcscale.model.cpc import ModelConfig, build
 from cpcscale.model.encoder import EncoderConfig
@@ -62,30 +62,30 @@ def _work(rank: int, world: int, folder: Path) -> None:
             dist.destroy_process_group()
 
 
-def _head(seed: int) -> Recogniser:
+def _head(seed: int) -> AttentionHead:
     with batching.seeded(seed, "head"):
-        return Recogniser(RecogniserConfig(heads=2, hidden=16, dense=16), WIDTH)
+        return AttentionHead(AttentionHeadConfig(heads=2, hidden=16, dense=16), WIDTH)
 
 
-def _end_to_end(seed: int) -> EndToEnd:
+def _end_to_end(seed: int) -> EncoderWithHead:
     """Another seed on every rank but the first: only rank 0's weights may count."""
     model = ModelConfig(encoder=EncoderConfig(channels=4), context=ContextConfig(width=WIDTH))
-    network = EndToEnd(build(model, seed=seed, gain=10.0), _head(seed))
+    network = EncoderWithHead(build(model, seed=seed, gain=10.0), _head(seed))
     network.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(), *inputs[1:]))
     return network.double()
 
 
-def _features(count: int) -> Examples:
+def _features(count: int) -> TrainingExamples:
     """Long enough for several groups of like length a rank."""
     rng = np.random.default_rng(0)
     inputs = [rng.normal(0, 1, (int(rng.integers(100, 500)), WIDTH)).astype(np.float32) for _ in range(count)]
-    return Examples(inputs, rng.uniform(-1, 1, (count, 3)), [f"u{number}" for number in range(count)])
+    return TrainingExamples(inputs, rng.uniform(-1, 1, (count, 3)), [f"u{number}" for number in range(count)])
 
 
-def _waves(count: int) -> Examples:
+def _waves(count: int) -> TrainingExamples:
     rng = np.random.default_rng(0)
     inputs = [rng.integers(-3000, 3000, int(rng.integers(800, 16_000))).astype(np.int16) for _ in range(count)]
-    return Examples(inputs, rng.uniform(-1, 1, (count, 3)))
+    return TrainingExamples(inputs, rng.uniform(-1, 1, (count, 3)))
 
 
 def _cut() -> list[tuple[np.ndarray, ...]]:
@@ -93,10 +93,10 @@ def _cut() -> list[tuple[np.ndarray, ...]]:
     return [tuple(_features(7).inputs[start : start + 1 + start % 3]) for start in range(5)]
 
 
-def _update(network: torch.nn.Module, data: Examples, ranks: Ranks, micro_batch: int) -> dict[str, Any]:
+def _update(network: torch.nn.Module, data: TrainingExamples, ranks: Ranks, micro_batch: int) -> dict[str, Any]:
     """One update whose batch is all of `data`, and the epoch's development score."""
     settings = FitConfig(epochs=1, batch=len(data.inputs), micro_batch=micro_batch, device="cpu")
-    (epoch,) = Fit(network, data, data, settings, seed=0, encoder_rate=1e-3, ranks=ranks)
+    (epoch,) = HeadTraining(network, data, data, settings, seed=0, encoder_rate=1e-3, ranks=ranks)
     return {
         "loss": epoch.train_loss,
         "dev": epoch.dev_ccc,
@@ -111,7 +111,7 @@ def _thawed(ranks: Ranks) -> dict[str, Any]:
     settings = FitConfig(epochs=4, batch=4, thaw_epoch=3, micro_batch=1, clip_norm=0.5, device="cpu")
     first = network.encoder.encoder.layers[0].weight
     levels, losses = [first.detach().clone()], []
-    for epoch in Fit(network, data, data, settings, seed=0, encoder_rate=1e-3, ranks=ranks):
+    for epoch in HeadTraining(network, data, data, settings, seed=0, encoder_rate=1e-3, ranks=ranks):
         levels.append(first.detach().clone())
         losses.append(epoch.train_loss)
     return {"levels": levels, "losses": losses}

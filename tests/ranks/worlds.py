@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
 from cpcscale.train.loop import pretrain
-from cpcscale.train.observer import Notices, StoppedError
+from cpcscale.train.observer import RunRequests, StoppedError
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.step import TrainStep, scores
 
@@ -149,7 +149,7 @@ def _stopped(ranks: Ranks, shards: Path, folder: Path) -> list[Any]:
 class _Asking(speech.Watcher):
     """Rank 0's observer, which asks for a checkpoint once step 2 is made and to stop once step 4 is."""
 
-    def __init__(self, notices: Notices) -> None:
+    def __init__(self, notices: RunRequests) -> None:
         super().__init__()
         self._asks = {2: notices.save, 4: notices.stop}
 
@@ -159,7 +159,7 @@ class _Asking(speech.Watcher):
 
 def _noticed(ranks: Ranks, shards: Path, folder: Path) -> str:
     """The words in which this rank stops when rank 0 is asked to; the others were asked for both before they began."""
-    notices = Notices()
+    notices = RunRequests()
     if not ranks.first:
         notices.save()
         notices.stop()

@@ -3,27 +3,29 @@ import json
 import numpy as np
 import pytest
 
-from cpcscale.emotion.scores.system_table import Guesses, Subject, published, results
+from cpcscale.emotion.scores.system_table import SystemPredictions, TableSubject, published_scores, system_table
 from cpcscale.report.terminal.results import forecast_lines, results_lines, results_markdown
 
 SPEAKERS = [f"voice{number % 7}" for number in range(42)]
 TRUTH_UP = np.random.default_rng(0).uniform(1, 5, (42, 3))
 
 
-def guesses(noise: float, seeds: tuple[int, ...], recalls: tuple[float, ...] = ()) -> Guesses:
+def guesses(noise: float, seeds: tuple[int, ...], recalls: tuple[float, ...] = ()) -> SystemPredictions:
     rng = np.random.default_rng(int(100 * noise))
-    return Guesses(seeds, TRUTH_UP + rng.normal(0, noise, (len(seeds), *TRUTH_UP.shape)), recalls)
+    return SystemPredictions(seeds, TRUTH_UP + rng.normal(0, noise, (len(seeds), *TRUTH_UP.shape)), recalls)
 
 
 def table(kind: str = "csv", speakers: list[str] = SPEAKERS, marks: tuple[str, ...] = ("PROXY",), left_out: int = 0):
-    subject = Subject("voices", "speakers5", marks, len(speakers), len(set(speakers)), left_out=left_out)
+    subject = TableSubject("voices", "speakers5", marks, len(speakers), len(set(speakers)), left_out=left_out)
     systems = {
         "random": guesses(3, (0, 1)),
         "functionals": guesses(1, (0,)),
         "precpc": guesses(0.5, (0, 1), (0.5, 0.7)),
     }
     folds = [number % 7 % 3 for number in range(42)]
-    made = results(subject, TRUTH_UP, speakers, folds, systems, reference="random", published=published(kind))
+    made = system_table(
+        subject, TRUTH_UP, speakers, folds, systems, reference="random", published=published_scores(kind)
+    )
     seconds = {"random": 10.0, "functionals": 600.0, "precpc": 8000.0}
     return json.loads(json.dumps(made.as_dict())) | {"seconds": seconds}
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 
 from cpcscale.emotion.scores.by_group import by_trait
-from cpcscale.emotion.scores.system_table import Guesses, Subject, results
+from cpcscale.emotion.scores.system_table import SystemPredictions, TableSubject, system_table
 from cpcscale.report.terminal.results import results_lines, results_markdown
 from cpcscale.report.terminal.traits import trait_lines
 
@@ -18,9 +18,9 @@ def guesses(noise: float) -> np.ndarray:
 
 def table(gender: list[str] = GENDER):
     traits = {"gender": gender, "style": [""] * len(gender)}
-    systems = {name: Guesses((0,), guesses(noise)[None]) for name, noise in (("random", 2), ("precpc", 0.5))}
-    subject = Subject("voices", "speakers5", (), 80, 8)
-    made = results(subject, TRUTH_UP, VOICES, [0] * 80, systems, reference="random", traits=traits)
+    systems = {name: SystemPredictions((0,), guesses(noise)[None]) for name, noise in (("random", 2), ("precpc", 0.5))}
+    subject = TableSubject("voices", "speakers5", (), 80, 8)
+    made = system_table(subject, TRUTH_UP, VOICES, [0] * 80, systems, reference="random", traits=traits)
     return json.loads(json.dumps(made.as_dict())) | {"seconds": {"random": 1.0, "precpc": 1.0}}
 
 

@@ -20,7 +20,7 @@ import pytest
 from cpcscale import storage
 from cpcscale.errors import UserError
 from cpcscale.runs import lease
-from cpcscale.runs.ledger import Holder, Ledger, OvertakenError
+from cpcscale.runs.ledger import RunHolder, Ledger, OvertakenError
 
 # Short, for holders elsewhere are waited for.
 SPEC = lease.LeaseConfig(ttl_s=1.0)
@@ -38,7 +38,7 @@ def held(run: str, *, take_over: bool = False, say=print) -> contextlib.Abstract
     return lease.hold(run, SPEC, take_over=take_over, say=say)
 
 
-def elsewhere(run: str, **changes: object) -> Holder:
+def elsewhere(run: str, **changes: object) -> RunHolder:
     """A holder on another machine has this run. Its time is long: on a busy machine, so may a look be."""
     changes = {"ttl_s": 60.0, **changes}
     holder = dataclasses.replace(lease.this_process(SPEC), host="node7", machine="another", **changes)
@@ -48,7 +48,7 @@ def elsewhere(run: str, **changes: object) -> Holder:
 
 
 @contextlib.contextmanager
-def signs(run: str, holder: Holder, every_s: float = 0.1) -> Iterator[None]:
+def signs(run: str, holder: RunHolder, every_s: float = 0.1) -> Iterator[None]:
     """The holder gives signs of life during the block."""
     over = threading.Event()
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from cpcscale import storage
 from cpcscale.train import checkpoint
 from cpcscale.runs import checkpoint_files
-from cpcscale.runs.ledger import Holder, Ledger, OvertakenError, Published, State
+from cpcscale.runs.ledger import RunHolder, Ledger, OvertakenError, CheckpointEntry, RunState
 from cpcscale.runs.publisher import Publisher
 
 
-def holder(name: str) -> Holder:
-    return Holder(name, "node7", 12, "", "", 0.0, 30.0)
+def holder(name: str) -> RunHolder:
+    return RunHolder(name, "node7", 12, "", "", 0.0, 30.0)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -193,11 +193,11 @@ def test_a_process_that_publishes_into_such_a_gap_removes_nothing(tmp_path):
 
 
 def test_the_newest_k_and_the_first_best_by_heldout_loss_stay():
-    state = State()
+    state = RunState()
     for step, loss in {1: 5.0, 2: 3.0, 3: float("nan"), 4: None, 5: 3.0, 6: 4.5}.items():
-        state = state.published(Published(f"step-{step}", step, loss), keep=2)
+        state = state.published(CheckpointEntry(f"step-{step}", step, loss), keep=2)
     assert [each.step for each in state.checkpoints] == [2, 5, 6]
-    state = state.published(Published("step-7", 7, 2.0), keep=2)
+    state = state.published(CheckpointEntry("step-7", 7, 2.0), keep=2)
     assert [each.step for each in state.checkpoints] == [6, 7]
     assert [each.step for each in state.begun(6, "").checkpoints] == [6]
 
@@ -207,9 +207,9 @@ def test_the_newest_k_and_the_first_best_by_heldout_loss_stay():
     keep=st.integers(1, 4),
 )
 def test_retention_keeps_the_newest_and_never_loses_the_best(losses, keep):
-    state = State()
+    state = RunState()
     for step, loss in enumerate(losses, start=1):
-        state = state.published(Published(f"step-{step}", step, loss), keep)
+        state = state.published(CheckpointEntry(f"step-{step}", step, loss), keep)
     kept = {each.step for each in state.checkpoints}
     assert kept >= set(range(max(1, len(losses) - keep + 1), len(losses) + 1))
     finite = [loss for loss in losses if loss is not None and loss < float("inf")]
@@ -236,7 +236,7 @@ def test_every_flipped_bit_of_an_entry_is_seen(tmp_path):
     data, whole = path.read_bytes(), ledger.head()
     for place, bit in itertools.product(range(0, len(data), 7), range(0, 8, 3)):
         path.write_bytes(data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :])
-        assert ledger.head() == State(whole.number, checkpoints=whole.checkpoints)
+        assert ledger.head() == RunState(whole.number, checkpoints=whole.checkpoints)
 
 
 def test_without_its_ledger_a_run_goes_on_from_its_folders_and_gives_no_name_twice(tmp_path):

@@ -27,8 +27,8 @@ from trees import contents, noise, write_tree
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.adoption import read_tar
-from cpcscale.shards.adoption.adopt import Adopted, adopt, exclude_from
-from cpcscale.shards.adoption.labels import Columns
+from cpcscale.shards.adoption.adopt import AdoptedSet, adopt, exclude_from
+from cpcscale.shards.adoption.labels import LabelColumns
 from cpcscale.shards.adoption.read_tar import IndexConfig, measured
 from cpcscale.shards.adoption.tar_members import TarScan
 from cpcscale.shards.index import Index
@@ -41,7 +41,7 @@ def refusal(action: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-def indexed(base: Path | str, **settings: Any) -> Adopted:
+def indexed(base: Path | str, **settings: Any) -> AdoptedSet:
     return adopt(str(base), IndexConfig(**settings))
 
 
@@ -304,7 +304,7 @@ def test_a_member_that_lies_too_high_for_its_folder_is_its_own_group(tmp_path):
 def test_columns_are_found_by_name_by_path_and_in_lists(tmp_path):
     told = {"meta": {"who": {"name": " Ånna "}, "a.b": 1}, "langs": ["xx", {"code": "sv"}], "tape": 7.0}
     by_hand(tmp_path / "a.tar", {"x.flac": flac(), "x.json": json.dumps(told).encode()})
-    names = Columns(group="meta.who.name", language="langs.1.code", recording="tape")
+    names = LabelColumns(group="meta.who.name", language="langs.1.code", recording="tape")
     index = indexed(tmp_path, columns=names).index
     row = index.utterances.to_pylist()[0]
     assert (row["group"], row["language"], row["recording"]) == ("Ånna", "sv", "7")
@@ -377,7 +377,7 @@ def test_a_manifest_that_says_nothing_is_refused_and_nothing_is_left(tmp_path, t
 
 def test_a_column_that_no_member_has_is_refused_with_those_that_are_there(tmp_path):
     by_hand(tmp_path / "a.tar", {"x.flac": flac(), "x.json": b'{"speaker_nme": "anna", "text": ""}'})
-    message = refusal(lambda: indexed(tmp_path, columns=Columns(group="speaker_name")))
+    message = refusal(lambda: indexed(tmp_path, columns=LabelColumns(group="speaker_name")))
     assert "did you mean speaker_nme?" in message
     assert "text" in message
     assert not (tmp_path / "index.json").exists()

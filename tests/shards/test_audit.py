@@ -33,7 +33,7 @@ from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry
 from cpcscale.shards.tasks import in_turn
 from cpcscale.stream import window, window_counts
 from cpcscale.stream.lanes import PADDING
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 
 
 def audited(base: Path | str, *overrides: str) -> dict[str, Any]:
@@ -363,7 +363,7 @@ def test_the_shuffle_figure_is_that_of_the_batches_that_training_gets(tmp_path, 
     recording = index.utterances["recording"].to_pylist()
     windows = window.count(spec.window, index.samples)
     out = set(index.excluded.tolist())
-    order = Order(window_counts.shard_windows(index, spec.window), 3, 2, 4)
+    order = RunOrder(window_counts.shard_windows(index, spec.window), 3, 2, 4)
     found = perfect = 0.0
     counted = Counter(
         recording[utterance]

@@ -17,7 +17,7 @@ from cpcscale.errors import UserError
 from cpcscale.shards import index_writer as publishing
 from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack, pack_sources
-from cpcscale.shards.packing.sources import find_sources
+from cpcscale.shards.packing.sources import find_audio
 
 
 def refusal(action: Callable[[], Any]) -> str:
@@ -42,7 +42,7 @@ def test_no_utterance_is_lost_and_each_one_left_out_has_its_cause(tmp_path, run)
     root = corpus(tmp_path / "audio", speakers=2)
     write_tree(root, {name: data for name, (data, _) in BAD.items()})
     (root / "bad" / "broken.wav").symlink_to("nowhere")
-    found = find_sources(str(root))
+    found = find_audio(str(root))
     packed = pack(str(root), str(tmp_path / "shards"), PackConfig(shard_mb=0.12, heldout_share=0.3), run)
     assert len(found) == 12 + len(BAD) + 1
     assert len(members(packed)) + len(packed.quarantine) == len(found)

@@ -15,8 +15,8 @@ from cpcscale import audio, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.pack import PackConfig, pack
 from cpcscale.shards.packing import fetch, mp3
-from cpcscale.shards.packing.headers import probe_sources
-from cpcscale.shards.packing.sources import Source
+from cpcscale.shards.packing.headers import read_headers
+from cpcscale.shards.packing.sources import AudioFile
 from cpcscale.storage import StorageConfig
 
 # By what is read beside the first 64 KB: Ogg's length stands in its last page, that of an MP3 in its first frame.
@@ -34,12 +34,12 @@ IMPATIENT = StorageConfig(total_timeout_s=0.3, backoff_base_s=0.01, backoff_cap_
 SUFFIXES = {"NIST": "sph", "OGG": "ogg"}
 
 
-def at_store(s3: ObjectStore, folder: Path, form: str, data: bytes) -> Source:
+def at_store(s3: ObjectStore, folder: Path, form: str, data: bytes) -> AudioFile:
     kind = form.partition("/")[0]
     name = f"a.{SUFFIXES.get(kind, kind.lower())}"
     url = storage.join(s3.base, folder.name, name)
     storage.write(url, data)
-    return Source(url, name, name, "")
+    return AudioFile(url, name, name, "")
 
 
 @pytest.mark.parametrize("form", NEEDS)
@@ -47,10 +47,10 @@ def test_a_large_file_on_a_store_is_probed_by_its_ends_alone(s3, tmp_path, form)
     data = coded(form, noise(120), 16_000)
     source = at_store(s3, tmp_path, form, data)
     before = storage.counters()
-    probed = probe_sources([source])
+    probed = read_headers([source])
     read = storage.counters() - before
     assert probed.left_out == []
-    assert probed.samples.tolist() == [audio.probe(data).length]
+    assert probed.samples.tolist() == [audio.read_header(data).length]
     # Ogg's last page may lie across two chunks, and a search begins one before it.
     assert read.bytes_read <= (1 + NEEDS[form]) * fetch.PROBE_BYTES
     assert read.bytes_read < len(data) / 2
@@ -60,13 +60,13 @@ def test_a_large_file_on_a_store_is_probed_by_its_ends_alone(s3, tmp_path, form)
 def test_a_small_file_on_a_store_is_one_request(s3, tmp_path):
     source = at_store(s3, tmp_path, "FLAC/PCM_16", coded("FLAC/PCM_16", noise(1)))
     before = storage.counters()
-    assert probe_sources([source]).samples.tolist() == [16_000]
+    assert read_headers([source]).samples.tolist() == [16_000]
     assert (storage.counters() - before).requests == 1
 
 
 def test_an_empty_or_broken_object_is_left_out_with_its_cause(s3, tmp_path):
     rows = [at_store(s3, tmp_path / f"{n}", "WAV/PCM_16", data) for n, data in enumerate((b"", b"x" * 200_000))]
-    probed = probe_sources(rows)
+    probed = read_headers(rows)
     assert probed.samples.tolist() == [-1, -1]
     assert [row["cause"] for row in probed.left_out] == ["unreadable", "unreadable"]
 
@@ -139,7 +139,7 @@ def test_an_mp3_of_constant_bit_rate_needs_no_length(tmp_path):
     path.write_bytes(id3() + constant(500) + b"TAG" + bytes(125))
     with path.open("rb") as file:
         assert mp3.count(file) == (500 * 576, 576)
-    [samples] = probe_sources([Source(str(path), "a.mp3", "a", "")]).samples
+    [samples] = read_headers([AudioFile(str(path), "a.mp3", "a", "")]).samples
     assert abs(samples - 500 * 576) <= 4 * 576
 
 

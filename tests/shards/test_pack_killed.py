@@ -12,7 +12,7 @@ from trees import contents, hidden, noise, promised, write_tree
 
 from cpcscale.shards.index import MARKER
 from cpcscale.shards.pack import PackConfig, pack
-from cpcscale.shards.packing.folder_lock import Claim
+from cpcscale.shards.packing.folder_lock import FolderLock
 
 SETTINGS = {"shard_mb": 0.1, "max_s": 1.0, "group_shards": 2}
 SPEC = PackConfig(**SETTINGS)  # type: ignore[arg-type]
@@ -116,7 +116,7 @@ def test_only_what_packs_leave_is_removed(source, tmp_path, monkeypatch):
 
 def test_files_of_a_pack_that_is_still_at_work_are_left_alone_unless_untouched_for_a_day(source, tmp_path, monkeypatch):
     interrupted(source, tmp_path, monkeypatch)
-    with Claim(tmp_path) as other:
+    with FolderLock(tmp_path) as other:
         other.share()
         paths = stale(tmp_path)
         pack(str(source), str(tmp_path), SPEC)
@@ -124,7 +124,7 @@ def test_files_of_a_pack_that_is_still_at_work_are_left_alone_unless_untouched_f
         yesterday = time.time() - 90_000
         for path in paths:
             os.utime(path, (yesterday, yesterday))
-        with Claim(tmp_path) as third:
+        with FolderLock(tmp_path) as third:
             third.clean(["train"], MARKER)
         # The marker is there now, so that a part may belong to a version that a run has open.
         assert [path.exists() for path in paths] == [False, False, True, True, True]

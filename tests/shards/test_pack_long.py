@@ -24,19 +24,19 @@ from cpcscale import audio, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack, pack_sources
-from cpcscale.shards.packing.pieces import Member, PackTask, cut, layout, piece_counts
-from cpcscale.shards.packing.sources import Source, find_sources
+from cpcscale.shards.packing.pieces import PackedFile, PackTask, cut, layout, piece_counts
+from cpcscale.shards.packing.sources import AudioFile, find_audio
 from cpcscale.shards.packing.write_tars import pack_task
 
 # Shards of 4.6 s, four a group, pieces of a second.
 SPEC = PackConfig(shard_mb=0.1, max_s=1.0)
 
 
-def member(samples: int, pieces: int, name: str = "r") -> Member:
-    return Member(name, Source("", f"{name}.wav", name, ""), samples, pieces)
+def member(samples: int, pieces: int, name: str = "r") -> PackedFile:
+    return PackedFile(name, AudioFile("", f"{name}.wav", name, ""), samples, pieces)
 
 
-def spans(one: Member) -> list[int]:
+def spans(one: PackedFile) -> list[int]:
     return [one.start(piece + 1) - one.start(piece) for piece in range(one.pieces)]
 
 
@@ -152,13 +152,13 @@ def test_a_streamed_decode_is_the_whole_decode_and_as_long_as_its_header_says(fo
     blocks = list(audio.blocks(data))
     assert len(blocks) >= 3
     np.testing.assert_array_equal(np.concatenate(blocks), audio.decode(data))
-    assert audio.probe(data).length == sum(map(len, blocks))
+    assert audio.read_header(data).length == sum(map(len, blocks))
 
 
 @given(st.integers(4_000, 200_000), st.integers(1, 60_000))
 def test_the_length_of_what_is_resampled_is_known_from_the_header(rate_hz, samples):
     data = coded("WAV/PCM_16", np.zeros(samples, np.int16), rate_hz)
-    assert audio.probe(data).length == len(audio.decode(data))
+    assert audio.read_header(data).length == len(audio.decode(data))
 
 
 @pytest.mark.parametrize("codec", ["flac", "wav"])
@@ -166,7 +166,7 @@ def test_the_pieces_of_a_recording_are_the_recording_bit_for_bit(source, tmp_pat
     packed = pack(str(source), str(tmp_path), replace(SPEC, codec=codec))
     assert packed.quarantine == []
     got = decoded(tmp_path)
-    assert sorted(got) == [one.name for one in find_sources(str(source))]
+    assert sorted(got) == [one.name for one in find_audio(str(source))]
     for name, wave in got.items():
         np.testing.assert_array_equal(wave, audio.to_int16(audio.decode(str(source / name))))
 
@@ -174,9 +174,9 @@ def test_the_pieces_of_a_recording_are_the_recording_bit_for_bit(source, tmp_pat
 def test_opus_pieces_keep_every_length_and_name_their_recording_and_place(source, tmp_path):
     packed = pack(str(source), str(tmp_path), replace(SPEC, codec="opus"))
     for name, wave in decoded(tmp_path).items():
-        assert len(wave) == audio.probe(str(source / name)).length
+        assert len(wave) == audio.read_header(str(source / name)).length
     rows = packed.splits["train"].utterances.to_pylist()
-    assert {row["recording"] for row in rows} == {one.name for one in find_sources(str(source))}
+    assert {row["recording"] for row in rows} == {one.name for one in find_audio(str(source))}
     whole = [row for row in rows if row["recording"].startswith("short/")]
     assert sorted(row["key"] for row in whole) == [f"short/{n}" for n in range(4)]
     cut_up = sorted(row["key"] for row in rows if row["recording"] == "long/0.flac")
@@ -193,7 +193,7 @@ def test_a_recording_of_another_rate_is_resampled_as_one_stream_and_then_cut(tmp
 
 @pytest.mark.parametrize("run", [backwards, threads])
 def test_the_order_of_the_work_changes_no_byte(source, undisturbed, tmp_path, run):
-    files = list(find_sources(str(source)))
+    files = list(find_audio(str(source)))
     pack_sources(files[::-1], str(tmp_path), SPEC, run)
     assert promised(tmp_path) == promised(undisturbed)
 
@@ -279,7 +279,7 @@ def test_each_piece_left_out_has_a_row_with_its_cause_and_the_others_are_packed(
     kept = defaultdict(list)
     for meta, data in utterances(tmp_path / "shards").values():
         kept[meta["source"]].append((meta["start"], audio.to_int16(audio.decode(data))))
-    lengths = {name: audio.probe(str(root / name)).length for name in files}
+    lengths = {name: audio.read_header(str(root / name)).length for name in files}
     pieces = piece_counts(np.array(list(lengths.values())), 16_000)
     assert {name: len(kept[name]) + len(rows[name]) for name in files} == dict(zip(files, pieces, strict=True))
     assert min(len(found) for found in kept.values()) >= 3

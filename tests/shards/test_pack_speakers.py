@@ -14,8 +14,8 @@ from cpcscale import audio, config, storage
 from cpcscale.cli import main
 from cpcscale.errors import UserError
 from cpcscale.shards.pack import PackConfig, pack, pack_sources
-from cpcscale.shards.packing.manifests import Columns
-from cpcscale.shards.packing.sources import FindConfig, find_sources
+from cpcscale.shards.packing.manifests import ManifestColumns
+from cpcscale.shards.packing.sources import FindConfig, find_audio
 
 SOUND = audio.encode(noise(0.3), "wav")
 LIBRI = ["train/19/198/19-198-0001.wav", "train/19/227/19-227-0000.wav", "dev/84/121/84-121-0000.wav"]
@@ -35,7 +35,7 @@ def tree(root: Path, names: list[str], **tables: str) -> Path:
 
 
 def found(root: Path, **settings: Any) -> dict[str, tuple[str, str]]:
-    return {one.name: (one.group, one.language) for one in find_sources(str(root), FindConfig(**settings))}
+    return {one.name: (one.group, one.language) for one in find_audio(str(root), FindConfig(**settings))}
 
 
 def refusal(root: Path, **settings: Any) -> str:
@@ -48,7 +48,7 @@ def refusal(root: Path, **settings: Any) -> str:
 def test_a_table_of_tabs_with_columns_of_its_own_is_read_by_the_users_names(tmp_path):
     root = tree(tmp_path / "cv" / "clips", ["c1.wav", "c2.wav", "c3.wav"])
     (tmp_path / "cv" / "validated.tsv").write_text(COMMON_VOICE)
-    columns = Columns(path="path", speaker="client_id", language="locale")
+    columns = ManifestColumns(path="path", speaker="client_id", language="locale")
     got = found(root, manifest=str(tmp_path / "cv" / "validated.tsv"), columns=columns)
     assert got == {"c1.wav": ("anna", "en"), "c2.wav": ("berta", "fr"), "c3.wav": ("berta", "fr")}
 
@@ -92,7 +92,7 @@ def test_files_without_a_row_in_a_given_table_are_told(tmp_path, caplog):
 )
 def test_a_column_that_is_not_there_is_one_line_with_the_nearest(tmp_path, columns, words):
     root = tree(tmp_path, ["a.wav"], mine_csv="path,client_id,lang\na.wav,anna,en\n")
-    message = refusal(root, manifest=str(root / "mine.csv"), columns=Columns(**columns))
+    message = refusal(root, manifest=str(root / "mine.csv"), columns=ManifestColumns(**columns))
     parts = words.split(" .*")
     assert all(part in message for part in parts), message
     assert "mine.csv" in message
@@ -140,7 +140,7 @@ def test_where_speakers_come_from_is_no_part_of_what_a_pack_is(tmp_path):
     (tmp_path / "mine.csv").write_text("file,who\n" + "".join(f"{one},{one.split('/')[1]}\n" for one in LIBRI))
     target = str(tmp_path / "shards")
     first = pack(str(root), target, PackConfig(group_from="folder", folder_level=2))
-    mine = PackConfig(manifest=str(tmp_path / "mine.csv"), columns=Columns(path="file", speaker="who"))
+    mine = PackConfig(manifest=str(tmp_path / "mine.csv"), columns=ManifestColumns(path="file", speaker="who"))
     again = pack(str(root), target, mine)
     assert again.splits["train"].fingerprint == first.splits["train"].fingerprint
     with pytest.raises(UserError, match="other files or settings"):
@@ -171,11 +171,11 @@ def test_a_table_on_a_store_speaks_for_files_on_a_store(tmp_path, s3: ObjectStor
     root = storage.join(s3.base, tmp_path.name)
     storage.write(storage.join(root, "audio", "a.wav"), SOUND)
     storage.write(storage.join(root, "who.tsv"), b"path\tspeaker\na.wav\tanna\n")
-    [one] = find_sources(storage.join(root, "audio"), FindConfig(manifest=storage.join(root, "who.tsv")))
+    [one] = find_audio(storage.join(root, "audio"), FindConfig(manifest=storage.join(root, "who.tsv")))
     assert (one.path, one.group) == (storage.join(root, "audio", "a.wav"), "anna")
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):
     root = tree(tmp_path / "audio", ["a.wav"])
     with pytest.raises(UserError, match=r"two files have the name 'a\.wav'"):
-        pack_sources([*find_sources(str(root))] * 2, str(tmp_path / "shards"), PackConfig())
+        pack_sources([*find_audio(str(root))] * 2, str(tmp_path / "shards"), PackConfig())

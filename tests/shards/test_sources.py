@@ -18,15 +18,15 @@ from trees import noise, write_tree
 from cpcscale import audio
 from cpcscale.errors import UserError
 from cpcscale.shards.pack import PackConfig, pack
-from cpcscale.shards.packing.sources import Source, find_sources, utterance_keys
+from cpcscale.shards.packing.sources import AudioFile, find_audio, utterance_keys
 
 SOUND = audio.encode(noise(0.1), "wav")
 
 
-def found(root: Path, files: Mapping[str, str | bytes]) -> dict[str, Source]:
+def found(root: Path, files: Mapping[str, str | bytes]) -> dict[str, AudioFile]:
     """What is found in a tree of these texts and sounds, by name."""
     write_tree(root, {name: data.encode() if isinstance(data, str) else data for name, data in files.items()})
-    return {source.name: source for source in find_sources(str(root))}
+    return {source.name: source for source in find_audio(str(root))}
 
 
 def refusal(root: Path, files: Mapping[str, str | bytes]) -> str:
@@ -155,7 +155,7 @@ def test_a_source_that_is_not_a_folder_of_audio_is_one_line(tmp_path):
     (tmp_path / "x.wav").write_bytes(SOUND)
     for path, words in (("absent", "no folder"), ("x.wav", "not a folder")):
         with pytest.raises(UserError, match=words):
-            find_sources(str(tmp_path / path))
+            find_audio(str(tmp_path / path))
     # An unset shell variable must not pack the folder one happens to stand in.
     with pytest.raises(UserError, match="no folder ''"):
-        find_sources("")
+        find_audio("")

@@ -14,9 +14,9 @@ from cpcscale.cli import main
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.errors import UserError
 from cpcscale.size.machines import Machines
-from cpcscale.size.plan import Sizes, sizes
+from cpcscale.size.plan import RunSize, _run_size
 from cpcscale.size.rates import Rates
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train.setup import Data
 
@@ -24,15 +24,15 @@ ONE = Machines(nodes=1, gpus_per_node=4, cores_per_node=16, store_mb_per_s=0, ne
 FAST = Rates(update=1000, decode=2000)
 
 
-def sized(shards: Path, machines: Machines = ONE, speed: Rates = FAST, *keys: str, remote: bool = False) -> Sizes:
+def sized(shards: Path, machines: Machines = ONE, speed: Rates = FAST, *keys: str, remote: bool = False) -> RunSize:
     recipe = config.load(PretrainConfig, None, [*speech.TINY, "train.steps=100", *keys])
     data = speech.data(shards, validate=True)
     if remote:
         # Its shards in a bucket, its utterances in memory: nothing is read there.
         index = replace(data.train, base="s3://bucket/set", memory=data.train.utterances)
         data = Data(index, data.validation)
-    order = Order(shard_windows(data.train, recipe.window), recipe.seed, recipe.train.lanes, recipe.train.batch)
-    return sizes(recipe, data, order, machines, speed)
+    order = RunOrder(shard_windows(data.train, recipe.window), recipe.seed, recipe.train.lanes, recipe.train.batch)
+    return _run_size(recipe, data, order, machines, speed)
 
 
 def test_what_takes_longest_is_the_bottleneck_and_the_step(shards):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from cpcscale import storage
 from cpcscale.errors import UserError
-from cpcscale.storage import Counters, StorageConfig, s3_requests
+from cpcscale.storage import StorageConfig, TrafficCounts, s3_requests
 
 DATA = random.Random(1).randbytes(300_000)
 LARGE = DATA * 56  # 16.8 MB: three parts
@@ -45,7 +45,7 @@ def refusal(action) -> str:
     return str(caught.value)
 
 
-def spent(before: Counters) -> tuple[int, int, int, int]:
+def spent(before: TrafficCounts) -> tuple[int, int, int, int]:
     """(requests, retries, bytes_read, bytes_written) since `before`."""
     lap = storage.counters() - before
     assert lap.seconds >= 0
@@ -382,7 +382,7 @@ def test_the_file_of_an_object_reads_and_seeks_like_any_other(faulty_s3):
 
 
 def test_counts_from_many_threads_add_up_and_laps_are_differences():
-    tally = s3_requests.Tally()
+    tally = s3_requests.TrafficTotals()
     start = tally.now()
     threads = [
         threading.Thread(target=lambda: [tally.add(requests=1, bytes_read=3) for _ in range(2000)]) for _ in "1234"
@@ -393,8 +393,8 @@ def test_counts_from_many_threads_add_up_and_laps_are_differences():
         thread.join()
     half = tally.now()
     tally.add(retries=2, seconds=0.5)
-    assert half - start == Counters(requests=8000, bytes_read=24_000)
-    assert tally.now() - half == Counters(retries=2, seconds=0.5)
+    assert half - start == TrafficCounts(requests=8000, bytes_read=24_000)
+    assert tally.now() - half == TrafficCounts(retries=2, seconds=0.5)
 
 
 def test_local_files_are_not_counted(tmp_path):
@@ -403,7 +403,7 @@ def test_local_files_are_not_counted(tmp_path):
     storage.write(url, DATA)
     assert (storage.read(url), b"".join(storage.chunks(url)), storage.size(url)) == (DATA, DATA, len(DATA))
     storage.remove(url)
-    assert storage.counters() - before == Counters()
+    assert storage.counters() - before == TrafficCounts()
 
 
 def test_a_forked_process_counts_from_zero():
@@ -412,7 +412,7 @@ def test_a_forked_process_counts_from_zero():
     queue = context.Queue()
     child = context.Process(target=lambda: queue.put(storage.counters()))
     child.start()
-    assert queue.get(timeout=60) == Counters()
+    assert queue.get(timeout=60) == TrafficCounts()
     child.join()
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpcscale.stream import window
-from cpcscale.stream.epoch_order import Plan, mix, permutation
+from cpcscale.stream.epoch_order import EpochOrder, mix, permutation
 
 Window = tuple[int, int]
 # Windows of each utterance, shard by shard; utterances and shards without any are legal.
@@ -19,7 +19,7 @@ shard_sets = st.lists(st.lists(st.integers(0, 5), max_size=6), min_size=1, max_s
 seeds = st.integers(-(2**63), 2**64 - 1)
 
 
-class Epochs(Plan):
+class Epochs(EpochOrder):
     """A plan that knows the windows of each utterance, and so can number them, as the feed does."""
 
     def __init__(self, shards: list[list[int]], seed: int) -> None:

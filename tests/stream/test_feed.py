@@ -24,11 +24,11 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.index_writer import exclude, publish
 from cpcscale.shards.rows import scan
 from cpcscale.stream import window
-from cpcscale.stream.batch import Batch, Draft
-from cpcscale.stream.epoch_order import Plan
+from cpcscale.stream.batch import Batch, UnfilledBatch
+from cpcscale.stream.epoch_order import EpochOrder
 from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed, decode_threads, fixed_batches
 from cpcscale.stream.lanes import PADDING, Lanes, served
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
 
@@ -39,11 +39,11 @@ SEED = 5
 class Run(NamedTuple):
     index: Index
     spec: WindowConfig
-    order: Order
+    order: RunOrder
     cache: CacheConfig
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> EpochOrder:
         return self.order.plan
 
     @property
@@ -59,7 +59,7 @@ def run_of(
     cache: CacheConfig = CacheConfig(),  # noqa: B008
 ) -> Run:
     index = Index.load(str(base))
-    return Run(index, spec, Order(shard_windows(index, spec), SEED, lanes, batch), cache)
+    return Run(index, spec, RunOrder(shard_windows(index, spec), SEED, lanes, batch), cache)
 
 
 def feed_of(run: Run, start: int = 0, rank: int = 0, world: int = 1, threads: int = 2, prefetch: int = 3) -> ThreadFeed:
@@ -291,7 +291,7 @@ def decoding() -> list[str]:
 def batches_in_memory() -> int:
     """Those that were handed out and are held, and those made ahead."""
     gc.collect()
-    return sum(isinstance(thing, Batch | Draft) for thing in gc.get_objects())
+    return sum(isinstance(thing, Batch | UnfilledBatch) for thing in gc.get_objects())
 
 
 def test_closing_ends_the_threads_and_frees_the_batches_made_ahead(shard_set):

@@ -9,28 +9,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpcscale.stream.lanes import PADDING, served
-from cpcscale.stream.run_order import Chapter, Order
+from cpcscale.stream.run_order import Chapter, RunOrder
 
 Row = tuple[int, int]
 
 
 @st.composite
-def orders(draw: st.DrawFn, appended: bool = False) -> Order:
+def orders(draw: st.DrawFn, appended: bool = False) -> RunOrder:
     windows = np.array(draw(st.lists(st.integers(0, 20), min_size=2, max_size=12)), np.int64)
     lanes = draw(st.integers(1, 6))
     shards = draw(st.integers(1, len(windows) - 1)) if appended else len(windows)
     # Enough windows in the first shard for every lane.
     windows[0] += lanes
     batch, seed = lanes * draw(st.integers(1, 3)), draw(st.integers(0, 99))
-    order = Order(windows, seed, lanes, batch, [Chapter(0, 0, shards)])
+    order = RunOrder(windows, seed, lanes, batch, [Chapter(0, 0, shards)])
     if not appended:
         return order
     step, epoch = order.edge(draw(st.integers(0, 3 * order.lanes.steps_per_epoch)))
     begun = [Chapter(0, 0, shards)] if step else []
-    return Order(windows, seed, lanes, batch, [*begun, Chapter(step, epoch, len(windows))])
+    return RunOrder(windows, seed, lanes, batch, [*begun, Chapter(step, epoch, len(windows))])
 
 
-def global_batch(order: Order, step: int, world: int = 1) -> tuple[int, list[Row]]:
+def global_batch(order: RunOrder, step: int, world: int = 1) -> tuple[int, list[Row]]:
     """(epoch, (shard, ordinal) of every row) of a step, put together from the ranks of a world of this size."""
     lanes = order.lanes.lanes
     rows = np.zeros((lanes, order.lanes.per_step, 2), np.int64)
@@ -71,7 +71,7 @@ def test_every_epoch_has_each_window_of_its_version_exactly_once(order, data):
 @given(orders(appended=True))
 def test_steps_before_the_edge_are_those_of_the_run_before_shards_were_appended(order):
     first = order.chapters[0]
-    before = Order(order.plan.windows, order.seed, order.lanes.lanes, order.batch, [first])
+    before = RunOrder(order.plan.windows, order.seed, order.lanes.lanes, order.batch, [first])
     for step in range(order.chapters[-1].step):
         assert global_batch(order, step) == global_batch(before, step)
         assert order.cursors(step) == before.cursors(step)
@@ -99,8 +99,8 @@ def test_a_run_of_whole_epochs_ends_at_an_edge(order, epochs):
 def test_shards_that_come_in_after_the_end_of_a_run_do_not_move_its_end():
     # Four steps an epoch, then, from the third epoch on, more.
     windows = np.array([10, 3, 100])
-    alone = Order(windows, 0, 2, 4, [Chapter(0, 0, 2)])
-    appended = Order(windows, 0, 2, 4, [Chapter(0, 0, 2), Chapter(12, 3, 3)])
+    alone = RunOrder(windows, 0, 2, 4, [Chapter(0, 0, 2)])
+    appended = RunOrder(windows, 0, 2, 4, [Chapter(0, 0, 2), Chapter(12, 3, 3)])
     for epochs in (0.5, 1, 2.5, 2.75):
         assert appended.steps_for(epochs) == alone.steps_for(epochs)
     assert appended.steps_for(3) == alone.steps_for(3) == 12
@@ -108,6 +108,6 @@ def test_shards_that_come_in_after_the_end_of_a_run_do_not_move_its_end():
 
 
 def test_an_edge_is_where_an_epoch_begins():
-    order = Order(np.array([10, 3]), 0, 2, 4)
+    order = RunOrder(np.array([10, 3]), 0, 2, 4)
     assert order.lanes.steps_per_epoch == 4
     assert [order.edge(step) for step in (0, 1, 3, 4, 5)] == [(0, 0), (4, 1), (4, 1), (4, 1), (8, 2)]

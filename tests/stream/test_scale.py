@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpcscale.bench.scale_set import UTTERANCE_S, make
+from cpcscale.bench.scale_set import UTTERANCE_S, make_scale_set
 from cpcscale.cluster.feeders import Feeder
 from cpcscale.shards.index import Index
 from cpcscale.shards.reader import ShardReader
@@ -22,7 +22,7 @@ from cpcscale.storage import StorageConfig
 from cpcscale.stream.batch import Batch, WindowReader
 from cpcscale.stream.feed import FeedConfig, FeedSource
 from cpcscale.stream.lanes import PADDING, served
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
 
@@ -45,7 +45,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     """The folder of a set of so many shards: the larger one has an index of several parts and of several blocks."""
     sizes = {shards: str(tmp_path_factory.mktemp("sets") / str(shards)) for shards in (3_000, 200_000)}
     for shards, base in sizes.items():
-        make(Path(base), shards, UTTERANCES)
+        make_scale_set(Path(base), shards, UTTERANCES)
     return sizes
 
 
@@ -61,9 +61,9 @@ def held_and_peak(work: Callable[[], object]) -> tuple[int, int]:
         tracemalloc.stop()
 
 
-def planned(shards: int, ranks: int) -> Order:
+def planned(shards: int, ranks: int) -> RunOrder:
     """The order as rank 0 of so many has it after its first step, one lane a rank."""
-    order = Order(np.full(shards, UTTERANCES), 0, ranks, 8 * ranks)
+    order = RunOrder(np.full(shards, UTTERANCES), 0, ranks, 8 * ranks)
     order.rows(0, served(ranks, 0, ranks))
     order.coming(0, 0, 2)
     return order
@@ -93,7 +93,7 @@ def test_a_ranks_steps_read_the_rows_of_its_own_shards_alone_once_each_in_any_se
     for shards, base in bases.items():
         index = CountingIndex(base, (loaded := Index.load(base)).shards, loaded.parts)
         index.__dict__["asked"] = []
-        order = Order(shard_windows(index, SPEC), 0, RANKS, 8 * RANKS)
+        order = RunOrder(shard_windows(index, SPEC), 0, RANKS, 8 * RANKS)
         reader = ShardReader(index, keep=3 * len(lanes) + 8)
         wanted = set()
         for step in range(steps):
@@ -117,7 +117,7 @@ def test_the_rows_of_an_open_shard_keep_no_others_in_memory(bases):
 def test_what_a_rank_hands_to_its_feeders_is_the_shard_table_once(bases):
     for shards, base in bases.items():
         index = Index.load(base)
-        order = Order(shard_windows(index, SPEC), 0, RANKS, 8 * RANKS)
+        order = RunOrder(shard_windows(index, SPEC), 0, RANKS, 8 * RANKS)
         handed: list[pickle.PickleBuffer] = []
         pickle.dumps(FeedSource(index, order, SPEC, FeedConfig()), protocol=5, buffer_callback=handed.append)
         # The table, and int64 twice: its windows, and the ends of its utterances.
@@ -131,7 +131,7 @@ def test_a_feeder_does_without_torch(run_python):
 
 def test_a_thousand_ranks_have_every_window_of_an_epoch_exactly_once():
     windows = np.random.default_rng(0).integers(0, 40, 300)
-    order = Order(windows, 7, RANKS, RANKS)
+    order = RunOrder(windows, 7, RANKS, RANKS)
     epoch = range(order.lanes.steps_per_epoch, 2 * order.lanes.steps_per_epoch)
     seen: Counter[tuple[int, int]] = Counter()
     for step in epoch:
@@ -147,7 +147,7 @@ def test_a_thousand_ranks_have_every_window_of_an_epoch_exactly_once():
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 40), st.data())
 def test_any_number_of_ranks_have_every_window_of_an_epoch_exactly_once(windows, lanes, data):
     counts = np.array([*windows, lanes])
-    ranks, order = data.draw(st.integers(1, lanes)), Order(counts, 1, lanes, 2 * lanes)
+    ranks, order = data.draw(st.integers(1, lanes)), RunOrder(counts, 1, lanes, 2 * lanes)
     seen: Counter[tuple[int, int]] = Counter()
     for step in range(order.lanes.steps_per_epoch):
         for rank in range(ranks):
@@ -159,8 +159,8 @@ def test_any_number_of_ranks_have_every_window_of_an_epoch_exactly_once(windows,
 
 def test_the_feeders_of_many_ranks_give_every_utterance_of_an_epoch_once(tmp_path):
     ranks = 48
-    index = make(tmp_path / "set", 30, 40)
-    order = Order(shard_windows(index, SPEC), 0, ranks, 4 * ranks)
+    index = make_scale_set(tmp_path / "set", 30, 40)
+    order = RunOrder(shard_windows(index, SPEC), 0, ranks, 4 * ranks)
     source = FeedSource(index, order, SPEC, FeedConfig(prefetch=1))
     feeders = [Feeder(source, served(ranks, rank, ranks), ranks, StorageConfig()) for rank in range(ranks)]
     seen: Counter[int] = Counter()

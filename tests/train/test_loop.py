@@ -14,7 +14,7 @@ import torch
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
 from cpcscale.runs.checkpoint_files import MARKER
-from cpcscale.runs.ledger import Holder, Ledger
+from cpcscale.runs.ledger import Ledger, RunHolder
 from cpcscale.shards.index import Index
 from cpcscale.shards.index_writer import IndexWriter, exclude
 from cpcscale.shards.rows import ShardEntry
@@ -23,7 +23,7 @@ from cpcscale.train.checkpoint import load_encoder, read
 from cpcscale.train.loop import pretrain
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
-from cpcscale.train.resume import begin
+from cpcscale.train.resume import load_initial_weights
 from cpcscale.train.setup import Data
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
@@ -136,7 +136,7 @@ def test_mean_weights_a_learnt_temperature_and_a_falling_rate_go_on_as_if_nothin
 def test_the_weights_of_another_network_come_without_its_level():
     spec = speech.recipe().model
     mine, theirs = build(spec, 0, offset=0.1, gain=3.0), build(spec, 1, offset=0.2, gain=9.0)
-    begin(mine, theirs)
+    load_initial_weights(mine, theirs)
     assert (mine.offset.item(), mine.gain.item()) == (pytest.approx(0.1), 3.0)
     assert all(torch.equal(one, other) for one, other in zip(mine.parameters(), theirs.parameters(), strict=True))
 
@@ -345,7 +345,7 @@ class Overtaking(speech.Watcher):
 
     def progress(self, step: int, total: int) -> None:
         if step == self.at:
-            assert self.ledger.advance(self.ledger.head().taken(Holder("new", "node7", 12, "", "", 0.0, 30.0)))
+            assert self.ledger.advance(self.ledger.head().taken(RunHolder("new", "node7", 12, "", "", 0.0, 30.0)))
 
 
 def test_a_run_that_another_driver_takes_over_stops_and_publishes_nothing_more(shards, tmp_path):

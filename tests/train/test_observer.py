@@ -12,7 +12,7 @@ import speech
 import torch
 
 from cpcscale.train.loop import pretrain
-from cpcscale.train.observer import Notices, StoppedError, asks_to_stop
+from cpcscale.train.observer import RunRequests, StoppedError, asks_to_stop
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 
@@ -41,7 +41,7 @@ def short(folder: Path, **overrides: Any) -> Recipe:
 
 
 def run(
-    shards: Path, folder: Path, watcher: speech.Watcher, notices: Notices | None = None, **overrides: Any
+    shards: Path, folder: Path, watcher: speech.Watcher, notices: RunRequests | None = None, **overrides: Any
 ) -> dict[str, Any]:
     """The summary of a run in `folder`."""
     ranks = Ranks.current(torch.device("cpu"))
@@ -67,7 +67,7 @@ def same(summary: dict[str, Any], expected: dict[str, Any]) -> bool:
 
 def stopped(shards: Path, folder: Path, at: int, **overrides: Any) -> tuple[int, Asking]:
     """The step after which a run that is asked once step `at` is made has stopped, and its observer."""
-    notices = Notices()
+    notices = RunRequests()
     watcher = Asking(notices.stop, at)
     with pytest.raises(StoppedError) as raised:
         run(shards, folder, watcher, notices, **overrides)
@@ -77,7 +77,7 @@ def stopped(shards: Path, folder: Path, at: int, **overrides: Any) -> tuple[int,
 
 
 def test_every_notice_has_a_number_of_its_own_and_says_whether_it_was_to_stop():
-    notices = Notices()
+    notices = RunRequests()
     numbers = [notices.number]
     for ask in (notices.save, notices.save, notices.stop, notices.save):
         ask()
@@ -91,7 +91,7 @@ def test_every_notice_has_a_number_of_its_own_and_says_whether_it_was_to_stop():
 
 @pytest.mark.parametrize("at", [1, 4, 7])
 def test_a_checkpoint_that_is_asked_for_is_one_of_the_next_step_and_changes_nothing(undisturbed, shards, tmp_path, at):
-    notices = Notices()
+    notices = RunRequests()
     watcher = Asking(notices.save, at)
     summary = run(shards, tmp_path / "run", watcher, notices)
     assert checkpoints.steps(tmp_path / "run") == [at + 1, LAST]
@@ -103,7 +103,7 @@ def test_a_checkpoint_that_is_asked_for_is_one_of_the_next_step_and_changes_noth
 
 
 def test_two_notices_in_one_step_and_a_checkpoint_that_was_due_are_one_checkpoint(shards, tmp_path):
-    notices = Notices()
+    notices = RunRequests()
 
     def twice() -> None:
         notices.save()
@@ -116,7 +116,7 @@ def test_two_notices_in_one_step_and_a_checkpoint_that_was_due_are_one_checkpoin
 
 
 def test_a_notice_each_step_is_a_checkpoint_each_step(undisturbed, shards, tmp_path):
-    notices = Notices()
+    notices = RunRequests()
     watcher = Asking(notices.save, *range(1, LAST))
     summary = run(shards, tmp_path / "run", watcher, notices, checkpoint__keep=LAST)
     assert checkpoints.steps(tmp_path / "run") == list(range(2, LAST + 1))
@@ -124,7 +124,7 @@ def test_a_notice_each_step_is_a_checkpoint_each_step(undisturbed, shards, tmp_p
 
 
 def test_a_run_that_was_asked_before_its_first_step_stops_after_it(shards, tmp_path):
-    notices = Notices()
+    notices = RunRequests()
     notices.stop()
     with pytest.raises(StoppedError, match=f"stopped after step 1 of {LAST}, with a checkpoint of it"):
         run(shards, tmp_path / "run", speech.Watcher(), notices)
@@ -143,7 +143,7 @@ def test_a_run_asked_to_stop_does_so_behind_a_checkpoint_of_its_last_step_and_go
     assert first.saves == 1
     # The same command again, which nobody asks anything.
     second = speech.Watcher()
-    resumed = run(shards, folder, second, Notices())
+    resumed = run(shards, folder, second, RunRequests())
     assert list(second.losses) == list(range(step + 1, LAST + 1)), "no step is made twice"
     assert f"step {step} of {LAST}" in " ".join(second.notes)
     assert first.losses | second.losses == pytest.approx(losses, abs=1e-6)
@@ -153,7 +153,7 @@ def test_a_run_asked_to_stop_does_so_behind_a_checkpoint_of_its_last_step_and_go
 
 @pytest.mark.parametrize("at", [LAST - 1, LAST])
 def test_a_run_asked_to_stop_in_its_last_step_ends_as_any_other(undisturbed, shards, tmp_path, at):
-    notices = Notices()
+    notices = RunRequests()
     watcher = Asking(notices.stop, at)
     assert same(run(shards, tmp_path / "run", watcher, notices), undisturbed[0])
     assert checkpoints.steps(tmp_path / "run") == [LAST]
@@ -161,7 +161,7 @@ def test_a_run_asked_to_stop_in_its_last_step_ends_as_any_other(undisturbed, sha
 
 def test_a_finished_run_that_is_asked_to_stop_states_its_summary(undisturbed, shards, tmp_path):
     run(shards, tmp_path / "run", speech.Watcher())
-    notices = Notices()
+    notices = RunRequests()
     notices.stop()
     assert same(run(shards, tmp_path / "run", speech.Watcher(), notices), undisturbed[0])
 
@@ -171,7 +171,7 @@ def test_losses_that_were_not_logged_before_a_stop_are_made_up_for_by_a_run_that
 ):
     """A checkpoint carries the loss of its own step, also where its step was not one to be logged."""
     rare = {"train__log_every_steps": 100, "train__validate_every_steps": 100}
-    notices = Notices()
+    notices = RunRequests()
     with pytest.raises(StoppedError):
         run(shards, tmp_path / "run", Asking(notices.stop, 4), notices, **rare)
     [step] = checkpoints.steps(tmp_path / "run")
@@ -181,7 +181,7 @@ def test_losses_that_were_not_logged_before_a_stop_are_made_up_for_by_a_run_that
 
 def test_a_run_that_was_asked_something_hears_what_it_is_asked_after_it_was_killed_and_goes_on(shards, tmp_path):
     for at in (2, 5):
-        notices = Notices()
+        notices = RunRequests()
         with pytest.raises(speech.Killed):
             run(shards, tmp_path / "run", Asking(notices.save, at, stop_at=at + 2), notices)
         assert checkpoints.steps(tmp_path / "run")[-1] == at + 1

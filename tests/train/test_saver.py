@@ -13,7 +13,7 @@ from cpcscale.errors import UserError
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.publisher import Publisher
 from cpcscale.train.checkpoint import tensors_of
-from cpcscale.train.saver import Saver, Snapshot
+from cpcscale.train.saver import HostCopies, Saver
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -114,7 +114,7 @@ def test_the_end_waits_for_the_save_under_way(tmp_path, gate):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_snapshot_reuses_its_buffers_and_follows_a_change_of_shape(device):
-    snapshot = Snapshot()
+    snapshot = HostCopies()
     big = torch.arange(1 << 20, device=device, dtype=torch.float32)
     first = snapshot.take({"model": {"a": big, "t": torch.ones(3, 2, device=device).t()}})
     # In place, as an update does it: on a GPU it is in the queue behind the copy.

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cpcscale.bench import plain_network
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, build
-from cpcscale.objective.infonce import Latents, Sums, counts
+from cpcscale.objective.infonce import LossSums, ScoredRows, counts
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.step import StepResult, TrainStep, scores
@@ -57,7 +57,7 @@ def test_the_gradient_is_that_of_the_mean_over_k_of_the_mean_over_valid_predicti
     twin = build(step.recipe.model, step.recipe.seed, gain=10.0)
     frames_B = torch.from_numpy(batch.samples_B // 160)
     z_BTC, c_BTD = twin.features(torch.from_numpy(batch.wave_BS).float() / 32768)
-    rows = Latents(z_BTC, twin.predictor(c_BTD), torch.tensor(1.0), frames_B, torch.from_numpy(batch.key_B))
+    rows = ScoredRows(z_BTC, twin.predictor(c_BTD), torch.tensor(1.0), frames_B, torch.from_numpy(batch.key_B))
     loss = (plain_network.loss_K(rows, step.recipe.objective) / counts(frames_B, 4)).mean()
     loss.backward()
     assert scores(result, ALONE)["loss"] == pytest.approx(loss.item(), rel=1e-6)
@@ -210,7 +210,7 @@ def test_augmentation_changes_what_contexts_hear_and_nothing_that_is_scored_held
 
 
 def test_scores_are_means_over_k_of_means_over_predictions():
-    sums = Sums(torch.tensor([8.0, 2.0]), torch.tensor([4, 0]), torch.tensor([2.0, 0.5]))
+    sums = LossSums(torch.tensor([8.0, 2.0]), torch.tensor([4, 0]), torch.tensor([2.0, 0.5]))
     result = StepResult(sums, torch.tensor([8, 1]))
     assert scores(result, ALONE) == {
         "loss": 1.5,

@@ -9,15 +9,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpcscale.time_by_name import Account
+from cpcscale.time_by_name import TimeByName
 from cpcscale.train.device import timeline
 from cpcscale.train.loop import pretrain
 from cpcscale.train.ranks import Ranks
-from cpcscale.train.time_account import HIDDEN, PHASES, Beside, Meter, Stalls, peak_tflops, stalls, utilisation
+from cpcscale.train.time_account import (
+    HIDDEN,
+    PHASES,
+    HiddenSeconds,
+    TimeAccount,
+    TimeTotals,
+    peak_tflops,
+    stalls,
+    utilisation,
+)
 
 SECONDS = st.floats(0, 1e4, allow_nan=False)
 SPENT = st.dictionaries(st.sampled_from([*PHASES, "wait", "no phase of ours"]), SECONDS)
-BESIDE = st.builds(Beside, *[SECONDS] * 5)
+BESIDE = st.builds(HiddenSeconds, *[SECONDS] * 5)
 
 
 class Laps(speech.Watcher):
@@ -53,48 +62,50 @@ def test_the_account_adds_up_to_wall_time_whatever_was_marked(spent, beside, wal
 
 
 def test_a_wait_for_the_feed_is_that_of_what_its_threads_did_meanwhile():
-    account = stalls({"wait": 8.0, "forward": 2.0}, Beside(store_s=9.0, decode_s=3.0), 10.0, 0.0)
+    account = stalls({"wait": 8.0, "forward": 2.0}, HiddenSeconds(store_s=9.0, decode_s=3.0), 10.0, 0.0)
     assert (account.exposed_s["store"], account.exposed_s["decode"]) == (6.0, 2.0)
     assert (account.hidden_s["store"], account.hidden_s["decode"]) == (3.0, 1.0)
     assert account.rates()["data_wait_share"] == pytest.approx(0.8)
-    idle = stalls({"wait": 1.0}, Beside(), 1.0, 0.0)
+    idle = stalls({"wait": 1.0}, HiddenSeconds(), 1.0, 0.0)
     assert (idle.exposed_s["store"], idle.exposed_s["decode"]) == (0.0, 1.0)
 
 
 def test_what_the_backward_pass_waits_for_other_ranks_is_not_its_own():
-    account = stalls({"backward": 5.0, "allreduce": 1.0}, Beside(allreduce_s=4.0, allreduce_exposed_s=1.5), 6.0, 0.0)
+    account = stalls(
+        {"backward": 5.0, "allreduce": 1.0}, HiddenSeconds(allreduce_s=4.0, allreduce_exposed_s=1.5), 6.0, 0.0
+    )
     assert (account.exposed_s["backward"], account.exposed_s["allreduce"]) == (3.5, 2.5)
     assert account.hidden_s["allreduce"] == 2.5
 
 
 def test_rates_leave_validation_and_checkpoints_out():
-    account = stalls({"forward": 4.0, "validation": 5.0, "checkpoint": 1.0}, Beside(), 10.0, 80.0)
+    account = stalls({"forward": 4.0, "validation": 5.0, "checkpoint": 1.0}, HiddenSeconds(), 10.0, 80.0)
     assert account.rates() == {"audio_s_per_s": pytest.approx(20.0), "data_wait_share": 0.0}
 
 
 def test_time_between_phases_is_unattributed_and_marks_of_the_step_go_before_the_phase_around_them():
-    account = Account()
-    meter = Meter(account)
+    account = TimeByName()
+    meter = TimeAccount(account)
     time.sleep(0.02)
     with meter.phase("logging"):
         time.sleep(0.02)
         account.mark("copy")
         time.sleep(0.02)
     meter.heard(3.0)
-    lap = meter.lap(Beside(), "checkpoint")
+    lap = meter.lap(HiddenSeconds(), "checkpoint")
     for name in ("unattributed", "copy", "logging"):
         assert lap.exposed_s[name] >= 0.02
     assert lap.audio_s == 3.0
 
 
 def test_laps_add_up_to_the_total():
-    account = Account()
-    meter, laps = Meter(account), []
+    account = TimeByName()
+    meter, laps = TimeAccount(account), []
     for number in range(3):
         with meter.phase("forward"):
             meter.heard(number)
-        laps.append(meter.lap(Beside(store_s=number), "logging"))
-    total = sum(laps, Stalls())
+        laps.append(meter.lap(HiddenSeconds(store_s=number), "logging"))
+    total = sum(laps, TimeTotals())
     assert total == meter.total
     assert sum(meter.total.exposed_s.values()) == pytest.approx(meter.total.wall_s)
 

@@ -22,10 +22,10 @@ from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any
 
-from cpcscale.bench.peers.job import Job
+from cpcscale.bench.peers.job import PeerJob
 
 # Opens a peer: inside of the context all is ready, a call starts to read, and batches are int16 [rows, samples].
-Opener = Callable[[Job], AbstractContextManager[Callable[[], Iterable[Any]]]]
+Opener = Callable[[PeerJob], AbstractContextManager[Callable[[], Iterable[Any]]]]
 
 
 def found() -> dict[str, Opener]:
@@ -54,12 +54,12 @@ def found() -> dict[str, Opener]:
     return peers
 
 
-def installed(job: Job) -> dict[str, Callable[[], float]]:
+def installed(job: PeerJob) -> dict[str, Callable[[], float]]:
     """For each peer installed here, what measures it once: seconds from the start of iteration to the last window."""
     return {name: partial(_measured, opened, job) for name, opened in found().items()}
 
 
-def _measured(opened: Opener, job: Job) -> float:
+def _measured(opened: Opener, job: PeerJob) -> float:
     rows, taken_s = 0, 0.0
     with opened(job) as start:
         began = time.perf_counter()

@@ -21,7 +21,7 @@ _PREFETCH = 4
 
 
 @dataclass(frozen=True)
-class Job:
+class PeerJob:
     """What every peer has to do: `windows` random crops of `samples` each, in batches of `batch`.
 
     `base` is a local folder, `shards` the tars of KEY.codec and KEY.json in it; every utterance is longer than a crop.
@@ -59,10 +59,10 @@ class Job:
         return max(Path(path).stat().st_size for path in self.paths)
 
 
-class Crops:
+class CropDecoder:
     """Members' bytes to a batch of random crops, int16 [members, samples]."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: PeerJob) -> None:
         self._samples, self._random = job.samples, random.Random(job.seed)
 
     def __call__(self, members: Sequence[bytes]) -> np.ndarray:
@@ -79,16 +79,16 @@ class Crops:
         return wave_BS
 
 
-class Batches(IterableDataset[np.ndarray]):
+class CropBatches(IterableDataset[np.ndarray]):
     """Decoded batches for a DataLoader, of the members that `epoch()` gives in shuffled order, again and again.
 
     The first pass is empty and only starts the workers. The next gives each worker's share of the job to its end:
     PyTorch aborts a worker that is ended in the middle of a batch.
     """
 
-    def __init__(self, job: Job, epoch: Callable[[], Iterable[bytes]]) -> None:
+    def __init__(self, job: PeerJob, epoch: Callable[[], Iterable[bytes]]) -> None:
         self._rows, self._batches, self._epoch = job.batch, job.share, epoch
-        self._crops, self._started = Crops(job), False
+        self._crops, self._started = CropDecoder(job), False
 
     def __iter__(self) -> Iterator[np.ndarray]:
         if self._started:
@@ -107,10 +107,10 @@ class Batches(IterableDataset[np.ndarray]):
                 raise RuntimeError("a worker was given no shard to read")
 
 
-def loader(job: Job, epoch: Callable[[], Iterable[bytes]]) -> DataLoader[np.ndarray]:
+def loader(job: PeerJob, epoch: Callable[[], Iterable[bytes]]) -> DataLoader[np.ndarray]:
     """PyTorch's DataLoader over the members of `epoch()`, its workers started."""
     made: DataLoader[np.ndarray] = DataLoader(
-        Batches(job, epoch),
+        CropBatches(job, epoch),
         batch_size=None,
         num_workers=job.processes,
         # A fork of a process with threads may hang.
@@ -133,7 +133,7 @@ def members(path: str, codec: str) -> Iterator[tuple[str, bytes]]:
                 yield key, file.read()
 
 
-def converted(job: Job, name: str, convert: Callable[[Job, Path], None]) -> Path:
+def converted(job: PeerJob, name: str, convert: Callable[[PeerJob, Path], None]) -> Path:
     """The set in another format, below `job.folder`; `convert` fills an empty folder, the first time only."""
     folder, making = job.folder / name, job.folder / f"{name}.part"
     if not folder.exists():

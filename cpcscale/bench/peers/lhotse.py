@@ -20,11 +20,11 @@ import lhotse
 from lhotse.shar.utils import to_shar_placeholder
 from lhotse.shar.writers import JsonlShardWriter, TarWriter
 
-from cpcscale.bench.peers.job import Job, converted, loader, members
+from cpcscale.bench.peers.job import PeerJob, converted, loader, members
 
 
 @contextlib.contextmanager
-def opened(job: Job) -> Iterator[Callable[[], Iterable[Any]]]:
+def opened(job: PeerJob) -> Iterator[Callable[[], Iterable[Any]]]:
     folder = converted(job, "lhotse", _convert)
     cuts = lhotse.CutSet.from_shar(in_dir=folder, split_for_dataloading=True, shuffle_shards=True, seed=job.seed)
     cuts = cuts.shuffle(rng=random.Random(job.seed), buffer_size=job.shuffle)
@@ -36,7 +36,7 @@ def _members(cuts: lhotse.CutSet) -> Iterator[bytes]:
         yield cut.recording.sources[0].source
 
 
-def _convert(job: Job, folder: Path) -> None:
+def _convert(job: PeerJob, folder: Path) -> None:
     for number, path in enumerate(job.paths):
         with (
             TarWriter(str(folder / f"recording.{number:06d}.tar"), shard_size=None) as tar,

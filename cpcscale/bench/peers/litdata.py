@@ -16,11 +16,11 @@ from typing import Any
 import litdata
 from litdata.streaming import Cache
 
-from cpcscale.bench.peers.job import Job, converted, loader, members
+from cpcscale.bench.peers.job import PeerJob, converted, loader, members
 
 
 @contextlib.contextmanager
-def opened(job: Job) -> Iterator[Callable[[], Iterable[Any]]]:
+def opened(job: PeerJob) -> Iterator[Callable[[], Iterable[Any]]]:
     dataset = litdata.StreamingDataset(str(converted(job, "litdata", _convert)), shuffle=True, seed=job.seed)
     # What its own loader tells it; that loader batches decoded items, this one decodes into the batch.
     dataset.set_batch_size(job.batch)
@@ -33,7 +33,7 @@ def _members(dataset: litdata.StreamingDataset) -> Iterator[bytes]:
     yield from dataset
 
 
-def _convert(job: Job, folder: Path) -> None:
+def _convert(job: PeerJob, folder: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         chunks = Cache(str(folder), chunk_bytes=job.shard_bytes)
         audio = (data for path in job.paths for _, data in members(path, job.codec))

@@ -19,13 +19,13 @@ import numpy as np
 import ray
 import ray.data
 
-from cpcscale.bench.peers.job import Crops, Job
+from cpcscale.bench.peers.job import CropDecoder, PeerJob
 
 _BLOCKS_BYTES = 512 * 2**20
 
 
 @contextlib.contextmanager
-def opened(job: Job) -> Iterator[Callable[[], Iterable[Any]]]:
+def opened(job: PeerJob) -> Iterator[Callable[[], Iterable[Any]]]:
     # A Ray that only this process can reach needs no token; asking for one would write into the user's home.
     for name, value in (("RAY_AUTH_MODE", "disabled"), ("RAY_USAGE_STATS_ENABLED", "0")):
         os.environ.setdefault(name, value)
@@ -50,7 +50,7 @@ def opened(job: Job) -> Iterator[Callable[[], Iterable[Any]]]:
             ray.shutdown()
 
 
-def _batches(job: Job) -> Iterator[np.ndarray]:
+def _batches(job: PeerJob) -> Iterator[np.ndarray]:
     left = job.windows
     while left:
         for wave_BS in _epoch(job, left):
@@ -58,8 +58,8 @@ def _batches(job: Job) -> Iterator[np.ndarray]:
             yield wave_BS
 
 
-def _epoch(job: Job, most: int) -> Iterator[np.ndarray]:
-    crops = Crops(job)
+def _epoch(job: PeerJob, most: int) -> Iterator[np.ndarray]:
+    crops = CropDecoder(job)
 
     def decode(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"wave": crops(list(batch[job.codec]))}

@@ -16,11 +16,11 @@ from typing import Any
 import streaming
 from streaming.base.shared import SharedMemory
 
-from cpcscale.bench.peers.job import Job, converted, loader, members
+from cpcscale.bench.peers.job import PeerJob, converted, loader, members
 
 
 @contextlib.contextmanager
-def opened(job: Job) -> Iterator[Callable[[], Iterable[Any]]]:
+def opened(job: PeerJob) -> Iterator[Callable[[], Iterable[Any]]]:
     folder = converted(job, "streaming", _convert)
     with tempfile.TemporaryDirectory() as locks:
         dataset = _dataset(job, folder, locks)
@@ -30,7 +30,7 @@ def opened(job: Job) -> Iterator[Callable[[], Iterable[Any]]]:
             _unlink(dataset)
 
 
-def _dataset(job: Job, folder: Path, locks: str) -> streaming.StreamingDataset:
+def _dataset(job: PeerJob, folder: Path, locks: str) -> streaming.StreamingDataset:
     before, tempfile.tempdir = tempfile.tempdir, locks
     try:
         return streaming.StreamingDataset(
@@ -63,7 +63,7 @@ def _unlink(dataset: streaming.StreamingDataset) -> None:
             memory.cleanup()
 
 
-def _convert(job: Job, folder: Path) -> None:
+def _convert(job: PeerJob, folder: Path) -> None:
     with streaming.MDSWriter(out=str(folder), columns={"audio": "bytes"}, size_limit=job.shard_bytes) as writer:
         for path in job.paths:
             for _, data in members(path, job.codec):

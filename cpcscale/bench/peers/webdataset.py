@@ -14,11 +14,11 @@ from typing import Any
 
 import webdataset
 
-from cpcscale.bench.peers.job import Job, loader
+from cpcscale.bench.peers.job import PeerJob, loader
 
 
 @contextlib.contextmanager
-def opened(job: Job) -> Iterator[Callable[[], Iterable[Any]]]:
+def opened(job: PeerJob) -> Iterator[Callable[[], Iterable[Any]]]:
     dataset = webdataset.WebDataset(
         job.paths, shardshuffle=len(job.paths), seed=job.seed, select_files=partial(_is_audio, job.codec)
     )

@@ -82,7 +82,7 @@ class _Place(NamedTuple):
     checksum: str
 
 
-class Held:
+class CachedArrays:
     """The arrays of one kind that the cache has, by key, mapped: an array costs its pages when it is read."""
 
     def __init__(self) -> None:
@@ -151,15 +151,15 @@ class ArrayCache:
         with _writable(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
 
-    def held(self, what: str) -> Held:
+    def held(self, what: str) -> CachedArrays:
         """All arrays of a kind that are here."""
-        held = Held()
+        held = CachedArrays()
         for path in sorted((self._folder / what).glob(f"*{_PACK}")):
             held.add(path)
         return held
 
     @contextlib.contextmanager
-    def filling(self, what: str) -> Iterator[Filler]:
+    def filling(self, what: str) -> Iterator[ArrayWriter]:
         """Adds arrays of a kind; another process that would waits, and then finds what this one made.
 
         When the block raises, the packs that were full stay, and the rest is lost.
@@ -169,7 +169,7 @@ class ArrayCache:
             # Whoever was writing these died: the lock is ours.
             for path in folder.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
-            filler = Filler(self, folder, self.held(what))
+            filler = ArrayWriter(self, folder, self.held(what))
             yield filler
             filler.publish()
 
@@ -187,7 +187,7 @@ class ArrayCache:
         """Keeps a table for `table`; of two that are kept at once, one stays."""
         storage.write(str(self._table(name)), json.dumps(rows).encode())
 
-    def publish(self, arrays: dict[str, np.ndarray], folder: Path, held: Held) -> None:
+    def publish(self, arrays: dict[str, np.ndarray], folder: Path, held: CachedArrays) -> None:
         """Writes a pack, maps it, and evicts what is then over the limit."""
         path = folder / f"{uuid.uuid4().hex}{_PACK}"
         checksums = {key: _checksum(array) for key, array in arrays.items()}
@@ -229,10 +229,10 @@ class ArrayCache:
         return self._folder / "tables" / f"{sha256(name.encode()).hexdigest()[:32]}{_TABLE}"
 
 
-class Filler:
+class ArrayWriter:
     """Collects arrays of a kind into packs. `held` has what is there, and what was added as far as it is published."""
 
-    def __init__(self, cache: ArrayCache, folder: Path, held: Held) -> None:
+    def __init__(self, cache: ArrayCache, folder: Path, held: CachedArrays) -> None:
         self.held = held
         self._cache, self._folder = cache, folder
         self._arrays: dict[str, np.ndarray] = {}

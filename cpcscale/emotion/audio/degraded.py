@@ -51,7 +51,7 @@ class Condition:
     db: float = 0.0
 
 
-def parse(name: str) -> Condition:
+def parse_condition(name: str) -> Condition:
     """The condition of this name. Raises UserError for a name that is none."""
     if name in ("reverb", "telephone"):
         return Condition(name, name)

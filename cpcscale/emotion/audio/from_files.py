@@ -18,10 +18,10 @@ import soxr
 import torch
 
 from cpcscale import audio, storage
-from cpcscale.emotion.audio.array_cache import ArrayCache, Filler, Held, kind
-from cpcscale.emotion.audio.from_shards import Place, ShardedAudio, locate, open_index, open_sharded
-from cpcscale.emotion.audio.prefetch import in_turn
-from cpcscale.emotion.corpora.corpus import NO_AUDIO, Corpus, Dropped, Utterance
+from cpcscale.emotion.audio.array_cache import ArrayCache, ArrayWriter, CachedArrays, kind
+from cpcscale.emotion.audio.from_shards import ShardedAudio, ShardPlace, locate, open_index, open_sharded
+from cpcscale.emotion.audio.prefetch import flat_windows
+from cpcscale.emotion.corpora.corpus import NO_AUDIO, Corpus, DroppedRow, Utterance
 from cpcscale.errors import UserError
 from cpcscale.progress import Progress
 
@@ -44,7 +44,7 @@ _SETTLED_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
-class Bad:
+class UnusableAudio:
     """An utterance that cannot be used; `cause` is missing, empty, unreadable or short, `why` says more."""
 
     key: str
@@ -53,21 +53,21 @@ class Bad:
     why: str
 
     @property
-    def dropped(self) -> Dropped:
+    def dropped(self) -> DroppedRow:
         """The row that `Corpus.dropped` gains."""
-        return Dropped(self.key, _WORDS[self.cause])
+        return DroppedRow(self.key, _WORDS[self.cause])
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadCorpus:
     """The audio of a corpus: `held` has the waveform of each by its digest, but for the rows in `bad`."""
 
-    held: Held | ShardedAudio
+    held: CachedArrays | ShardedAudio
     digests: list[str]
-    bad: dict[int, Bad]
+    bad: dict[int, UnusableAudio]
 
 
-def read_corpus(corpus: Corpus, cache: ArrayCache) -> Read:
+def read_corpus(corpus: Corpus, cache: ArrayCache) -> ReadCorpus:
     """Reads and decodes the files whose waveforms the cache does not have; a file that it knows is not opened.
 
     A file is known by its path, size and times of change, or its etag in a store. A corpus in shards is found in their
@@ -78,8 +78,8 @@ def read_corpus(corpus: Corpus, cache: ArrayCache) -> Read:
     paths = [one.path for one in corpus.utterances]
     local = all(storage.local_path(path) is not None for path in paths)
     with ThreadPoolExecutor(max(2, torch.get_num_threads()) if local else _STORE_THREADS) as pool:
-        stamps = list(in_turn(pool, _stamp, corpus.utterances, _AHEAD))
-        bad = {row: stamp for row, stamp in enumerate(stamps) if isinstance(stamp, Bad)}
+        stamps = list(flat_windows(pool, _stamp, corpus.utterances, _AHEAD))
+        bad = {row: stamp for row, stamp in enumerate(stamps) if isinstance(stamp, UnusableAudio)}
         held, digests = cache.held(DECODED), _known(cache, corpus, stamps)
         if _unread(held, digests, bad):
             with cache.filling(DECODED) as filler:
@@ -88,30 +88,32 @@ def read_corpus(corpus: Corpus, cache: ArrayCache) -> Read:
                 _read_rows(pool, corpus, _unread(filler.held, digests, bad), filler, digests, bad)
                 _remember(cache, corpus, stamps, digests)
             held = filler.held
-    return Read(held, digests, dict(sorted(bad.items())))
+    return ReadCorpus(held, digests, dict(sorted(bad.items())))
 
 
-def read_file(utterance: Utterance, held: Collection[str] | Held = ()) -> tuple[str, np.ndarray | Bad | None]:
+def read_file(
+    utterance: Utterance, held: Collection[str] | CachedArrays = ()
+) -> tuple[str, np.ndarray | UnusableAudio | None]:
     """(sha256 of the file, what is in it as int16 [S] or what is wrong); None for the waveform when `held` has it."""
     try:
         data = storage.read(utterance.path)
     except storage.NotFoundError as error:
-        return "", Bad(utterance.key, utterance.path, "missing", str(error))
+        return "", UnusableAudio(utterance.key, utterance.path, "missing", str(error))
     digest = sha256(data).hexdigest()
     if digest in held:
         return digest, None
     if not data:
-        return digest, Bad(utterance.key, utterance.path, "empty", "the file has 0 bytes")
+        return digest, UnusableAudio(utterance.key, utterance.path, "empty", "the file has 0 bytes")
     try:
         wave = audio.to_int16(audio.decode(data))
     except audio.AudioError as error:
-        return digest, Bad(utterance.key, utterance.path, error.cause, str(error))
+        return digest, UnusableAudio(utterance.key, utterance.path, error.cause, str(error))
     if len(wave) < LEAST_S * audio.RATE_HZ:
         return digest, _short(utterance, len(wave))
     return digest, wave
 
 
-def refusal(corpus: Corpus, bad: Sequence[Bad], way_out: str) -> UserError:
+def refusal(corpus: Corpus, bad: Sequence[UnusableAudio], way_out: str) -> UserError:
     """One line for all files that cannot be used: how many, of which cause, and the first."""
     causes = ", ".join(f"{count} {cause}" for cause, count in Counter(one.cause for one in bad).items())
     return UserError(
@@ -120,28 +122,28 @@ def refusal(corpus: Corpus, bad: Sequence[Bad], way_out: str) -> UserError:
     )
 
 
-def _read_shards(corpus: Corpus, cache: ArrayCache) -> Read:
+def _read_shards(corpus: Corpus, cache: ArrayCache) -> ReadCorpus:
     index = open_index(corpus.shards)
-    bad, located = dict[int, Bad](), dict[int, Place]()
+    bad, located = dict[int, UnusableAudio](), dict[int, ShardPlace]()
     for row, (one, place) in enumerate(zip(corpus.utterances, locate(index, corpus.utterances), strict=True)):
         if place is None:
             why = f"no utterance of this name is in the shards at {index.base}"
-            bad[row] = Bad(one.key, one.path, "missing", why)
+            bad[row] = UnusableAudio(one.key, one.path, "missing", why)
         elif place.samples < LEAST_S * audio.RATE_HZ:
             bad[row] = _short(one, place.samples)
         else:
             located[row] = place
     held, found = open_sharded(index, list(located.values()), cache.settings)
     digests = dict(zip(located, found, strict=True))
-    return Read(held, [digests.get(row, "") for row in range(len(corpus.utterances))], bad)
+    return ReadCorpus(held, [digests.get(row, "") for row in range(len(corpus.utterances))], bad)
 
 
-def _short(utterance: Utterance, samples: int) -> Bad:
+def _short(utterance: Utterance, samples: int) -> UnusableAudio:
     why = f"it lasts {samples / audio.RATE_HZ:.3f} s, too short for speech (at least {LEAST_S} s)"
-    return Bad(utterance.key, utterance.path, "short", why)
+    return UnusableAudio(utterance.key, utterance.path, "short", why)
 
 
-def _unread(held: Held, digests: Sequence[str], bad: dict[int, Bad]) -> list[int]:
+def _unread(held: CachedArrays, digests: Sequence[str], bad: dict[int, UnusableAudio]) -> list[int]:
     return [row for row, digest in enumerate(digests) if row not in bad and digest not in held]
 
 
@@ -149,28 +151,28 @@ def _read_rows(
     pool: ThreadPoolExecutor,
     corpus: Corpus,
     rows: Sequence[int],
-    filler: Filler,
+    filler: ArrayWriter,
     digests: list[str],
-    bad: dict[int, Bad],
+    bad: dict[int, UnusableAudio],
 ) -> None:
     """Reads these rows, and sets their digests and what is wrong with them."""
-    read = in_turn(pool, lambda row: read_file(corpus.utterances[row], filler.held), rows, _AHEAD)
+    read = flat_windows(pool, lambda row: read_file(corpus.utterances[row], filler.held), rows, _AHEAD)
     with Progress(f"reading {corpus.name}", len(rows), "utterances") as progress:
         for done, (row, (digest, found)) in enumerate(zip(rows, read, strict=True), start=1):
             digests[row] = digest
-            if isinstance(found, Bad):
+            if isinstance(found, UnusableAudio):
                 bad[row] = found
             elif found is not None:
                 filler.add(digest, found)
             progress.at(done)
 
 
-def _stamp(utterance: Utterance) -> str | Bad:
+def _stamp(utterance: Utterance) -> str | UnusableAudio:
     """What changes when the file does; empty when it changed so lately that it may without a sign."""
     try:
         size, etag = storage.stat(utterance.path)
     except storage.NotFoundError as error:
-        return Bad(utterance.key, utterance.path, "missing", str(error))
+        return UnusableAudio(utterance.key, utterance.path, "missing", str(error))
     local = storage.local_path(utterance.path)
     if local is None:
         return f"{size} {etag}"
@@ -179,14 +181,14 @@ def _stamp(utterance: Utterance) -> str | Bad:
     return f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}" if settled else ""
 
 
-def _known(cache: ArrayCache, corpus: Corpus, stamps: Sequence[str | Bad]) -> list[str]:
+def _known(cache: ArrayCache, corpus: Corpus, stamps: Sequence[str | UnusableAudio]) -> list[str]:
     """The digest of each file as far as it was read before and has the same stamp, else an empty string."""
     table = cache.table(corpus.name)
     rows = [table.get(one.path, ["", ""]) for one in corpus.utterances]
     return [row[1] if stamp and row[0] == stamp else "" for row, stamp in zip(rows, stamps, strict=True)]
 
 
-def _remember(cache: ArrayCache, corpus: Corpus, stamps: Sequence[str | Bad], digests: Sequence[str]) -> None:
+def _remember(cache: ArrayCache, corpus: Corpus, stamps: Sequence[str | UnusableAudio], digests: Sequence[str]) -> None:
     rows = zip(corpus.utterances, stamps, digests, strict=True)
     told = {one.path: [stamp, digest] for one, stamp, digest in rows if isinstance(stamp, str) and stamp and digest}
     cache.keep_table(corpus.name, cache.table(corpus.name) | told)

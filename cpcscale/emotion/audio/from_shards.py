@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from cpcscale import audio, storage
 from cpcscale.emotion.audio.array_cache import AudioCacheConfig
-from cpcscale.emotion.audio.prefetch import in_turn
+from cpcscale.emotion.audio.prefetch import flat_windows
 from cpcscale.emotion.corpora.corpus import Utterance
 from cpcscale.errors import UserError
 from cpcscale.shards.cache import CacheConfig, ShardCache
@@ -36,7 +36,7 @@ _OPEN = 512
 _ASKED_AT_ONCE = 16
 
 
-class Place(NamedTuple):
+class ShardPlace(NamedTuple):
     """Where an utterance lies: the rows of its shard, and which of them is its."""
 
     rows: ShardRows
@@ -51,7 +51,7 @@ class Place(NamedTuple):
 class ShardedAudio:
     """The utterances of a corpus by the digest of each: the sha256 of its shard and its place in it."""
 
-    def __init__(self, index: Index, places: dict[str, Place], settings: AudioCacheConfig) -> None:
+    def __init__(self, index: Index, places: dict[str, ShardPlace], settings: AudioCacheConfig) -> None:
         self.index = index
         self._places = places
         shards = {place.rows.shard for place in places.values()}
@@ -86,19 +86,19 @@ def open_index(base: str) -> Index:
     return Index.load(base if whole else storage.join(base, TRAIN))
 
 
-def locate(index: Index, utterances: Sequence[Utterance]) -> list[Place | None]:
+def locate(index: Index, utterances: Sequence[Utterance]) -> list[ShardPlace | None]:
     """Where each utterance lies, None where it does not.
 
     An utterance is found by its path: a member goes by its key, and by the name of the file that it was packed from,
     which is the end of that path; else by its own key. Raises UserError for one that was cut when it was packed.
     """
-    named = dict[str, "Place | None"]()
-    keyed = dict[str, Place]()
+    named = dict[str, "ShardPlace | None"]()
+    keyed = dict[str, ShardPlace]()
     for shard in range(index.shards.num_rows):
         rows = index.rows(shard)
         columns, kept = (rows.table[name].to_pylist() for name in ("key", "recording")), _compact(rows)
         for row, (key, recording) in enumerate(zip(*columns, strict=True)):
-            place, name = Place(kept, row), _without_suffix(recording)
+            place, name = ShardPlace(kept, row), _without_suffix(recording)
             if rows.excluded[row]:
                 continue
             keyed[key] = place
@@ -116,7 +116,9 @@ def locate(index: Index, utterances: Sequence[Utterance]) -> list[Place | None]:
     return found
 
 
-def open_sharded(index: Index, located: Sequence[Place], settings: AudioCacheConfig) -> tuple[ShardedAudio, list[str]]:
+def open_sharded(
+    index: Index, located: Sequence[ShardPlace], settings: AudioCacheConfig
+) -> tuple[ShardedAudio, list[str]]:
     """The audio at these places, and the digest of each.
 
     Raises UserError where a shard is missing or of another size than the index says.
@@ -156,7 +158,7 @@ def _refuse_missing(index: Index, shards: Sequence[int]) -> None:
             return None
 
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-        for shard, found in zip(shards, in_turn(pool, size, shards, _ASKED_AT_ONCE), strict=True):
+        for shard, found in zip(shards, flat_windows(pool, size, shards, _ASKED_AT_ONCE), strict=True):
             expected = int(index.shards["bytes"][shard].as_py())
             if found != expected:
                 has = "is missing" if found is None else f"has {found} bytes, and its index says {expected}"

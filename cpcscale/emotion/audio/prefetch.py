@@ -16,7 +16,7 @@ _THREADS = 4
 _UTTERANCES_AHEAD = 64
 
 
-def in_turn(
+def flat_windows(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
     """The results in order, at most `ahead` of them in memory, where `pool.map` would gather all that the reader is
@@ -35,9 +35,9 @@ def in_turn(
 
 
 def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """`in_turn` with threads of its own, which end with the iteration."""
+    """`flat_windows` with threads of its own, which end with the iteration."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="ahead") as pool:
-        yield from in_turn(pool, function, items, ahead)
+        yield from flat_windows(pool, function, items, ahead)
 
 
 def flat(utterances: Sequence[Sequence[Item]]) -> Iterator[Item]:
@@ -46,7 +46,7 @@ def flat(utterances: Sequence[Sequence[Item]]) -> Iterator[Item]:
         yield from windows
 
 
-class Picked(Sequence[Item]):
+class SelectedRows(Sequence[Item]):
     """These rows of another sequence, each taken from it when it is asked for."""
 
     def __init__(self, known: Sequence[Item], rows: Sequence[int]) -> None:
@@ -58,10 +58,10 @@ class Picked(Sequence[Item]):
     @overload
     def __getitem__(self, row: int) -> Item: ...
     @overload
-    def __getitem__(self, row: slice) -> Picked[Item]: ...
-    def __getitem__(self, row: int | slice) -> Item | Picked[Item]:
+    def __getitem__(self, row: slice) -> SelectedRows[Item]: ...
+    def __getitem__(self, row: int | slice) -> Item | SelectedRows[Item]:
         if isinstance(row, slice):
-            return Picked(self._known, self._rows[row])
+            return SelectedRows(self._known, self._rows[row])
         return self._known[self._rows[row]]
 
 

@@ -16,8 +16,8 @@ from typing import overload
 import numpy as np
 
 from cpcscale import audio
-from cpcscale.emotion.audio.array_cache import ArrayCache, AudioCacheConfig, Filler, Held, kind
-from cpcscale.emotion.audio.from_files import DECODED, Bad, read_corpus, read_file, refusal
+from cpcscale.emotion.audio.array_cache import ArrayCache, ArrayWriter, AudioCacheConfig, CachedArrays, kind
+from cpcscale.emotion.audio.from_files import DECODED, UnusableAudio, read_corpus, read_file, refusal
 from cpcscale.emotion.audio.from_shards import ShardedAudio
 from cpcscale.emotion.audio.prefetch import read_ahead
 from cpcscale.emotion.corpora.corpus import Corpus, Utterance
@@ -68,13 +68,13 @@ class Waves(Sequence[Windows]):
     def __init__(
         self,
         corpus: Corpus,
-        held: Held | ShardedAudio,
+        held: CachedArrays | ShardedAudio,
         digests: Sequence[str],
         *,
         cache: ArrayCache,
         max_s: float,
         least_samples: int = 0,
-        bad: tuple[Bad, ...] = (),
+        bad: tuple[UnusableAudio, ...] = (),
     ) -> None:
         """`held` has the whole utterances by `digests`; `open` makes this."""
         self.corpus, self.digests, self.bad, self.cache = corpus, tuple(digests), bad, cache
@@ -99,7 +99,7 @@ class Waves(Sequence[Windows]):
             log.warning("%s: left out %s, %s: %s", corpus.name, one.key, one.path, one.why)
         rows = [row for row in range(len(read.digests)) if row not in read.bad]
         digests = [read.digests[row] for row in rows]
-        if isinstance(read.held, Held):
+        if isinstance(read.held, CachedArrays):
             read.held.keep(digests)
         usable = dataclasses.replace(_only(corpus, rows), dropped=(*corpus.dropped, *(one.dropped for one in bad)))
         return cls(usable, read.held, digests, cache=cache, max_s=max_s, bad=bad)
@@ -195,7 +195,7 @@ class Features(Sequence[Windows]):
     Pickled, it is made again where it arrives, from the cache of that node where it has it.
     """
 
-    def __init__(self, name: str, digest: str, waves: Waves, compute: Compute, held: Held) -> None:
+    def __init__(self, name: str, digest: str, waves: Waves, compute: Compute, held: CachedArrays) -> None:
         self.waves = waves
         self._name, self._digest, self._compute, self._held = name, digest, compute, held
 
@@ -243,7 +243,7 @@ def features(name: str, digest: str, waves: Waves, compute: Compute) -> Features
 
 
 def _compute_missing(
-    name: str, waves: Waves, compute: Compute, missing: Mapping[str, tuple[int, int]], filler: Filler
+    name: str, waves: Waves, compute: Compute, missing: Mapping[str, tuple[int, int]], filler: ArrayWriter
 ) -> None:
     most, utterances = round(waves.max_s * audio.RATE_HZ), waves.corpus.utterances
     lengths = {key: min(waves.samples(row), most) for key, (row, _) in missing.items()}
@@ -296,7 +296,7 @@ def _reopened(
     settings: AudioCacheConfig,
     max_s: float,
     least_samples: int,
-    bad: tuple[Bad, ...],
+    bad: tuple[UnusableAudio, ...],
 ) -> Waves:
     waves = Waves.open(corpus, settings, max_s=max_s).at_least(least_samples)
     for utterance, digest, now in zip(corpus.utterances, digests, waves.digests, strict=True):

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from cpcscale import audio, storage
-from cpcscale.emotion.corpora.corpus import AGAIN, Corpus, CorpusConfig, Dropped, Utterance, checked, stem
+from cpcscale.emotion.corpora.corpus import AGAIN, Corpus, CorpusConfig, DroppedRow, Utterance, checked, stem
 
 SCALE = (1.0, 5.0)
 # Activation, valence (pleasure) and dominance in [-1, 1].
@@ -59,9 +59,9 @@ def gather(
         key = stem(path)
         one = told(key, storage.join(folder, path))
         if isinstance(one, str):
-            dropped.append(Dropped(path, one))
+            dropped.append(DroppedRow(path, one))
         elif key in utterances:
-            dropped.append(Dropped(path, AGAIN))
+            dropped.append(DroppedRow(path, AGAIN))
         else:
             utterances[key] = one
     rows = tuple(utterances[key] for key in sorted(utterances))

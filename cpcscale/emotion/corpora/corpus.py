@@ -64,7 +64,7 @@ class Rating(NamedTuple):
     self_report: bool = False
 
 
-class Dropped(NamedTuple):
+class DroppedRow(NamedTuple):
     """A row or file of the owners that is not in the corpus, and why, in the words that the counts are kept by."""
 
     key: str
@@ -106,7 +106,7 @@ class Corpus:
     marks: tuple[str, ...]
     scale: tuple[float, float]
     utterances: tuple[Utterance, ...]
-    dropped: tuple[Dropped, ...] = ()
+    dropped: tuple[DroppedRow, ...] = ()
     notes: tuple[str, ...] = ()
     shards: str = ""
 
@@ -180,7 +180,7 @@ def checked(corpus: Corpus, settings: CorpusConfig, listed: Collection[str] | No
     return corpus
 
 
-def without(corpus: Corpus, bad: Sequence[Dropped]) -> Corpus:
+def without(corpus: Corpus, bad: Sequence[DroppedRow]) -> Corpus:
     """The corpus less the utterances that `bad` names, which join `dropped`, a log line each."""
     for one in bad:
         log.warning("%s: %s is left out: %s", corpus.name, one.key, one.why)
@@ -194,7 +194,7 @@ def _without_missing(corpus: Corpus, on_bad: str, listed: Collection[str] | None
     if not missing:
         return corpus
     if on_bad == "skip":
-        return without(corpus, [Dropped(row.key, NO_AUDIO) for row in missing])
+        return without(corpus, [DroppedRow(row.key, NO_AUDIO) for row in missing])
     raise UserError(
         f"corpus {corpus.name}: {len(missing)} of {len(corpus.utterances)} audio files are not where the labels say, "
         f"the first {missing[0].path}: put them there, or pass corpus.on_bad=skip to go on without them"

@@ -24,7 +24,7 @@ from cpcscale.emotion.corpora import acted_categories, vocabulary
 from cpcscale.emotion.corpora.corpus import (
     Corpus,
     CorpusConfig,
-    Dropped,
+    DroppedRow,
     Rating,
     Utterance,
     checked,
@@ -68,7 +68,7 @@ def read(settings: CorpusConfig) -> Corpus:
         raise UserError(f"{folder} holds no SessionN/dialog/EmoEvaluation/Ses*.txt of IEMOCAP: check corpus.path")
     turns: dict[str, _Turn] = {}
     roots: dict[str, str] = {}
-    dropped: list[Dropped] = []
+    dropped: list[DroppedRow] = []
     for found in evaluations:
         text = read_text(storage.join(folder, found.string))
         new, left_out = _evaluated(text, found.string, turns)
@@ -79,7 +79,7 @@ def read(settings: CorpusConfig) -> Corpus:
         if (found := _OF_RATER.fullmatch(name)) is not None:
             _add_ratings(turns, found["rater"].upper(), read_text(storage.join(folder, name)))
     audio = [name for name in acted_categories.audio_files(files) if _AUDIO.fullmatch(name)]
-    dropped += [Dropped(name, "audio without a label line") for name in audio if stem(name) not in turns]
+    dropped += [DroppedRow(name, "audio without a label line") for name in audio if stem(name) not in turns]
     rows = tuple(_utterance(key, turn, storage.join(folder, roots[key]).rstrip("/")) for key, turn in turns.items())
     corpus = Corpus("iemocap", (), SCALE, rows, tuple(dropped))
     return checked(corpus, settings, {storage.join(folder, name) for name in files})
@@ -90,7 +90,7 @@ def recognises(files: Sequence[str]) -> bool:
     return any(_EVALUATION.fullmatch(name) for name in files)
 
 
-def _evaluated(text: str, name: str, before: dict[str, _Turn]) -> tuple[dict[str, _Turn], list[Dropped]]:
+def _evaluated(text: str, name: str, before: dict[str, _Turn]) -> tuple[dict[str, _Turn], list[DroppedRow]]:
     """The turns of one EmoEvaluation file that are not in `before`, each with its external raters' and own lines."""
     turns: dict[str, _Turn] = {}
     dropped = []
@@ -100,9 +100,9 @@ def _evaluated(text: str, name: str, before: dict[str, _Turn]) -> tuple[dict[str
             turn = None
             found = _LABEL.match(line)
             if found is None or not _TURN.fullmatch(found[1]):
-                dropped.append(Dropped(f"{name} line {number}", "a label line that is not understood"))
+                dropped.append(DroppedRow(f"{name} line {number}", "a label line that is not understood"))
             elif found[1] in turns or found[1] in before:
-                dropped.append(Dropped(found[1], "a second label line of the turn"))
+                dropped.append(DroppedRow(found[1], "a second label line of the turn"))
             else:
                 valence, activation, dominance = (float(found[place]) for place in (3, 4, 5))
                 turn = turns[found[1]] = _Turn(vocabulary.category(found[2]), (activation, valence, dominance))

@@ -25,7 +25,7 @@ from cpcscale.emotion.corpora import acted_categories, vocabulary
 from cpcscale.emotion.corpora.corpus import (
     Corpus,
     CorpusConfig,
-    Dropped,
+    DroppedRow,
     Utterance,
     checked,
     merged_ratings,
@@ -33,7 +33,7 @@ from cpcscale.emotion.corpora.corpus import (
     require_path,
     stem,
 )
-from cpcscale.emotion.corpora.msp_label_lines import Rated, rated_files
+from cpcscale.emotion.corpora.msp_label_lines import RatedFile, rated_files
 from cpcscale.errors import UserError
 
 SCALE = (1.0, 5.0)
@@ -62,20 +62,20 @@ def read(settings: CorpusConfig) -> Corpus:
     audio = {
         found["turn"]: name for name in acted_categories.audio_files(files) if (found := _NAME.fullmatch(stem(name)))
     }
-    dropped = [Dropped(name, "a second label line of the turn") for name in again]
+    dropped = [DroppedRow(name, "a second label line of the turn") for name in again]
     rows = []
     turns = set()
     for name, one in rated.items():
         found = _NAME.fullmatch(name)
         if found is None:
-            dropped.append(Dropped(name, "a name that is not understood"))
+            dropped.append(DroppedRow(name, "a name that is not understood"))
             continue
         turns.add(found["turn"])
         if any(math.isnan(value) for value in one.labels):
-            dropped.append(Dropped(name, "a mean that is not a number"))
+            dropped.append(DroppedRow(name, "a mean that is not a number"))
             continue
         rows.append(_utterance(found, one, falls, storage.join(folder, _audio(found, audio))))
-    dropped += [Dropped(name, "audio without a label line") for turn, name in audio.items() if turn not in turns]
+    dropped += [DroppedRow(name, "audio without a label line") for turn, name in audio.items() if turn not in turns]
     corpus = Corpus("msp-improv", (), SCALE, tuple(rows), tuple(dropped), (note,))
     return checked(corpus, settings, {storage.join(folder, name) for name in files})
 
@@ -97,7 +97,7 @@ def _audio(found: re.Match[str], audio: Mapping[str, str]) -> str:
     return audio.get(found["turn"], place)
 
 
-def _direction(rated: Mapping[str, Rated]) -> tuple[bool, str]:
+def _direction(rated: Mapping[str, RatedFile]) -> tuple[bool, str]:
     """Whether A falls from active to calm, and the sentence that says so."""
     by_class: dict[str, list[float]] = {"A": [], "N": []}
     for one in rated.values():
@@ -113,7 +113,7 @@ def _direction(rated: Mapping[str, Rated]) -> tuple[bool, str]:
     return True, f"activation is turned round (6 - A): {seen}, so 1 is the most active"
 
 
-def _utterance(found: re.Match[str], rated: Rated, falls: bool, path: str) -> Utterance:
+def _utterance(found: re.Match[str], rated: RatedFile, falls: bool, path: str) -> Utterance:
     session = f"session{int(found['session'])}"
     activation, valence, dominance = rated.labels
     ratings = merged_ratings(rated.ratings)

@@ -20,7 +20,7 @@ _FILE = re.compile(r"(\S+)\.(?:wav|avi|mp4|flac)\s*;\s*(\w)\s*;", re.IGNORECASE)
 
 
 @dataclass
-class Rated:
+class RatedFile:
     """A file's class letter, its mean activation, valence and dominance, and its workers' lines."""
 
     letter: str
@@ -28,15 +28,15 @@ class Rated:
     ratings: list[Rating] = field(default_factory=list)
 
 
-def rated_files(text: str) -> tuple[dict[str, Rated], list[str]]:
+def rated_files(text: str) -> tuple[dict[str, RatedFile], list[str]]:
     """The files of a labels.txt or Evaluation.txt by name without suffix, and the names that come a second time."""
-    files: dict[str, Rated] = {}
+    files: dict[str, RatedFile] = {}
     again = []
-    current: Rated | None = None
+    current: RatedFile | None = None
     for line in text.splitlines():
         if found := _FILE.match(line):
             values = _values(line)
-            current = Rated(found[2].upper(), values)
+            current = RatedFile(found[2].upper(), values)
             if found[1] in files:
                 again.append(found[1])
             else:

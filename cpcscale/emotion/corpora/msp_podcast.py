@@ -24,7 +24,7 @@ from cpcscale.emotion.corpora import acted_categories, vocabulary
 from cpcscale.emotion.corpora.corpus import (
     Corpus,
     CorpusConfig,
-    Dropped,
+    DroppedRow,
     Rating,
     Utterance,
     checked,
@@ -68,15 +68,15 @@ def read(settings: CorpusConfig) -> Corpus:
         key = stem(name)
         labels = tuple(number(row.get(column)) for column in _LABELS)
         if any(math.isnan(value) for value in labels):
-            dropped.append(Dropped(name, "labels held back"))
+            dropped.append(DroppedRow(name, "labels held back"))
         elif key in utterances:
-            dropped.append(Dropped(name, "a second row of the file"))
+            dropped.append(DroppedRow(name, "a second row of the file"))
         else:
             path = storage.join(folder, audio.get(name, f"Audios/{name}"))
             row = {**row, "Split_Set": row.get("Split_Set", "").strip() or partitions.get(name, "")}
             utterances[key] = _utterance(key, path, row, labels, ratings.get(name, ()), table)
     named = {name for name, _ in rows}
-    dropped += [Dropped(path, "audio without a row") for name, path in audio.items() if name not in named]
+    dropped += [DroppedRow(path, "audio without a row") for name, path in audio.items() if name not in named]
     name = settings.name or "msp-podcast"
     corpus = Corpus(name, (), SCALE, tuple(utterances.values()), tuple(dropped), notes)
     return checked(corpus, settings, {storage.join(folder, name) for name in files})

@@ -25,7 +25,7 @@ _VARIANCE_FLOOR = 1e-7
 
 
 @dataclass(frozen=True)
-class Hearing:
+class LayerFeatures:
     """One layer of an encoder, over waveforms in [-1, 1) at 16 kHz.
 
     `mix` is of the layers side by side, which the recogniser learns to mix: z and c of a CPC network, all hidden states

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from cpcscale import storage
 from cpcscale.model.cpc import CPC
 from cpcscale.shards.pack import TRAIN, PackConfig, pack_sources
-from cpcscale.shards.packing.sources import Source
+from cpcscale.shards.packing.sources import AudioFile
 from cpcscale.train.checkpoint import load_encoder
 from cpcscale.train.loop import pretrain
-from cpcscale.train.observer import Quiet
+from cpcscale.train.observer import SilentObserver
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.setup import Data
@@ -19,7 +19,7 @@ from cpcscale.train.setup import Data
 VERSION = 1
 
 
-def pretrain_on(sources: Sequence[Source], recipe: Recipe, folder: str) -> CPC:
+def pretrain_on(sources: Sequence[AudioFile], recipe: Recipe, folder: str) -> CPC:
     """A network pretrained on these files alone, in this process, packed and checkpointed below `folder`.
 
     The names of the sources key the order of training; where the files lie changes nothing.
@@ -29,5 +29,5 @@ def pretrain_on(sources: Sequence[Source], recipe: Recipe, folder: str) -> CPC:
     """
     packed = pack_sources(sources, storage.join(folder, "shards"), PackConfig())
     run_dir = storage.join(folder, "run")
-    pretrain(recipe, Data(packed.splits[TRAIN], {}), run_dir, Ranks.current(), Quiet())
+    pretrain(recipe, Data(packed.splits[TRAIN], {}), run_dir, Ranks.current(), SilentObserver())
     return load_encoder(run_dir)[0]

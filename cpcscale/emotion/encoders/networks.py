@@ -21,17 +21,17 @@ from cpcscale.emotion.batching import collate, like_lengths
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders import minicpc
 from cpcscale.emotion.encoders.huggingface import PREFIX, HFEncoder, absolute_hf, library_version, open_hf, untrained_hf
-from cpcscale.emotion.encoders.layer import Encoder, EncoderLayer, Hearing, WaveNorm
+from cpcscale.emotion.encoders.layer import Encoder, EncoderLayer, LayerFeatures, WaveNorm
 from cpcscale.emotion.recipe import CLASSIC, FRAMES, EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, ModelConfig, build
 from cpcscale.progress import note
-from cpcscale.shards.packing.sources import Source as AudioFile
+from cpcscale.shards.packing.sources import AudioFile as AudioFile
 from cpcscale.train.checkpoint import load_encoder
 
 
 @dataclass(frozen=True)
-class Encode:
+class WindowEncoder:
     """int16 windows [S] to what an encoder makes of each at a layer, float32 [T, C]; no gradient."""
 
     encoder: Encoder
@@ -41,7 +41,7 @@ class Encode:
 
     def __call__(self, windows: Sequence[np.ndarray]) -> list[np.ndarray]:
         self.encoder.to(self.where).eval()
-        hearing = Hearing(self.encoder, self.layer, self.wave_norm)
+        hearing = LayerFeatures(self.encoder, self.layer, self.wave_norm)
         found: dict[int, np.ndarray] = {}
         with torch.inference_mode():
             for rows in like_lengths(windows):
@@ -179,7 +179,7 @@ def encoder_digest(encoder: Encoder | None) -> str:
     return digest.hexdigest()
 
 
-def features_digest(hearing: Hearing) -> str:
+def features_digest(hearing: LayerFeatures) -> str:
     """What decides the features of an encoder beside the waveform."""
     library = library_version() if isinstance(hearing.encoder, HFEncoder) else ""
     return f"{encoder_digest(hearing.encoder)} {hearing.features} torch {torch.__version__} {library}"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cpcscale import config
-from cpcscale.emotion.encoders.layer import Encoder, EncoderLayer, Hearing, WaveNorm
+from cpcscale.emotion.encoders.layer import Encoder, EncoderLayer, LayerFeatures, WaveNorm
 from cpcscale.errors import UserError
 from cpcscale.objective.ccc import PRIMITIVES
 from cpcscale.objective.hash_random import hashed, uniform
@@ -24,7 +24,7 @@ _EPSILON = 1e-6
 
 
 @dataclass(kw_only=True)
-class RecogniserConfig:
+class AttentionHeadConfig:
     """The head on top of the features; the defaults are the paper's."""
 
     heads: int = 8  # of the self-attention
@@ -43,7 +43,7 @@ class RecogniserConfig:
             raise UserError(f"recogniser.dropout={self.dropout} is not in [0, 1)")
 
 
-class Recogniser(nn.Module):
+class AttentionHead(nn.Module):
     """Features of utterances to activation, valence and dominance on the unit scale of labels, [-1, 1].
 
     A padded batch gives what its rows give one by one: frames from `frames_B` on reach neither attention nor pooling.
@@ -53,7 +53,7 @@ class Recogniser(nn.Module):
     mean_C: Tensor
     deviation_C: Tensor
 
-    def __init__(self, settings: RecogniserConfig, width: int, layers: Sequence[int] = ()) -> None:
+    def __init__(self, settings: AttentionHeadConfig, width: int, layers: Sequence[int] = ()) -> None:
         """`layers`, where they are to be mixed, are the widths of those that stand side by side in `width`."""
         super().__init__()
         self.config = settings
@@ -156,15 +156,15 @@ class LayerMix(nn.Module):
         return self.scale * (torch.stack(layers, dim=3) @ self.share_L)
 
 
-class EndToEnd(nn.Module):
+class EncoderWithHead(nn.Module):
     """An encoder of which the recogniser hears a layer, trained together; it takes waveforms."""
 
     def __init__(
-        self, encoder: Encoder, recogniser: Recogniser, layer: EncoderLayer = "c", wave_norm: WaveNorm = "corpus"
+        self, encoder: Encoder, recogniser: AttentionHead, layer: EncoderLayer = "c", wave_norm: WaveNorm = "corpus"
     ) -> None:
         super().__init__()
         self.encoder, self.recogniser = encoder, recogniser
-        self.hearing = Hearing(encoder, layer, wave_norm)
+        self.hearing = LayerFeatures(encoder, layer, wave_norm)
         self.hearing.leave_unheard()
 
     def forward(self, wave_BS: Tensor, samples_B: Tensor, key_B: Tensor | None = None) -> Tensor:
@@ -177,8 +177,8 @@ class EndToEnd(nn.Module):
 
 def learnt_mix(network: nn.Module) -> list[float]:
     """The shares of a recogniser's layers, alone or over its encoder; empty where it mixes none."""
-    recogniser = network.recogniser if isinstance(network, EndToEnd) else network
-    mix = recogniser.layer_mix if isinstance(recogniser, Recogniser) else None
+    recogniser = network.recogniser if isinstance(network, EncoderWithHead) else network
+    mix = recogniser.layer_mix if isinstance(recogniser, AttentionHead) else None
     return [] if mix is None else [round(share, 6) for share in mix.share_L.tolist()]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
-from cpcscale.emotion.heads.training import Epoch, Fit
+from cpcscale.emotion.heads.training import EpochResult, HeadTraining
 from cpcscale.emotion.recipe import EmotionRecipe
 
 _KEPT = 4  # one in so many goes on
@@ -63,7 +63,7 @@ def epochs_in_all(count: int, epochs: int) -> int:
     return total
 
 
-def halve(fits: Sequence[Fit], epochs: int) -> Iterator[tuple[int, Epoch]]:
+def halve(fits: Sequence[HeadTraining], epochs: int) -> Iterator[tuple[int, EpochResult]]:
     """Trains them in turns up to `epochs`, fewer from rung to rung; yields each epoch with its fit's place.
 
     After it, the fit with the greatest development CCC at any epoch is the choice, see `best_of`. A single fit is just
@@ -77,12 +77,12 @@ def halve(fits: Sequence[Fit], epochs: int) -> Iterator[tuple[int, Epoch]]:
         left = sorted(left, key=lambda place: -_score(fits[place]))[: max(1, len(left) // _KEPT)]
 
 
-def best_of(fits: Sequence[Fit]) -> int:
+def best_of(fits: Sequence[HeadTraining]) -> int:
     """The place of the fit whose best epoch has the greatest development CCC; of equals the first."""
     return max(range(len(fits)), key=lambda place: (_score(fits[place]), -place))
 
 
-def _until(fit: Fit, rung: int) -> Iterator[Epoch]:
+def _until(fit: HeadTraining, rung: int) -> Iterator[EpochResult]:
     if len(fit.curve) >= rung:
         return
     for epoch in fit:
@@ -91,5 +91,5 @@ def _until(fit: Fit, rung: int) -> Iterator[Epoch]:
             return
 
 
-def _score(fit: Fit) -> float:
+def _score(fit: HeadTraining) -> float:
     return float("-inf") if fit.best is None else fit.best.dev_ccc

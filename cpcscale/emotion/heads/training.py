@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from cpcscale import audio, config
 from cpcscale.emotion.audio.prefetch import read_ahead
 from cpcscale.emotion.batching import Utterance, batches, by_length, key, predict, seeded, windows
-from cpcscale.emotion.heads.attention import EndToEnd
+from cpcscale.emotion.heads.attention import EncoderWithHead
 from cpcscale.errors import UserError
 from cpcscale.objective.ccc import ccc, ccc_loss, ccc_loss_gradient
 from cpcscale.objective.hash_random import bounded, hashed
@@ -95,7 +95,7 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
-class Examples:
+class TrainingExamples:
     """Utterances as a network takes them, and what it should say.
 
     `inputs` are float32 features [T, C] or int16 waveforms [S], an utterance's one or a tuple of its windows. They are
@@ -118,7 +118,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Epoch:
+class EpochResult:
     """What one pass over the training part came to; `updates` and `best_dev_ccc` are since the start."""
 
     epoch: int
@@ -137,7 +137,7 @@ class _Piece:
     key_B: Tensor
 
 
-class Fit:
+class HeadTraining:
     """Iterating trains, one Epoch a pass, until the last or until patience ends; `finish` gives the best epoch's net.
 
     An epoch hears one window of each utterance. A network takes (x, lengths_B, key_B) in training, where the keys are
@@ -147,8 +147,8 @@ class Fit:
     def __init__(
         self,
         network: nn.Module,
-        train: Examples,
-        dev: Examples,
+        train: TrainingExamples,
+        dev: TrainingExamples,
         settings: FitConfig,
         *,
         seed: int,
@@ -163,8 +163,8 @@ class Fit:
         self.ranks = ranks or Ranks(0, 1, 1, device(settings))
         self.device = self.ranks.device
         self.network = network.to(self.device)
-        self.curve: list[Epoch] = []
-        self.best: Epoch | None = None
+        self.curve: list[EpochResult] = []
+        self.best: EpochResult | None = None
         self._best_weights: dict[str, Tensor] = {}
         self._train, self._dev, self._settings, self._seed = train, dev, settings, seed
         names = range(len(train.inputs)) if train.ids is None else train.ids
@@ -172,11 +172,13 @@ class Fit:
         self._optimizer = torch.optim.Adam(
             _groups(network, settings.learning_rate, encoder_rate), weight_decay=settings.weight_decay
         )
-        encoder = network.encoder.parameters() if settings.thaw_epoch > 1 and isinstance(network, EndToEnd) else ()
+        encoder = (
+            network.encoder.parameters() if settings.thaw_epoch > 1 and isinstance(network, EncoderWithHead) else ()
+        )
         self._frozen = [parameter for parameter in encoder if parameter.requires_grad]
         self._require_gradients(False)
 
-    def __iter__(self) -> Iterator[Epoch]:
+    def __iter__(self) -> Iterator[EpochResult]:
         for number in range(len(self.curve) + 1, self._settings.epochs + 1):
             if self._patience_is_over(number):
                 return
@@ -289,7 +291,7 @@ class Fit:
         done = self.curve[-1].updates if self.curve else 0
         better = self.best is None or dev_ccc > self.best.dev_ccc
         best_dev_ccc = dev_ccc if better or self.best is None else self.best.dev_ccc
-        self.curve.append(Epoch(number, done + updates, train_loss, dev_ccc, best_dev_ccc))
+        self.curve.append(EpochResult(number, done + updates, train_loss, dev_ccc, best_dev_ccc))
         if better:
             self.best = self.curve[-1]
             # Copies: the state dict itself refers to the weights that the next epoch changes.
@@ -314,7 +316,7 @@ def device(settings: FitConfig) -> torch.device:
 
 
 def _groups(network: nn.Module, rate: float, encoder_rate: float) -> list[dict[str, object]]:
-    if not isinstance(network, EndToEnd):
+    if not isinstance(network, EncoderWithHead):
         return [{"params": list(network.parameters()), "lr": rate}]
     return [
         {"params": list(network.recogniser.parameters()), "lr": rate},

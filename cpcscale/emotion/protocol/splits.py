@@ -29,7 +29,7 @@ _WHOLE = ("loso", "official")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SplitRow:
     """What a protocol asks of an utterance. `key` is unique in the corpus; any other field may be empty: unknown."""
 
     key: str
@@ -86,7 +86,7 @@ class Folds:
     dropped: tuple[int, ...]
 
 
-def make_folds(rows: Sequence[Row], protocol: str, *, dev_share: float, seed: int) -> Folds:
+def make_folds(rows: Sequence[SplitRow], protocol: str, *, dev_share: float, seed: int) -> Folds:
     """The folds of the protocol of this name. Each row not dropped is tested exactly once, under official at most once.
 
     The development part is `dev_share` of what a fold does not test: of its groups, under random of its utterances,
@@ -150,11 +150,11 @@ def inner(split: Split, groups: Sequence[str], folds: int, seed: int) -> tuple[S
 
 def splits(speakers: Sequence[str], folds: int, dev_share: float, seed: int) -> list[Split]:
     """The splits of `make_folds` under speakers, for the speaker of each row."""
-    rows = [Row(key=str(number), speaker=speaker) for number, speaker in enumerate(speakers)]
+    rows = [SplitRow(key=str(number), speaker=speaker) for number, speaker in enumerate(speakers)]
     return list(make_folds(rows, f"speakers{folds}", dev_share=dev_share, seed=seed).splits)
 
 
-def voice_groups(rows: Sequence[Row]) -> list[str]:
+def voice_groups(rows: Sequence[SplitRow]) -> list[str]:
     """The group of each row: its speaker, else a name for its recording that is no speaker's, else ""."""
     speakers = {row.speaker for row in rows}
     mark = "recording "
@@ -218,7 +218,7 @@ def _of_groups(
     return _split(fold, groups, [_rows_in(groups, part) for part in (rest - set(dev), dev, test)], name=name)
 
 
-def _loso(rows: Sequence[Row], groups: Sequence[str], dev_share: float, seed: int) -> list[Split]:
+def _loso(rows: Sequence[SplitRow], groups: Sequence[str], dev_share: float, seed: int) -> list[Split]:
     known = [row for row, group in enumerate(groups) if group]
     without = [row for row in known if not rows[row].session]
     if len(without) == len(known):
@@ -246,7 +246,7 @@ def _loso(rows: Sequence[Row], groups: Sequence[str], dev_share: float, seed: in
     ]
 
 
-def _official(rows: Sequence[Row], groups: Sequence[str], dev_share: float, seed: int) -> list[Split]:
+def _official(rows: Sequence[SplitRow], groups: Sequence[str], dev_share: float, seed: int) -> list[Split]:
     parts: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         if row.partition not in ("", "train", "dev") and not row.partition.startswith("test"):
@@ -271,7 +271,7 @@ def _official(rows: Sequence[Row], groups: Sequence[str], dev_share: float, seed
     return [_split(0, [row.speaker for row in rows], (train, dev, tested))]
 
 
-def _random(rows: Sequence[Row], folds: int, dev_share: float, seed: int) -> list[Split]:
+def _random(rows: Sequence[SplitRow], folds: int, dev_share: float, seed: int) -> list[Split]:
     number = {row.key: place for place, row in enumerate(rows)}
     if len(number) < len(rows):
         twice = next(key for key, count in Counter(row.key for row in rows).items() if count > 1)

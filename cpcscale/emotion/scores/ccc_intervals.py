@@ -141,7 +141,7 @@ def change(
 
 
 @dataclass(frozen=True)
-class Gap:
+class ScoreGap:
     """How much better `first` is scored than `second`: the difference of their pooled CCCs, with its 95 % interval."""
 
     first: str
@@ -159,7 +159,7 @@ def gap(
     *,
     first: str,
     second: str,
-) -> Gap:
+) -> ScoreGap:
     """The CCC of the rows of group `first` less that of `second`, for groups by gender or by style.
 
     The interval is that of a delete-one-speaker jackknife of the difference, by Student's t with n - 1 degrees of
@@ -183,7 +183,7 @@ def gap(
         without = [figures_of(part.sum(axis=0) - part) for part in sums]
         reach = _t_quantile(len(sums[0])) * _jackknife_error(without[0] - without[1])
         found = _bounds(difference - reach, difference + reach)
-    return Gap(first, second, _named(difference), found, (counts[0], counts[1]))
+    return ScoreGap(first, second, _named(difference), found, (counts[0], counts[1]))
 
 
 def unweighted_average_recall(truth: Sequence[Hashable], guess: Sequence[Hashable]) -> float:

@@ -96,7 +96,7 @@ def durations(paths: Sequence[str]) -> dict[str, Any]:
     def probed(path: str) -> float:
         try:
             with storage.opened(path) as file:
-                return audio.probe(cast(io.RawIOBase, file)).duration_s
+                return audio.read_header(cast(io.RawIOBase, file)).duration_s
         except (audio.AudioError, storage.NotFoundError):
             return math.nan
 

@@ -27,7 +27,7 @@ _ROUNDING = 1e-10
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedTest:
     """How two systems compare: the figures of the first less those of the second, and a two-sided p for each.
 
     `exact` says that all 2^speakers assignments were gone through; `least_p` is the smallest p that could come out.
@@ -41,9 +41,9 @@ class Paired:
     least_p: float
 
 
-def paired(
+def paired_test(
     truth_UP: np.ndarray, first: np.ndarray, second: np.ndarray, speakers: Sequence[str], *, seed: int = 0
-) -> Paired:
+) -> PairedTest:
     """The paired test of two systems' predictions [U, P] or [S, U, P] of the same rows, swapped by `speakers`.
 
     Several seeds are averaged inside each assignment: all seeds of a speaker change hands together. Beyond
@@ -75,7 +75,7 @@ def paired(
         reached_F += (np.abs(difference_RF) >= np.abs(seen_F) - _ROUNDING).sum(axis=0)
         total += len(block)
     p_F = reached_F / total if exact else (reached_F + 1) / (total + 1)
-    return Paired(
+    return PairedTest(
         difference=dict(zip(FIGURES, seen_F.tolist(), strict=True)),
         p=dict(zip(FIGURES, p_F.tolist(), strict=True)),
         speakers=count,
@@ -100,7 +100,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def corrected(tests: Mapping[str, Paired]) -> dict[str, Figures]:
+def corrected(tests: Mapping[str, PairedTest]) -> dict[str, Figures]:
     """The p of each test after Holm's correction, by the name that `tests` has for it.
 
     The primitives of all tests are one family. The mean, which sums them up, is corrected over the tests alone.

@@ -26,7 +26,7 @@ from cpcscale.emotion.scores.ccc_intervals import (
     seed_deviation,
     with_seeds,
 )
-from cpcscale.emotion.scores.paired import Paired, corrected, paired
+from cpcscale.emotion.scores.paired import PairedTest, corrected, paired_test
 
 # The classic system that a learnt one has to beat to be worth using.
 BASELINE = "functionals"
@@ -35,7 +35,7 @@ PAPER_SYSTEMS = ("mfcc", "raw", "minicpc", "precpc")
 
 
 @dataclass(frozen=True)
-class Guesses:
+class SystemPredictions:
     """One system's predictions of the same utterances by several seeds: guess_SUP [S, U, P], a seed each of `seeds`.
 
     `recalls` has the unweighted average recall of the seeds that classified too.
@@ -51,7 +51,7 @@ class Guesses:
 
 
 @dataclass(frozen=True)
-class Row:
+class SystemRow:
     """One system: its pooled CCCs, how sure they are, and what else is said of the same predictions.
 
     `interval` is the jackknife over speakers, the primary one; `bootstrap` is shown beside it. `seed_deviation` and
@@ -88,7 +88,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedScores:
     """What a paper says of this corpus: CCCs by system, where they are known, its source and its protocol."""
 
     source: str
@@ -97,7 +97,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Subject:
+class TableSubject:
     """What the figures are of. `part` is the owner's test part under `official`, else "".
 
     `left_out` counts utterances that not every system could hear: the table is of those that all did.
@@ -113,36 +113,36 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Results:
+class SystemTable:
     """The whole table. `tests` holds families of comparisons by the system that all are compared with.
 
     `correlation` is Pearson's of each two primitives of the labels, None where one is constant.
     """
 
-    subject: Subject
-    rows: list[Row]
+    subject: TableSubject
+    rows: list[SystemRow]
     reference: str
     tests: dict[str, list[Comparison]]
     correlation: list[list[float | None]]
-    published: Published | None
+    published: PublishedScores | None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as results.json has them."""
         return dataclasses.asdict(self)
 
 
-def results(
-    subject: Subject,
+def system_table(
+    subject: TableSubject,
     truth_UP: np.ndarray,
     groups: Sequence[str],
     folds: Sequence[int],
-    systems: Mapping[str, Guesses],
+    systems: Mapping[str, SystemPredictions],
     *,
     reference: str,
-    published: Published | None = None,
+    published: PublishedScores | None = None,
     traits: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
-) -> Results:
+) -> SystemTable:
     """The table of these systems, by name, in their order.
 
     `groups` are the speakers of the rows, `folds` the fold that tested each, `traits` what else is known of them by
@@ -157,7 +157,7 @@ def results(
     if len(several) > 1:
         raise ValueError(f"the systems differ in their seeds, {sorted(several)}: compare runs of the same ones")
     against = dict.fromkeys([reference, *([BASELINE] if BASELINE in systems else [])])
-    return Results(
+    return SystemTable(
         subject=subject,
         rows=[_row(name, each, truth_UP, groups, folds, traits or {}, seed) for name, each in systems.items()],
         reference=reference,
@@ -168,11 +168,11 @@ def results(
 
 
 def compared(
-    truth_UP: np.ndarray, groups: Sequence[str], systems: Mapping[str, Guesses], second: str, *, seed: int = 0
+    truth_UP: np.ndarray, groups: Sequence[str], systems: Mapping[str, SystemPredictions], second: str, *, seed: int = 0
 ) -> list[Comparison]:
     """Each other system against `second`, corrected as one family."""
-    tests: dict[str, Paired] = {
-        first: paired(truth_UP, each.guess_SUP, systems[second].guess_SUP, groups, seed=seed)
+    tests: dict[str, PairedTest] = {
+        first: paired_test(truth_UP, each.guess_SUP, systems[second].guess_SUP, groups, seed=seed)
         for first, each in systems.items()
         if first != second
     }
@@ -191,7 +191,7 @@ def label_correlation(truth_UP: np.ndarray) -> list[list[float | None]]:
     return [[float(matrix_PP[a, b]) if varies_P[a] and varies_P[b] else None for b in places] for a in places]
 
 
-def published(kind: str) -> Published | None:
+def published_scores(kind: str) -> PublishedScores | None:
     """What Li et al. (ICASSP 2021, arXiv 2102.06357) report for this kind of corpus, as CorpusConfig.kind has it.
 
     Of their four systems only preCPC's figures are known here, as another publication quotes them.
@@ -206,21 +206,21 @@ def published(kind: str) -> Published | None:
             ccc["mean"] = sum(ccc.values()) / 3
         case _:
             return None
-    return Published("Li et al., ICASSP 2021 (arXiv 2102.06357), as quoted elsewhere", protocol, {"precpc": ccc})
+    return PublishedScores("Li et al., ICASSP 2021 (arXiv 2102.06357), as quoted elsewhere", protocol, {"precpc": ccc})
 
 
 def _row(
     system: str,
-    guesses: Guesses,
+    guesses: SystemPredictions,
     truth_UP: np.ndarray,
     groups: Sequence[str],
     folds: Sequence[int],
     traits: Mapping[str, Sequence[str]],
     seed: int,
-) -> Row:
+) -> SystemRow:
     guess_SUP = with_seeds(truth_UP, guesses.guess_SUP)
     recalls = guesses.recalls
-    return Row(
+    return SystemRow(
         system=system,
         seeds=list(guesses.seeds),
         ccc=scores(truth_UP, guess_SUP),

@@ -27,7 +27,7 @@ from cpcscale.errors import UserError
 from cpcscale.experiments.evaluate.config import EvaluateConfig
 from cpcscale.experiments.evaluate.table import table_of
 from cpcscale.experiments.finetune import absolute_inputs, finetune, identify
-from cpcscale.experiments.many_runs import Run, done_of, forecast, publish, run_left, seconds_of, single
+from cpcscale.experiments.many_runs import FinetuneRun, done_of, forecast, publish, run_left, seconds_of, single
 from cpcscale.experiments.many_runs_config import draws, with_seed
 from cpcscale.experiments.tracked_run import tracked
 from cpcscale.progress import note
@@ -36,12 +36,12 @@ from cpcscale.runs.lease import Lease, hold
 
 
 @dataclass(frozen=True)
-class Plan:
+class _Evaluation:
     """An evaluation that was checked: its corpora by name, and its runs, each with what it is a figure of."""
 
     config: EvaluateConfig
     corpora: dict[str, Corpus]
-    runs: list[Run]
+    runs: list[FinetuneRun]
     points: dict[str, Any]  # by the name of the run: None, the share, or the corpora (train, test), test None for all
 
 
@@ -59,7 +59,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return _tracked(plan, lease)
 
 
-def _planned(config: EvaluateConfig) -> Plan:
+def _planned(config: EvaluateConfig) -> _Evaluation:
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
     settings = config.corpus_configs() if config.kind == "cross" else {"": config.corpus}
     corpora = {name: open_corpus(each) for name, each in settings.items()}
@@ -79,9 +79,9 @@ def _planned(config: EvaluateConfig) -> Plan:
             made = single(changed, name, config.run_dir, config.workers, config.tracking)
             fold_splits(made, corpus)
             identity = identify(made, corpus) | {"encoder": digests[recipe.system]}
-            runs.append(Run(made, corpus, identity))
+            runs.append(FinetuneRun(made, corpus, identity))
             points[name] = point
-    return Plan(config, corpora, runs, points)
+    return _Evaluation(config, corpora, runs, points)
 
 
 def _recipes(config: EvaluateConfig, recipes: Mapping[str, EmotionRecipe]) -> Iterator[EmotionRecipe]:
@@ -123,7 +123,7 @@ def _refuse_twice(corpora: Mapping[str, Corpus]) -> None:
             )
 
 
-def _tracked(plan: Plan, lease: Lease) -> dict[str, Any]:
+def _tracked(plan: _Evaluation, lease: Lease) -> dict[str, Any]:
     config, done = plan.config, done_of(plan.runs)
     corpora = {run.name: run.corpus for run in plan.runs}
     with tracked(
@@ -136,7 +136,7 @@ def _tracked(plan: Plan, lease: Lease) -> dict[str, Any]:
         params={key: value for key, value in configs.flat(config).items() if key not in ("system", "seed")},
     ) as (tracker, summary):
 
-        def start(run: Run) -> Any:
+        def start(run: FinetuneRun) -> Any:
             return finetune(run.config, parent=tracker.run_id, corpus=corpora[run.name])
 
         run_left(plan.runs, done, start, config.workers, _say)
@@ -147,7 +147,7 @@ def _tracked(plan: Plan, lease: Lease) -> dict[str, Any]:
     return table
 
 
-def _tags(plan: Plan) -> dict[str, str]:
+def _tags(plan: _Evaluation) -> dict[str, str]:
     marks = dict.fromkeys(mark for corpus in plan.corpora.values() for mark in corpus.marks)
     return {
         "cpcscale.systems": ",".join(plan.config.systems),

@@ -13,7 +13,7 @@ from cpcscale.emotion.crossval import fold_splits
 from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.protocol.label_share import share_marks
 from cpcscale.emotion.scores.ccc_intervals import change, interval, scores
-from cpcscale.experiments.many_runs import Run, Said, predictions
+from cpcscale.experiments.many_runs import FinetuneRun, UtterancePrediction, predictions
 
 CLEAN = "clean"
 
@@ -21,7 +21,7 @@ CLEAN = "clean"
 def table_of(
     kind: str,
     corpora: Mapping[str, Corpus],
-    runs: Sequence[Run],
+    runs: Sequence[FinetuneRun],
     points: Mapping[str, Any],
     done: Mapping[str, FinetuneResult],
 ) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def table_of(
     }
 
 
-def _marks(run: Run, result: FinetuneResult) -> list[str]:
+def _marks(run: FinetuneRun, result: FinetuneResult) -> list[str]:
     """Those of a result but for its share, which the table shows."""
     return [mark for mark in result.marks if mark not in share_marks(run.config.protocol.train_share)]
 
@@ -71,15 +71,15 @@ def _subject(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _same(runs: Sequence[Run], points: Mapping[str, Any]) -> Iterator[list[Run]]:
+def _same(runs: Sequence[FinetuneRun], points: Mapping[str, Any]) -> Iterator[list[FinetuneRun]]:
     """The runs that differ in their seeds alone."""
-    groups: dict[tuple[str, Any], list[Run]] = {}
+    groups: dict[tuple[str, Any], list[FinetuneRun]] = {}
     for run in runs:
         groups.setdefault((run.config.system, points[run.name]), []).append(run)
     yield from groups.values()
 
 
-def _judged(run: Run, said: Sequence[Mapping[str, Said]]) -> list[str]:
+def _judged(run: FinetuneRun, said: Sequence[Mapping[str, UtterancePrediction]]) -> list[str]:
     """The utterances that every seed tested, under `official` those of the owner's first test part, sorted."""
     keys = set.intersection(*(set(each) for each in said))
     if run.config.protocol.split == "official":
@@ -90,7 +90,10 @@ def _judged(run: Run, said: Sequence[Mapping[str, Said]]) -> list[str]:
 
 
 def _figures(
-    runs: Sequence[Run], said: Sequence[Mapping[str, Said]], keys: Sequence[str], condition: str = ""
+    runs: Sequence[FinetuneRun],
+    said: Sequence[Mapping[str, UtterancePrediction]],
+    keys: Sequence[str],
+    condition: str = "",
 ) -> dict[str, Any]:
     truth_UP, guess_SUP, voices = _arrays(runs[0], said, keys, condition)
     return {
@@ -104,7 +107,7 @@ def _figures(
 
 
 def _arrays(
-    run: Run, said: Sequence[Mapping[str, Said]], keys: Sequence[str], condition: str
+    run: FinetuneRun, said: Sequence[Mapping[str, UtterancePrediction]], keys: Sequence[str], condition: str
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """(truth_UP, guess_SUP, the voice of each row)."""
     groups = fold_splits(run.config, run.corpus).groups
@@ -114,7 +117,9 @@ def _arrays(
     return truth_UP, guess_SUP, [voices[key] for key in keys]
 
 
-def _robustness(runs: Sequence[Run], said: Sequence[Mapping[str, Said]]) -> Iterator[dict[str, Any]]:
+def _robustness(
+    runs: Sequence[FinetuneRun], said: Sequence[Mapping[str, UtterancePrediction]]
+) -> Iterator[dict[str, Any]]:
     keys = _judged(runs[0], said)
     yield _figures(runs, said, keys) | {"at": CLEAN, "change": None, "change_interval": None}
     truth_UP, clean_SUP, voices = _arrays(runs[0], said, keys, "")
@@ -125,8 +130,8 @@ def _robustness(runs: Sequence[Run], said: Sequence[Mapping[str, Said]]) -> Iter
 
 
 def _cross(
-    runs: Sequence[Run],
-    said: Sequence[Mapping[str, Said]],
+    runs: Sequence[FinetuneRun],
+    said: Sequence[Mapping[str, UtterancePrediction]],
     point: tuple[str, str | None],
     corpora: Mapping[str, Corpus],
 ) -> Iterator[dict[str, Any]]:

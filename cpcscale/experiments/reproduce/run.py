@@ -23,11 +23,17 @@ from cpcscale.emotion.encoders.networks import encoder_digest, open_encoder
 from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.scores.by_group import traits_of
-from cpcscale.emotion.scores.system_table import Guesses, Results, Subject, published, results
+from cpcscale.emotion.scores.system_table import (
+    SystemPredictions,
+    SystemTable,
+    TableSubject,
+    published_scores,
+    system_table,
+)
 from cpcscale.experiments.finetune import absolute_inputs, finetune, identify
 from cpcscale.experiments.many_runs import (
-    Run,
-    Said,
+    FinetuneRun,
+    UtterancePrediction,
     done_of,
     forecast,
     predictions,
@@ -53,14 +59,15 @@ class _Plan:
     corpus: Corpus
     kind: str
     folds: Folds
-    runs: list[Run]
+    runs: list[FinetuneRun]
 
 
 def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     """Runs what is not done yet and returns the table, which `run_dir` then holds as results.json and results.md.
 
-    The table is that of Results.as_dict with `seconds` (of all runs, by system) and `run_id`. With `dry_run` nothing is run or written, and what comes back is `forecast`. Raises UserError
-    before a file is written for whatever a user can get wrong, and HeldError when another driver is at this table.
+    The table is `SystemTable.as_dict` with `seconds` (of all runs, by system) and `run_id`. With `dry_run` nothing is
+    run or written, and the result is `forecast`. Raises UserError before a file is written for whatever a user can get
+    wrong, and HeldError when another driver is at this table.
     """
     plan = _planned(config)
     config = plan.config
@@ -80,7 +87,7 @@ def _planned(config: ReproduceConfig) -> _Plan:
         for system in config.systems if number == 0 else [each for each in config.systems if draws(recipes[each])]:
             recipe = with_seed(recipes[system], seed)
             made = single(recipe, f"{system}-seed{seed}", config.run_dir, config.workers, config.tracking)
-            runs.append(Run(made, corpus, identify(made, corpus) | {"encoder": digests[system]}))
+            runs.append(FinetuneRun(made, corpus, identify(made, corpus) | {"encoder": digests[system]}))
     kind = recognised(config.corpus) if config.corpus.kind == "auto" else config.corpus.kind
     return _Plan(config, corpus, kind, fold_splits(config, corpus), runs)
 
@@ -103,7 +110,7 @@ def _tracked(plan: _Plan, lease: Lease) -> dict[str, Any]:
     return table
 
 
-def _table(plan: _Plan, done: Mapping[str, FinetuneResult]) -> Results:
+def _table(plan: _Plan, done: Mapping[str, FinetuneResult]) -> SystemTable:
     """The figures of all runs, over the utterances that every one of them tested."""
     corpus, folds, config = plan.corpus, plan.folds, plan.config
     heard = {run.name: dict(predictions(done[run.name].predictions_csv)) for run in plan.runs}
@@ -115,7 +122,7 @@ def _table(plan: _Plan, done: Mapping[str, FinetuneResult]) -> Results:
     # A system that hears no audio does not miss what cannot be read.
     rows = [row for row in judged if all(corpus.utterances[row].key in keys for keys in heard.values())]
     keys, groups = [corpus.utterances[row].key for row in rows], [folds.groups[row] for row in rows]
-    subject = Subject(
+    subject = TableSubject(
         corpus=corpus.name,
         protocol=folds.protocol,
         marks=_marks(plan),
@@ -125,14 +132,14 @@ def _table(plan: _Plan, done: Mapping[str, FinetuneResult]) -> Results:
         left_out=len(judged) - len(rows),
     )
     first = heard[plan.runs[0].name]
-    return results(
+    return system_table(
         subject,
         corpus.labels_UP[rows],
         groups,
         [first[key].fold for key in keys],
         {system: _guesses(plan, done, heard, system, keys) for system in config.systems},
         reference=config.reference,
-        published=published(plan.kind),
+        published=published_scores(plan.kind),
         traits=traits_of([corpus.utterances[row] for row in rows]),
         seed=config.protocol.seed,
     )
@@ -141,13 +148,13 @@ def _table(plan: _Plan, done: Mapping[str, FinetuneResult]) -> Results:
 def _guesses(
     plan: _Plan,
     done: Mapping[str, FinetuneResult],
-    heard: Mapping[str, Mapping[str, Said]],
+    heard: Mapping[str, Mapping[str, UtterancePrediction]],
     system: str,
     keys: list[str],
-) -> Guesses:
+) -> SystemPredictions:
     runs = [run for run in plan.runs if run.config.system == system]
     recalls = [done[run.name].recall for run in runs]
-    return Guesses(
+    return SystemPredictions(
         seeds=tuple(run.config.seed for run in runs),
         guess_SUP=np.stack([np.stack([heard[run.name][key].guess_P[""] for key in keys]) for run in runs]),
         recalls=tuple(value for value in recalls if value is not None),

@@ -12,9 +12,9 @@ from typing import Any
 from cpcscale import config as configs
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders.networks import encoder_digest, open_encoder
-from cpcscale.emotion.heads.attention import RecogniserConfig
+from cpcscale.emotion.heads.attention import AttentionHeadConfig
 from cpcscale.emotion.heads.training import FitConfig
-from cpcscale.emotion.inputs import Prepared, prepare
+from cpcscale.emotion.inputs import PreparedCorpus, prepare
 from cpcscale.emotion.recipe import FRAMES, EmotionRecipe, PretrainedConfig
 from cpcscale.experiments.sweep.space import Dimension, apply
 from cpcscale.progress import note
@@ -36,7 +36,7 @@ def feature_key(recipe: EmotionRecipe) -> str:
         dataclasses.replace(
             recipe,
             encoder=PretrainedConfig() if recipe.system in FRAMES else encoder,
-            recogniser=RecogniserConfig(),
+            recogniser=AttentionHeadConfig(),
             fit=FitConfig(device=recipe.fit.device),
         )
     )
@@ -63,9 +63,9 @@ def encoders_digest(ways: Mapping[str, Heard]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def prepare_all(ways: Mapping[str, Heard], corpus: Corpus) -> dict[str, Prepared]:
+def prepare_all(ways: Mapping[str, Heard], corpus: Corpus) -> dict[str, PreparedCorpus]:
     """What recognisers hear, by feature_key. Raises UserError for audio that cannot be used."""
-    prepared: dict[str, Prepared] = {}
+    prepared: dict[str, PreparedCorpus] = {}
     for number, (key, way) in enumerate(ways.items(), 1):
         if len(ways) > 1:
             note(f"sweep: features {number} of {len(ways)}: {_described(way.recipe)}")

@@ -24,7 +24,7 @@ from cpcscale.cluster import session
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import fold_splits, marks
-from cpcscale.emotion.inputs import Prepared
+from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.errors import UserError
 from cpcscale.experiments.finetune import absolute_inputs, describe, identify
@@ -134,7 +134,7 @@ def _say(text: str) -> None:
     note(f"sweep: {text}")
 
 
-def _folds(config: SweepConfig, prepared: Mapping[str, Prepared]) -> Folds:
+def _folds(config: SweepConfig, prepared: Mapping[str, PreparedCorpus]) -> Folds:
     """The folds of what could be read."""
     return fold_splits(config, next(iter(prepared.values())).corpus)
 
@@ -153,7 +153,7 @@ def _say_plan(config: SweepConfig, mine: Share, journal: Journal, folds: Folds) 
 
 
 def _tracked(
-    plan: _Plan, journal: Journal, prepared: Mapping[str, Prepared], mine: Share, lease: Lease, started: float
+    plan: _Plan, journal: Journal, prepared: Mapping[str, PreparedCorpus], mine: Share, lease: Lease, started: float
 ) -> dict[str, Any]:
     config = plan.config
     tracker = Tracker.start(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cpcscale.emotion.crossval import fold_splits, start_fit
-from cpcscale.emotion.inputs import Prepared
+from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.experiments.sweep.features import feature_key
@@ -40,7 +40,7 @@ def trial(assigned: Mapping[str, Any], config: EmotionRecipe, features: Mapping[
         tune.report({METRIC: WORST, "epoch": 0, "seconds": time.monotonic() - started, "error": why})
 
 
-def folds_in_step(recipe: EmotionRecipe, prepared: Prepared) -> Iterator[dict[str, Any]]:
+def folds_in_step(recipe: EmotionRecipe, prepared: PreparedCorpus) -> Iterator[dict[str, Any]]:
     """Yields {inner_ccc, epoch, train_loss, folds} after each epoch of all folds. Hears no test speaker.
 
     `folds` are the last Epoch of each fold as plain values. A fold whose patience has ended keeps its best.

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
-from cpcscale.emotion.inputs import Prepared
+from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.errors import Terminated, UserError
 from cpcscale.experiments.sweep.config import SweepConfig
 from cpcscale.experiments.sweep.journal import METRIC, TrialRecord
@@ -34,7 +34,7 @@ _QUIET_TUNE = {
 }
 
 
-def run_trials(trials: Trials, prepared: Mapping[str, Prepared], share: Share) -> None:
+def run_trials(trials: Trials, prepared: Mapping[str, PreparedCorpus], share: Share) -> None:
     """Runs the trials that are not over; the journal then has them all. `prepared` is by feature_key."""
     config, journal = trials.config, trials.journal
     over = {record.number for record in journal.over()}

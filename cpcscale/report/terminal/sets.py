@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cpcscale import storage
-from cpcscale.shards.adoption.adopt import QUARANTINE, Adopted
+from cpcscale.shards.adoption.adopt import QUARANTINE, AdoptedSet
 
 _NAMES, _COPIES = 6, 3
 
 
-def index_values(adopted: Adopted) -> dict[str, Any]:
+def index_values(adopted: AdoptedSet) -> dict[str, Any]:
     """What an index is and what was done for it, as plain values."""
     index = adopted.index
     return {

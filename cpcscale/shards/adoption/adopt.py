@@ -37,7 +37,7 @@ _ASKING = 32
 
 
 @dataclass(frozen=True)
-class Adopted:
+class AdoptedSet:
     """An index as it stands now, and what was done for it: `state` is made, appended, excluded or unchanged.
 
     `left_out` counts members by cause, `damaged` names tars that are left out whole. `origins` counts where groups and
@@ -68,7 +68,7 @@ class _Tasks(Sequence[TarTask]):
         return TarTask(self._base, name, beside if beside in self._cuts else "", self._spec)
 
 
-def adopt(base: str, spec: IndexConfig, *, append: bool = False, run: RunTasks = in_turn) -> Adopted:
+def adopt(base: str, spec: IndexConfig, *, append: bool = False, run: RunTasks = in_turn) -> AdoptedSet:
     """Indexes the tars below `base`; with `append`, those that its index lacks, as a new version after the old one.
 
     On a folder that is indexed, without `append`: checks that its tars are those of the index. Raises UserError when
@@ -88,7 +88,7 @@ def adopt(base: str, spec: IndexConfig, *, append: bool = False, run: RunTasks =
     return _read(base, tars, names, spec, None, run)
 
 
-def exclude_from(base: str, texts: Sequence[str]) -> Adopted:
+def exclude_from(base: str, texts: Sequence[str]) -> AdoptedSet:
     """Publishes a version of the index at `base` without these utterances: KEY or SHARD:KEY, or `@FILE` of a line each.
 
     Raises UserError for a key that no utterance has.
@@ -107,7 +107,7 @@ def exclude_from(base: str, texts: Sequence[str]) -> Adopted:
         raise UserError("--exclude names no key: give KEY, SHARD:KEY, several with commas between, or @FILE")
     index = Index.load(storage.absolute(base))
     descendant = exclude(index, keys)
-    return Adopted(descendant, "unchanged" if descendant is index else "excluded")
+    return AdoptedSet(descendant, "unchanged" if descendant is index else "excluded")
 
 
 def _tars(base: str, names: Sequence[str], pattern: str) -> list[str]:
@@ -133,7 +133,7 @@ def _tars(base: str, names: Sequence[str], pattern: str) -> list[str]:
 
 def _read(
     base: str, tars: Sequence[str], names: Sequence[str], spec: IndexConfig, after: Index | None, run: RunTasks
-) -> Adopted:
+) -> AdoptedSet:
     """Reads these tars and publishes the version that has them after those of `after`."""
     manifest = Manifest(storage.absolute(spec.manifest), spec.columns) if spec.manifest else None
     tasks = _Tasks(base, tars, frozenset(name for name in names if name.endswith(".jsonl.gz")), spec)
@@ -163,16 +163,16 @@ def _read(
         storage.write(storage.join(base, SETTINGS), json.dumps(config.flat(spec), indent=1).encode() + b"\n")
         index = writer.publish()
     state = "appended" if after else "made"
-    return Adopted(index, state, new, left_out, tuple(row.shard for row in damaged), origins, notes)
+    return AdoptedSet(index, state, new, left_out, tuple(row.shard for row in damaged), origins, notes)
 
 
-def _append(index: Index, tars: Sequence[str], names: Sequence[str], spec: IndexConfig, run: RunTasks) -> Adopted:
+def _append(index: Index, tars: Sequence[str], names: Sequence[str], spec: IndexConfig, run: RunTasks) -> AdoptedSet:
     known = set(index.shards["path"].to_pylist())
     new = [name for name in tars if name not in known]
-    return _read(index.base, new, names, spec, index, run) if new else Adopted(index, "unchanged")
+    return _read(index.base, new, names, spec, index, run) if new else AdoptedSet(index, "unchanged")
 
 
-def _verified(index: Index, tars: Sequence[str], names: Sequence[str]) -> Adopted:
+def _verified(index: Index, tars: Sequence[str], names: Sequence[str]) -> AdoptedSet:
     damaged = {row["shard"] for row in _quarantined(index.base) if not row["member"]} if QUARANTINE in names else set()
     known = set(index.shards["path"].to_pylist())
     new = [name for name in tars if name not in known | damaged]
@@ -180,7 +180,7 @@ def _verified(index: Index, tars: Sequence[str], names: Sequence[str]) -> Adopte
         raise UserError(
             f"{len(new)} tars are not in the index of {index.base}, the first {new[0]}: add them with --append"
         )
-    return Adopted(index, "unchanged", damaged=tuple(sorted(damaged & set(tars))))
+    return AdoptedSet(index, "unchanged", damaged=tuple(sorted(damaged & set(tars))))
 
 
 def _refuse_changed(index: Index, names: Sequence[str]) -> None:

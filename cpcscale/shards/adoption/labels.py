@@ -23,7 +23,7 @@ from pyarrow import csv as arrow_csv
 
 from cpcscale import storage
 from cpcscale.errors import UserError, nearest
-from cpcscale.shards.adoption.tar_members import Member
+from cpcscale.shards.adoption.tar_members import TarMember
 
 FIELDS = ("group", "language", "recording")
 USUAL = {
@@ -39,7 +39,7 @@ Labels = dict[str, tuple[str, str]]
 
 
 @dataclass(kw_only=True)
-class Columns:
+class LabelColumns:
     """Which columns of the JSON or the manifest say what; empty: the usual names are tried. A dot goes into a level."""
 
     # Whose voice it is: what group-scoped negatives and held-out speakers go by.
@@ -63,7 +63,7 @@ def json_object(data: bytes) -> dict[str, Any]:
     return record
 
 
-def labels_of(record: Mapping[str, Any], columns: Columns, source: str) -> Labels:
+def labels_of(record: Mapping[str, Any], columns: LabelColumns, source: str) -> Labels:
     """The labels that a JSON object of `source` holds."""
     found: Labels = {}
     for field in FIELDS:
@@ -93,7 +93,7 @@ def cuts_beside(shard: str) -> str:
     return posixpath.join(folder, f"cuts.{number[1]}.jsonl.gz") if number else ""
 
 
-def read_cuts(url: str, columns: Columns) -> dict[str, Labels]:
+def read_cuts(url: str, columns: LabelColumns) -> dict[str, Labels]:
     """The labels of each cut of a shard, by its id: the one speaker and language that its supervisions name.
 
     A cut with several speakers is left without. Raises UserError when the file is not gzipped JSON lines.
@@ -122,7 +122,7 @@ def read_cuts(url: str, columns: Columns) -> dict[str, Labels]:
 class Manifest:
     """A CSV or TSV table of labels by member name or key, in memory as arrays: about its size as a file."""
 
-    def __init__(self, url: str, columns: Columns) -> None:
+    def __init__(self, url: str, columns: LabelColumns) -> None:
         """Raises UserError when the table cannot be read, names no members, or one member twice with two groups."""
         header, data, tabs = _header(url)
         key = _chosen(url, "key", columns, header)
@@ -152,7 +152,7 @@ class Manifest:
         self._values = {field: table[name].combine_chunks() for field, name in self.columns.items()}
         self._refuse_two_groups()
 
-    def labels(self, member: Member) -> Labels:
+    def labels(self, member: TarMember) -> Labels:
         """What the manifest says about a member, which it may name by path or by file name, with its suffix or not."""
         path = member.key + member.suffix
         for name in (path, member.key, posixpath.basename(path), posixpath.basename(member.key)):
@@ -187,7 +187,7 @@ def _header(url: str) -> tuple[list[str], bytes, bool]:
     return next(csv.reader([first], delimiter="\t" if tabs else ","), []), data, tabs
 
 
-def _chosen(url: str, field: str, columns: Columns, header: Sequence[str]) -> str:
+def _chosen(url: str, field: str, columns: LabelColumns, header: Sequence[str]) -> str:
     """The column of the table that holds `field`, or an empty string."""
     named = getattr(columns, field)
     if named and field == "key" and named not in header:

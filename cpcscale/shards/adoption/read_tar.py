@@ -18,8 +18,8 @@ import xxhash
 from cpcscale import audio, config, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.adoption import labels
-from cpcscale.shards.adoption.labels import Columns, Labels, Manifest
-from cpcscale.shards.adoption.tar_members import Member, TarScan
+from cpcscale.shards.adoption.labels import LabelColumns, Labels, Manifest
+from cpcscale.shards.adoption.tar_members import TarMember, TarScan
 from cpcscale.shards.packing import mp3
 from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry
 
@@ -37,7 +37,7 @@ class IndexConfig:
 
     # Which tars: a shell pattern over their paths below the folder.
     pattern: str = "*.tar"
-    columns: Columns = field(default_factory=Columns)
+    columns: LabelColumns = field(default_factory=LabelColumns)
     # A CSV or TSV table of groups and languages by member name or key.
     manifest: str = ""
     # The folder of a member's path that is its group: 1 the outermost, -1 the innermost, 0 none.
@@ -79,7 +79,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class ForeignShard:
+class ReadTar:
     """One tar's entry (None when it is damaged) and what was left out of it.
 
     `origins` counts where each utterance's group and language were found, `notes` what is odd about members; `fields`
@@ -94,7 +94,7 @@ class ForeignShard:
     fields: tuple[str, ...] = ()
 
 
-def read_tar(task: TarTask, manifest: Manifest | None) -> ForeignShard:
+def read_tar(task: TarTask, manifest: Manifest | None) -> ReadTar:
     """Reads one tar from its first byte to its last. Raises UserError when it is compressed or cannot be had."""
     scan = TarScan(storage.join(task.base, task.name))
     shard = _Shard(task, manifest)
@@ -102,13 +102,13 @@ def read_tar(task: TarTask, manifest: Manifest | None) -> ForeignShard:
         shard.take(member)
     if scan.fault:
         damaged = LeftOut(task.name, "", "damaged", scan.fault)
-        return ForeignShard(task.name, None, (damaged,), Counter(), Counter())
+        return ReadTar(task.name, None, (damaged,), Counter(), Counter())
     if not scan.end_mark:
         shard.notes["tars without an end mark, which may be cut short"] += 1
     if not shard.rows and not shard.left_out:
         shard.notes["tars without audio"] += 1
     entry = ShardEntry(task.name, scan.sha256, scan.size_bytes, shard.table())
-    return ForeignShard(task.name, entry, tuple(shard.left_out), shard.origins, shard.notes, shard.fields)
+    return ReadTar(task.name, entry, tuple(shard.left_out), shard.origins, shard.notes, shard.fields)
 
 
 class _Shard:
@@ -126,7 +126,7 @@ class _Shard:
         self._names: list[Labels] = []
         self._keys: set[str] = set()
 
-    def take(self, member: Member) -> None:
+    def take(self, member: TarMember) -> None:
         """The next entry of the tar."""
         if member.suffix in audio.SUFFIXES:
             try:
@@ -156,7 +156,7 @@ class _Shard:
                 row[name] = value
         return pa.Table.from_pylist(self.rows, UTTERANCE_COLUMNS)
 
-    def _row(self, member: Member) -> dict[str, Any]:
+    def _row(self, member: TarMember) -> dict[str, Any]:
         if member.kind:
             raise audio.AudioError("link", f"it is a {member.kind} in the tar, without bytes of its own")
         try:
@@ -202,7 +202,7 @@ def measured(data: bytes, min_s: float, decode: bool) -> dict[str, Any]:
     """
     if not data:
         raise audio.AudioError("empty", "it has no bytes")
-    info = audio.probe(data)
+    info = audio.read_header(data)
     exact = _states_length(data)
     if not exact:
         _refuse_guess(data, info)

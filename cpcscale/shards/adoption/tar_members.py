@@ -20,7 +20,7 @@ WAY_OUT = "members of a compressed tar cannot be read by range: decompress it an
 
 
 @dataclass(frozen=True)
-class Member:
+class TarMember:
     """One entry of a tar that is no folder. `kind` is "" for a plain file, else what it is instead of one.
 
     `data` is the file's bytes, which begin at byte `offset` of the tar; empty for what was not asked for.
@@ -60,7 +60,7 @@ class TarScan:
         self.sha256, self.size_bytes, self.fault, self.end_mark = b"", 0, "", True
         self._url = url
 
-    def members(self, suffixes: tuple[str, ...]) -> Iterator[Member]:
+    def members(self, suffixes: tuple[str, ...]) -> Iterator[TarMember]:
         """The tar's entries in order, with the bytes of plain files of these suffixes; all formats that `tar` writes.
 
         Raises UserError for a tar that is compressed or cannot be read from where it lies.
@@ -85,7 +85,7 @@ class TarScan:
             self.fault = f"what follows byte {end} is no member: it is damaged there, or several tars were joined"
 
 
-def _members(through: _Through, suffixes: tuple[str, ...]) -> Iterator[tuple[Member | None, int]]:
+def _members(through: _Through, suffixes: tuple[str, ...]) -> Iterator[tuple[TarMember | None, int]]:
     """Each entry (None for a folder) with the byte where the next one begins."""
     # All that a stream's tarfile asks of its file is read().
     file: Any = through
@@ -102,7 +102,7 @@ def _members(through: _Through, suffixes: tuple[str, ...]) -> Iterator[tuple[Mem
                 data = tar.fileobj.read(info.size)
                 if len(data) != info.size:
                     raise tarfile.ReadError(f"{info.name} ends after {len(data)} of {info.size} bytes")
-            member = None if info.isdir() else Member(info.name, info.offset_data, info.size, kind, data)
+            member = None if info.isdir() else TarMember(info.name, info.offset_data, info.size, kind, data)
             yield member, tar.offset
 
 

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from cpcscale import audio, config, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.packing import splits
-from cpcscale.shards.packing.pieces import Member, PackTask, piece_counts
-from cpcscale.shards.packing.sources import BATCH_ROWS, Files, FindConfig, utterance_keys
+from cpcscale.shards.packing.pieces import PackedFile, PackTask, piece_counts
+from cpcscale.shards.packing.sources import BATCH_ROWS, AudioFiles, FindConfig, utterance_keys
 from cpcscale.shards.packing.splits import SPLITS
 from cpcscale.shards.rows import table_digest
 
@@ -87,7 +87,7 @@ class Assignment(Sequence[PackTask]):
     `rows` int64: the files in the order of the assignment; task t has rows[starts[t]:starts[t + 1]].
     """
 
-    def __init__(self, target: str, config: PackConfig, files: Files, samples: np.ndarray) -> None:
+    def __init__(self, target: str, config: PackConfig, files: AudioFiles, samples: np.ndarray) -> None:
         names = files.table["name"].combine_chunks().cast(pa.large_string())
         self._target, self._config, self._files, self._samples = target, config, files, samples
         self._pieces = piece_counts(samples, round(config.max_s * audio.RATE_HZ))
@@ -123,7 +123,7 @@ class Assignment(Sequence[PackTask]):
             seed=self._config.seed,
             resumed=self.resumed,
             members=tuple(
-                Member(key, source, int(self._samples[row]), int(self._pieces[row]))
+                PackedFile(key, source, int(self._samples[row]), int(self._pieces[row]))
                 for key, source, row in zip(keys, sources, rows, strict=True)
             ),
         )

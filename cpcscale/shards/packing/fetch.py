@@ -14,7 +14,7 @@ PROBE_BYTES, STREAM_BYTES = 1 << 16, 1 << 22
 _CHUNKS_KEPT = 4
 
 
-class Remote(io.RawIOBase):
+class RemoteAudio(io.RawIOBase):
     """An object of a store as a file; whole chunks of it are fetched as they are needed, the last few kept.
 
     libsndfile calls back from C, where an exception is lost: the first is kept as `error`, and the file reads as ended.
@@ -98,7 +98,7 @@ def opened(path: str, chunk_bytes: int = 0) -> Iterator[audio.Source]:
     elif not chunk_bytes:
         yield storage.read(path)
     else:
-        with contextlib.closing(Remote(path, chunk_bytes)) as remote:
+        with contextlib.closing(RemoteAudio(path, chunk_bytes)) as remote:
             try:
                 yield remote
             finally:

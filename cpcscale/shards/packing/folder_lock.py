@@ -23,13 +23,13 @@ _PART = re.compile(r"part-\d{5,}-[0-9a-f]{8}\.parquet")
 _A_DAY_S = 86_400.0
 
 
-class Claim:
+class FolderLock:
     """A pack's lock on a local folder that is there, or on nothing (None, for a store); use it as a context manager."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder, self._opened, self._alone = folder, -1, False
 
-    def __enter__(self) -> Claim:
+    def __enter__(self) -> FolderLock:
         """Waits while another pack begins."""
         if self._folder:
             self._opened = os.open(self._folder, os.O_RDONLY)

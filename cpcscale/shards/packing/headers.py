@@ -11,7 +11,7 @@ import numpy as np
 
 from cpcscale import audio, storage
 from cpcscale.shards.packing import fetch, mp3
-from cpcscale.shards.packing.sources import Files, Source, shown_name
+from cpcscale.shards.packing.sources import AudioFile, AudioFiles, shown_name
 
 PROBE_FILES = 64
 # Requests for headers wait for the store, not for a core.
@@ -21,29 +21,29 @@ _FRAMES_OFF = 4
 
 
 @dataclass(frozen=True)
-class Probed:
+class ReadHeaders:
     """What pass 1 saw of some files: `samples` int64 [files] at 16 kHz, -1 for one left out, and rows for those."""
 
     samples: np.ndarray
     left_out: list[dict[str, str]]
 
 
-class Chunks(Sequence[list[Source]]):
+class FileChunks(Sequence[list[AudioFile]]):
     """The files in lists of 64, each made when it is asked for."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: AudioFiles) -> None:
         self._files = files
 
     def __len__(self) -> int:
         return (len(self._files) + PROBE_FILES - 1) // PROBE_FILES
 
-    def __getitem__(self, at: int) -> list[Source]:  # type: ignore[override]
+    def __getitem__(self, at: int) -> list[AudioFile]:  # type: ignore[override]
         if not 0 <= at < len(self):
             raise IndexError(at)
         return self._files[at * PROBE_FILES : (at + 1) * PROBE_FILES]
 
 
-def probe_sources(sources: Sequence[Source]) -> Probed:
+def read_headers(sources: Sequence[AudioFile]) -> ReadHeaders:
     """The lengths of these files. Raises UserError when a store fails; a file that is no audio is left out."""
     if any(storage.local_path(source.path) is None for source in sources):
         with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -51,20 +51,20 @@ def probe_sources(sources: Sequence[Source]) -> Probed:
     else:
         rows = [_probe(source) for source in sources]
     samples = np.array([row if isinstance(row, int) else -1 for row in rows], np.int64)
-    return Probed(samples, [row for row in rows if not isinstance(row, int)])
+    return ReadHeaders(samples, [row for row in rows if not isinstance(row, int)])
 
 
-def left_out(source: Source, cause: str, why: str, piece: str = "") -> dict[str, str]:
+def left_out(source: AudioFile, cause: str, why: str, piece: str = "") -> dict[str, str]:
     """A row of the quarantine table: for a file, or for one `piece` of a recording."""
     return {"path": shown_name(source.name), "piece": piece, "cause": cause, "why": why}
 
 
-def _probe(source: Source) -> int | dict[str, str]:
+def _probe(source: AudioFile) -> int | dict[str, str]:
     try:
         # The name goes into tars and tables, all of them UTF-8.
         source.name.encode()
         with fetch.opened(source.path, fetch.PROBE_BYTES) as file:
-            info = audio.probe(file)
+            info = audio.read_header(file)
             if source.name.lower().endswith(".mp3"):
                 _check_mp3(file, info)
         return info.length

@@ -25,7 +25,7 @@ _ROWS = pa.schema([("path", pa.large_binary()), ("speaker", pa.large_string()), 
 
 
 @dataclass(kw_only=True)
-class Columns:
+class ManifestColumns:
     """The columns of a manifest."""
 
     # Of the audio file, from the source or from the manifest on.
@@ -37,7 +37,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Told:
+class ManifestLabels:
     """What manifests say of each file: `speaker` (null where none is named) and `language` (perhaps empty)."""
 
     speaker: pa.ChunkedArray
@@ -57,10 +57,10 @@ def read(
     names: pa.LargeBinaryArray,
     beside: Sequence[str],
     given: str,
-    columns: Columns,
+    columns: ManifestColumns,
     *,
     speakers: bool,
-) -> Told:
+) -> ManifestLabels:
     """Speaker and language of each of the files `names` below `root`.
 
     They come from the manifest `given`, else from those in the tree, `beside` the files, of which the nearest counts.
@@ -80,15 +80,15 @@ def read(
     at = pc.index_in(names, value_set=rows["path"])
     speaker, language = (pc.take(rows[name], at) for name in ("speaker", "language"))
     speaker = pc.if_else(pc.equal(speaker, ""), pa.scalar(None, pa.large_string()), speaker)
-    return Told(speaker, pc.fill_null(language, ""))
+    return ManifestLabels(speaker, pc.fill_null(language, ""))
 
 
-def _beside(root: str, name: str, columns: Columns, speakers: bool) -> _Table:
+def _beside(root: str, name: str, columns: ManifestColumns, speakers: bool) -> _Table:
     """A manifest in the tree, whose paths are relative to its folder."""
     return _table(storage.join(root, name), root, posixpath.dirname(name), columns, speakers)
 
 
-def _given(root: str, names: pa.LargeBinaryArray, url: str, columns: Columns, speakers: bool) -> _Table:
+def _given(root: str, names: pa.LargeBinaryArray, url: str, columns: ManifestColumns, speakers: bool) -> _Table:
     """The user's own manifest, whose paths are relative to the source, or to its own folder when that lies in it."""
     table = _table(url, root, "", columns, speakers)
     known = pc.is_in(table.rows["path"], value_set=names)
@@ -110,7 +110,7 @@ def _given(root: str, names: pa.LargeBinaryArray, url: str, columns: Columns, sp
     return table
 
 
-def _table(url: str, root: str, folder: str, columns: Columns, speakers: bool) -> _Table:
+def _table(url: str, root: str, folder: str, columns: ManifestColumns, speakers: bool) -> _Table:
     batches = list(_batches(url, root, folder, columns, speakers))
     rows = pa.Table.from_batches(batches, _ROWS).combine_chunks()
     first = pc.index_in(rows["path"], value_set=rows["path"]).to_numpy()
@@ -121,7 +121,7 @@ def _table(url: str, root: str, folder: str, columns: Columns, speakers: bool) -
     return _Table(url, rows)
 
 
-def _batches(url: str, root: str, folder: str, columns: Columns, speakers: bool) -> Iterator[pa.RecordBatch]:
+def _batches(url: str, root: str, folder: str, columns: ManifestColumns, speakers: bool) -> Iterator[pa.RecordBatch]:
     """The rows of a manifest, paths relative to the root."""
     # Tables of tabs, such as Common Voice's, hold quotation marks that mean nothing.
     tabs = url.lower().endswith(".tsv")
@@ -151,12 +151,14 @@ def _batch(rows: Sequence[tuple[bytes, str, str]]) -> pa.RecordBatch:
     )
 
 
-def _places(url: str, header: list[str], columns: Columns, speakers: bool) -> tuple[int | None, int | None, int | None]:
+def _places(
+    url: str, header: list[str], columns: ManifestColumns, speakers: bool
+) -> tuple[int | None, int | None, int | None]:
     """Where the three columns stand; a column that the user named must be there, else only that of paths."""
     for key, name, needed in (
         ("path", columns.path, True),
-        ("speaker", columns.speaker, speakers and columns.speaker != Columns().speaker),
-        ("language", columns.language, columns.language != Columns().language),
+        ("speaker", columns.speaker, speakers and columns.speaker != ManifestColumns().speaker),
+        ("language", columns.language, columns.language != ManifestColumns().language),
     ):
         if needed and name not in header:
             has = f"it has {', '.join(header)}" if header else "it is empty"

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from cpcscale.shards.packing.sources import Source
+from cpcscale.shards.packing.sources import AudioFile
 
 
 @dataclass(frozen=True)
-class Member:
+class PackedFile:
     """One file of a task: its key, its length at 16 kHz as the header has it, and into how many pieces it is cut."""
 
     key: str
-    source: Source
+    source: AudioFile
     samples: int
     pieces: int
 
@@ -49,7 +49,7 @@ class PackTask:
     min_samples: int
     seed: int
     resumed: bool
-    members: tuple[Member, ...]
+    members: tuple[PackedFile, ...]
 
     def shard_name(self, number: int) -> str:
         """The file name of the task's shard `number`, counted from 0."""
@@ -88,7 +88,7 @@ def layout(task: PackTask) -> list[list[Piece]]:
     return shards
 
 
-def cut(blocks: Iterable[np.ndarray], member: Member) -> Iterator[np.ndarray]:
+def cut(blocks: Iterable[np.ndarray], member: PackedFile) -> Iterator[np.ndarray]:
     """The signal of a file, float32, in its pieces; one piece is held at a time.
 
     A signal shorter than the header has it gives fewer pieces and a last one that ends early. A longer one gives a

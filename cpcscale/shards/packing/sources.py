@@ -21,7 +21,7 @@ import xxhash
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.packing import manifests
-from cpcscale.shards.packing.manifests import Columns
+from cpcscale.shards.packing.manifests import ManifestColumns
 
 BATCH_ROWS = 65_536
 # What follows a recording's key in the key of a piece.
@@ -29,7 +29,7 @@ _PIECE = re.compile(r"(.*)/[0-9]{5,}")
 
 
 @dataclass(frozen=True)
-class Source:
+class AudioFile:
     """One audio file as found: `path` to read it, `name` relative to the source, its speaker or recording."""
 
     path: str
@@ -45,7 +45,7 @@ class FindConfig:
     # A CSV (or .tsv) with a row a file; without it, every manifest.csv or manifest.tsv in the tree counts.
     manifest: str = ""
     # The names of the manifest's columns.
-    columns: Columns = field(default_factory=Columns)
+    columns: ManifestColumns = field(default_factory=ManifestColumns)
     # Where a speaker's name comes from: the manifest's column, a folder of the path, or each file is its own.
     group_from: Literal["manifest", "folder", "file"] = "manifest"
     # Which folder: 1 is the top one below the source, -1 the one that the file lies in.
@@ -56,7 +56,7 @@ class FindConfig:
             raise UserError("folder_level=0 names no folder: 1 is the top one below the source, -1 the file's own")
 
 
-class Files(Sequence[Source]):
+class AudioFiles(Sequence[AudioFile]):
     """Audio files as an Arrow table; a Source is made when it is asked for.
 
     Columns: `name` and, where it does not follow from `root`, `path`, both in the bytes of the file system; `group`
@@ -67,7 +67,7 @@ class Files(Sequence[Source]):
         self.table, self.root = table.combine_chunks(), root
 
     @classmethod
-    def of(cls, sources: Iterable[Source]) -> Files:
+    def of(cls, sources: Iterable[AudioFile]) -> AudioFiles:
         """The table of these files."""
         batches = []
         columns: dict[str, list[Any]]
@@ -78,20 +78,20 @@ class Files(Sequence[Source]):
             batches.append(pa.RecordBatch.from_pydict(columns, _LISTED))
         return cls(_encoded(pa.Table.from_batches(batches, _LISTED)))
 
-    def only(self, mask: np.ndarray) -> Files:
+    def only(self, mask: np.ndarray) -> AudioFiles:
         """The files that the bool [files] `mask` holds true."""
-        return self if mask.all() else Files(self.table.filter(pa.array(mask)), self.root)
+        return self if mask.all() else AudioFiles(self.table.filter(pa.array(mask)), self.root)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     @overload
-    def __getitem__(self, at: int) -> Source: ...
+    def __getitem__(self, at: int) -> AudioFile: ...
 
     @overload
-    def __getitem__(self, at: slice) -> list[Source]: ...
+    def __getitem__(self, at: slice) -> list[AudioFile]: ...
 
-    def __getitem__(self, at: int | slice) -> Source | list[Source]:
+    def __getitem__(self, at: int | slice) -> AudioFile | list[AudioFile]:
         if isinstance(at, slice):
             start, stop, step = at.indices(len(self))
             return self._rows(start, stop)[::step] if step > 0 else [self[one] for one in range(start, stop, step)]
@@ -100,26 +100,28 @@ class Files(Sequence[Source]):
             raise IndexError(at)
         return self._rows(at, at + 1)[0]
 
-    def __iter__(self) -> Iterator[Source]:
+    def __iter__(self) -> Iterator[AudioFile]:
         for start in range(0, len(self), BATCH_ROWS):
             yield from self._rows(start, start + BATCH_ROWS)
 
-    def at(self, rows: np.ndarray) -> list[Source]:
+    def at(self, rows: np.ndarray) -> list[AudioFile]:
         """The files of these numbers."""
         return self._sources(self.table.take(pa.array(rows)))
 
-    def _rows(self, start: int, stop: int) -> list[Source]:
+    def _rows(self, start: int, stop: int) -> list[AudioFile]:
         return self._sources(self.table.slice(start, max(0, stop - start)))
 
-    def _sources(self, part: pa.Table) -> list[Source]:
+    def _sources(self, part: pa.Table) -> list[AudioFile]:
         names = [_text(name) for name in part["name"].to_pylist()]
         listed = "path" in part.column_names
         paths = map(_text, part["path"].to_pylist()) if listed else (storage.join(self.root, name) for name in names)
         rows = zip(paths, names, part["group"].to_pylist(), part["language"].to_pylist(), strict=True)
-        return [Source(path, name, name if group is None else group, language) for path, name, group, language in rows]
+        return [
+            AudioFile(path, name, name if group is None else group, language) for path, name, group, language in rows
+        ]
 
 
-def find_sources(root: str, config: FindConfig | None = None) -> Files:
+def find_audio(root: str, config: FindConfig | None = None) -> AudioFiles:
     """The audio files below `root`, sorted by name, with speaker and language as `config` says.
 
     By default they come from any `manifest.csv` (path, speaker, language) in the tree, of which the one nearest to a
@@ -150,7 +152,7 @@ def find_sources(root: str, config: FindConfig | None = None) -> Files:
             group = _folders(names, config.folder_level)
         case "file":
             group = pa.nulls(len(names), pa.large_string())
-    return Files(_encoded(pa.table({"name": names, "group": group, "language": told.language})), root)
+    return AudioFiles(_encoded(pa.table({"name": names, "group": group, "language": told.language})), root)
 
 
 def utterance_keys(names: Sequence[str] | pa.LargeStringArray, cut: np.ndarray | None = None) -> pa.LargeStringArray:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from cpcscale.errors import UserError, nearest
 from cpcscale.shards.packing.pieces import keyed
-from cpcscale.shards.packing.sources import Files, values
+from cpcscale.shards.packing.sources import AudioFiles, values
 
 SPLITS = TRAIN, HELDOUT, UNSEEN = ("train", "heldout", "unseen")
 _TRAIN, _HELDOUT, _UNSEEN = range(3)
@@ -23,7 +23,7 @@ _HINTS = 10_000
 
 
 def split(
-    files: Files, names: pa.LargeStringArray, seed: int, share: float, by: str, unseen: Sequence[str]
+    files: AudioFiles, names: pa.LargeStringArray, seed: int, share: float, by: str, unseen: Sequence[str]
 ) -> np.ndarray:
     """int8 [files]: the number in SPLITS of each file. Raises UserError for an unknown speaker, or nothing to train on.
 
@@ -67,7 +67,7 @@ def ranked(seed: int, purpose: str, texts: pa.LargeStringArray, rows: np.ndarray
 class _Groups:
     """The speaker of each file as a number: that of its name in the table of names, or past them the file's own."""
 
-    def __init__(self, files: Files, names: pa.LargeStringArray) -> None:
+    def __init__(self, files: AudioFiles, names: pa.LargeStringArray) -> None:
         column = files.table["group"].combine_chunks()
         self._named, self._names = column.dictionary, names
         self.ids = pc.fill_null(column.indices, -1).to_numpy().astype(np.int64)

@@ -25,7 +25,7 @@ from cpcscale.audio import RATE_HZ
 from cpcscale.errors import UserError
 from cpcscale.shards.packing import fetch
 from cpcscale.shards.packing.headers import left_out
-from cpcscale.shards.packing.pieces import Member, PackTask, Piece, cut, layout
+from cpcscale.shards.packing.pieces import PackedFile, PackTask, Piece, cut, layout
 from cpcscale.shards.rows import ShardEntry, scan
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -117,11 +117,11 @@ def _usable(task: PackTask, number: int, rows: dict[Piece, dict[str, str]]) -> I
         rows[number, lost] = _row(member, lost, cause, why)
 
 
-def _row(member: Member, piece: int, cause: str, why: str) -> dict[str, str]:
+def _row(member: PackedFile, piece: int, cause: str, why: str) -> dict[str, str]:
     return left_out(member.source, cause, why, f"{piece:05d}" if member.pieces > 1 else "")
 
 
-def _utterance(member: Member, piece: int, wave: np.ndarray, codec: str) -> tuple[bytes, dict[str, Any]]:
+def _utterance(member: PackedFile, piece: int, wave: np.ndarray, codec: str) -> tuple[bytes, dict[str, Any]]:
     data = audio.encode(wave, codec)
     # Of what training will hear: opus takes away what it thinks inaudible.
     heard = audio.to_int16(audio.decode(data)) if codec == "opus" else wave

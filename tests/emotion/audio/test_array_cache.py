@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as nst
 from safetensors.numpy import load_file
 
 from cpcscale.emotion.audio import array_cache
-from cpcscale.emotion.audio.array_cache import ArrayCache, AudioCacheConfig, Held, kind
+from cpcscale.emotion.audio.array_cache import ArrayCache, AudioCacheConfig, CachedArrays, kind
 from cpcscale.errors import UserError
 
 ARRAYS = nst.arrays(
@@ -67,7 +67,7 @@ def opened(folder: Path, limit_bytes: float = 1e9) -> ArrayCache:
     return ArrayCache(AudioCacheConfig(path=str(folder), limit_gb=limit_bytes / 1e9))
 
 
-def fill(kept: ArrayCache, what: str, arrays: dict[str, np.ndarray]) -> Held:
+def fill(kept: ArrayCache, what: str, arrays: dict[str, np.ndarray]) -> CachedArrays:
     with kept.filling(what) as filler:
         for key, array in arrays.items():
             filler.add(key, array)
@@ -219,7 +219,7 @@ def test_a_pack_that_another_process_evicts_is_passed_over(tmp_path, monkeypatch
     kept = opened(tmp_path)
     fill(kept, "a", {"one": np.zeros(3)})
     (pack,) = packs(tmp_path)
-    held = Held()
+    held = CachedArrays()
     pack.unlink()
     held.add(pack)
     assert "one" not in held

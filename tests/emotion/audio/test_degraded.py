@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_voices import recipe
 
-from cpcscale.emotion.audio.degraded import CONDITIONS, DegradedWaves, degraded, parse
+from cpcscale.emotion.audio.degraded import CONDITIONS, DegradedWaves, degraded, parse_condition
 from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import run_fold
@@ -41,17 +41,17 @@ def db(ratio: float) -> float:
 @given(st.integers(0, 99), st.floats(-5, 30), st.integers(800, 20_000), st.floats(500, 3000))
 def test_noise_lies_as_many_db_below_the_whole_utterance_as_asked(seed, snr_db, samples, level):
     wave = speech_like(seed, samples, level)
-    noise = degraded(wave, parse(f"noise{snr_db:.2f}"), seed, "u").astype(int) - wave
+    noise = degraded(wave, parse_condition(f"noise{snr_db:.2f}"), seed, "u").astype(int) - wave
     assert db(power(wave) / power(noise)) == pytest.approx(snr_db, abs=0.1)
 
 
 @given(st.integers(0, 99), st.floats(-30, 12))
 def test_a_gain_is_exact_to_the_rounding_and_clips_at_full_scale(seed, gain_db):
     wave = speech_like(seed)
-    heard = degraded(wave, parse(f"gain{gain_db:.3f}"), 0, "u")
+    heard = degraded(wave, parse_condition(f"gain{gain_db:.3f}"), 0, "u")
     expected = np.rint(wave * 10 ** (float(f"{gain_db:.3f}") / 20)).clip(-32768, 32767)
     assert np.abs(heard - expected).max() <= 1
-    loud = degraded(np.full(100, 20_000, np.int16), parse("gain+12"), 0, "u")
+    loud = degraded(np.full(100, 20_000, np.int16), parse_condition("gain+12"), 0, "u")
     assert (loud == 32767).all()
 
 
@@ -59,7 +59,7 @@ def test_the_telephone_keeps_its_band_and_nothing_beyond():
     wave = np.rint(np.random.default_rng(0).normal(0, 3000, RATE_HZ)).astype(np.int16)
     before, after = (
         np.square(np.abs(np.fft.rfft(each.astype(float))))
-        for each in (wave, degraded(wave, parse("telephone"), 0, "u"))
+        for each in (wave, degraded(wave, parse_condition("telephone"), 0, "u"))
     )
     hz = np.fft.rfftfreq(len(wave), 1 / RATE_HZ)
     inside, outside = (hz > 400) & (hz < 3000), (hz < 200) | (hz > 4500)
@@ -70,7 +70,7 @@ def test_the_telephone_keeps_its_band_and_nothing_beyond():
 def test_a_room_rings_on_after_the_sound_and_keeps_the_level():
     wave = np.zeros(RATE_HZ, np.int16)
     wave[:4000] = speech_like(0, 4000)
-    heard = degraded(wave, parse("reverb"), 0, "u")
+    heard = degraded(wave, parse_condition("reverb"), 0, "u")
     assert power(heard) == pytest.approx(power(wave), rel=0.01)
     tail = [power(heard[start : start + 1600]) for start in (4800, 8000, 11_200)]
     assert tail[0] > 10 * tail[1] > 100 * tail[2] > 0
@@ -78,27 +78,27 @@ def test_a_room_rings_on_after_the_sound_and_keeps_the_level():
 
 def test_silence_stays_silence_and_lengths_stay(tmp_path):
     for name in CONDITIONS:
-        assert not degraded(np.zeros(900, np.int16), parse(name), 0, "u").any()
-        heard = degraded(speech_like(1, 901), parse(name), 0, "u")
+        assert not degraded(np.zeros(900, np.int16), parse_condition(name), 0, "u").any()
+        heard = degraded(speech_like(1, 901), parse_condition(name), 0, "u")
         assert (heard.shape, heard.dtype) == ((901,), np.int16)
 
 
 def test_what_is_drawn_follows_from_the_seed_the_kind_and_the_utterance_alone():
     wave = speech_like(3)
     for name in ("noise10", "reverb"):
-        first = degraded(wave, parse(name), 0, "u")
-        degraded(speech_like(4, 333), parse("noise0"), 5, "v")
-        np.testing.assert_array_equal(degraded(wave, parse(name), 0, "u"), first)
-        assert (degraded(wave, parse(name), 1, "u") != first).any()
-        assert (degraded(wave, parse(name), 0, "v") != first).any()
-    loud, soft = (degraded(wave, parse(name), 0, "u").astype(float) - wave for name in ("noise0", "noise20"))
+        first = degraded(wave, parse_condition(name), 0, "u")
+        degraded(speech_like(4, 333), parse_condition("noise0"), 5, "v")
+        np.testing.assert_array_equal(degraded(wave, parse_condition(name), 0, "u"), first)
+        assert (degraded(wave, parse_condition(name), 1, "u") != first).any()
+        assert (degraded(wave, parse_condition(name), 0, "v") != first).any()
+    loud, soft = (degraded(wave, parse_condition(name), 0, "u").astype(float) - wave for name in ("noise0", "noise20"))
     assert np.abs(loud / 10 - soft).max() <= 1  # the same noise, 20 dB apart
 
 
 @pytest.mark.parametrize("name", ["noise", "gain", "noise-500", "hall", "gain3dB", ""])
 def test_a_condition_that_is_none_is_refused_with_those_that_are(name):
     with pytest.raises(UserError, match=r"give noiseN, reverb, telephone or gainN"):
-        parse(name)
+        parse_condition(name)
     with pytest.raises(UserError, match="names one twice"):
         recipe("nowhere", "mfcc").__class__(test_conditions=["reverb", "reverb"])
 
@@ -106,17 +106,17 @@ def test_a_condition_that_is_none_is_refused_with_those_that_are(name):
 def test_degraded_waves_are_the_same_in_any_order_in_windows_and_in_another_process(folder, tmp_path):
     settings = recipe(folder, "mfcc")
     clean = Waves.open(open_corpus(settings.corpus), settings.audio_cache)
-    waves = DegradedWaves(clean, parse("noise0"), 7)
+    waves = DegradedWaves(clean, parse_condition("noise0"), 7)
     whole = [waves.whole(row) for row in range(len(waves))]
     for row in (5, 0, 35, 5):
-        expected = degraded(clean.whole(row), parse("noise0"), 7, clean.corpus.utterances[row].key)
+        expected = degraded(clean.whole(row), parse_condition("noise0"), 7, clean.corpus.utterances[row].key)
         np.testing.assert_array_equal(waves[row][0], expected)
         np.testing.assert_array_equal(waves.take([3, row])[1][0], expected)
     parts = waves.spanning(0.1)
     assert all(len(window) == 1600 for window in parts[2])
     np.testing.assert_array_equal(parts[2][1], whole[2][800:2400])
     assert len(waves.at_least(10_000)[0][0]) == 10_000
-    assert not set(waves.digests) & {*clean.digests, *DegradedWaves(clean, parse("noise0"), 8).digests}
+    assert not set(waves.digests) & {*clean.digests, *DegradedWaves(clean, parse_condition("noise0"), 8).digests}
     (tmp_path / "waves").write_bytes(pickle.dumps(waves))
     text = (
         "import pickle, sys, hashlib; waves = pickle.load(open(sys.argv[1], 'rb')); "

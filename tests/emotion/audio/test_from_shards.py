@@ -21,10 +21,10 @@ from cpcscale.emotion.audio.array_cache import AudioCacheConfig
 from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.batching import predict
 from cpcscale.emotion.corpora import open_corpus
-from cpcscale.emotion.corpora.corpus import NO_AUDIO, Corpus, CorpusConfig, Dropped
+from cpcscale.emotion.corpora.corpus import NO_AUDIO, Corpus, CorpusConfig, DroppedRow
 from cpcscale.emotion.crossval import run_fold
-from cpcscale.emotion.heads.attention import EndToEnd, Recogniser, RecogniserConfig
-from cpcscale.emotion.heads.training import Examples, Fit, FitConfig
+from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
+from cpcscale.emotion.heads.training import FitConfig, HeadTraining, TrainingExamples
 from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
@@ -142,9 +142,11 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
         waves = Waves.open(corpus, recipe(tmp_path, "raw").audio_cache)
         alive = Alive(monkeypatch)
         model = ModelConfig(encoder=EncoderConfig(channels=4), context=ContextConfig(width=5))
-        head = Recogniser(RecogniserConfig(heads=1, hidden=4, dense=4), 5)
-        data = Examples(waves, corpus.to_unit(corpus.labels_UP))
-        fit = Fit(EndToEnd(build(model, seed=0), head), data, data, FitConfig(epochs=1, batch=4, device="cpu"), seed=0)
+        head = AttentionHead(AttentionHeadConfig(heads=1, hidden=4, dense=4), 5)
+        data = TrainingExamples(waves, corpus.to_unit(corpus.labels_UP))
+        fit = HeadTraining(
+            EncoderWithHead(build(model, seed=0), head), data, data, FitConfig(epochs=1, batch=4, device="cpu"), seed=0
+        )
         (epoch,) = fit
         assert epoch.updates == count / 4
         predict(fit.network, waves, fit.device)
@@ -229,7 +231,7 @@ def test_utterances_that_are_not_in_the_shards_are_one_line_or_are_skipped_and_c
     settings = in_shards(settings, tmp_path / "train", on_bad="skip")
     prepared = prepare(settings, open_corpus(settings.corpus))
     assert len(prepared.corpus.utterances) == 34
-    assert prepared.corpus.dropped == (Dropped("03", NO_AUDIO), Dropped("05", NO_AUDIO))
+    assert prepared.corpus.dropped == (DroppedRow("03", NO_AUDIO), DroppedRow("05", NO_AUDIO))
 
 
 def test_an_utterance_that_was_cut_when_it_was_packed_is_refused(tmp_path):

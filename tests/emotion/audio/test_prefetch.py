@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpcscale.emotion.audio.prefetch import Picked, flat, in_chunks, read_ahead
+from cpcscale.emotion.audio.prefetch import SelectedRows, flat, in_chunks, read_ahead
 from cpcscale.errors import UserError
 
 
@@ -75,7 +75,7 @@ def test_picked_rows_are_taken_when_they_are_asked_for():
             asked.append(row)
             return super().__getitem__(row)
 
-    rows = Picked(Asked("abcdef"), [5, 0, 3])
+    rows = SelectedRows(Asked("abcdef"), [5, 0, 3])
     assert len(rows) == 3 and asked == []
     assert rows[1:][1] == "d" and asked == [3]
     assert list(rows) == ["f", "a", "d"]

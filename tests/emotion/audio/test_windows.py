@@ -19,7 +19,7 @@ from cpcscale import audio, storage
 from cpcscale.emotion.audio import from_files
 from cpcscale.emotion.audio.array_cache import AudioCacheConfig
 from cpcscale.emotion.audio.windows import Features, Waves, features, shares, spans
-from cpcscale.emotion.corpora.corpus import NO_AUDIO, Corpus, Dropped, Utterance
+from cpcscale.emotion.corpora.corpus import NO_AUDIO, Corpus, DroppedRow, Utterance
 from cpcscale.errors import UserError
 
 # Of the five files, one is over three windows of 1 s and one shorter than a window.
@@ -298,7 +298,7 @@ def test_bad_files_are_skipped_with_a_line_each_and_join_what_was_dropped(tmp_pa
             ("text", "unreadable"),
             ("blink", "short"),
         ]
-        assert waves.corpus.dropped[0] == Dropped("missing", NO_AUDIO)
+        assert waves.corpus.dropped[0] == DroppedRow("missing", NO_AUDIO)
         assert waves.corpus.dropped_counts["empty audio file"] == 2
         assert [line.split(",")[0] for line in caplog.messages] == [f"made: left out {one.key}" for one in waves.bad]
 

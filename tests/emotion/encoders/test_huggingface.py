@@ -20,9 +20,9 @@ from cpcscale import config
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import fold_splits, run_fold, start_fit
 from cpcscale.emotion.encoders.huggingface import HFEncoder, open_hf, untrained_hf
-from cpcscale.emotion.encoders.layer import Hearing
-from cpcscale.emotion.encoders.networks import Encode, absolute_checkpoint, encoder_digest, features_digest
-from cpcscale.emotion.heads.attention import EndToEnd, Recogniser, RecogniserConfig
+from cpcscale.emotion.encoders.layer import LayerFeatures
+from cpcscale.emotion.encoders.networks import WindowEncoder, absolute_checkpoint, encoder_digest, features_digest
+from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
 from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
@@ -60,7 +60,7 @@ def waves() -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_padded_batch_equals_its_rows_one_by_one(networks, layer, wave_norm):
     wave_BS, samples_B = waves()
     for name, encoder in networks.items():
-        hearing = Hearing(encoder, layer, wave_norm)
+        hearing = LayerFeatures(encoder, layer, wave_norm)
         assert hearing.widths == WIDTHS[layer]
         with torch.inference_mode():
             together = hearing(wave_BS, samples_B)
@@ -87,7 +87,7 @@ def test_the_layers_are_those_that_the_library_gives_of_input_scaled_by_its_extr
     encoder, _ = open_hf(url)
     for layer, frames_BTC in expected.items():
         with torch.inference_mode():
-            ours = Hearing(encoder, layer)(torch.from_numpy(wave_S)[None], torch.tensor([len(wave_S)]))
+            ours = LayerFeatures(encoder, layer)(torch.from_numpy(wave_S)[None], torch.tensor([len(wave_S)]))
         torch.testing.assert_close(ours, frames_BTC, atol=1e-5, rtol=1e-4)
 
 
@@ -98,7 +98,7 @@ def test_the_input_is_scaled_as_the_extractors_config_says_or_as_asked_for(tmp_p
 
     def heard(encoder: HFEncoder, wave_norm: str, gain: float = 1.0) -> torch.Tensor:
         with torch.inference_mode():
-            return Hearing(encoder, "z", wave_norm)(gain * wave_BS[:1], samples_B[:1])[0, : FRAMES[0]]
+            return LayerFeatures(encoder, "z", wave_norm)(gain * wave_BS[:1], samples_B[:1])[0, : FRAMES[0]]
 
     torch.testing.assert_close(heard(scaled, "corpus"), heard(plain, "window"))
     torch.testing.assert_close(heard(plain, "corpus"), heard(scaled, "none"))
@@ -111,8 +111,8 @@ def test_the_input_is_scaled_as_the_extractors_config_says_or_as_asked_for(tmp_p
 def test_every_parameter_that_requires_a_gradient_gets_one(networks, kind, norm, layer):
     encoder = copy.deepcopy(networks[kind, norm])
     mixed = WIDTHS[layer] if layer == "mix" else ()
-    head = Recogniser(RecogniserConfig(heads=2, hidden=8, dense=16), sum(WIDTHS[layer]), mixed)
-    network = EndToEnd(encoder, head, layer).train()
+    head = AttentionHead(AttentionHeadConfig(heads=2, hidden=8, dense=16), sum(WIDTHS[layer]), mixed)
+    network = EncoderWithHead(encoder, head, layer).train()
     wave_BS, samples_B = waves()
     network(wave_BS, samples_B, torch.arange(len(SAMPLES))).sum().backward()
     for name, parameter in network.named_parameters():
@@ -123,8 +123,8 @@ def test_every_parameter_that_requires_a_gradient_gets_one(networks, kind, norm,
 def test_in_training_a_batch_is_what_its_rows_are_so_micro_batches_change_nothing(networks):
     encoder = networks["wav2vec2", "layer"].train()
     wave_BS, samples_B = waves()
-    first, again = (Hearing(encoder)(wave_BS, samples_B) for _ in range(2))
-    alone = Hearing(encoder)(wave_BS[:1], samples_B[:1])
+    first, again = (LayerFeatures(encoder)(wave_BS, samples_B) for _ in range(2))
+    alone = LayerFeatures(encoder)(wave_BS[:1], samples_B[:1])
     encoder.eval()
     assert torch.equal(first, again)
     torch.testing.assert_close(first[:1, : FRAMES[0]], alone[:, : FRAMES[0]], atol=2e-5, rtol=1e-4)
@@ -136,7 +136,7 @@ def test_a_network_survives_a_copy_and_a_pickle(networks):
             assert encoder_digest(other) == encoder_digest(encoder)
             wave_BS, samples_B = waves()
             with torch.inference_mode():
-                there, here = (Hearing(each)(wave_BS, samples_B) for each in (other, encoder))
+                there, here = (LayerFeatures(each)(wave_BS, samples_B) for each in (other, encoder))
             torch.testing.assert_close(there, here, atol=1e-6, rtol=1e-5)
 
 
@@ -146,7 +146,9 @@ def test_the_digests_differ_where_weights_settings_or_what_is_heard_do(tmp_path,
     other = untrained_hf(encoder, seed=1)
     assert len({encoder_digest(each) for each in (encoder, plain, other, *networks.values())}) == 7
     assert encoder_digest(open_hf(url)[0]) == encoder_digest(encoder)
-    hearings = [Hearing(encoder, layer, norm) for layer in ("z", "c", "both", "mix") for norm in ("corpus", "none")]
+    hearings = [
+        LayerFeatures(encoder, layer, norm) for layer in ("z", "c", "both", "mix") for norm in ("corpus", "none")
+    ]
     assert len({features_digest(hearing) for hearing in hearings}) == 8
     assert all("transformers 5" in features_digest(hearing) for hearing in hearings)
 
@@ -171,7 +173,7 @@ def test_every_system_takes_it_with_the_same_head_and_protocol(folder, url, syst
     assert encoder_digest(prepared.encoder) == before
     _, fit = start_fit(settings, prepared, fold_splits(settings, corpus).splits[0])
     trained = system == "raw" or not frozen
-    assert isinstance(fit.network, EndToEnd) == trained
+    assert isinstance(fit.network, EncoderWithHead) == trained
     if trained:
         assert (encoder_digest(fit.network.encoder) == before) == (system == "precpc")
         start = encoder_digest(fit.network.encoder)
@@ -191,7 +193,7 @@ def test_frozen_features_are_those_of_each_utterance_alone_and_the_svr_head_take
     settings = recipe(folder, "precpc", url)
     settings.head, settings.svm_search, settings.encoder.layer = "svr", False, "both"
     prepared = prepare(settings, open_corpus(settings.corpus))
-    alone = Encode(prepared.encoder, "both", CPU)(prepared.waves[3])
+    alone = WindowEncoder(prepared.encoder, "both", CPU)(prepared.waves[3])
     np.testing.assert_allclose(prepared.inputs[3][0], alone[0], atol=2e-5)
     assert np.isfinite(run_fold(settings, prepared, 0).guess_UP).all()
 
@@ -261,6 +263,6 @@ def test_the_same_network_is_not_encoded_twice(folder, url, tmp_path, monkeypatc
     settings = replace(settings, audio_cache=replace(settings.audio_cache, path=str(tmp_path / "cache")))
     corpus = open_corpus(settings.corpus)
     first = [window for parts in prepare(settings, corpus).inputs for window in parts]
-    monkeypatch.setattr(Encode, "__call__", lambda self, windows: pytest.fail("encoded again"))
+    monkeypatch.setattr(WindowEncoder, "__call__", lambda self, windows: pytest.fail("encoded again"))
     again = [window for parts in prepare(settings, corpus).inputs for window in parts]
     assert all(map(np.array_equal, first, again))

@@ -12,7 +12,7 @@ from made_voices import put_checkpoint, put_corpus, recipe
 from cpcscale import config
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import fold_splits, run_fold, start_fit
-from cpcscale.emotion.heads.attention import EndToEnd, LayerMix, Recogniser, RecogniserConfig, learnt_mix
+from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead, LayerMix, learnt_mix
 from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
@@ -59,7 +59,7 @@ def test_how_much_of_a_layer_passes_is_said_by_its_share_alone(factor):
 
 def test_a_padded_batch_equals_its_rows_one_by_one():
     torch.manual_seed(0)
-    network = Recogniser(RecogniserConfig(heads=2, hidden=8, dense=16, pool_frames=4), 10, (4, 6)).double().eval()
+    network = AttentionHead(AttentionHeadConfig(heads=2, hidden=8, dense=16, pool_frames=4), 10, (4, 6)).double().eval()
     network.standardise(torch.randn(10), torch.rand(10) + 0.5)
     x_BTC = 1e3 * torch.randn(len(FRAMES), max(FRAMES), 10, dtype=torch.float64)
     together = network(x_BTC, torch.tensor(FRAMES))
@@ -70,7 +70,7 @@ def test_a_padded_batch_equals_its_rows_one_by_one():
 
 def test_the_layer_that_carries_the_label_gets_the_larger_share():
     torch.manual_seed(0)
-    network = Recogniser(RecogniserConfig(heads=2, hidden=16, dense=16, dropout=0.0), 8, (4, 4))
+    network = AttentionHead(AttentionHeadConfig(heads=2, hidden=16, dense=16, dropout=0.0), 8, (4, 4))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     frames_B, key_B = torch.full((16,), 6), torch.arange(16)
     for _ in range(150):
@@ -86,7 +86,9 @@ def test_the_layer_that_carries_the_label_gets_the_larger_share():
 @pytest.mark.parametrize("trained", [True, False])
 def test_every_parameter_that_requires_a_gradient_gets_one(trained):
     encoder = build(ModelConfig(encoder=EncoderConfig(channels=4), context=ContextConfig(width=6)), seed=0)
-    network = EndToEnd(encoder, Recogniser(RecogniserConfig(heads=2, hidden=8, dense=16), 10, (4, 6)), "mix")
+    network = EncoderWithHead(
+        encoder, AttentionHead(AttentionHeadConfig(heads=2, hidden=8, dense=16), 10, (4, 6)), "mix"
+    )
     encoder.requires_grad_(trained)
     network(torch.randn(2, 1600), torch.tensor([1600, 800]), torch.arange(2)).sum().backward()
     for name, parameter in network.recogniser.named_parameters():

@@ -9,13 +9,13 @@ import speech
 import torch
 
 from cpcscale.emotion.encoders.minicpc import pretrain_on
-from cpcscale.shards.packing.sources import Source, find_sources
+from cpcscale.shards.packing.sources import AudioFile, find_audio
 
 
 def _weights(folder: Path, work: Path) -> torch.Tensor:
     recipe = speech.recipe(train__steps=3, train__batch=8, train__lanes=4)
     sources = [
-        Source(path=found.path, name=found.name, group="one", language="") for found in find_sources(str(folder))
+        AudioFile(path=found.path, name=found.name, group="one", language="") for found in find_audio(str(folder))
     ]
     return torch.cat([parameter.flatten() for parameter in pretrain_on(sources, recipe, str(work)).parameters()])
 

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from cpcscale.emotion.heads.attention import EndToEnd, KeyedDropout, Recogniser, RecogniserConfig, average_frames, pool
+from cpcscale.emotion.heads.attention import (
+    AttentionHead,
+    AttentionHeadConfig,
+    EncoderWithHead,
+    KeyedDropout,
+    average_frames,
+    pool,
+)
 from cpcscale.errors import UserError
 from cpcscale.model.context import ContextConfig
 from cpcscale.model.cpc import ModelConfig, build
@@ -10,9 +17,9 @@ from cpcscale.model.encoder import EncoderConfig
 FRAMES = (17, 4, 1, 9)
 
 
-def small(pool_frames: int = 1, width: int = 6) -> Recogniser:
+def small(pool_frames: int = 1, width: int = 6) -> AttentionHead:
     torch.manual_seed(0)
-    network = Recogniser(RecogniserConfig(heads=2, hidden=8, dense=16, pool_frames=pool_frames), width).double()
+    network = AttentionHead(AttentionHeadConfig(heads=2, hidden=8, dense=16, pool_frames=pool_frames), width).double()
     network.standardise(torch.randn(width), torch.rand(width) + 0.5)
     return network
 
@@ -48,7 +55,7 @@ def test_padding_gets_no_gradient(pool_frames):
 
 def test_a_padded_batch_of_waveforms_equals_its_rows_one_by_one():
     encoder = build(ModelConfig(encoder=EncoderConfig(channels=4), context=ContextConfig(width=6)), seed=0).double()
-    network = EndToEnd(encoder, small(2)).eval()
+    network = EncoderWithHead(encoder, small(2)).eval()
     samples = torch.tensor([1600, 4321, 160])
     wave_BS = torch.zeros(3, 4321, dtype=torch.float64)
     for row, count in enumerate(samples):
@@ -85,13 +92,13 @@ def test_averaged_frames_are_means_of_valid_frames_alone():
 
 
 def test_a_feature_that_never_varies_is_only_shifted():
-    network = Recogniser(RecogniserConfig(heads=1, hidden=4), 2)
+    network = AttentionHead(AttentionHeadConfig(heads=1, hidden=4), 2)
     network.standardise(torch.tensor([3.0, 1.0]), torch.tensor([0.0, 2.0]))
     assert network.deviation_C.tolist() == [1.0, 2.0]
 
 
 def test_the_default_is_the_papers_head():
-    network = Recogniser(RecogniserConfig(), 256)
+    network = AttentionHead(AttentionHeadConfig(), 256)
     assert network.config.heads == 8 and network.query_key_value.out_features == 3 * 512
     assert [layer.out_features for layer in network.dense if isinstance(layer, torch.nn.Linear)] == [128, 128, 3]
     assert [layer.p for layer in network.dense if isinstance(layer, KeyedDropout)] == [0.2, 0.2]
@@ -146,7 +153,7 @@ def test_dropout_is_off_in_evaluation_and_where_it_is_0_and_refused_without_keys
 )
 def test_every_parameter_that_requires_a_gradient_gets_one(layer, width, unheard):
     encoder = build(ModelConfig(encoder=EncoderConfig(channels=4), context=ContextConfig(width=6)), seed=0).double()
-    network = EndToEnd(encoder, small(width=width), layer)
+    network = EncoderWithHead(encoder, small(width=width), layer)
     network(torch.randn(2, 1600, dtype=torch.float64), torch.tensor([1600, 800]), torch.arange(2)).sum().backward()
     for name, parameter in network.named_parameters():
         heard = not name.startswith(tuple(f"encoder.{part}" for part in unheard))
@@ -155,6 +162,6 @@ def test_every_parameter_that_requires_a_gradient_gets_one(layer, width, unheard
 
 def test_impossible_heads_are_refused():
     with pytest.raises(UserError, match=r"hidden=10 does not divide by recogniser\.heads=4"):
-        RecogniserConfig(hidden=10, heads=4)
+        AttentionHeadConfig(hidden=10, heads=4)
     with pytest.raises(UserError, match=r"dropout=1\.5"):
-        RecogniserConfig(dropout=1.5)
+        AttentionHeadConfig(dropout=1.5)

@@ -10,25 +10,25 @@ from made_voices import put_checkpoint, recipe
 from cpcscale.emotion.batching import seeded
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import run_fold
-from cpcscale.emotion.heads.attention import Recogniser, RecogniserConfig
+from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig
 from cpcscale.emotion.heads.halving import best_of, candidates, epochs_in_all, halve, rungs, settings
-from cpcscale.emotion.heads.training import Examples, Fit, FitConfig
+from cpcscale.emotion.heads.training import FitConfig, HeadTraining, TrainingExamples
 from cpcscale.emotion.inputs import prepare
 from cpcscale.errors import UserError
 from cpcscale.experiments.sweep.config import SweepConfig
 
 
-def fits(rates: list[float], epochs: int) -> list[Fit]:
+def fits(rates: list[float], epochs: int) -> list[HeadTraining]:
     """One recogniser at several learning rates, on labels that are levels of its features."""
     rng = np.random.default_rng(0)
     truth = rng.uniform(-1, 1, (36, 3))
     inputs = [np.tile(row, (4, 1)).astype(np.float32) + rng.normal(0, 0.1, (4, 3)).astype(np.float32) for row in truth]
-    train, dev = Examples(inputs[:24], truth[:24]), Examples(inputs[24:], truth[24:])
+    train, dev = TrainingExamples(inputs[:24], truth[:24]), TrainingExamples(inputs[24:], truth[24:])
     made = []
     for rate in rates:
         with seeded(0, "weights"):
-            network = Recogniser(RecogniserConfig(heads=1, hidden=8, dense=8), 3)
-        made.append(Fit(network, train, dev, FitConfig(epochs=epochs, batch=12, learning_rate=rate), seed=0))
+            network = AttentionHead(AttentionHeadConfig(heads=1, hidden=8, dense=8), 3)
+        made.append(HeadTraining(network, train, dev, FitConfig(epochs=epochs, batch=12, learning_rate=rate), seed=0))
     return made
 
 

@@ -5,8 +5,15 @@ import pytest
 import torch
 
 from cpcscale.emotion.batching import batches, by_length, collate, predict, seeded
-from cpcscale.emotion.heads.attention import EndToEnd, Recogniser, RecogniserConfig
-from cpcscale.emotion.heads.training import DivergedError, Examples, Fit, FitAugmentConfig, FitConfig, device
+from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
+from cpcscale.emotion.heads.training import (
+    DivergedError,
+    FitAugmentConfig,
+    FitConfig,
+    HeadTraining,
+    TrainingExamples,
+    device,
+)
 from cpcscale.errors import UserError
 from cpcscale.model.context import ContextConfig
 from cpcscale.model.cpc import ModelConfig, build
@@ -18,7 +25,7 @@ WIDTH = 5
 QUICK = FitConfig(epochs=3, batch=8, learning_rate=3e-3, device="cpu")
 
 
-def examples(count: int, seed: int) -> Examples:
+def examples(count: int, seed: int) -> TrainingExamples:
     """Utterances whose features hold the labels: two as a level, the third as a spread over time."""
     rng = np.random.default_rng(seed)
     truth = rng.uniform(-1, 1, (count, 3))
@@ -28,35 +35,35 @@ def examples(count: int, seed: int) -> Examples:
         x_TC[:, :2] += 2 * row[:2]
         x_TC[:, 2] *= 2 + row[2]
         inputs.append(x_TC)
-    return Examples(inputs, truth)
+    return TrainingExamples(inputs, truth)
 
 
-def head(seed: int = 0) -> Recogniser:
+def head(seed: int = 0) -> AttentionHead:
     with seeded(seed, "head"):
-        return Recogniser(RecogniserConfig(heads=2, hidden=16, dense=16), WIDTH)
+        return AttentionHead(AttentionHeadConfig(heads=2, hidden=16, dense=16), WIDTH)
 
 
-def end_to_end() -> EndToEnd:
+def end_to_end() -> EncoderWithHead:
     model = ModelConfig(encoder=EncoderConfig(channels=4), context=ContextConfig(width=WIDTH))
-    return EndToEnd(build(model, seed=0), head())
+    return EncoderWithHead(build(model, seed=0), head())
 
 
-def waves(count: int, seed: int = 0) -> Examples:
+def waves(count: int, seed: int = 0) -> TrainingExamples:
     rng = np.random.default_rng(seed)
     inputs = [rng.integers(-3000, 3000, int(rng.integers(800, 2400))).astype(np.int16) for _ in range(count)]
-    return Examples(inputs, rng.uniform(-1, 1, (count, 3)))
+    return TrainingExamples(inputs, rng.uniform(-1, 1, (count, 3)))
 
 
-def in_double(network: EndToEnd) -> EndToEnd:
+def in_double(network: EncoderWithHead) -> EncoderWithHead:
     """The network and what it is given, in float64."""
     network.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(), *inputs[1:]))
     return network.double()
 
 
-def update(network: torch.nn.Module, data: Examples, **settings) -> tuple[float, dict[str, torch.Tensor]]:
+def update(network: torch.nn.Module, data: TrainingExamples, **settings) -> tuple[float, dict[str, torch.Tensor]]:
     """(loss, gradients) of one update whose batch is all of `data`."""
     config = FitConfig(epochs=1, batch=len(data.inputs), device="cpu", **settings)
-    (epoch,) = Fit(network, data, data, config, seed=0)
+    (epoch,) = HeadTraining(network, data, data, config, seed=0)
     assert epoch.updates == 1
     return epoch.train_loss, {name: each.grad for name, each in network.named_parameters() if each.grad is not None}
 
@@ -78,14 +85,14 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 def test_labels_that_are_in_the_features_are_learnt_and_carry_over_to_new_utterances():
     settings = FitConfig(epochs=25, batch=16, learning_rate=3e-3, device="cpu")
-    fit = Fit(head(), examples(120, 0), examples(60, 1), settings, seed=0)
+    fit = HeadTraining(head(), examples(120, 0), examples(60, 1), settings, seed=0)
     curve = list(fit)
     assert curve[-1].train_loss < curve[0].train_loss
     assert fit.best is not None and fit.best.dev_ccc > 0.8
 
 
 def test_the_best_epoch_is_kept_and_is_not_a_live_reference():
-    fit = Fit(
+    fit = HeadTraining(
         head(), examples(40, 0), examples(20, 1), FitConfig(epochs=6, batch=8, learning_rate=0.05, device="cpu"), seed=0
     )
     after = {epoch.epoch: (epoch.dev_ccc, weights(fit.network)) for epoch in fit}
@@ -103,7 +110,7 @@ def test_the_best_epoch_is_kept_and_is_not_a_live_reference():
 def test_the_same_seed_gives_the_same_curve_and_weights_and_another_seed_does_not():
     def run(seed: int) -> tuple[list, dict[str, torch.Tensor]]:
         torch.manual_seed(int(np.random.default_rng().integers(1 << 30)))  # the global state must not matter
-        fit = Fit(head(), examples(30, 0), examples(20, 1), QUICK, seed=seed)
+        fit = HeadTraining(head(), examples(30, 0), examples(20, 1), QUICK, seed=seed)
         return list(fit), weights(fit.finish())
 
     (first, first_weights), (again, again_weights), (other, _) = run(0), run(0), run(1)
@@ -112,21 +119,21 @@ def test_the_same_seed_gives_the_same_curve_and_weights_and_another_seed_does_no
 
 
 def test_fits_that_take_turns_do_not_touch_each_other():
-    alone = [list(Fit(head(seed), examples(30, 0), examples(20, 1), QUICK, seed=seed)) for seed in (0, 1)]
-    fits = [Fit(head(seed), examples(30, 0), examples(20, 1), QUICK, seed=seed) for seed in (0, 1)]
+    alone = [list(HeadTraining(head(seed), examples(30, 0), examples(20, 1), QUICK, seed=seed)) for seed in (0, 1)]
+    fits = [HeadTraining(head(seed), examples(30, 0), examples(20, 1), QUICK, seed=seed) for seed in (0, 1)]
     turns = list(zip(*fits, strict=True))
     assert [list(curve) for curve in zip(*turns, strict=True)] == alone
 
 
 def test_the_global_generator_is_left_as_it_was():
     state = torch.random.get_rng_state()
-    list(Fit(head(), examples(30, 0), examples(20, 1), QUICK, seed=0))
+    list(HeadTraining(head(), examples(30, 0), examples(20, 1), QUICK, seed=0))
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_patience_stops_after_so_many_epochs_without_a_better_one():
     settings = FitConfig(epochs=50, batch=8, learning_rate=0.0, weight_decay=0.0, patience=2, device="cpu")
-    fit = Fit(head(), examples(30, 0), examples(20, 1), settings, seed=0)
+    fit = HeadTraining(head(), examples(30, 0), examples(20, 1), settings, seed=0)
     assert [epoch.epoch for epoch in fit] == [1, 2, 3]
     assert fit.best is not None and fit.best.epoch == 1
 
@@ -171,7 +178,7 @@ def test_32_utterances_in_micro_batches_have_loss_and_gradient_of_one_batch_with
 
 def test_dropout_is_on_where_gradients_are_compared():
     data = examples(32, 0)
-    still = Recogniser(RecogniserConfig(heads=2, hidden=16, dense=16, dropout=0.0), WIDTH)
+    still = AttentionHead(AttentionHeadConfig(heads=2, hidden=16, dense=16, dropout=0.0), WIDTH)
     still.load_state_dict(head().state_dict())
     assert furthest(update(still, data)[1], update(head(), data)[1]) > 0.1
 
@@ -220,14 +227,16 @@ def test_all_at_once_is_one_pass_and_micro_batches_are_two_with_no_larger_graph(
 
 
 def test_dropout_of_an_encoders_own_is_the_same_in_both_passes():
-    class Dropping(Recogniser):
+    class Dropping(AttentionHead):
         def forward(self, x_BTC, frames_B, key_B=None):
             return super().forward(torch.nn.functional.dropout(x_BTC, 0.3, self.training), frames_B, key_B)
 
     # Groups of 8 at once, in one pass and in micro-batches: torch's own dropout follows the groups.
     rng = np.random.default_rng(0)
-    data = Examples([rng.normal(0, 1, (250, WIDTH)).astype(np.float32) for _ in range(32)], examples(32, 0).truth_UP)
-    networks = [Dropping(RecogniserConfig(heads=2, hidden=16, dense=16), WIDTH).double() for _ in range(2)]
+    data = TrainingExamples(
+        [rng.normal(0, 1, (250, WIDTH)).astype(np.float32) for _ in range(32)], examples(32, 0).truth_UP
+    )
+    networks = [Dropping(AttentionHeadConfig(heads=2, hidden=16, dense=16), WIDTH).double() for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())
     loss, whole = update(networks[0], data)
     split_loss, split = update(networks[1], data, micro_batch=8)
@@ -238,8 +247,8 @@ def test_dropout_of_an_encoders_own_is_the_same_in_both_passes():
 def test_what_is_random_about_an_utterance_goes_with_its_id_and_not_with_its_place():
     data = examples(12, 0)
     ids = [f"u{number}" for number in range(12)]
-    turned = [Examples(data.inputs[::-1], data.truth_UP[::-1].copy(), names) for names in (ids[::-1], ids)]
-    _, first = update(head().double(), Examples(data.inputs, data.truth_UP, ids))
+    turned = [TrainingExamples(data.inputs[::-1], data.truth_UP[::-1].copy(), names) for names in (ids[::-1], ids)]
+    _, first = update(head().double(), TrainingExamples(data.inputs, data.truth_UP, ids))
     _, again = update(head().double(), turned[0])
     _, other = update(head().double(), turned[1])
     assert furthest(first, again) < 1e-12
@@ -279,8 +288,8 @@ def test_training_hears_one_window_of_each_utterance_an_epoch_and_all_of_them_ov
     settings = FitConfig(epochs=20, batch=3, learning_rate=0.0, weight_decay=0.0, device="cpu")
     runs = []
     for ids in (["a", "b", "c"], ["a", "b", "c"], ["a", "b", "d"]):
-        network, data = Levels(), Examples(windowed(), truth_UP, ids)
-        list(Fit(network, data, data, settings, seed=0))
+        network, data = Levels(), TrainingExamples(windowed(), truth_UP, ids)
+        list(HeadTraining(network, data, data, settings, seed=0))
         runs.append([tuple(sorted(epoch)) for epoch in network.heard])
     assert len(runs[0]) == 20 and set(runs[0]) == {(1, 2, 3), (1, 2, 4), (1, 2, 5)}
     assert runs[0] == runs[1] != runs[2]
@@ -306,11 +315,11 @@ class Listening(torch.nn.Module):
 
 def test_augmentation_is_drawn_anew_in_each_epoch_for_what_is_trained_on_alone():
     wave_S = waves(1).inputs[0]
-    data = Examples([wave_S] * 4, waves(4).truth_UP)
+    data = TrainingExamples([wave_S] * 4, waves(4).truth_UP)
     settings = FitConfig(epochs=2, batch=4, device="cpu", augment=FitAugmentConfig(enabled=True, noise_p=1.0))
     runs = [Listening(), Listening()]
     for network in runs:
-        list(Fit(network, data, data, settings, seed=0))
+        list(HeadTraining(network, data, data, settings, seed=0))
     first, again = ([row for epoch in network.trained_on for row in epoch.values()] for network in runs)
     assert len(first) == 8 and all(np.array_equal(*pair) for pair in zip(first, again, strict=True))
     assert len({row.tobytes() for row in [wave_S.astype(np.float32) / 32768, *first]}) == 9
@@ -321,14 +330,14 @@ def test_features_have_no_waveform_to_augment():
     data = examples(4, 0)
     settings = FitConfig(epochs=1, batch=4, device="cpu", augment=FitAugmentConfig(enabled=True))
     with pytest.raises(ValueError, match="augmentation takes waveforms"):
-        list(Fit(head(), data, data, settings, seed=0))
+        list(HeadTraining(head(), data, data, settings, seed=0))
 
 
 def test_an_utterance_without_a_window_and_uneven_examples_are_refused():
     with pytest.raises(ValueError, match="has no window"):
         predict(Levels(), [()], CPU)
     with pytest.raises(ValueError, match=r"of \[2, 3\] utterances"):
-        Examples(windowed(), np.zeros((3, 3)), ["a", "b"])
+        TrainingExamples(windowed(), np.zeros((3, 3)), ["a", "b"])
 
 
 def test_an_encoder_is_trained_with_a_rate_of_its_own():
@@ -337,7 +346,7 @@ def test_an_encoder_is_trained_with_a_rate_of_its_own():
     for rate in (0.0, 1e-3):
         network = end_to_end()
         before = weights(network)
-        list(Fit(network, data, data, QUICK, seed=0, encoder_rate=rate))
+        list(HeadTraining(network, data, data, QUICK, seed=0, encoder_rate=rate))
         after = weights(network)
         moved[rate] = {name for name in before if not torch.equal(before[name], after[name])}
     assert not any(name.startswith("encoder.") for name in moved[0.0])
@@ -350,7 +359,7 @@ def test_an_encoder_moves_from_the_epoch_on_in_which_it_thaws(thaw):
     network, data = end_to_end(), waves(12)
     settings = FitConfig(epochs=4, batch=8, thaw_epoch=thaw, device="cpu")
     states = [weights(network)]
-    states += [weights(network) for _ in Fit(network, data, data, settings, seed=0, encoder_rate=1e-3)]
+    states += [weights(network) for _ in HeadTraining(network, data, data, settings, seed=0, encoder_rate=1e-3)]
     for part, first in (("encoder.encoder.layers.0.weight", max(thaw, 1)), ("recogniser.mix.weight", 1)):
         moved = [not torch.equal(old[part], new[part]) for old, new in pairwise(states)]
         assert moved == [number >= first for number in range(1, 5)]
@@ -359,8 +368,8 @@ def test_an_encoder_moves_from_the_epoch_on_in_which_it_thaws(thaw):
 def test_patience_does_not_end_before_what_is_frozen_had_its_turn():
     settings = FitConfig(epochs=9, batch=8, learning_rate=0.0, weight_decay=0.0, patience=2, thaw_epoch=5, device="cpu")
     data = waves(12)
-    assert len(list(Fit(end_to_end(), data, data, settings, seed=0))) == 6
-    assert len(list(Fit(head(), examples(12, 0), examples(12, 1), settings, seed=0))) == 3, "nothing is frozen"
+    assert len(list(HeadTraining(end_to_end(), data, data, settings, seed=0))) == 6
+    assert len(list(HeadTraining(head(), examples(12, 0), examples(12, 1), settings, seed=0))) == 3, "nothing is frozen"
 
 
 def test_a_long_gradient_is_shortened_and_a_short_one_left():
@@ -376,7 +385,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_way_out():
     bad = examples(10, 0)
     bad.inputs[3][0, 0] = np.inf
     with pytest.raises(DivergedError, match=r"lower fit\.learning_rate"):
-        list(Fit(head(), bad, examples(5, 1), QUICK, seed=0))
+        list(HeadTraining(head(), bad, examples(5, 1), QUICK, seed=0))
 
 
 def test_bad_settings_are_refused():

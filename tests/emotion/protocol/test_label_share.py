@@ -9,13 +9,13 @@ from made_voices import put_corpus, recipe
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import fold_splits
 from cpcscale.emotion.protocol.label_share import with_share
-from cpcscale.emotion.protocol.splits import Row, make_folds
+from cpcscale.emotion.protocol.splits import SplitRow, make_folds
 from cpcscale.emotion.recipe import ProtocolConfig
 from cpcscale.errors import UserError
 
 KEYS = [f"utterance{number}" for number in range(150)]
 SPEAKERS = [f"voice{number * number % 11}" for number in range(150)]
-ROWS = [Row(key=key, speaker=speaker) for key, speaker in zip(KEYS, SPEAKERS, strict=True)]
+ROWS = [SplitRow(key=key, speaker=speaker) for key, speaker in zip(KEYS, SPEAKERS, strict=True)]
 PROTOCOLS = ("speakers3", "loso", "random3")
 
 

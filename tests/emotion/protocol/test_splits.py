@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpcscale.emotion.protocol.splits import (
-    Row,
     Split,
+    SplitRow,
     dev_speakers,
     inner,
     make_folds,
@@ -28,7 +28,7 @@ DISJOINT = ("speakers2", "speakers3", "loso")
 
 
 @st.composite
-def corpora(draw, *, sessions: bool = False) -> list[Row]:
+def corpora(draw, *, sessions: bool = False) -> list[SplitRow]:
     """Rows of at least seven voices of like size, unknown ones with and without a recording among them."""
     speakers = draw(st.lists(names, min_size=7, max_size=12, unique=True))
     rows = []
@@ -39,18 +39,18 @@ def corpora(draw, *, sessions: bool = False) -> list[Row]:
     recordings = draw(st.lists(st.sampled_from(["", "r1", "r2", "r3"]), max_size=8))
     rows += [("", f"Session{len(each)}" if sessions else "", each) for each in recordings]
     return [
-        Row(key=f"u{number}", speaker=speaker, session=session, recording=recording)
+        SplitRow(key=f"u{number}", speaker=speaker, session=session, recording=recording)
         for number, (speaker, session, recording) in enumerate(rows)
     ]
 
 
 @st.composite
-def owned(draw) -> list[Row]:
+def owned(draw) -> list[SplitRow]:
     """Rows with the owner's parts: each named speaker in one, unknown ones anywhere."""
     parts = ["train", "dev", "test1", "test2"]
     rows = [(f"{part}-{voice}", part) for part in parts for voice in range(3) for _ in range(draw(st.integers(1, 3)))]
     rows += draw(st.lists(st.tuples(st.just(""), st.sampled_from(["", *parts])), max_size=8))
-    return [Row(key=f"u{number}", speaker=speaker, partition=part) for number, (speaker, part) in enumerate(rows)]
+    return [SplitRow(key=f"u{number}", speaker=speaker, partition=part) for number, (speaker, part) in enumerate(rows)]
 
 
 def voices(groups: tuple[str, ...], split: Split) -> list[set[str]]:
@@ -99,7 +99,7 @@ def test_the_order_of_the_rows_does_not_matter(data, protocol, share, seed, shuf
     mixed = rows.copy()
     shuffler.shuffle(mixed)
 
-    def said(rows: list[Row]) -> list[object]:
+    def said(rows: list[SplitRow]) -> list[object]:
         folds = make_folds(rows, protocol, dev_share=share, seed=seed)
         keys = [[{rows[row].key for row in part} for part in split.rows()] for split in folds.splits]
         listed = [(split.fold, split.name, split.train, split.dev, split.test) for split in folds.splits]
@@ -129,7 +129,7 @@ def test_the_seed_decides_the_folds():
 
 def test_splits_of_a_list_of_speakers_are_those_of_the_speakers_protocol():
     speakers = [f"s{number % 7}" for number in range(30)]
-    rows = [Row(key=str(number), speaker=speaker) for number, speaker in enumerate(speakers)]
+    rows = [SplitRow(key=str(number), speaker=speaker) for number, speaker in enumerate(speakers)]
     assert splits(speakers, 3, 0.25, 5) == list(make_folds(rows, "speakers3", dev_share=0.25, seed=5).splits)
     train, dev, test = splits(speakers, 3, 0.25, 5)[0].rows(speakers)
     assert sorted(train + dev + test) == list(range(30))
@@ -137,11 +137,11 @@ def test_splits_of_a_list_of_speakers_are_those_of_the_speakers_protocol():
 
 def test_the_group_of_an_unknown_speaker_is_its_recording_and_never_the_name_of_a_speaker():
     rows = [
-        Row(key="1", speaker="recording 7"),
-        Row(key="2", speaker="", recording="7"),
-        Row(key="3", speaker="", recording="7"),
-        Row(key="4", speaker="", recording=""),
-        Row(key="5", speaker="ann", recording="7"),
+        SplitRow(key="1", speaker="recording 7"),
+        SplitRow(key="2", speaker="", recording="7"),
+        SplitRow(key="3", speaker="", recording="7"),
+        SplitRow(key="4", speaker="", recording=""),
+        SplitRow(key="5", speaker="ann", recording="7"),
     ]
     groups = voice_groups(rows)
     assert groups == ["recording 7", "unknown, recording 7", "unknown, recording 7", "", "ann"]
@@ -169,16 +169,16 @@ def test_random_folds_are_of_one_size_and_tagged_leaky(rows, count, share, seed)
 
 
 def test_under_random_a_speaker_stands_on_both_sides():
-    rows = [Row(key=str(number), speaker=f"s{number % 4}") for number in range(80)]
+    rows = [SplitRow(key=str(number), speaker=f"s{number % 4}") for number in range(80)]
     for split in make_folds(rows, "random5", dev_share=0.2, seed=0).splits:
         assert set(split.train) & set(split.test) and set(split.train) & set(split.dev)
 
 
 def test_random_folds_want_unique_keys_and_enough_utterances():
     with pytest.raises(UserError, match="'a' is there twice"):
-        make_folds([Row(key="a", speaker="x")] * 9, "random2", dev_share=0.2, seed=0)
+        make_folds([SplitRow(key="a", speaker="x")] * 9, "random2", dev_share=0.2, seed=0)
     with pytest.raises(UserError, match="2 utterances cannot fill protocol=random2"):
-        make_folds([Row(key=key, speaker="x") for key in "ab"], "random2", dev_share=0.2, seed=0)
+        make_folds([SplitRow(key=key, speaker="x") for key in "ab"], "random2", dev_share=0.2, seed=0)
 
 
 # Leave one out.
@@ -186,29 +186,29 @@ def test_random_folds_want_unique_keys_and_enough_utterances():
 
 def test_loso_leaves_out_each_session_and_without_sessions_each_speaker():
     rows = [
-        Row(key=f"{turn}{number}", speaker=f"{session}{sex}", session=session)
+        SplitRow(key=f"{turn}{number}", speaker=f"{session}{sex}", session=session)
         for number, (session, sex, turn) in enumerate((s, x, t) for s in ("S1", "S2", "S3") for x in "FM" for t in "ab")
     ]
     folds = make_folds(rows, "loso", dev_share=0.25, seed=0).splits
     assert [split.name for split in folds] == ["S1", "S2", "S3"]
     assert [split.test for split in folds] == [("S1F", "S1M"), ("S2F", "S2M"), ("S3F", "S3M")]
     assert all(len(split.dev) == 1 and len(split.train) == 3 for split in folds)
-    alone = make_folds([Row(key=row.key, speaker=row.speaker) for row in rows], "loso", dev_share=0.25, seed=0)
+    alone = make_folds([SplitRow(key=row.key, speaker=row.speaker) for row in rows], "loso", dev_share=0.25, seed=0)
     assert [split.test for split in alone.splits] == [(split.name,) for split in alone.splits]
     assert [split.name for split in alone.splits] == ["S1F", "S1M", "S2F", "S2M", "S3F", "S3M"]
 
 
 def test_loso_refuses_a_missing_session_one_session_and_a_speaker_in_two():
-    rows = [Row(key=str(number), speaker=f"s{number}", session=f"S{number % 2}") for number in range(8)]
+    rows = [SplitRow(key=str(number), speaker=f"s{number}", session=f"S{number % 2}") for number in range(8)]
 
-    def loso(*more: Row) -> None:
+    def loso(*more: SplitRow) -> None:
         make_folds([*rows, *more], "loso", dev_share=0.2, seed=0)
 
     loso()
     with pytest.raises(UserError, match="'x' has no session, as 1 of 9"):
-        loso(Row(key="x", speaker="new"))
+        loso(SplitRow(key="x", speaker="new"))
     with pytest.raises(UserError, match="speaker 's0' is in the sessions 'S1' and 'S0'"):
-        loso(Row(key="x", speaker="s0", session="S1"))
+        loso(SplitRow(key="x", speaker="s0", session="S1"))
     with pytest.raises(UserError, match="1 session or speaker"):
         make_folds(rows[::2], "loso", dev_share=0.2, seed=0)
 
@@ -230,7 +230,7 @@ def test_official_has_the_owners_own_rows_in_each_part_and_tests_all_test_parts_
 
 def test_unknown_speakers_may_stand_in_every_official_part_but_a_named_one_in_one_alone():
     rows = [
-        Row(key=f"{part}{speaker}", speaker=speaker, partition=part, recording="r1")
+        SplitRow(key=f"{part}{speaker}", speaker=speaker, partition=part, recording="r1")
         for part, speakers in (("train", ("", "a", "b")), ("dev", ("", "c")), ("test1", ("",)), ("test2", ("", "d")))
         for speaker in speakers
     ]
@@ -239,7 +239,7 @@ def test_unknown_speakers_may_stand_in_every_official_part_but_a_named_one_in_on
     assert set(folds.groups) == {"a", "b", "c", "d", "recording r1"}
     for part, where in (("test2", "training and in the test"), ("dev", "training and in the development")):
         with pytest.raises(UserError, match=f"speaker 'a' is in the {where} part"):
-            make_folds([*rows, Row(key="x", speaker="a", partition=part)], "official", dev_share=0.2, seed=0)
+            make_folds([*rows, SplitRow(key="x", speaker="a", partition=part)], "official", dev_share=0.2, seed=0)
 
 
 @given(owned(), shares, seeds)
@@ -254,13 +254,13 @@ def test_without_an_official_development_part_its_speakers_come_from_the_trainin
 
 
 def test_official_refuses_a_corpus_without_parts_and_an_unknown_part():
-    rows = [Row(key=str(number), speaker=f"s{number}") for number in range(6)]
+    rows = [SplitRow(key=str(number), speaker=f"s{number}") for number in range(6)]
     with pytest.raises(UserError, match="no train partition; use speakers5 or loso"):
         make_folds(rows, "official", dev_share=0.2, seed=0)
     with pytest.raises(UserError, match="no test partition"):
-        make_folds([Row(key="a", speaker="a", partition="train")], "official", dev_share=0.2, seed=0)
+        make_folds([SplitRow(key="a", speaker="a", partition="train")], "official", dev_share=0.2, seed=0)
     with pytest.raises(UserError, match="'a' has the partition 'Validation'"):
-        make_folds([Row(key="a", speaker="a", partition="Validation")], "official", dev_share=0.2, seed=0)
+        make_folds([SplitRow(key="a", speaker="a", partition="Validation")], "official", dev_share=0.2, seed=0)
 
 
 # Nested search.

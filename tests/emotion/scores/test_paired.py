@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpcscale.emotion.scores.ccc_intervals import FIGURES, scores
-from cpcscale.emotion.scores.paired import DRAWS, EXACT_SPEAKERS, corrected, holm, paired
+from cpcscale.emotion.scores.paired import DRAWS, EXACT_SPEAKERS, corrected, holm, paired_test
 
 PRIMITIVES = FIGURES[:3]
 
@@ -40,7 +40,7 @@ def test_p_is_the_share_of_all_swaps_written_out(seeds):
     for swap in product([False, True], repeat=7):
         rows = np.isin(names, np.unique(names)[list(swap)])[None, :, None]
         reached += np.abs(difference(np.where(rows, second, first), np.where(rows, first, second))) >= abs(seen) - 1e-10
-    found = paired(truth, first, second, speakers)
+    found = paired_test(truth, first, second, speakers)
     assert (found.speakers, found.assignments, found.exact, found.least_p) == (7, 128, True, 2 / 128)
     assert list(found.p.values()) == pytest.approx(reached / 128)
     assert list(found.difference.values()) == pytest.approx(seen)
@@ -51,8 +51,8 @@ def test_p_depends_neither_on_the_order_of_rows_nor_on_which_system_is_first(spe
     truth, first, second, names = two_systems(speakers, 2, rows=3, seed=seed)
     order = list(range(len(truth)))
     shuffler.shuffle(order)
-    found = paired(truth, first, second, names)
-    other = paired(truth[order], second[:, order], first[:, order], [names[row] for row in order])
+    found = paired_test(truth, first, second, names)
+    other = paired_test(truth[order], second[:, order], first[:, order], [names[row] for row in order])
     assert other.p == pytest.approx(found.p)
     assert other.difference == pytest.approx({name: -value for name, value in found.difference.items()})
     assert all(found.least_p <= p <= 1 for p in found.p.values())
@@ -60,13 +60,13 @@ def test_p_depends_neither_on_the_order_of_rows_nor_on_which_system_is_first(spe
 
 def test_alike_systems_have_p_one_and_a_clear_winner_the_least_p():
     truth, first, _, speakers = two_systems(8, 1)
-    assert set(paired(truth, first, first, speakers).p.values()) == {1.0}
-    winner = paired(truth, truth, first, speakers)
+    assert set(paired_test(truth, first, first, speakers).p.values()) == {1.0}
+    winner = paired_test(truth, truth, first, speakers)
     assert set(winner.p.values()) == {winner.least_p} == {2 / 256}
 
 
 def test_without_a_difference_p_is_at_or_under_a_level_no_more_often_than_the_level_says():
-    ps = np.array([paired(*two_systems(8, 1, rows=5, seed=seed)).p["valence"] for seed in range(300)])
+    ps = np.array([paired_test(*two_systems(8, 1, rows=5, seed=seed)).p["valence"] for seed in range(300)])
     for level in (0.05, 0.2, 0.5):
         assert (ps <= level).mean() <= level + 3 * np.sqrt(level * (1 - level) / 300)
     assert (ps <= 0.5).mean() > 0.35
@@ -74,44 +74,48 @@ def test_without_a_difference_p_is_at_or_under_a_level_no_more_often_than_the_le
 
 def test_beyond_the_exact_number_of_speakers_random_swaps_say_nearly_the_same(monkeypatch):
     truth, first, second, speakers = two_systems(12, 2, better=0.05, seed=3)
-    exact = paired(truth, first, second, speakers)
+    exact = paired_test(truth, first, second, speakers)
     monkeypatch.setattr("cpcscale.emotion.scores.paired.EXACT_SPEAKERS", 11)
-    drawn = paired(truth, first, second, speakers)
+    drawn = paired_test(truth, first, second, speakers)
     assert exact.exact and not drawn.exact and drawn.assignments == DRAWS
     assert 0.02 < exact.p["mean"] < 0.98  # else the next line would say little
     assert drawn.p == pytest.approx(exact.p, abs=0.015)
-    assert drawn == paired(truth, first, second, speakers, seed=0) != paired(truth, first, second, speakers, seed=1)
+    assert (
+        drawn
+        == paired_test(truth, first, second, speakers, seed=0)
+        != paired_test(truth, first, second, speakers, seed=1)
+    )
 
 
 def test_random_swaps_never_give_a_p_of_zero():
     truth, first, _, speakers = two_systems(EXACT_SPEAKERS + 14, 1)
-    found = paired(truth, truth, first, speakers)
+    found = paired_test(truth, truth, first, speakers)
     assert set(found.p.values()) == {found.least_p} == {1 / (DRAWS + 1)}
 
 
 def test_seeds_are_averaged_and_not_counted_as_samples():
     truth, first, second, speakers = two_systems(7, 1, better=0.2)
-    once = paired(truth, first, second, speakers)
-    five_times = paired(truth, np.repeat(first, 5, axis=0), np.repeat(second, 5, axis=0), speakers)
+    once = paired_test(truth, first, second, speakers)
+    five_times = paired_test(truth, np.repeat(first, 5, axis=0), np.repeat(second, 5, axis=0), speakers)
     assert five_times.p == once.p and five_times.difference == pytest.approx(once.difference)
-    assert paired(truth, np.repeat(first, 5, axis=0), second[0], speakers).p == once.p
+    assert paired_test(truth, np.repeat(first, 5, axis=0), second[0], speakers).p == once.p
     with pytest.raises(ValueError, match="2 seeds of one system and 3 of the other"):
-        paired(truth, np.repeat(first, 2, axis=0), np.repeat(second, 3, axis=0), speakers)
+        paired_test(truth, np.repeat(first, 2, axis=0), np.repeat(second, 3, axis=0), speakers)
 
 
 def test_a_constant_system_can_be_compared():
     truth, first, _, speakers = two_systems(7, 1)
     flat = np.full_like(truth, 2.7)
-    found = paired(truth, first, flat, speakers)
+    found = paired_test(truth, first, flat, speakers)
     assert found.difference == pytest.approx(scores(truth, first))
-    assert set(paired(truth, flat, flat + 0.1, speakers).p.values()) <= {1.0, *np.arange(2, 129) / 128}
+    assert set(paired_test(truth, flat, flat + 0.1, speakers).p.values()) <= {1.0, *np.arange(2, 129) / 128}
 
 
 def test_predictions_that_are_not_finite_are_refused_and_not_called_better():
     truth, first, second, speakers = two_systems(7, 1)
     first[0, 3, 1] = np.nan
     with pytest.raises(ValueError, match="not finite"):
-        paired(truth, first, second, speakers)
+        paired_test(truth, first, second, speakers)
 
 
 def test_holm_is_the_step_down_of_the_paper():
@@ -137,7 +141,8 @@ def test_holm_rejects_what_its_definition_rejects(values, level):
 
 def test_primitives_of_all_tests_are_one_family_and_the_mean_is_its_own():
     tests = {
-        name: paired(*two_systems(8, 1, better=better, seed=4)) for name, better in (("a", 0.1), ("b", 0.3), ("c", 0.0))
+        name: paired_test(*two_systems(8, 1, better=better, seed=4))
+        for name, better in (("a", 0.1), ("b", 0.3), ("c", 0.0))
     }
     found = corrected(tests)
     family = holm([tests[name].p[primitive] for name in tests for primitive in PRIMITIVES])

@@ -7,31 +7,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpcscale.emotion.scores.ccc_intervals import FIGURES, bootstrap_interval, interval, scores
-from cpcscale.emotion.scores.system_table import BASELINE, Guesses, Subject, label_correlation, published, results
+from cpcscale.emotion.scores.system_table import (
+    BASELINE,
+    SystemPredictions,
+    TableSubject,
+    label_correlation,
+    published_scores,
+    system_table,
+)
 from cpcscale.objective.ccc import PRIMITIVES
 
 SPEAKERS, EACH, FOLDS = 7, 5, 3
-SUBJECT = Subject("tones", "speakers3", (), SPEAKERS * EACH, SPEAKERS)
+SUBJECT = TableSubject("tones", "speakers3", (), SPEAKERS * EACH, SPEAKERS)
 GROUPS = [f"voice{number % SPEAKERS}" for number in range(SPEAKERS * EACH)]
 # Whole speakers, as a protocol has them.
 TESTED = [number % SPEAKERS % FOLDS for number in range(SPEAKERS * EACH)]
 TRUTH_UP = np.random.default_rng(0).uniform(1, 5, (SPEAKERS * EACH, 3))
 
 
-def guesses(noise: float, *seeds: int, recalls: tuple[float, ...] = ()) -> Guesses:
+def guesses(noise: float, *seeds: int, recalls: tuple[float, ...] = ()) -> SystemPredictions:
     """Predictions as far off the truth as `noise`, drawn anew for each seed."""
     drawn = [
         TRUTH_UP + np.random.default_rng([seed, int(1000 * noise)]).normal(0, noise, TRUTH_UP.shape) for seed in seeds
     ]
-    return Guesses(seeds, np.stack(drawn), recalls)
+    return SystemPredictions(seeds, np.stack(drawn), recalls)
 
 
-def table(systems: dict[str, Guesses], reference: str = "random", **more):
-    return results(SUBJECT, TRUTH_UP, GROUPS, TESTED, systems, reference=reference, **more)
+def table(systems: dict[str, SystemPredictions], reference: str = "random", **more):
+    return system_table(SUBJECT, TRUTH_UP, GROUPS, TESTED, systems, reference=reference, **more)
 
 
 FOUR = {
-    "mean": Guesses((0,), np.full((1, *TRUTH_UP.shape), 3.0)),
+    "mean": SystemPredictions((0,), np.full((1, *TRUTH_UP.shape), 3.0)),
     "random": guesses(3, 0, 1),
     BASELINE: guesses(1, 0),
     "precpc": guesses(0.5, 0, 1, recalls=(0.5, 0.7)),
@@ -63,7 +70,7 @@ def test_the_mean_of_folds_is_of_each_fold_by_itself():
 
 def test_the_same_seed_again_makes_nothing_surer():
     once = guesses(1, 4)
-    thrice = Guesses((4, 5, 6), np.repeat(once.guess_SUP, 3, axis=0))
+    thrice = SystemPredictions((4, 5, 6), np.repeat(once.guess_SUP, 3, axis=0))
     one, three = table({"random": once}).rows[0], table({"random": thrice}).rows[0]
     assert three.ccc == pytest.approx(one.ccc)
     for name in FIGURES:
@@ -74,9 +81,9 @@ def test_the_same_seed_again_makes_nothing_surer():
 
 @given(st.permutations(range(len(TRUTH_UP))))
 def test_the_order_of_the_utterances_changes_nothing(order):
-    moved = {name: Guesses(each.seeds, each.guess_SUP[:, order], each.recalls) for name, each in FOUR.items()}
+    moved = {name: SystemPredictions(each.seeds, each.guess_SUP[:, order], each.recalls) for name, each in FOUR.items()}
     groups, folds = [GROUPS[row] for row in order], [TESTED[row] for row in order]
-    there = results(SUBJECT, TRUTH_UP[order], groups, folds, moved, reference="random")
+    there = system_table(SUBJECT, TRUTH_UP[order], groups, folds, moved, reference="random")
     here = table(FOUR)
     for one, other in zip(here.rows, there.rows, strict=True):
         assert other.ccc == pytest.approx(one.ccc)
@@ -142,12 +149,12 @@ def test_the_correlation_of_the_labels_is_pearsons_and_open_for_a_constant():
 
 
 def test_the_table_is_json_whatever_the_predictions():
-    made = table({"mean": FOUR["mean"], "random": FOUR["random"]}, published=published("iemocap")).as_dict()
+    made = table({"mean": FOUR["mean"], "random": FOUR["random"]}, published=published_scores("iemocap")).as_dict()
     assert json.loads(json.dumps(made, allow_nan=False))["published"]["ccc"]["precpc"]["valence"] == 0.752
 
 
 @pytest.mark.parametrize("kind", ["iemocap", "msp-podcast"])
 def test_published_figures_are_of_the_papers_corpora_alone_and_agree_with_their_mean(kind):
-    ccc = published(kind).ccc["precpc"]
+    ccc = published_scores(kind).ccc["precpc"]
     assert ccc["mean"] == pytest.approx(np.mean([ccc[name] for name in PRIMITIVES]), abs=1e-3)
-    assert published("emodb") is None and published("csv") is None
+    assert published_scores("emodb") is None and published_scores("csv") is None
