@@ -101,6 +101,12 @@ def test_each_verb_has_its_config_in_the_reference() -> None:
     assert set(reference().CONFIGS) == set(reference().verbs())
 
 
+def test_the_readme_has_each_verb_in_its_table_with_a_page() -> None:
+    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    without = [verb for verb in reference().verbs() if not any(f"`{verb}`" in row and "](docs/" in row for row in rows)]
+    assert without == []
+
+
 def test_the_pages_have_commands_and_the_tutorials_are_run() -> None:
     assert {README, TUTORIAL} <= {line.page for line in commands()}
     assert [line for line in commands() if line.page == TUTORIAL] == [
