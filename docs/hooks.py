@@ -1,7 +1,7 @@
 """What the build of the site adds to the pages of docs/: the reference, and the files of the project that they link to.
 
-A page links to a file of the project as it lies (`../README.md`), so that links work where the project is read as
-files. In the site such a file has a copy under `project/`, a page where it is Markdown, and the links lead there.
+A page links to a file of the project by its path (`../CHANGELOG.md`), so that links work where the project is read as
+files. In the site such a file has a copy under `project/`, a page if it is Markdown, and the links lead there.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the reference and the copies; links are followed from copy to copy."""
     for path, text in reference.pages().items():
         files.append(File.generated(config, path, content=text))
-    pending = [f"docs/{file.src_uri}" for file in files.documentation_pages() if not file.generated_by] + ["README.md"]
-    copied = {"README.md"}
+    pending = [f"docs/{file.src_uri}" for file in files.documentation_pages() if not file.generated_by]
+    copied = set[str]()
     while pending:
         path = pending.pop()
         for target in _project_files(path, (ROOT / path).read_text(encoding="utf-8")):

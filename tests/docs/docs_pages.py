@@ -17,6 +17,7 @@ TUTORIAL = ROOT / "docs" / "tutorial.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAMS = ("cpcscale", "make", "ray", "python")
 _FENCE = re.compile(r"```(\w*)")
+_BLOCK = re.compile(r"^```(\w+[^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # The line before a block that says what its commands want and the project does not carry.
 _MARK = re.compile(r"\*\*(Needs [^*:]+):\*\*")
 _SETTING = re.compile(r"[A-Za-z_]\w*=.*")
@@ -84,9 +85,9 @@ def to_run() -> list[Line]:
     return sorted(free, key=lambda line: line.page != TUTORIAL)
 
 
-def programs(page: Path) -> list[str]:
-    """The Python programs of the page, as a reader copies them."""
-    return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+def code_blocks(page: Path) -> list[tuple[str, str]]:
+    """(what stands behind the opening fence, the text) of each fenced block of the page that names a language."""
+    return _BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
 def links(page: Path) -> list[str]:
@@ -103,11 +104,16 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
 
 
-@cache
-def reference() -> ModuleType:
-    """docs/reference.py, which lies outside of every package."""
-    spec = importlib.util.spec_from_file_location("docs_reference", ROOT / "docs" / "reference.py")
+def imported(name: str, path: Path) -> ModuleType:
+    """The file as a module; it lies outside of every package."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
-    module = sys.modules["docs_reference"] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@cache
+def reference() -> ModuleType:
+    """docs/reference.py."""
+    return imported("docs_reference", ROOT / "docs" / "reference.py")

@@ -45,7 +45,8 @@ def _check_verb(arguments: list[str]) -> None:
         overrides = [text.removeprefix("corpus.") for text in overrides]
     roots = [reference().config_class(name) for name in reference().CONFIGS[options.verb]]
     if options.verb == "bench":
-        roots = {"feed": roots[:1], "train": roots[1:], "plan": []}[options.what]
+        scale = reference().config_class("cpcscale.bench.scale:ScaleBenchConfig")
+        roots = {"feed": roots[:1], "train": roots[1:], "scale": [scale], "plan": []}[options.what]
     assert roots or not overrides, f"{options.verb} takes no {overrides}"
     for root in roots:
         config.load(root, None if path and _MADE_BY_RUNS.fullmatch(path) else path, overrides)
@@ -98,6 +99,12 @@ def test_a_command_with_a_mistake_is_found(text: str) -> None:
 
 def test_each_verb_has_its_config_in_the_reference() -> None:
     assert set(reference().CONFIGS) == set(reference().verbs())
+
+
+def test_the_readme_has_each_verb_in_its_table_with_a_page() -> None:
+    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    without = [verb for verb in reference().verbs() if not any(f"`{verb}`" in row and "](docs/" in row for row in rows)]
+    assert without == []
 
 
 def test_the_pages_have_commands_and_the_tutorials_are_run() -> None:

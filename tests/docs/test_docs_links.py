@@ -44,4 +44,13 @@ def test_every_page_can_be_reached_from_the_first() -> None:
             seen.add(page)
             near = [(page.parent / target.partition("#")[0]).resolve() for target in links(page)]
             pending += [path for path in near if path in PAGES]
-    assert set(PAGES) <= seen
+    assert set(PAGES) - {README} <= seen
+
+
+def test_no_page_of_docs_sends_the_reader_back_to_the_readme() -> None:
+    led = {(page, (page.parent / target.partition("#")[0]).resolve()) for page in PAGES for target in links(page)}
+    assert [page.name for page, there in led if page != README and there == README] == []
+
+
+def test_the_readme_can_be_read_in_ten_minutes() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150

@@ -1,0 +1,126 @@
+"""The code of docs/extending.md is run as written: the adapter is a corpus, context and loss keep their contracts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from docs_pages import ROOT, code_blocks, imported
+from made_corpora import put_tone
+
+from cpcscale.objective.infonce import Latents
+
+PAGE = ROOT / "docs" / "extending.md"
+ROWS = [
+    ("take/1.wav", "ann", "6", "2", "5"),
+    ("take/2.wav", "ben", "2", "5", "3"),
+    ("take/3.wav", "ben", "4", "?", "4"),
+]
+
+
+def block(title: str) -> str:
+    (text,) = [text for info, text in code_blocks(PAGE) if f'title="{title}"' in info]
+    return text
+
+
+def module(title: str, folder: Path) -> ModuleType:
+    """The block of this title, imported."""
+    (folder / "extending.py").write_text(block(title), encoding="utf-8")
+    return imported("docs_extending", folder / "extending.py")
+
+
+def apply(diff: str, root: Path) -> None:
+    """Makes the edit that a diff block shows; what it takes away or stands beside must be there once."""
+    head, *body = diff.rstrip("\n").split("\n")
+    path = root / head.removeprefix("--- ")
+    before = "\n".join(line[1:] for line in body if not line.startswith("+"))
+    after = "\n".join(line[1:] for line in body if not line.startswith("-"))
+    text = path.read_text(encoding="utf-8")
+    assert text.count(before) == 1, f"{head}: the page's edit fits {text.count(before)} places, not one:\n{before}"
+    path.write_text(text.replace(before, after), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package to which everything was done that the page says of a corpus."""
+    root = tmp_path_factory.mktemp("edited")
+    shutil.copytree(ROOT / "cpcscale", root / "cpcscale", ignore=shutil.ignore_patterns("__pycache__"))
+    path = "cpcscale/emotion/corpora/studio.py"
+    (root / path).write_text(block(path), encoding="utf-8")
+    for info, text in code_blocks(PAGE):
+        if info == "diff":
+            apply(text, root)
+    return root
+
+
+def described(package: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cpcscale", "corpus", "describe", str(folder), "--json", *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(package)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def put_studio(folder: Path, head: str = "file\ttalker\tarousal\tpleasure\tcontrol") -> Path:
+    for name, *_ in ROWS:
+        put_tone(folder / name, (0.0, 0.0, 0.0), 0)
+    (folder / "ratings.tsv").write_text("\n".join([head, *map("\t".join, ROWS)]) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("overrides", [(), ("kind=studio",)], ids=["recognised", "named"])
+def test_an_adapter_made_by_the_page_is_a_corpus_for_the_verbs(edited, tmp_path, overrides):
+    done = described(edited, put_studio(tmp_path), *overrides)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["corpus"], found["utterances"], found["scale"]) == ("studio", 2, [1, 7])
+    assert found["dropped"] == {"without three numbers": 1}
+    assert (found["labels"]["activation"]["mean"], found["labels"]["valence"]["mean"]) == (4, 3.5)
+
+
+def test_it_refuses_a_table_of_another_form_in_one_line(edited, tmp_path):
+    done = described(edited, put_studio(tmp_path, "file,talker,arousal,pleasure,control"))
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("cpcscale: error:"), done.stderr
+
+
+def test_the_context_is_causal_and_each_row_is_by_itself(tmp_path):
+    torch.manual_seed(0)
+    context = module("a context", tmp_path).GatedContext(channels=6, width=8, layers=3)
+    z_BTC = torch.randn(2, 20, 6)
+    changed = z_BTC.clone()
+    changed[0, 12:] += 1.0
+    c_BTD, other_BTD = context(z_BTC), context(changed)
+    assert c_BTD.shape == (2, 20, 8)
+    torch.testing.assert_close(other_BTD[0, :12], c_BTD[0, :12])
+    torch.testing.assert_close(other_BTD[1], c_BTD[1])
+    assert not torch.allclose(other_BTD[0, 12:], c_BTD[0, 12:])
+
+
+def test_the_loss_is_a_sum_that_no_split_changes_and_padding_does_not_enter(tmp_path):
+    torch.manual_seed(0)
+    loss, frames_B = module("a loss", tmp_path).squared_distance, torch.tensor([9, 5, 0, 9])
+    z_BTC, p_BTKC = torch.randn(4, 9, 3), torch.randn(4, 9, 2, 3)
+    weight_K = torch.tensor([0.5, 2.0])
+
+    def rows(piece: slice) -> Latents:
+        return Latents(z_BTC[piece], p_BTKC[piece], torch.ones(()), frames_B[piece], torch.arange(4)[piece])
+
+    sums, gradients = loss(rows(slice(None)), weight_K)
+    parts = [loss(rows(piece), weight_K) for piece in (slice(0, 1), slice(1, 4))]
+    torch.testing.assert_close(sums.loss_K, parts[0][0].loss_K + parts[1][0].loss_K)
+    for name in ("z_BTC", "predictions_BTKC"):
+        together = torch.cat([getattr(part, name) for _, part in parts])
+        torch.testing.assert_close(getattr(gradients, name), together)
+    by_hand = sum(
+        ((p_BTKC[row, t, k - 1] - z_BTC[row, t + k]) ** 2).sum() * weight_K[k - 1]
+        for row in range(4)
+        for k in (1, 2)
+        for t in range(int(frames_B[row]) - k)
+    )
+    torch.testing.assert_close((sums.loss_K * weight_K).sum(), by_hand)
+    assert not gradients.z_BTC[1, 5:].any() and not gradients.z_BTC[2].any()
