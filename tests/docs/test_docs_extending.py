@@ -15,7 +15,7 @@ import torch
 from docs_pages import ROOT, code_blocks, imported
 from made_corpora import put_tone
 
-from cpcscale.objective.infonce import Latents
+from cpcscale.objective.infonce import ScoredRows
 
 PAGE = ROOT / "docs" / "extending.md"
 ROWS = [
@@ -107,8 +107,8 @@ def test_the_loss_is_a_sum_that_no_split_changes_and_padding_does_not_enter(tmp_
     z_BTC, p_BTKC = torch.randn(4, 9, 3), torch.randn(4, 9, 2, 3)
     weight_K = torch.tensor([0.5, 2.0])
 
-    def rows(piece: slice) -> Latents:
-        return Latents(z_BTC[piece], p_BTKC[piece], torch.ones(()), frames_B[piece], torch.arange(4)[piece])
+    def rows(piece: slice) -> ScoredRows:
+        return ScoredRows(z_BTC[piece], p_BTKC[piece], torch.ones(()), frames_B[piece], torch.arange(4)[piece])
 
     sums, gradients = loss(rows(slice(None)), weight_K)
     parts = [loss(rows(piece), weight_K) for piece in (slice(0, 1), slice(1, 4))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,9 @@ def test_no_page_of_docs_sends_the_reader_back_to_the_readme() -> None:
 
 def test_the_readme_can_be_read_in_ten_minutes() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_module_that_a_page_names_by_its_path_is_there() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"cpcscale/[\w/]+\.py", text)) - {"cpcscale/emotion/corpora/studio.py"}
+    assert sorted(path for path in named if not (ROOT / path).is_file()) == []

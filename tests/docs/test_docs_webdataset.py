@@ -9,7 +9,7 @@ import sys
 from math import log
 from pathlib import Path
 
-from docs_pages import ROOT, programs
+from docs_pages import ROOT, code_blocks
 
 PAGE = ROOT / "docs" / "howto" / "webdataset.md"
 FRAMES, STEPS_AHEAD = 64, 12
