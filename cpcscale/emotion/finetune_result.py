@@ -16,6 +16,7 @@ from cpcscale.emotion.crossval import FoldResult, fold_splits, marks
 from cpcscale.emotion.heads.training import EpochResult
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.scores.by_group import by_trait, traits_of
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.ccc_intervals import (
     agreement,
     bootstrap_interval,
@@ -26,7 +27,6 @@ from cpcscale.emotion.scores.ccc_intervals import (
     scores,
     unweighted_average_recall,
 )
-from cpcscale.objective.ccc import PRIMITIVES
 
 
 @dataclass(frozen=True)

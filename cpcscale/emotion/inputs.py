@@ -35,8 +35,8 @@ from cpcscale.emotion.encoders.networks import (
 )
 from cpcscale.emotion.handmade import functionals, mfcc
 from cpcscale.emotion.handmade.prosody import chosen, prosody, version
+from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
-from cpcscale.emotion.heads.svm import summarise
 from cpcscale.emotion.heads.training import device
 from cpcscale.emotion.protocol.splits import Split
 from cpcscale.emotion.recipe import EmotionRecipe

@@ -1,6 +1,6 @@
 """A probe: the emotion in a network's context vectors, scored on a small labelled set, always in the same way.
 
-Functionals of c of each utterance (classic.summarise) go into one support vector regression, nothing of which is
+Functionals of c of each utterance (statistics.summarise) go into one support vector regression, nothing of which is
 searched, over folds of whole speakers: no draw of chance is in it, and two checkpoints differ by their weights alone.
 The figures are those of a fine-tuning with system=precpc, head=svr and svm_search=false.
 """
@@ -17,7 +17,7 @@ from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.emotion.crossval import fold_splits, run_fold
 from cpcscale.emotion.encoders.networks import WindowEncoder
 from cpcscale.emotion.finetune_result import combine
-from cpcscale.emotion.heads.svm import summarise
+from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.heads.training import FitConfig, device
 from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.recipe import EmotionRecipe, ProtocolConfig

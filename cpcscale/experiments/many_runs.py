@@ -22,9 +22,9 @@ from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.estimate_time import TRIED, estimate_s
 from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.experiments.finetune import FinetuneConfig, finished
 from cpcscale.experiments.many_runs_config import RECIPE_FIELDS
-from cpcscale.objective.ccc import PRIMITIVES
 from cpcscale.progress import duration
 from cpcscale.tracking.tracker import Tracker, TrackingConfig
 

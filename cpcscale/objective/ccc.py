@@ -1,4 +1,4 @@
-"""The concordance correlation coefficient (Lin 1989, Biometrics 45), as a metric and as a loss. Pure.
+"""The concordance correlation coefficient (Lin 1989, Biometrics 45) as a loss. Pure.
 
     CCC(x, y) = 2 cov(x, y) / (var x + var y + (mean x - mean y)^2)        with biased (1/n) moments, as Lin has them
 
@@ -11,27 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-# The order of the columns wherever labels or predictions stand in one array.
-PRIMITIVES = ("activation", "valence", "dominance")
-
 # Below this the two columns are one constant, up to rounding: labels are of order 1, so their squares are far above it.
 _TINY = 1e-24
-
-
-def ccc(truth_UP: np.ndarray, guess_UP: np.ndarray) -> np.ndarray:
-    """The CCC of each column in float64: [P] for [U, P], a 0-d array for [U]. Symmetric in its arguments."""
-    truth, guess = np.asarray(truth_UP, np.float64), np.asarray(guess_UP, np.float64)
-    _same_shape(truth.shape, guess.shape)
-    mean_t, mean_g = truth.mean(axis=0), guess.mean(axis=0)
-    covariance = ((truth - mean_t) * (guess - mean_g)).mean(axis=0)
-    spread = truth.var(axis=0) + guess.var(axis=0) + (mean_t - mean_g) ** 2
-    # A constant column is told by its range: its computed variance is rounding noise, not always 0.
-    constant = (np.ptp(truth, axis=0) == 0) | (np.ptp(guess, axis=0) == 0)
-    return np.where(constant, 0.0, 2 * covariance / np.where(constant, 1.0, spread))
 
 
 def batch_ccc(guess_BP: Tensor, truth_BP: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from cpcscale.emotion.encoders import networks
 from cpcscale.emotion.encoders.layer import LayerFeatures
 from cpcscale.emotion.encoders.networks import encoder_digest, pretrained_on_corpus
 from cpcscale.emotion.finetune_result import combine
-from cpcscale.emotion.heads.svm import summarise
+from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.inputs import fold_inputs, prepare
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.speaker_norm import ScaledFeatures, SpeakerScale, speaker_scales, vectors_scale

@@ -18,7 +18,7 @@ from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import fold_splits, run_fold, start_fit
 from cpcscale.emotion.encoders.networks import WindowEncoder, encoder_digest, wave_level
 from cpcscale.emotion.finetune_result import FinetuneResult, combine
-from cpcscale.emotion.heads.svm import summarise
+from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.inputs import FoldInputs, PreparedCorpus, fold_inputs, prepare, statistics
 from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe
 from cpcscale.emotion.scores.ccc_intervals import scores

@@ -23,9 +23,9 @@ from cpcscale.emotion.finetune_result import combine
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe, ProtocolConfig
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
 from cpcscale.experiments.finetune import FinetuneConfig, finetune
-from cpcscale.objective.ccc import PRIMITIVES
 from cpcscale.tracking.runs import read_runs
 from cpcscale.tracking.tracker import TrackingConfig
 from cpcscale.train.ranks import PeerLostError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.system_table import BASELINE, PAPER_SYSTEMS
-from cpcscale.objective.ccc import PRIMITIVES
 from cpcscale.progress import duration
 from cpcscale.report.compare import FIGURES, NONE, short
 from cpcscale.report.terminal.tables import Table, mark_notes, markdown, text_lines

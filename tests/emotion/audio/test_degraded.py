@@ -18,9 +18,9 @@ from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import run_fold
 from cpcscale.emotion.finetune_result import combine
 from cpcscale.emotion.inputs import prepare
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.ccc_intervals import change, interval, scores
 from cpcscale.errors import UserError
-from cpcscale.objective.ccc import PRIMITIVES
 
 RATE_HZ = 16_000
 
