@@ -20,7 +20,7 @@ from cpcscale.cluster.evaluate_spec import EvaluateConfig
 from cpcscale.cluster.evaluate_table import table_of
 from cpcscale.cluster.finetune import absolute_inputs, finetune, identify
 from cpcscale.cluster.reproduce_spec import draws, with_seed
-from cpcscale.cluster.several import Run, done_of, forecast, publish, run_left, seconds_of, single
+from cpcscale.cluster.several import Run, done_of, listed, publish, run_left, seconds_of, single
 from cpcscale.cluster.tracked import tracked
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
@@ -51,12 +51,12 @@ def evaluate(config: EvaluateConfig, files: Files) -> dict[str, Any]:
     """Runs what is not done yet and returns the table, which `run_dir` then holds as results.json beside `files` of it.
 
     The table is that of `table_of` with `seconds` (of all runs, by system) and `run_id`. With `dry_run` nothing is run
-    or written, and what comes back is `forecast`. Raises UserError before a file is written for whatever a user can get
+    or written, and what comes back is `listed`. Raises UserError before a file is written for whatever a user can get
     wrong, and HeldError when another driver is at this evaluation.
     """
     plan = _planned(config)
     if plan.config.dry_run:
-        return forecast(plan.runs, done_of(plan.runs), _say)
+        return listed(plan.runs, done_of(plan.runs))
     with hold(plan.config.run_dir, plan.config.lease, take_over=False, say=_say) as lease:
         return _tracked(plan, lease, files)
 

@@ -22,7 +22,7 @@ from cpcscale.cluster.several import (
     Run,
     Said,
     done_of,
-    forecast,
+    listed,
     predictions,
     publish,
     run_left,
@@ -59,13 +59,13 @@ def reproduce(config: ReproduceConfig, page: Callable[[Mapping[str, Any]], str])
     """Runs what is not done yet and returns the table, which `run_dir` then holds as results.json and results.md.
 
     The table is that of Results.as_dict with `seconds` (of all runs, by system) and `run_id`; `page` turns it into the
-    text of results.md. With `dry_run` nothing is run or written, and what comes back is `forecast`. Raises UserError
+    text of results.md. With `dry_run` nothing is run or written, and what comes back is `listed`. Raises UserError
     before a file is written for whatever a user can get wrong, and HeldError when another driver is at this table.
     """
     plan = _planned(config)
     config = plan.config
     if config.dry_run:
-        return forecast(plan.runs, done_of(plan.runs), _say)
+        return listed(plan.runs, done_of(plan.runs))
     with hold(config.run_dir, config.lease, take_over=False, say=_say) as lease:
         return _tracked(plan, lease, page)
 
