@@ -27,7 +27,7 @@ from cpcscale.errors import UserError
 from cpcscale.experiments.evaluate.config import EvaluateConfig
 from cpcscale.experiments.evaluate.table import table_of
 from cpcscale.experiments.finetune import absolute_inputs, finetune, identify
-from cpcscale.experiments.many_runs import FinetuneRun, done_of, forecast, publish, run_left, seconds_of, single
+from cpcscale.experiments.many_runs import FinetuneRun, done_of, listed, publish, run_left, seconds_of, single
 from cpcscale.experiments.many_runs_config import draws, with_seed
 from cpcscale.experiments.tracked_run import tracked
 from cpcscale.progress import note
@@ -49,12 +49,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Runs what is not done yet and returns the table, which `run_dir` then holds as results.json, page and plot.
 
     The table is that of `table_of` with `seconds` (of all runs, by system) and `run_id`. With `dry_run` nothing is run
-    or written, and what comes back is `forecast`. Raises UserError before a file is written for whatever a user can get
+    or written, and what comes back is `listed`. Raises UserError before a file is written for whatever a user can get
     wrong, and HeldError when another driver is at this evaluation.
     """
     plan = _planned(config)
     if plan.config.dry_run:
-        return forecast(plan.runs, done_of(plan.runs), _say)
+        return listed(plan.runs, done_of(plan.runs))
     with hold(plan.config.run_dir, plan.config.lease, take_over=False, say=_say) as lease:
         return _tracked(plan, lease)
 

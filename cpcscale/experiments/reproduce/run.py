@@ -35,7 +35,7 @@ from cpcscale.experiments.many_runs import (
     FinetuneRun,
     UtterancePrediction,
     done_of,
-    forecast,
+    listed,
     predictions,
     publish,
     run_left,
@@ -66,13 +66,13 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     """Runs what is not done yet and returns the table, which `run_dir` then holds as results.json and results.md.
 
     The table is `SystemTable.as_dict` with `seconds` (of all runs, by system) and `run_id`. With `dry_run` nothing is
-    run or written, and the result is `forecast`. Raises UserError before a file is written for whatever a user can get
+    run or written, and the result is `listed`. Raises UserError before a file is written for whatever a user can get
     wrong, and HeldError when another driver is at this table.
     """
     plan = _planned(config)
     config = plan.config
     if config.dry_run:
-        return forecast(plan.runs, done_of(plan.runs), _say)
+        return listed(plan.runs, done_of(plan.runs))
     with hold(config.run_dir, config.lease, take_over=False, say=_say) as lease:
         return _tracked(plan, lease)
 
