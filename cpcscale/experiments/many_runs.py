@@ -19,6 +19,7 @@ import numpy as np
 from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.emotion.encoders.networks import OpenedEncoder
 from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.scores.ccc import PRIMITIVES
@@ -30,10 +31,11 @@ from cpcscale.tracking.tracker import Tracker, TrackingConfig
 
 @dataclass(frozen=True)
 class FinetuneRun:
-    """One fine-tuning: its config, its corpus, and digests of what its result follows from."""
+    """One fine-tuning: its config, its corpus and encoder, and digests of what its result follows from."""
 
     config: FinetuneConfig
     corpus: Corpus
+    opened: OpenedEncoder
     identity: dict[str, str]
 
     @property

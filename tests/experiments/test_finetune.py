@@ -60,7 +60,7 @@ def finished(tmp_path_factory):
 def test_folds_under_ray_give_what_they_give_in_one_process(finished):
     config, result = finished
     prepared = prepare(config, open_corpus(config.corpus))
-    alone = combine(config, prepared.corpus, [run_fold(config, prepared, fold) for fold in range(3)])
+    alone = combine(config, prepared, [run_fold(config, prepared, fold) for fold in range(3)])
     assert result.ccc == pytest.approx(alone.ccc, abs=1e-5)
     assert [fold["chosen"]["epoch"] for fold in result.folds] == [fold["chosen"]["epoch"] for fold in alone.folds]
 
