@@ -18,10 +18,10 @@ from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders.networks import OpenedEncoder, absolute_checkpoint, encoder_digest, open_encoder
 from cpcscale.emotion.finetune_result import FinetuneResult, combine
 from cpcscale.emotion.inputs import prepare
+from cpcscale.emotion.probe_selection import refuse_selected
 from cpcscale.emotion.protocol.folds import fold_splits, marks
 from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.selected_on_test import refuse_selected
 from cpcscale.errors import UserError
 from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
 
