@@ -19,7 +19,7 @@ help:
 	@echo "make clean        remove .venv and runs/"
 
 # All versions are pinned in requirements/, so pip resolves nothing but what torch needs on this machine (CUDA or not).
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 LOCKED := $(INSTALL) --no-deps --requirement
 # On all cores; some packages carry files of other Pythons, which do not compile.
 COMPILE := { $(BIN)/python -m compileall -qq -j 0 .venv/lib || true; }
