@@ -1,4 +1,4 @@
-"""requirements/ pins what pyproject.toml asks for, all of it and nothing else: `make setup` lets pip resolve nothing."""
+"""requirements/ pins all that pyproject.toml asks for and nothing else, since `make setup` has pip resolve nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+import cpcscale
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -111,3 +113,10 @@ def test_a_missing_a_superfluous_and_a_wrong_pin_are_found() -> None:
 
 def test_the_ruff_of_pre_commit_is_the_pinned_one() -> None:
     assert f"rev: v{pins('dev', '3.11')['ruff']}\n" in (ROOT / ".pre-commit-config.yaml").read_text()
+
+
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    version = PROJECT["version"]
+    assert cpcscale.__version__ == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version} - " in (ROOT / "CHANGELOG.md").read_text()
