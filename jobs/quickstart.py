@@ -74,8 +74,8 @@ def quickstart() -> int:
         print(f"{shown(json.loads(output.getvalue()))}\n  took {time.monotonic() - stage_began:.0f} s", flush=True)
     minutes = (time.monotonic() - began) / 60
     print(
-        f"\nDone in {minutes:.1f} minutes. The labelled corpus is made: these figures show that the parts work together,\n"
-        "and nothing about emotion. The paper pretrained on 100 hours, 50 times over, on 8 GPUs.\n\n"
+        f"\nDone in {minutes:.1f} minutes. The labelled corpus is made: these figures show that the parts work\n"
+        "together, and nothing about emotion. The paper pretrained on 100 hours, 50 times over, on 8 GPUs.\n\n"
         f"  page with plots   {RUNS}/report.html\n"
         f"  encoder           {RUNS}/pretrain/checkpoints\n"
         "  tracked runs      .venv/bin/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db\n"
