@@ -55,8 +55,15 @@ $(DOCS): $(READY) requirements/docs.txt
 quickstart: $(READY)
 	@$(BIN)/python jobs/quickstart.py
 
+# Tests run side by side, so each process has one thread: with more, those of torch wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+QUICK := tests/stream tests/model tests/objective tests/report tests/test_architecture.py tests/test_config.py
+
+check: lint
+	$(PYTEST) --quiet $(QUICK)
+
 test: $(DEV)
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(PYTEST)
 	@echo "tests passed; the environment is $(CURDIR)/.venv"
 
 drills: $(DEV)

@@ -15,6 +15,7 @@ from typing import Any
 
 from cpcscale.cli import main
 from cpcscale.report.compare import format_table
+from cpcscale.report.traits import with_interval
 
 RUNS = "runs/quickstart"
 REPRODUCE = "configs/reproduce/quickstart.yaml"
@@ -37,8 +38,7 @@ def _pretrained(result: dict[str, Any]) -> str:
 
 
 def _finetuned(result: dict[str, Any]) -> str:
-    low, high = result["interval"]["mean"]
-    return f"  mean CCC {result['ccc']['mean'] + 0.0:.3f} [{low:.3f}, {high:.3f}]"
+    return f"  mean CCC {with_interval(result['ccc']['mean'], result['interval']['mean'])}"
 
 
 def _compared(rows: list[dict[str, Any]]) -> str:
