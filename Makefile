@@ -57,7 +57,9 @@ quickstart: $(READY)
 
 # Tests run side by side, so each process has one thread: with more, those of torch wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
-QUICK := tests/stream tests/model tests/objective tests/report tests/test_architecture.py tests/test_config.py
+# The rooms that need no Ray, but for one file.
+QUICK := tests/stream tests/model tests/objective tests/emotion tests/report --ignore tests/emotion/test_from_raw.py
+QUICK += tests/test_architecture.py tests/test_audio.py tests/test_config.py tests/test_requirements.py
 
 check: lint
 	$(PYTEST) --quiet $(QUICK)
