@@ -21,8 +21,8 @@ help:
 # All versions are pinned in requirements/, so pip resolves nothing but what torch needs on this machine (CUDA or not).
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 LOCKED := $(INSTALL) --no-deps --requirement
-# On all cores; some packages carry files of other Pythons, which do not compile.
-COMPILE := { $(BIN)/python -m compileall -qq -j 0 .venv/lib || true; }
+# On all cores, without the tests of packages; some packages carry files of other Pythons, which do not compile.
+COMPILE := { $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true; }
 packages = $$(grep -c == requirements/$(1).txt) packages
 # $(call phase,NAME,COMMAND): runs the command and says how long it took.
 phase = @began=$$(date +%s); printf '  %-14s' "$(1)"; $(2) && printf '%4d s\n' $$(($$(date +%s) - began))
