@@ -10,7 +10,7 @@ to 17 % longer: it hands every batch over through shared memory. With more decod
 
 webdataset and Ray Data come with cpcscale, lhotse with `pip install 'cpcscale[bench]'`. Two ask for versions that would
 change what cpcscale runs on; they take part where they are installed without what they ask for, as by
-`pip install --constraint constraints.txt boto3` and `pip install --no-deps litdata`. mosaicml-streaming also imports
+`pip install --constraint requirements/core.txt boto3` and `pip install --no-deps litdata`. mosaicml-streaming also imports
 catalogue, Brotli, python-snappy, zstd, transformers<5 and the torchvision that fits the torch installed.
 """
 
