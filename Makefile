@@ -58,7 +58,7 @@ quickstart: $(READY)
 # Tests run side by side, so each process has one thread: with more, those of torch wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 # The rooms that need no Ray, but for one file.
-QUICK := tests/stream tests/model tests/objective tests/emotion tests/report --ignore tests/emotion/test_from_raw.py
+QUICK := tests/stream tests/model tests/objective tests/emotion tests/report --ignore tests/emotion/heads/test_from_raw.py
 QUICK += tests/test_architecture.py tests/test_audio.py tests/test_config.py tests/test_requirements.py
 
 check: lint
@@ -69,7 +69,7 @@ test: $(DEV)
 	@echo "tests passed; the environment is $(CURDIR)/.venv"
 
 drills: $(DEV)
-	CPCSCALE_DRILLS=1 CPCSCALE_KILLS=20 $(BIN)/python -m pytest -s tests/drills tests/cluster tests/infra
+	CPCSCALE_DRILLS=1 CPCSCALE_KILLS=20 $(BIN)/python -m pytest -s tests/drills tests/cluster tests/experiments tests/infra
 
 docs: $(DOCS)
 	$(BIN)/python -m properdocs build --strict -f mkdocs.yml

@@ -15,7 +15,7 @@ from typing import Any
 
 from cpcscale.cli import main
 from cpcscale.report.compare import format_table
-from cpcscale.report.traits import with_interval
+from cpcscale.report.terminal.traits import with_interval
 
 RUNS = "runs/quickstart"
 REPRODUCE = "configs/reproduce/quickstart.yaml"

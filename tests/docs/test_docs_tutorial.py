@@ -14,10 +14,10 @@ import speech
 from docs_pages import ROOT, to_run
 
 from cpcscale.cli import main
-from cpcscale.cluster.finetune import FinetuneConfig
-from cpcscale.cluster.reproduce_spec import ReproduceConfig
 from cpcscale.config import load
 from cpcscale.emotion.recipe import SYSTEMS
+from cpcscale.experiments.finetune import FinetuneConfig
+from cpcscale.experiments.many_runs_config import ReproduceConfig
 
 SMALL = {
     "size": ["--update-rate", "100", "--decode-rate", "1000"],

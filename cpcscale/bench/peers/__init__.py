@@ -8,10 +8,10 @@ processes are up, since a training run pays for these once; filling the shuffle 
 With one decoder the PyTorch datasets read in this process. In the best of seven runs of each, one worker process took 3
 to 17 % longer: it hands every batch over through shared memory. With more decoders each has a process.
 
-webdataset and Ray Data come with cpcscale, lhotse with `pip install 'cpcscale[bench]'`. Two ask for versions that would
-change what cpcscale runs on; they take part where they are installed without what they ask for, as by
-`pip install --constraint requirements/core.txt boto3` and `pip install --no-deps litdata`. mosaicml-streaming also imports
-catalogue, Brotli, python-snappy, zstd, transformers<5 and the torchvision that fits the torch installed.
+webdataset, lhotse and Ray Data come with `pip install 'cpcscale[bench]'`. Two ask for versions that would change what
+cpcscale runs on; they take part where they are installed without what they ask for, as by
+`pip install --constraint requirements/core.txt boto3` and `pip install --no-deps litdata`. mosaicml-streaming also
+imports catalogue, Brotli, python-snappy, zstd, transformers<5 and the torchvision that fits the torch installed.
 """
 
 from __future__ import annotations
