@@ -101,7 +101,7 @@ def decode(source: bytes | str) -> np.ndarray:
     return mono if rate_hz == RATE_HZ else soxr.resample(mono, rate_hz, RATE_HZ)
 
 
-def blocks(source: Source) -> Iterator[np.ndarray]:
+def decode_blocks(source: Source) -> Iterator[np.ndarray]:
     """What `decode` returns, sample for sample, as consecutive float32 blocks: a few MB whatever the length.
 
     Raises AudioError `unreadable` or `empty`, after the blocks that were good.

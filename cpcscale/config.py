@@ -128,7 +128,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return texts
 
 
-def choose(name: str, value: str, allowed: Sequence[str]) -> None:
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     """Refuses a `value` that is not one of `allowed`."""
     if value not in allowed:
         raise UserError(f"{name}={value!r} is not one of {', '.join(allowed)}{nearest(value, list(allowed))}")

@@ -24,7 +24,7 @@ _DEVIATION = 0.02
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def check(part: str, heads: int, width: int, positions: str) -> None:
+def check_heads(part: str, heads: int, width: int, positions: str) -> None:
     """Refuses `heads` that do not split the `width`, and for rotary positions heads of odd width."""
     even = 2 if positions == "rotary" else 1
     if width % (heads * even):

@@ -39,7 +39,7 @@ class ContextConfig:
                 f"1 to {_MOST_RECURRENT_LAYERS}, or kind=transformer"
             )
         if self.kind == "transformer" and self.heads:
-            attention.check("model.context", self.heads, self.width, self.positions)
+            attention.check_heads("model.context", self.heads, self.width, self.positions)
 
 
 class Context(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 
 from cpcscale import audio
 from cpcscale.model.cpc import CPC, ModelConfig
-from cpcscale.model.strided_conv import SHORT
+from cpcscale.model.strided_conv import SHORT_ROW
 
 _BYTES = 4  # of a number in fp32
 # Numbers that are kept for the backward pass, a frame and unit of width, of each layer.
@@ -119,11 +119,11 @@ def _kept_numbers(config: ModelConfig, frames: int, rows: int) -> int:
     outputs = [math.prod(encoder.strides[layer + 1 :]) for layer in range(len(encoder.strides))]
     # Each layer's output, where there is a norm before it too; the unfolded waveform; copies that strides do not fit.
     a_frame = channels * sum(outputs) * (1 if encoder.norm == "none" else 2) + encoder.kernels[0] * outputs[0]
-    if encoder.stems:
+    if encoder.fuses_first_layers:
         # The waveform itself in place of the first layer's output and what it was made of.
         a_frame += encoder.hop_samples - (channels + encoder.kernels[0]) * outputs[0]
-    for layer in range(2 if encoder.stems else 1, len(outputs)):
-        if encoder.kernels[layer] % encoder.strides[layer] or channels * encoder.strides[layer] < SHORT:
+    for layer in range(2 if encoder.fuses_first_layers else 1, len(outputs)):
+        if encoder.kernels[layer] % encoder.strides[layer] or channels * encoder.strides[layer] < SHORT_ROW:
             a_frame += channels * outputs[layer - 1]
     bias = 0
     if context.kind == "transformer":

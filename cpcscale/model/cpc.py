@@ -12,7 +12,7 @@ from cpcscale.model import attention
 from cpcscale.model.context import Context, ContextConfig
 from cpcscale.model.encoder import ConvEncoder, EncoderConfig
 from cpcscale.model.predictor import Predictor, PredictorConfig
-from cpcscale.model.presets import Size, filled, preset
+from cpcscale.model.presets import Size, fill_defaults, preset
 
 
 @dataclass(kw_only=True)
@@ -31,12 +31,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         encoder, context, predictor = preset(self.size)
-        self.encoder = filled(self.encoder, encoder)
-        self.context = filled(self.context, context)
-        self.predictor = filled(self.predictor, predictor)
+        self.encoder = fill_defaults(self.encoder, encoder)
+        self.context = fill_defaults(self.context, context)
+        self.predictor = fill_defaults(self.predictor, predictor)
         if self.predictor.kind != "linear":
             heads, positions = self.predictor.heads, self.predictor.positions
-            attention.check("model.predictor", heads, self.context.width, positions)
+            attention.check_heads("model.predictor", heads, self.context.width, positions)
 
 
 Layer = Literal["c", "z", "both"]

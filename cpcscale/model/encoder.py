@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cpcscale import config
 from cpcscale.errors import UserError
 from cpcscale.model.cpu_first_layers import fits, stem
-from cpcscale.model.strided_conv import convolved
+from cpcscale.model.strided_conv import causal_conv
 
 
 @dataclass(kw_only=True)
@@ -67,7 +67,7 @@ class EncoderConfig:
         return 1 + sum((kernel - 1) * spacing for kernel, spacing in zip(self.kernels, spacings, strict=True))
 
     @property
-    def stems(self) -> bool:
+    def fuses_first_layers(self) -> bool:
         """Whether the first two layers are of a kind that model/cpu_first_layers.py computes as one, where it runs."""
         return self.norm == "none" and len(self.kernels) > 1 and self.kernels[1] % self.strides[1] == 0
 
@@ -94,19 +94,19 @@ class ConvEncoder(nn.Module):
         ]
         self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList([_norm(config) for _ in layers])
-        self._stems = config.stems
+        self._fuses_first_layers = config.fuses_first_layers
         for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, wave_BS: Tensor) -> Tensor:
         layers, norms = cast(list[nn.Conv1d], list(self.layers)), list(self.norms)
-        if self._stems and fits(wave_BS):
+        if self._fuses_first_layers and fits(wave_BS):
             x_BSC, done = stem(wave_BS, layers[0], layers[1]), 2
         else:
             x_BSC, done = wave_BS.unsqueeze(2), 0
         for layer, norm in zip(layers[done:], norms[done:], strict=True):
-            x_BSC = F.relu(norm(convolved(x_BSC, layer)), inplace=True)
+            x_BSC = F.relu(norm(causal_conv(x_BSC, layer)), inplace=True)
         return x_BSC.contiguous()
 
 

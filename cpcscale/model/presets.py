@@ -50,7 +50,7 @@ def preset(size: Size) -> tuple[EncoderConfig, ContextConfig, PredictorConfig]:
             )
 
 
-def filled(given: Part, sized: Part) -> Part:
+def fill_defaults(given: Part, sized: Part) -> Part:
     """`given` with all it leaves open (0, [] or auto) taken from `sized`."""
     values: dict[str, Any] = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
     open_ = {name: getattr(sized, name) for name, value in values.items() if not value or value == "auto"}

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # A matrix product of shorter rows than this is slower than to unfold the input, which is small then.
-SHORT = 32
+SHORT_ROW = 32
 
 
-def convolved(x_BSC: Tensor, layer: nn.Conv1d) -> Tensor:
+def causal_conv(x_BSC: Tensor, layer: nn.Conv1d) -> Tensor:
     """[B, S // stride, C']: `layer` over x_BSC with kernel - stride zeros in front, so that no frame hears the future.
 
     Computed in autocast's precision where that is on.
@@ -25,7 +25,7 @@ def convolved(x_BSC: Tensor, layer: nn.Conv1d) -> Tensor:
     (kernel,), (stride,) = layer.kernel_size, layer.stride
     frames, channels = x_BSC.shape[1] // stride, x_BSC.shape[2]
     pad = (0, 0, kernel - stride, 0)
-    if channels * stride < SHORT:
+    if channels * stride < SHORT_ROW:
         rows_BTN = F.pad(x_BSC[:, : frames * stride], pad).unfold(1, kernel, stride).flatten(2)
         return F.linear(rows_BTN, layer.weight.flatten(1), layer.bias)
     if kernel % stride:

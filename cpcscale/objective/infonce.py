@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cpcscale import config
 from cpcscale.objective import hash_random
-from cpcscale.objective.negative_scores import DrawnNegatives, PoolFrames, of_own_row, of_pool, shared
+from cpcscale.objective.negative_scores import DrawnNegatives, PoolFrames, score_own_row, score_pool, score_shared
 from cpcscale.objective.negatives import Scope
 
 # Of |W_k c| |z|: twice the most that the order of summation was seen to change a score.
@@ -67,7 +67,7 @@ class ScoredRows:
 
     `z_BTC` latents, `predictions_BTKC` = W_k c_t, `scale` a tensor []. `frames_B` counts each row's frames of real
     audio, 0 for padding: only they are targets or negatives. `key_B` int64 keys the draws. `content_BT` says what each
-    frame holds (see `content`): with it, correct predictions and false negatives are counted.
+    frame holds (see `frame_content`): with it, correct predictions and false negatives are counted.
     """
 
     z_BTC: Tensor
@@ -114,13 +114,13 @@ class LossGradients:
     pool_RTC: Tensor | None
 
 
-def counts(frames_B: Tensor, steps: int) -> Tensor:
+def count_predictions(frames_B: Tensor, steps: int) -> Tensor:
     """int64 [K]: the valid predictions of rows with these frames: those whose target k frames ahead is real audio."""
     ahead_K = torch.arange(1, steps + 1, device=frames_B.device)
     return (frames_B.unsqueeze(1) - ahead_K).clamp(min=0).sum(0)
 
 
-def added(parts: Iterable[LossSums]) -> LossSums:
+def sum_parts(parts: Iterable[LossSums]) -> LossSums:
     """The sums of all parts; there is at least one."""
     whole, *others = parts
     for part in others:
@@ -128,14 +128,14 @@ def added(parts: Iterable[LossSums]) -> LossSums:
     return whole
 
 
-def content(wave_BS: Tensor, frames: int) -> Tensor:
+def frame_content(wave_BS: Tensor, frames: int) -> Tensor:
     """int64 [B, frames]: the same for frames whose hop of int16 samples is the same, and by rare chance for others."""
     hop_BTH = wave_BS.unflatten(1, (frames, -1)).long()
     factor_H = hash_random.hashed(torch.tensor(0), torch.arange(hop_BTH.shape[2], device=wave_BS.device))
     return (hop_BTH * factor_H).sum(2)
 
 
-def comparable(z_BTC: Tensor, predictions_BTKC: Tensor, config: InfoNCEConfig) -> tuple[Tensor, Tensor]:
+def prepare_vectors(z_BTC: Tensor, predictions_BTKC: Tensor, config: InfoNCEConfig) -> tuple[Tensor, Tensor]:
     """Latents and predictions as their dot product scores them: in fp32, of length 1 for `cosine`. Keeps the graph."""
     z_BTC, predictions_BTKC = z_BTC.float(), predictions_BTKC.float()
     if config.score == "cosine":
@@ -184,11 +184,11 @@ class _Comparison:
         self._scope, self._frames = pool.scope, PoolFrames(pool.z_RTC, pool.content_RT, pool_RTC)
         match config.draw:
             case "shared":
-                self._rivals, self.numbers_a_row = shared, frames * config.negatives
+                self._rivals, self.numbers_a_row = score_shared, frames * config.negatives
             case "each" if own:
-                self._rivals, self.numbers_a_row = of_own_row, frames * frames
+                self._rivals, self.numbers_a_row = score_own_row, frames * frames
             case "each":
-                self._rivals, self.numbers_a_row = of_pool, frames * config.negatives * channels
+                self._rivals, self.numbers_a_row = score_pool, frames * config.negatives * channels
         # Equal latents in two places of a matrix product may score a rounding apart: a tie all the same.
         norm_RT = pool.z_RTC.norm(dim=2)
         if own:
@@ -203,7 +203,7 @@ class _Comparison:
         p_BTC, z_BTC = rows.predictions_BTKC[piece, :targets, k - 1], rows.z_BTC[piece, k:]
         valid_BT = torch.arange(k, targets + k, device=z_BTC.device) < rows.frames_B[piece].unsqueeze(1)
         draw = DrawnNegatives(k, p_BTC, rows.key_B[piece], self._scope[piece], self._config.negatives)
-        rivals = self._rivals(draw, self._frames[piece] if self._rivals is of_own_row else self._frames)
+        rivals = self._rivals(draw, self._frames[piece] if self._rivals is score_own_row else self._frames)
         positive_BT = (p_BTC * z_BTC).sum(2).mul_(scale)
         score_BTN = rivals.score_BTN.mul_(scale)
         hardest_BT = score_BTN.amax(2)

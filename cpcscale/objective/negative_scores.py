@@ -51,10 +51,10 @@ class NegativeScores(NamedTuple):
     back: Callable[[Tensor], Tensor]
 
 
-def shared(draw: DrawnNegatives, frames: PoolFrames) -> NegativeScores:
+def score_shared(draw: DrawnNegatives, frames: PoolFrames) -> NegativeScores:
     """One set of negatives for each row and step: a matrix product."""
     p_BTC, z_FC = draw.predictions_BTC, frames.z_RTC.flatten(0, 1)
-    number_BN, spare_BN = negatives.shared(draw.key_B, draw.scope, draw.k, draw.count)
+    number_BN, spare_BN = negatives.draw_shared(draw.key_B, draw.scope, draw.k, draw.count)
     place_BN, stand_BN = draw.scope.flat(number_BN), draw.scope.flat(spare_BN)
     z_BNC, stand_BNC = z_FC[place_BN], z_FC[stand_BN]
     # A negative that is the positive of frame t: there its spare stands in.
@@ -82,14 +82,14 @@ def shared(draw: DrawnNegatives, frames: PoolFrames) -> NegativeScores:
     return NegativeScores(replaced(p_BTC @ z_BNC.transpose(1, 2), (p_BNC * stand_BNC).sum(2)), content_BTN, back)
 
 
-def of_own_row(draw: DrawnNegatives, frames: PoolFrames) -> NegativeScores:
+def score_own_row(draw: DrawnNegatives, frames: PoolFrames) -> NegativeScores:
     """Own negatives for each prediction, from its own row; `frames` are those of the rows that draw.
 
     All pairs are scored in one matrix product and those drawn are picked from it: faster than gathering N vectors a
     prediction while N is no small part of T.
     """
     p_BTC, z_BTC = draw.predictions_BTC, frames.z_RTC
-    number_BTN = negatives.each(draw.key_B, draw.scope, draw.k, p_BTC.shape[1], draw.count)
+    number_BTN = negatives.draw_each(draw.key_B, draw.scope, draw.k, p_BTC.shape[1], draw.count)
     score_BTT = p_BTC @ z_BTC.transpose(1, 2)
 
     def back(d_BTN: Tensor) -> Tensor:
@@ -104,10 +104,10 @@ def of_own_row(draw: DrawnNegatives, frames: PoolFrames) -> NegativeScores:
     return NegativeScores(score_BTT.gather(2, number_BTN), content_BTN, back)
 
 
-def of_pool(draw: DrawnNegatives, frames: PoolFrames) -> NegativeScores:
+def score_pool(draw: DrawnNegatives, frames: PoolFrames) -> NegativeScores:
     """Own negatives for each prediction, from anywhere in the pool: N vectors are gathered for each."""
     p_BTC, z_FC = draw.predictions_BTC, frames.z_RTC.flatten(0, 1)
-    place_BTN = draw.scope.flat(negatives.each(draw.key_B, draw.scope, draw.k, p_BTC.shape[1], draw.count))
+    place_BTN = draw.scope.flat(negatives.draw_each(draw.key_B, draw.scope, draw.k, p_BTC.shape[1], draw.count))
     z_BTNC = z_FC[place_BTN]
 
     def back(d_BTN: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Scope:
         return ((self.row_R * self.frames - self.start_R)[place] + numbers).clamp(max=len(self.row_R) * self.frames - 1)
 
 
-def each(key_B: Tensor, scope: Scope, k: int, targets: int, negatives: int) -> Tensor:
+def draw_each(key_B: Tensor, scope: Scope, k: int, targets: int, negatives: int) -> Tensor:
     """int64 [B, targets, negatives]: the numbers of the frames compared with frame t + k, for t = 0..targets-1.
 
     Rows whose target is no real audio hold numbers too, of no meaning; the caller masks them.
@@ -84,7 +84,7 @@ def each(key_B: Tensor, scope: Scope, k: int, targets: int, negatives: int) -> T
     return drawn_BTN + (drawn_BTN >= scope.own_B.view(-1, 1, 1) + target_1T1)
 
 
-def shared(key_B: Tensor, scope: Scope, k: int, negatives: int) -> tuple[Tensor, Tensor]:
+def draw_shared(key_B: Tensor, scope: Scope, k: int, negatives: int) -> tuple[Tensor, Tensor]:
     """(numbers, spares), both int64 [B, negatives]: the frames of step k, and those that stand in for the positive."""
     n_1N = torch.arange(2 * negatives, device=key_B.device).view(1, -1)
     hashed_BN = hashed(_step_key(key_B, k).view(-1, 1), n_1N)

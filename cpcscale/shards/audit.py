@@ -11,14 +11,14 @@ import xxhash
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
-from cpcscale.shards.adoption.read_tar import decoded
+from cpcscale.shards.adoption.read_tar import decode_member
 from cpcscale.shards.adoption.tar_members import TarMember, TarScan
 from cpcscale.shards.index import Index
 from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry, ShardRows
 
 # Durations fall into classes of 1/32 octave from 1/64 s on: 2 % wide, up to three days.
 OCTAVE, LEAST_S, CLASSES = 32, 1 / 64, 24 * 32
-_SAID = 5
+_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -55,28 +55,28 @@ def audit_shard(index: Index, shard: int, share: float, seed: int) -> ShardAudit
     try:
         rows = index.rows(shard)
     except UserError as error:
-        check.found(str(error))
+        check.report(str(error))
         rows = ShardRows(shard, int(index.bounds[shard]), UTTERANCE_COLUMNS.empty_table(), index.excluded)
     else:
         own = ShardEntry(entry["path"], entry["sha256"], entry["bytes"], rows.table).row()
         for name in ("utterances", "samples", "mean", "mean_square"):
             # Another processor may add floats up in another order.
             if abs(own[name] - entry[name]) > 1e-12 + 1e-9 * abs(entry[name]):
-                check.found(f"its rows give {name}={own[name]}, its entry {entry[name]}")
+                check.report(f"its rows give {name}={own[name]}, its entry {entry[name]}")
     scan = TarScan(index.url(shard))
     try:
         check.members(scan, rows)
     except storage.NotFoundError:
-        check.found("the shard is missing")
+        check.report("the shard is missing")
     except UserError as error:
-        check.found(str(error))
+        check.report(str(error))
     else:
         if scan.fault:
-            check.found(scan.fault)
+            check.report(scan.fault)
         if scan.size_bytes != entry["bytes"]:
-            check.found(f"it has {scan.size_bytes} bytes, the index says {entry['bytes']}")
+            check.report(f"it has {scan.size_bytes} bytes, the index says {entry['bytes']}")
         elif scan.sha256 != entry["sha256"]:
-            check.found(f"its sha256 is {scan.sha256.hex()[:12]}..., the index says {entry['sha256'].hex()[:12]}...")
+            check.report(f"its sha256 is {scan.sha256.hex()[:12]}..., the index says {entry['sha256'].hex()[:12]}...")
     return check.result(rows)
 
 
@@ -94,9 +94,9 @@ class _Check:
     decoded_samples: int = 0
     unindexed: int = 0
 
-    def found(self, problem: str) -> None:
+    def report(self, problem: str) -> None:
         self.count += 1
-        if self.count <= _SAID:
+        if self.count <= _MOST_SHOWN:
             path = self.index.shards["path"][self.shard].as_py()
             self.problems.append(f"{path}: {problem}")
 
@@ -111,33 +111,33 @@ class _Check:
             if row is None:
                 self.unindexed += 1
             elif (member.key, member.suffix) != (keys[row], f".{codecs[row]}"):
-                self.found(f"{member.name} stands at byte {member.offset}, the index says {keys[row]}.{codecs[row]}")
+                self.report(f"{member.name} stands at byte {member.offset}, the index says {keys[row]}.{codecs[row]}")
             else:
                 self._member(member, rows, row)
         if at:
             first = keys[min(at.values())]
-            self.found(f"{len(at)} of {len(keys)} members are not in the tar, the first {first}")
+            self.report(f"{len(at)} of {len(keys)} members are not in the tar, the first {first}")
 
     def _member(self, member: TarMember, rows: ShardRows, row: int) -> None:
         if member.size != rows.size[row]:
-            self.found(f"{member.key} has {member.size} bytes, the index says {rows.size[row]}")
+            self.report(f"{member.key} has {member.size} bytes, the index says {rows.size[row]}")
         elif xxhash.xxh3_64_intdigest(member.data) != rows.checksum[row]:
-            self.found(f"{member.key} fails its checksum")
+            self.report(f"{member.key} fails its checksum")
         elif xxhash.xxh3_64_intdigest(f"{self.seed}/{self.shard}/{member.key}".encode()) < self.share * 2**64:
             self.decoded += 1
             try:
-                length = len(decoded(member.data))
+                length = len(decode_member(member.data))
             except audio.AudioError as error:
-                self.found(f"{member.key} does not decode: {error}")
+                self.report(f"{member.key} does not decode: {error}")
                 return
             self.decoded_samples += length
             if length != rows.samples[row]:
-                self.found(f"{member.key} decodes to {length} samples, the index says {rows.samples[row]}")
+                self.report(f"{member.key} decodes to {length} samples, the index says {rows.samples[row]}")
 
     def result(self, rows: ShardRows) -> ShardAudit:
-        if self.count > _SAID:
+        if self.count > _MOST_SHOWN:
             path = self.index.shards["path"][self.shard].as_py()
-            self.problems.append(f"{path}: and {self.count - _SAID} problems more")
+            self.problems.append(f"{path}: and {self.count - _MOST_SHOWN} problems more")
         own = pc.equal(rows.table["group"], rows.table["recording"]).to_numpy()
         named = rows.table.filter(pa.array(~own))
         return ShardAudit(

@@ -59,15 +59,15 @@ class CacheConfig:
         return lanes * (1 + self.ahead) * largest_bytes
 
 
-def choose(spec: CacheConfig, base: str, lanes: int, largest_bytes: int) -> ShardCache | None:
+def open_cache(spec: CacheConfig, base: str, lanes: int, largest_bytes: int) -> ShardCache | None:
     """The cache of a node that serves this many lanes; None where members are read one by one.
 
-    Raises UserError as `holds_lanes` does, and for a folder that cannot be made.
+    Raises UserError as `keeps_whole_shards` does, and for a folder that cannot be made.
     """
-    return ShardCache(spec.path, spec.max_bytes) if holds_lanes(spec, base, lanes, largest_bytes) else None
+    return ShardCache(spec.path, spec.max_bytes) if keeps_whole_shards(spec, base, lanes, largest_bytes) else None
 
 
-def holds_lanes(spec: CacheConfig, base: str, lanes: int, largest_bytes: int) -> bool:
+def keeps_whole_shards(spec: CacheConfig, base: str, lanes: int, largest_bytes: int) -> bool:
     """Whether a node that serves this many lanes is to keep whole shards of the set at `base`.
 
     Raises UserError when `mode: shards` is asked for and the cache is smaller than the lanes need.
@@ -115,7 +115,7 @@ class ShardCache:
                 f"feed.cache.folder={folder} cannot be made ({error.strerror}): name another folder"
             ) from None
 
-    def found(self, digest: str, size: int) -> CachedShard | None:
+    def find(self, digest: str, size: int) -> CachedShard | None:
         """Where the bytes of a shard stand, as far as they are filled; None when there are none."""
         if self.holds(digest, size):
             return CachedShard(self._folder / digest, True)

@@ -101,13 +101,13 @@ class ShardReader:
                 self._rows.popitem(last=False)
         return rows
 
-    def want(self, shards: Sequence[int]) -> None:
+    def prefetch(self, shards: Sequence[int]) -> None:
         """These shards will be read, in this order: their rows and, into the cache, they are fetched. Never waits."""
         if not self._local:
             # A row group is a request or two, which nobody need wait for later.
             for shard in shards:
                 if shard not in self._rows:
-                    self._ranged.submit(self._rows_ahead, shard)
+                    self._ranged.submit(self._prefetch_rows, shard)
         if self._cache is None:
             return
         now = time.monotonic()
@@ -120,21 +120,21 @@ class ShardReader:
                     self._queued[shard] = None
                 self._fillers.submit(self._fill, shard)
 
-    def ask(self, rows: ShardRows, row: int) -> Future[bytes] | None:
+    def start_read(self, rows: ShardRows, row: int) -> Future[bytes] | None:
         """Starts a ranged read of a member that is not on this node; None when it is, or is about to be."""
         end = int(rows.offset[row] + rows.size[row])
         if self._local or self._held(rows, end) or self._is_near(rows.shard, end):
             return None
         return self._ranged.submit(self._from_store, rows, row)
 
-    def member(self, rows: ShardRows, row: int, asked: Future[bytes] | None = None) -> bytes | memoryview:
-        """The bytes of an audio member, equal to what was indexed; `asked` is what `ask` returned for it.
+    def member(self, rows: ShardRows, row: int, started: Future[bytes] | None = None) -> bytes | memoryview:
+        """The bytes of an audio member, equal to what was indexed; `started` is what `start_read` returned for it.
 
         Bytes that fail their checksum are fetched again, past the cache; when they keep failing, UserError names the
         shard, since data that changed must stop a run and never silently change what it learns.
         """
         for attempt in range(_ATTEMPTS):
-            data = self._bytes(rows, row, asked if attempt == 0 else None, fresh=attempt > 0)
+            data = self._bytes(rows, row, started if attempt == 0 else None, fresh=attempt > 0)
             self.account.mark("fetch")
             whole = xxhash.xxh3_64_intdigest(data) == rows.checksum[row]
             self.account.mark("verify")
@@ -156,12 +156,12 @@ class ShardReader:
         for pool in (self._fillers, self._ranged):
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _bytes(self, rows: ShardRows, row: int, asked: Future[bytes] | None, fresh: bool) -> bytes | memoryview:
-        if asked:
-            return asked.result()
+    def _bytes(self, rows: ShardRows, row: int, started: Future[bytes] | None, fresh: bool) -> bytes | memoryview:
+        if started:
+            return started.result()
         first, size = int(rows.offset[row]), int(rows.size[row])
         if not fresh or self._local:
-            held = self._held(rows, first + size) or self._awaited(rows, first + size)
+            held = self._held(rows, first + size) or self._wait_for_fill(rows, first + size)
             if held:
                 try:
                     data = held.read(first, size)
@@ -217,7 +217,7 @@ class ShardReader:
             rate = filled / (now - began)
         return end - filled + ahead_bytes / _FILLERS < rate * _NEAR_S
 
-    def _awaited(self, rows: ShardRows, end: int) -> OpenShard | None:
+    def _wait_for_fill(self, rows: ShardRows, end: int) -> OpenShard | None:
         """The shard's file once a fill of this process is at byte `end`; None when that is not near."""
         while self._is_near(rows.shard, end):
             time.sleep(_POLL_S)
@@ -238,7 +238,7 @@ class ShardReader:
         if self._cache is None:
             return None
         with contextlib.suppress(OSError):
-            found = self._cache.found(self._digest(shard), self._size(shard))
+            found = self._cache.find(self._digest(shard), self._size(shard))
             return OpenShard(found.path, whole=found.whole) if found else None
         return None
 
@@ -248,7 +248,7 @@ class ShardReader:
         with self._lock:
             self._files.pop(shard, None)
 
-    def _rows_ahead(self, shard: int) -> None:
+    def _prefetch_rows(self, shard: int) -> None:
         # What cannot be had is met again, and said, by who needs it.
         with contextlib.suppress(UserError):
             self.rows(shard)

@@ -56,7 +56,7 @@ def in_job_folder(path: str | Path) -> bool:
 
 def counters() -> TrafficCounts:
     """What this process has moved to and from object stores so far; local files are not counted."""
-    return s3_requests.TALLY.now()
+    return s3_requests.TRAFFIC.now()
 
 
 def join(base: str, *parts: str) -> str:
@@ -330,7 +330,7 @@ def _filesystem(scheme: str, process: int, endpoint: str) -> fsspec.AbstractFile
         "read_timeout": _settings.request_timeout_s,
         "retries": {"mode": "standard", "total_max_attempts": 1},
         "max_pool_connections": 64,
-        "http_session_cls": s3_requests.counted(AIOHTTPSession),
+        "http_session_cls": s3_requests.counting_session(AIOHTTPSession),
     }
     # No cached listings, for other processes write too; no cached instance, which would keep other limits.
     filesystem = S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=config_kwargs)
@@ -359,7 +359,7 @@ def _failures(url: str) -> Iterator[None]:
         keys = "its permissions" if local_path(url) else "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         raise UserError(f"access to {url} is denied ({_one_line(error)}): check {keys}") from None
     except _errors()[0] as error:
-        if s3_requests.answer(error)[0] == 412:
+        if s3_requests.error_reply(error)[0] == 412:
             raise UserError(f"{url} was replaced while it was read: begin anew") from None
         why = f"{type(error).__name__}: {_one_line(error)}"
         check = "the path and the disk" if local_path(url) else "the path, AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID"

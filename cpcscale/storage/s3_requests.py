@@ -103,11 +103,11 @@ class TrafficTotals:
         return self._now
 
 
-TALLY = TrafficTotals()
-os.register_at_fork(after_in_child=TALLY.reset)
+TRAFFIC = TrafficTotals()
+os.register_at_fork(after_in_child=TRAFFIC.reset)
 
 
-def counted(session_class: Any) -> Any:
+def counting_session(session_class: Any) -> Any:
     """aiobotocore's HTTP session `session_class`, made to count each request and to send none twice."""
 
     class Session(session_class):
@@ -118,7 +118,7 @@ def counted(session_class: Any) -> Any:
             return session
 
         async def send(self, request: Any) -> Any:
-            TALLY.add(requests=1)
+            TRAFFIC.add(requests=1)
             return await super().send(request)
 
     return Session
@@ -136,7 +136,7 @@ class ShortReadError(OSError):
     """A range that came with fewer bytes than it names."""
 
 
-async def persist(
+async def retry(
     attempt: Callable[[int, float], Awaitable[T]], passing: Errors, settings: StorageConfig, what: str
 ) -> T:
     """The result of the first `attempt(number from 1, seconds it may take)` that raises nothing.
@@ -163,15 +163,15 @@ async def persist(
                 why = config.redact(" ".join(f"{type(error).__name__}: {error}".split()))
                 log.warning("%s: no good answer (%s), trying for up to %g s", what, why, settings.total_timeout_s)
         finally:
-            TALLY.add(seconds=time.monotonic() - tried)
+            TRAFFIC.add(seconds=time.monotonic() - tried)
         await asyncio.sleep(pause_s)
-        TALLY.add(retries=1)
+        TRAFFIC.add(retries=1)
         number += 1
 
 
 def is_transient(error: Exception, passing: Errors) -> bool:
     """Whether another try may end otherwise: no or a broken connection, silence, 5xx, throttling, a body cut short."""
-    status, code = answer(error)
+    status, code = error_reply(error)
     if status:
         return status in (408, 429) or (status >= 500 and status != 501) or bool(_PASSING_CODES.fullmatch(code))
     if _NO_TLS.search(str(error)):
@@ -179,7 +179,7 @@ def is_transient(error: Exception, passing: Errors) -> bool:
     return isinstance(error, (ConnectionError, TimeoutError, ShortReadError, *passing))
 
 
-def answer(error: BaseException) -> tuple[int, str]:
+def error_reply(error: BaseException) -> tuple[int, str]:
     """(HTTP status, the store's code) of what a store refused, (0, "") for an error that is no answer of a store."""
     for one in (error, error.__cause__):
         response = getattr(one, "response", None)
@@ -228,7 +228,7 @@ class Requests:
 
         what = "/".join(["s3:/", *(request[part] for part in ("Bucket", "Key", "Prefix") if request.get(part))])
         try:
-            reply = await persist(attempt, self._passing, self._settings, what)
+            reply = await retry(attempt, self._passing, self._settings, what)
         except OSError as error:
             # The try before may have written the object and only its answer was lost.
             if number == 1 or "IfNoneMatch" not in request or not already_there(error):
@@ -237,9 +237,9 @@ class Requests:
             if await there["Body"].read() != request.get("Body"):
                 raise
             return {}
-        TALLY.add(bytes_written=len(request.get("Body", b"")))
+        TRAFFIC.add(bytes_written=len(request.get("Body", b"")))
         if method == "get_object":
-            TALLY.add(bytes_read=len(await reply["Body"].read()))
+            TRAFFIC.add(bytes_read=len(await reply["Body"].read()))
         return reply
 
     async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
@@ -273,7 +273,7 @@ class Requests:
 
 def already_there(error: OSError) -> bool:
     """Whether a conditional write was refused because something stands at its place."""
-    return isinstance(error, FileExistsError) or answer(error)[0] == 412
+    return isinstance(error, FileExistsError) or error_reply(error)[0] == 412
 
 
 async def _arrived(reply: dict[str, Any], asked: str) -> bytes:
@@ -301,6 +301,6 @@ def upload(put: Callable[[], object]) -> None:
     try:
         put()
     except FileNotFoundError as error:
-        if answer(error)[1] != "NoSuchUpload":
+        if error_reply(error)[1] != "NoSuchUpload":
             raise
         put()

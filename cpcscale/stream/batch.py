@@ -68,10 +68,10 @@ class UnfilledBatch:
         self.start_B, self.samples_B, self.key_B, self.group_B = (np.zeros(rows, np.int64) for _ in range(4))
         self.utterance_B, self.number_B = (np.full(rows, PADDING, np.int64) for _ in range(2))
         self.member_B: list[tuple[ShardRows, int] | None] = [None] * rows
-        self.asked_B: list[Future[bytes] | None] = [None] * rows
+        self.read_B: list[Future[bytes] | None] = [None] * rows
         self.bad: list[BadWindow] = []
 
-    def batch(self) -> Batch:
+    def to_batch(self) -> Batch:
         """The batch, once every row is filled."""
         bad = tuple(sorted(self.bad, key=lambda window: (window.utterance, window.number)))
         arrays = self.wave_BS, self.samples_B, self.key_B, self.group_B, self.utterance_B, self.number_B
@@ -85,43 +85,43 @@ class WindowReader:
         self._shards, self._spec, self._seed = shards, spec, seed
         self._waves = _Arrays()
 
-    def draft(self, step: int, epoch: int, shard_B: np.ndarray, ordinal_B: np.ndarray) -> UnfilledBatch:
-        """A draft of these windows, -1 marking padding; members that are not on this node are on their way."""
-        draft = UnfilledBatch(step, epoch, self._waves.empty((len(shard_B), self._spec.samples)))
+    def plan(self, step: int, epoch: int, shard_B: np.ndarray, ordinal_B: np.ndarray) -> UnfilledBatch:
+        """A unfilled of these windows, -1 marking padding; members that are not on this node are on their way."""
+        unfilled = UnfilledBatch(step, epoch, self._waves.empty((len(shard_B), self._spec.samples)))
         for shard in np.unique(shard_B[shard_B != PADDING]).tolist():
             here = np.flatnonzero(shard_B == shard)
             rows = self._shards.rows(shard)
-            row, number = window.numbered(window.count(self._spec, rows.samples), ordinal_B[here])
+            row, number = window.locate(window.count(self._spec, rows.samples), ordinal_B[here])
             utterance = rows.first + row
             which = utterance, number, self._seed, epoch
-            draft.start_B[here], lengths = window.place(self._spec, rows.samples[row], *which)
+            unfilled.start_B[here], lengths = window.place(self._spec, rows.samples[row], *which)
             # An excluded utterance keeps its place and counts for nothing.
-            draft.samples_B[here] = np.where(rows.excluded[row], 0, lengths)
-            draft.key_B[here] = window.keys(*which)
-            draft.group_B[here] = rows.group[row]
-            draft.utterance_B[here], draft.number_B[here] = utterance, number
+            unfilled.samples_B[here] = np.where(rows.excluded[row], 0, lengths)
+            unfilled.key_B[here] = window.keys(*which)
+            unfilled.group_B[here] = rows.group[row]
+            unfilled.utterance_B[here], unfilled.number_B[here] = utterance, number
             for slot, member in zip(here.tolist(), row.tolist(), strict=True):
-                if draft.samples_B[slot]:
-                    draft.member_B[slot] = rows, member
-        for slot, place in enumerate(draft.member_B):
+                if unfilled.samples_B[slot]:
+                    unfilled.member_B[slot] = rows, member
+        for slot, place in enumerate(unfilled.member_B):
             if place:
-                draft.asked_B[slot] = self._shards.ask(*place)
-        return draft
+                unfilled.read_B[slot] = self._shards.start_read(*place)
+        return unfilled
 
-    def fill(self, draft: UnfilledBatch, rows: range) -> None:
-        """Reads and decodes these rows of a draft. Raises UserError for data that cannot be had, or has changed."""
+    def fill(self, unfilled: UnfilledBatch, rows: range) -> None:
+        """Reads and decodes these rows of a unfilled. Raises UserError for data that cannot be had, or has changed."""
         account, repeat = self._shards.account, self._spec.kind == "crop"
         for slot in rows:
-            count, wave_S = int(draft.samples_B[slot]), draft.wave_BS[slot]
-            place = draft.member_B[slot]
+            count, wave_S = int(unfilled.samples_B[slot]), unfilled.wave_BS[slot]
+            place = unfilled.member_B[slot]
             if place:
-                data = self._shards.member(*place, draft.asked_B[slot])
-                draft.asked_B[slot] = None
+                data = self._shards.member(*place, unfilled.read_B[slot])
+                unfilled.read_B[slot] = None
                 try:
-                    audio.decode_slice(data, int(draft.start_B[slot]), count, wave_S[:count])
+                    audio.decode_slice(data, int(unfilled.start_B[slot]), count, wave_S[:count])
                 except audio.AudioError as error:
-                    draft.bad.append(self._bad(draft, slot, *place, error))
-                    draft.samples_B[slot] = count = 0
+                    unfilled.bad.append(self._bad(unfilled, slot, *place, error))
+                    unfilled.samples_B[slot] = count = 0
                 account.mark("decode")
             if repeat and 0 < count < len(wave_S):
                 wave_S[:] = np.resize(wave_S[:count], len(wave_S))
@@ -129,11 +129,11 @@ class WindowReader:
                 wave_S[count:] = 0
             account.mark("collate")
 
-    def _bad(self, draft: UnfilledBatch, slot: int, rows: ShardRows, row: int, error: audio.AudioError) -> BadWindow:
+    def _bad(self, unfilled: UnfilledBatch, slot: int, rows: ShardRows, row: int, error: audio.AudioError) -> BadWindow:
         shard = self._shards.index.shards["path"][rows.shard].as_py()
         key = str(rows.table["key"][row].as_py())
-        place = int(draft.utterance_B[slot]), int(draft.number_B[slot])
-        return BadWindow(*place, error.cause, str(error), key, shard, draft.step + 1)
+        place = int(unfilled.utterance_B[slot]), int(unfilled.number_B[slot])
+        return BadWindow(*place, error.cause, str(error), key, shard, unfilled.step + 1)
 
 
 class _Arrays:

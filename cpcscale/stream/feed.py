@@ -27,7 +27,7 @@ from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.time_by_name import TimeByName
 
-_WANT_EVERY_S = 1.0
+_PREFETCH_EVERY_S = 1.0
 
 
 @dataclass(kw_only=True)
@@ -93,7 +93,7 @@ class ThreadFeed:
     ) -> None:
         self.account = TimeByName()
         largest = int(source.index.shards["bytes"].to_numpy().max(initial=0))
-        kept = cache.choose(source.config.cache, source.index.base, lanes_on_node or len(lanes), largest)
+        kept = cache.open_cache(source.config.cache, source.index.base, lanes_on_node or len(lanes), largest)
         keep = len(lanes) * (2 + source.config.cache.ahead) + 8
         self._shards = ShardReader(source.index, kept, keep=keep, account=self.account)
         self._reader = WindowReader(self._shards, source.spec, source.order.seed)
@@ -115,11 +115,11 @@ class ThreadFeed:
             try:
                 if isinstance(made, Exception):
                     raise made
-                draft, pieces = made
+                unfilled, pieces = made
                 for piece in pieces:
                     piece.result()
                 self._slots.release()
-                return draft.batch()
+                return unfilled.to_batch()
             except Exception as error:
                 self._failed = error
                 raise
@@ -143,38 +143,38 @@ class ThreadFeed:
 
     def _plan(self) -> None:
         try:
-            reading, said = set[int](), 0.0
+            reading, last = set[int](), 0.0
             while True:
                 self._slots.acquire()
                 if self._closed.is_set():
                     return
                 epoch, shard_B, ordinal_B = self._order.rows(self._step, self._lanes)
                 # Again now and then: who was to fetch a shard may have died.
-                if not reading.issuperset(shard_B.tolist()) or time.monotonic() - said > _WANT_EVERY_S:
-                    reading, said = {PADDING, *self._want()}, time.monotonic()
-                self._submit(self._reader.draft(self._step, epoch, shard_B, ordinal_B))
+                if not reading.issuperset(shard_B.tolist()) or time.monotonic() - last > _PREFETCH_EVERY_S:
+                    reading, last = {PADDING, *self._prefetch_shards()}, time.monotonic()
+                self._submit(self._reader.plan(self._step, epoch, shard_B, ordinal_B))
                 self._step += 1
         except Exception as error:  # noqa: BLE001 - it is raised where the batches are taken
             self._made.put(error)
 
-    def _want(self) -> list[int]:
+    def _prefetch_shards(self) -> list[int]:
         """Has the shards of the lanes fetched, those they read now first; returns these."""
-        by_lane = [self._order.coming(self._step, lane, self._ahead) for lane in self._lanes]
+        by_lane = [self._order.next_shards(self._step, lane, self._ahead) for lane in self._lanes]
         by_turn = [[shards[turn] for shards in by_lane if turn < len(shards)] for turn in range(self._ahead)]
-        self._shards.want([shard for shards in by_turn for shard in shards])
+        self._shards.prefetch([shard for shards in by_turn for shard in shards])
         return by_turn[0]
 
-    def _submit(self, draft: UnfilledBatch) -> None:
-        rows = len(draft.wave_BS)
+    def _submit(self, unfilled: UnfilledBatch) -> None:
+        rows = len(unfilled.wave_BS)
         # Two pieces a thread level out rows of different cost; a single thread needs none of it.
         count = 1 if self._threads == 1 else min(rows, 2 * self._threads)
         cuts = [rows * number // count for number in range(count + 1)]
-        pieces = [self._decoders.submit(self._fill, draft, range(*cut)) for cut in pairwise(cuts)]
-        self._made.put((draft, pieces))
+        pieces = [self._decoders.submit(self._fill, unfilled, range(*cut)) for cut in pairwise(cuts)]
+        self._made.put((unfilled, pieces))
 
-    def _fill(self, draft: UnfilledBatch, rows: range) -> None:
+    def _fill(self, unfilled: UnfilledBatch, rows: range) -> None:
         self.account.mark("wait")
-        self._reader.fill(draft, rows)
+        self._reader.fill(unfilled, rows)
 
 
 def decode_threads(configured: int, ranks_on_node: int) -> int:
@@ -188,8 +188,8 @@ def fixed_batches(source: FeedSource, positions: np.ndarray, size: int) -> Itera
     reader = WindowReader(shards, source.spec, source.order.seed)
     try:
         for start in range(0, len(positions), size):
-            draft = reader.draft(0, 0, *source.order.plan.at(0, positions[start : start + size]))
-            reader.fill(draft, range(len(draft.wave_BS)))
-            yield draft.batch()
+            unfilled = reader.plan(0, 0, *source.order.epoch_order.at(0, positions[start : start + size]))
+            reader.fill(unfilled, range(len(unfilled.wave_BS)))
+            yield unfilled.to_batch()
     finally:
         shards.close()

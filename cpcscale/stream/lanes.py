@@ -60,14 +60,14 @@ class Lanes:
     def cursors(self, step: int) -> list[list[int]]:
         """Where every lane stands before `step`: [epoch, position]; kept in checkpoints as a cross-check of t."""
         epoch, turn = divmod(step, self.steps_per_epoch)
-        return [[epoch, min(first + turn * self.per_step, last)] for first, last in map(self.owned, range(self.lanes))]
+        return [[epoch, min(first + turn * self.per_step, last)] for first, last in map(self.bounds, range(self.lanes))]
 
-    def owned(self, lane: int) -> tuple[int, int]:
+    def bounds(self, lane: int) -> tuple[int, int]:
         """The positions [first, last) of every epoch that are this lane's."""
         return self.windows * lane // self.lanes, self.windows * (lane + 1) // self.lanes
 
 
-def served(lanes: int, rank: int, world: int) -> range:
+def lanes_of_rank(lanes: int, rank: int, world: int) -> range:
     """The lanes of a rank: rank, rank + world, ... Any world size up to the number of lanes."""
     if world > lanes:
         raise UserError(

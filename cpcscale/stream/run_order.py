@@ -32,8 +32,8 @@ class RunOrder:
     ) -> None:
         self.chapters = tuple(chapters) or (Chapter(0, 0, len(windows)),)
         self.batch, self.seed = batch, seed
-        self._plans = [EpochOrder(windows[: chapter.shards], seed) for chapter in self.chapters]
-        self._lanes = [Lanes(plan.total, lanes, batch) for plan in self._plans]
+        self._orders = [EpochOrder(windows[: chapter.shards], seed) for chapter in self.chapters]
+        self._lanes = [Lanes(order.total, lanes, batch) for order in self._orders]
 
     @property
     def lanes(self) -> Lanes:
@@ -41,9 +41,9 @@ class RunOrder:
         return self._lanes[-1]
 
     @property
-    def plan(self) -> EpochOrder:
+    def epoch_order(self) -> EpochOrder:
         """The plan of the newest chapter."""
-        return self._plans[-1]
+        return self._orders[-1]
 
     def steps_for(self, epochs: float) -> int:
         """The steps of a run of this many epochs."""
@@ -58,22 +58,22 @@ class RunOrder:
         epoch += begun.epoch
         shard, ordinal = np.full(len(positions), PADDING), np.full(len(positions), PADDING)
         real = positions != PADDING
-        shard[real], ordinal[real] = self._plans[number].at(epoch, positions[real])
+        shard[real], ordinal[real] = self._orders[number].at(epoch, positions[real])
         return epoch, shard, ordinal
 
-    def coming(self, step: int, lane: int, most: int) -> list[int]:
+    def next_shards(self, step: int, lane: int, most: int) -> list[int]:
         """The shards that a lane needs from `step` on, in order, this epoch's and the next's; at most `most`."""
         coming: list[int] = []
-        for begin in (step, self.edge(step + 1)[0]):
+        for begin in (step, self.next_epoch(step + 1)[0]):
             if len(coming) == most:
                 # The next epoch's order is as large as the set, and not needed yet.
                 break
             number, begun = self._chapter(begin)
             lanes = self._lanes[number]
             epoch, turn = divmod(begin - begun.step, lanes.steps_per_epoch)
-            first, last = lanes.owned(lane)
+            first, last = lanes.bounds(lane)
             start = first + turn * lanes.per_step
-            coming += self._plans[number].shards_between(begun.epoch + epoch, start, last, most)
+            coming += self._orders[number].shards_between(begun.epoch + epoch, start, last, most)
         return list(dict.fromkeys(coming))[:most]
 
     def cursors(self, step: int) -> list[list[int]]:
@@ -81,7 +81,7 @@ class RunOrder:
         number, begun = self._chapter(step)
         return [[epoch + begun.epoch, place] for epoch, place in self._lanes[number].cursors(step - begun.step)]
 
-    def edge(self, step: int) -> tuple[int, int]:
+    def next_epoch(self, step: int) -> tuple[int, int]:
         """(step, epoch) of the first edge of an epoch at or after `step`."""
         number, begun = self._chapter(step)
         spans = -(-(step - begun.step) // self._lanes[number].steps_per_epoch)

@@ -62,7 +62,7 @@ def per_shard(counts: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     return np.diff(ends[bounds])
 
 
-def numbered(counts: np.ndarray, ordinal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def locate(counts: np.ndarray, ordinal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(utterance of the shard, window number), int64, of the windows `ordinal` of a shard with these `counts`."""
     ends = np.cumsum(counts)
     row = np.searchsorted(ends, ordinal, side="right")

@@ -280,7 +280,7 @@ def test_the_defaults_survive_an_outage_of_20_s_and_end_after_the_total(monkeypa
 
         def run(ends_s: float, attempt=attempt) -> str:
             return asyncio.run(
-                s3_requests.persist(lambda n, limit_s: attempt(n, limit_s, ends_s), (), StorageConfig(), "x")
+                s3_requests.retry(lambda n, limit_s: attempt(n, limit_s, ends_s), (), StorageConfig(), "x")
             )
 
         assert run(20.0) == "through"
@@ -301,7 +301,7 @@ def test_pauses_are_drawn_from_all_of_a_span_that_doubles_up_to_its_cap(monkeypa
             if next(fails, None) is not None:
                 raise TimeoutError
 
-        asyncio.run(s3_requests.persist(attempt, (), settings, "x"))
+        asyncio.run(s3_requests.retry(attempt, (), settings, "x"))
         runs.append(clock.pauses_s)
     for pauses, top in zip(zip(*runs, strict=True), (1, 2, 4, 4, 4, 4), strict=True):
         assert 0 <= min(pauses) < 0.2 * top
@@ -407,7 +407,7 @@ def test_local_files_are_not_counted(tmp_path):
 
 
 def test_a_forked_process_counts_from_zero():
-    s3_requests.TALLY.add(requests=1)
+    s3_requests.TRAFFIC.add(requests=1)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=lambda: queue.put(storage.counters()))

@@ -165,7 +165,7 @@ class _Shard:
             raise audio.AudioError("unreadable", "its name is not UTF-8") from None
         if member.key in self._keys:
             raise audio.AudioError("duplicate", f"another member of the tar has the key {member.key}")
-        row = measured(member.data, self._task.config.min_s, decode=not self.rows or self._is_decoded(member.key))
+        row = measure_member(member.data, self._task.config.min_s, decode=not self.rows or self._is_decoded(member.key))
         if row.pop("short_of"):
             self.notes["members that decode to less than their header says"] += 1
         self._keys.add(member.key)
@@ -195,7 +195,7 @@ class _Shard:
         return {"group": group, "language": language, "recording": recording}
 
 
-def measured(data: bytes, min_s: float, decode: bool) -> dict[str, Any]:
+def measure_member(data: bytes, min_s: float, decode: bool) -> dict[str, Any]:
     """`samples` (at 16 kHz), `rate_hz`, `mean` and `mean_square` of a member's bytes, NaN where it is not decoded.
 
     `short_of`: whether it decodes to less than its header says. Raises AudioError with the cause to leave it out.
@@ -206,7 +206,7 @@ def measured(data: bytes, min_s: float, decode: bool) -> dict[str, Any]:
     exact = _states_length(data)
     if not exact:
         _refuse_guess(data, info)
-    wave = decoded(data) if decode or not exact else None
+    wave = decode_member(data) if decode or not exact else None
     samples = info.length if wave is None else len(wave)
     if samples < min_s * audio.RATE_HZ:
         raise audio.AudioError("short", f"{samples / audio.RATE_HZ:.3f} s is below min_s")
@@ -217,7 +217,7 @@ def measured(data: bytes, min_s: float, decode: bool) -> dict[str, Any]:
     return {"samples": samples, "rate_hz": info.rate_hz, "mean": mean, "mean_square": square, "short_of": short}
 
 
-def decoded(data: bytes) -> np.ndarray:
+def decode_member(data: bytes) -> np.ndarray:
     """`audio.decode`, where any way to fail is an AudioError."""
     try:
         return audio.decode(data)

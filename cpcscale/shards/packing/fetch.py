@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
 
-PROBE_BYTES, STREAM_BYTES = 1 << 16, 1 << 22
+HEADER_BYTES, STREAM_BYTES = 1 << 16, 1 << 22
 _CHUNKS_KEPT = 4
 
 

@@ -13,7 +13,7 @@ from cpcscale import audio, storage
 from cpcscale.shards.packing import fetch, mp3
 from cpcscale.shards.packing.sources import AudioFile, AudioFiles, shown_name
 
-PROBE_FILES = 64
+HEADER_FILES = 64
 # Requests for headers wait for the store, not for a core.
 _AT_ONCE = 8
 # By how many frames a length that follows from a bit rate may be off.
@@ -35,12 +35,12 @@ class FileChunks(Sequence[list[AudioFile]]):
         self._files = files
 
     def __len__(self) -> int:
-        return (len(self._files) + PROBE_FILES - 1) // PROBE_FILES
+        return (len(self._files) + HEADER_FILES - 1) // HEADER_FILES
 
     def __getitem__(self, at: int) -> list[AudioFile]:  # type: ignore[override]
         if not 0 <= at < len(self):
             raise IndexError(at)
-        return self._files[at * PROBE_FILES : (at + 1) * PROBE_FILES]
+        return self._files[at * HEADER_FILES : (at + 1) * HEADER_FILES]
 
 
 def read_headers(sources: Sequence[AudioFile]) -> ReadHeaders:
@@ -63,7 +63,7 @@ def _probe(source: AudioFile) -> int | dict[str, str]:
     try:
         # The name goes into tars and tables, all of them UTF-8.
         source.name.encode()
-        with fetch.opened(source.path, fetch.PROBE_BYTES) as file:
+        with fetch.opened(source.path, fetch.HEADER_BYTES) as file:
             info = audio.read_header(file)
             if source.name.lower().endswith(".mp3"):
                 _check_mp3(file, info)

@@ -67,7 +67,7 @@ def piece_counts(samples: np.ndarray, most: int) -> np.ndarray:
     return np.maximum(1, -(-samples // most))
 
 
-def keyed(seed: int, purpose: str, name: str) -> int:
+def keyed_hash(seed: int, purpose: str, name: str) -> int:
     """A number below 2**64 for this name, by which a choice named `purpose` is made."""
     return xxhash.xxh3_64_intdigest(f"{seed}/{purpose}/{name}".encode())
 
@@ -78,7 +78,7 @@ def layout(task: PackTask) -> list[list[Piece]]:
     if task.shards == 1 and all(member.pieces == 1 for member in task.members):
         return [pieces]
     keys = {at: task.members[at[0]].piece_key(at[1]) for at in pieces}
-    pieces.sort(key=lambda at: (keyed(task.seed, "pieces", keys[at]), keys[at]))
+    pieces.sort(key=lambda at: (keyed_hash(task.seed, "pieces", keys[at]), keys[at]))
     total = max(1, sum(member.samples for member in task.members))
     shards: list[list[Piece]] = [[] for _ in range(task.shards)]
     before = 0

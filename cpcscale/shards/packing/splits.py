@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cpcscale.errors import UserError, nearest
-from cpcscale.shards.packing.pieces import keyed
+from cpcscale.shards.packing.pieces import keyed_hash
 from cpcscale.shards.packing.sources import AudioFiles, values
 
 SPLITS = TRAIN, HELDOUT, UNSEEN = ("train", "heldout", "unseen")
@@ -55,7 +55,7 @@ def split(
 def ranked(seed: int, purpose: str, texts: pa.LargeStringArray, rows: np.ndarray | None = None) -> np.ndarray:
     """int64: the rows of `texts` (all, or these) in a keyed order: by their hashes and, where equal, the texts."""
     rows = np.arange(len(texts)) if rows is None else rows
-    hashes = np.fromiter((keyed(seed, purpose, text) for text in values(texts, rows)), np.uint64, len(rows))
+    hashes = np.fromiter((keyed_hash(seed, purpose, text) for text in values(texts, rows)), np.uint64, len(rows))
     order = np.argsort(hashes, kind="stable")
     hashes = hashes[order]
     ties, order = np.flatnonzero(hashes[1:] == hashes[:-1]), rows[order]

@@ -99,7 +99,7 @@ def _usable(task: PackTask, number: int, rows: dict[Piece, dict[str, str]]) -> I
     piece = heard = 0
     try:
         with fetch.opened(member.source.path, fetch.STREAM_BYTES if member.pieces > 1 else 0) as file:
-            for part in cut(audio.blocks(file), member):
+            for part in cut(audio.decode_blocks(file), member):
                 wave = audio.to_int16(part)
                 heard += len(wave)
                 if len(wave) < task.min_samples:
