@@ -1,4 +1,4 @@
-"""One batch in the making: the rows are planned and its arrays laid out, then any thread fills any of its rows."""
+"""How one batch is made: its windows are planned and its arrays allocated, then threads fill rows in any order."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _ARRAYS_KEPT = 15
 
 @dataclass(frozen=True)
 class BadWindow:
-    """A window whose bytes match their checksum but do not decode: it keeps its place with weight 0.
+    """A window whose bytes match their checksum but do not decode: it keeps its row in the batch with weight 0.
 
-    `cause` is one word, `why` a sentence; `key` and `shard` name the utterance and the tar, `step` (from 1) the update.
+    `utterance` and `number` identify the window, `key` the utterance and `shard` the tar; `step` is the update, from 1.
+    `cause` is one word, `why` a sentence.
     """
 
     utterance: int
@@ -36,11 +37,12 @@ class BadWindow:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one global batch that some lanes give, lane by lane.
+    """The rows of one global batch that come from some lanes, lane by lane.
 
-    `wave_BS` int16; after `samples_B` it is zero, or the crop of a short utterance repeated. `samples_B` is 0 for
-    padding, and for bad and excluded windows; `key_B` int64 keys every random choice; `group_B` int64 is the same for
-    windows of one group (speaker, else recording); `utterance_B` is -1 for padding.
+    `wave_BS` int16 is the audio at 16 kHz; `samples_B` is how much of each row counts: 0 for padding, and for bad and
+    excluded windows. After it, a row is zero, or repeats the crop of a short utterance. `key_B` int64 keys every random
+    choice for the window; `group_B` int64 is equal for windows of one speaker (of one recording where the speaker is
+    not known). `utterance_B` (-1 for padding) and `number_B` identify the window.
     """
 
     step: int
@@ -60,7 +62,7 @@ class Batch:
 
 
 class UnfilledBatch:
-    """The arrays of a batch (see Batch), the place of each row's window in its utterance, and what is on its way."""
+    """The arrays of a Batch before they are filled, the start of each window in its utterance, and reads under way."""
 
     def __init__(self, step: int, epoch: int, wave_BS: np.ndarray) -> None:
         self.step, self.epoch, self.wave_BS = step, epoch, wave_BS
@@ -79,14 +81,14 @@ class UnfilledBatch:
 
 
 class WindowReader:
-    """Plans, reads and decodes windows of one shard set."""
+    """Plans, reads and decodes the windows of one shard set."""
 
     def __init__(self, shards: ShardReader, spec: WindowConfig, seed: int) -> None:
         self._shards, self._spec, self._seed = shards, spec, seed
         self._waves = _Arrays()
 
     def plan(self, step: int, epoch: int, shard_B: np.ndarray, ordinal_B: np.ndarray) -> UnfilledBatch:
-        """A unfilled of these windows, -1 marking padding; members that are not on this node are on their way."""
+        """The unfilled batch of these windows (-1: padding). Starts reading utterances that are not on this node."""
         unfilled = UnfilledBatch(step, epoch, self._waves.empty((len(shard_B), self._spec.samples)))
         for shard in np.unique(shard_B[shard_B != PADDING]).tolist():
             here = np.flatnonzero(shard_B == shard)
@@ -94,8 +96,8 @@ class WindowReader:
             row, number = window.locate(window.count(self._spec, rows.samples), ordinal_B[here])
             utterance = rows.first + row
             which = utterance, number, self._seed, epoch
-            unfilled.start_B[here], lengths = window.place(self._spec, rows.samples[row], *which)
-            # An excluded utterance keeps its place and counts for nothing.
+            unfilled.start_B[here], lengths = window.span(self._spec, rows.samples[row], *which)
+            # An excluded utterance keeps its row, with weight 0.
             unfilled.samples_B[here] = np.where(rows.excluded[row], 0, lengths)
             unfilled.key_B[here] = window.keys(*which)
             unfilled.group_B[here] = rows.group[row]
@@ -109,7 +111,7 @@ class WindowReader:
         return unfilled
 
     def fill(self, unfilled: UnfilledBatch, rows: range) -> None:
-        """Reads and decodes these rows of a unfilled. Raises UserError for data that cannot be had, or has changed."""
+        """Reads and decodes these rows. Raises UserError for data that cannot be read, or changed since indexing."""
         account, repeat = self._shards.account, self._spec.kind == "crop"
         for slot in rows:
             count, wave_S = int(unfilled.samples_B[slot]), unfilled.wave_BS[slot]
@@ -137,16 +139,16 @@ class WindowReader:
 
 
 class _Arrays:
-    """int16 arrays that are used again once nobody refers to them: fresh pages cost as much as a twentieth of decoding.
+    """int16 arrays that are reused when nothing refers to them, for new pages cost a twentieth of the time of decoding.
 
-    An array that a batch, a view or a tensor still holds is never given out.
+    An array that a batch, a view or a tensor still refers to is never reused.
     """
 
     def __init__(self) -> None:
         self._made: list[np.ndarray] = []
 
     def empty(self, shape: tuple[int, int]) -> np.ndarray:
-        """An array of this shape with anything in it. For one thread."""
+        """An array of this shape, not cleared. For one thread."""
         for number in range(len(self._made)):
             if self._made[number].shape == shape and _references(self._made, number) == _UNUSED:
                 return self._made[number]
@@ -159,5 +161,5 @@ def _references(arrays: list[np.ndarray], number: int) -> int:
     return sys.getrefcount(arrays[number])
 
 
-# As this interpreter counts the references to an array that the list alone holds.
+# How many references this interpreter counts for an array that only the list refers to.
 _UNUSED = _references([np.empty(0)], 0)

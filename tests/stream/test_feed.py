@@ -104,7 +104,7 @@ def slow_batches(run: Run, steps: range, rank: int = 0, world: int = 1) -> Itera
                     with tarfile.open(run.index.url(shard)) as tar:
                         whole = audio.to_int16(audio.decode(tar.extractfile(f"{row['key']}.{row['codec']}").read()))
                     place = np.array([utterance]), np.array([number]), SEED, epoch
-                    starts, counts = window.place(run.spec, np.array([len(whole)]), *place)
+                    starts, counts = window.span(run.spec, np.array([len(whole)]), *place)
                     size, key = int(counts[0]), int(window.keys(*place)[0])
                     wave[:size] = whole[starts[0] : starts[0] + size]
                     if run.spec.kind == "crop":
