@@ -28,7 +28,7 @@ _KEPT_WINDOWS = 1 << 23
 
 
 def mix(values: np.ndarray | int, *keys: int) -> np.ndarray:
-    """uint64 hashes of integers `values` under integer `keys`: a round of splitmix64 (Steele et al. 2014) for each key."""
+    """uint64 hashes of the integers `values` under integer `keys`, by splitmix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         state = np.atleast_1d(np.asarray(values)).astype(np.int64).view(np.uint64)
         for key in (*keys, 0):

@@ -245,7 +245,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(faulty_s3, url):
 
 
 def test_trouble_that_lasts_is_told_once_a_request(faulty_s3, url, monkeypatch, caplog):
-    monkeypatch.setattr(s3_requests, "_SAY_AFTER_S", 0.0)
+    monkeypatch.setattr(s3_requests, "_WARN_AFTER_S", 0.0)
     faulty_s3.fail("unavailable", times=3)
     assert storage.read(url) == DATA
     (record,) = caplog.records
@@ -430,6 +430,6 @@ def test_chunks_of_any_length_from_any_start_are_the_rest_of_the_file(faulty_s3,
             parts = list(storage.chunks(url, start, length))
             assert b"".join(parts) == data[start:]
             assert {len(part) for part in parts[:-1]} <= {length}
-        assert "1000 bytes and none at 1001" in refusal(lambda url=url: next(storage.chunks(url, 1001)))
+        assert "1000 bytes, not the 1001 read before" in refusal(lambda url=url: next(storage.chunks(url, 1001)))
         with pytest.raises(storage.NotFoundError):
             next(storage.chunks(url + "-absent"))
