@@ -1,4 +1,4 @@
-"""Is a shard set what its index says? One tar at a time, from its first byte to its last; it never stops at a fault."""
+"""Checks that a shard set is what its index says, one tar at a time; reads every byte and reports all problems."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from cpcscale.shards.adoption.tar_members import TarMember, TarScan
 from cpcscale.shards.index import Index
 from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry, ShardRows
 
-# Durations fall into classes of 1/32 octave from 1/64 s on: 2 % wide, up to three days.
+# Durations are counted in classes of 1/32 octave (2 %), from 1/64 s up to three days.
 OCTAVE, LEAST_S, CLASSES = 32, 1 / 64, 24 * 32
 _MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class ShardAudit:
-    """What one tar holds, and what is wrong with it: `problems` are a line each, the first few of `problem_count`.
+    """What one tar holds, and what is wrong with it: `problems` has a line for each of the first of `problem_count`.
 
-    `decoded` and `unindexed` count members that were decoded, and audio members that the index does not have. `content`
-    and `recording` uint64 [utterances] are hashes, `samples` int64 [utterances] lengths at 16 kHz; `counts` bool
-    [utterances] is false for what is excluded. `durations` int64 [CLASSES] counts utterances; `by_language` and
-    `by_group` are tables of names and samples, `own_groups` the samples of those whose group is their recording.
+    `decoded` counts members that were decoded (`decoded_samples` at 16 kHz), `unindexed` audio members that the index
+    lacks. For each utterance from number `first` on: `content` and `recording` uint64 are hashes, `samples` int64 the
+    length at 16 kHz, `counts` bool is false if it is excluded. `durations` int64 [CLASSES] counts utterances.
+    `by_language` and `by_group` are tables of names and samples; `own_groups` are the samples of utterances whose group
+    is their recording.
     """
 
     shard: int
@@ -49,7 +50,7 @@ class ShardAudit:
 
 
 def audit_shard(index: Index, shard: int, share: float, seed: int) -> ShardAudit:
-    """Checks one tar of the set against its entry and its rows, and decodes a keyed `share` of its members."""
+    """Checks one tar of the set against the index, and decodes a keyed `share` of its utterances."""
     check = _Check(index, shard, share, seed)
     entry = {name: index.shards[name][shard].as_py() for name in index.shards.column_names}
     try:
@@ -60,7 +61,7 @@ def audit_shard(index: Index, shard: int, share: float, seed: int) -> ShardAudit
     else:
         own = ShardEntry(entry["path"], entry["sha256"], entry["bytes"], rows.table).row()
         for name in ("utterances", "samples", "mean", "mean_square"):
-            # Another processor may add floats up in another order.
+            # Another processor may sum floats in another order.
             if abs(own[name] - entry[name]) > 1e-12 + 1e-9 * abs(entry[name]):
                 check.report(f"its rows give {name}={own[name]}, its entry {entry[name]}")
     scan = TarScan(index.url(shard))
@@ -82,7 +83,7 @@ def audit_shard(index: Index, shard: int, share: float, seed: int) -> ShardAudit
 
 @dataclass
 class _Check:
-    """The checks of one tar while they run."""
+    """Collects what the checks of one tar find."""
 
     index: Index
     shard: int
@@ -101,7 +102,7 @@ class _Check:
             self.problems.append(f"{path}: {problem}")
 
     def members(self, scan: TarScan, rows: ShardRows) -> None:
-        """Walks the tar and holds every member against its row."""
+        """Reads the tar and compares every audio member with its row."""
         keys, codecs = rows.table["key"].to_pylist(), rows.table["codec"].to_pylist()
         at = {offset: row for row, offset in enumerate(rows.offset.tolist())}
         for member in scan.members(audio.SUFFIXES):
@@ -160,13 +161,13 @@ class _Check:
 
 
 def duration_class(samples: np.ndarray) -> np.ndarray:
-    """int64: the class of each length at 16 kHz."""
+    """int64: the class of duration of each length in samples at 16 kHz."""
     octaves = np.log2(np.maximum(samples, 1) / (audio.RATE_HZ * LEAST_S))
     return np.clip(np.floor(octaves * OCTAVE), 0, CLASSES - 1).astype(np.int64)
 
 
 def class_edges_s() -> np.ndarray:
-    """float64 [CLASSES + 1]: where the classes begin and end, in seconds."""
+    """float64 [CLASSES + 1]: the edges of the classes of duration, in seconds."""
     return LEAST_S * 2.0 ** (np.arange(CLASSES + 1) / OCTAVE)
 
 
@@ -176,11 +177,11 @@ def hashes(texts: pa.ChunkedArray) -> np.ndarray:
 
 
 def _content(rows: ShardRows) -> np.ndarray:
-    """uint64 [utterances]: the same for members of the same bytes, as far as checksum and size tell."""
+    """uint64 [utterances]: a hash of the bytes of each, from its checksum and size."""
     with np.errstate(over="ignore"):
         return rows.checksum ^ (rows.size.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 
 
 def _summed(table: pa.Table, name: str) -> pa.Table:
-    """(name, samples): the samples of each value of a column."""
+    """Table (name, samples): total samples for each value of the column `name`."""
     return table.group_by(name).aggregate([("samples", "sum")]).rename_columns([name, "samples"])

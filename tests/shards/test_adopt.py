@@ -496,7 +496,7 @@ def test_folders_that_cannot_be_indexed_are_refused_with_the_way_out(tmp_path, s
     assert "pattern=" in refusal(lambda: indexed(tmp_path))
     # A set beside its held-out part must not become one set.
     message = refusal(lambda: indexed(shard_set.parent))
-    assert "shard sets of their own" in message
+    assert "shard sets, the first" in message
     assert "train" in message
 
 
