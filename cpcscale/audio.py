@@ -157,7 +157,11 @@ def decode_slice(data: bytes | memoryview, start: int, count: int, out: np.ndarr
 
 
 def encode(wave: np.ndarray, codec: str) -> bytes:
-    """The int16 signal [S] at 16 kHz as the bytes of a file; `codec` is wav, flac or opus. Same signal, same bytes."""
+    """The int16 signal [S] at 16 kHz as the bytes of a file; `codec` is wav, flac or opus. Same signal, same bytes.
+
+    >>> decode(encode(np.array([0, 16384], np.int16), "flac")).tolist()
+    [0.0, 0.5]
+    """
     form, subtype = _FORMATS[codec]
     out = io.BytesIO()
     soundfile.write(out, wave, RATE_HZ, format=form, subtype=subtype)

@@ -1,5 +1,4 @@
-"""The predictors of pretraining: a linear map W_k for each step ahead (van den Oord et al. 2018, eq. 3), alone or after
-a transformer layer (Riviere et al. 2020)."""
+"""The predictors of pretraining: a linear map W_k for each step ahead, alone or after a transformer layer."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# The order of the columns wherever labels or predictions stand in one array.
+# The order of the columns in every array of labels or predictions.
 PRIMITIVES = ("activation", "valence", "dominance")
 
 # Below this, both columns are the same constant up to rounding: squares of labels, which are near 1, are far larger.

@@ -155,6 +155,12 @@ def infonce(
     """The sums of these rows and, given `weight_K`, the gradients of sum_k weight_k loss_k; all in fp32.
 
     Without a pool, each row draws negatives from its own frames, which is the scope `utterance`.
+
+    >>> z_BTC, frames_B = torch.ones(1, 10, 4), torch.tensor([10])  # equal latents: the loss is log(N + 1)
+    >>> rows = ScoredRows(z_BTC, torch.ones(1, 10, 2, 4), torch.tensor(1.0), frames_B, key_B=torch.tensor([0]))
+    >>> sums, _ = infonce(rows, InfoNCEConfig(negatives=3))
+    >>> sums.loss_K / count_predictions(frames_B, steps=2)
+    tensor([1.3863, 1.3863])
     """
     comparison = _Comparison(rows, config, pool, weight_K)
     batch, frames, steps = rows.predictions_BTKC.shape[:3]

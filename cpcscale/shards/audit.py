@@ -112,7 +112,7 @@ class _Check:
             if row is None:
                 self.unindexed += 1
             elif (member.key, member.suffix) != (keys[row], f".{codecs[row]}"):
-                self.report(f"{member.name} stands at byte {member.offset}, the index says {keys[row]}.{codecs[row]}")
+                self.report(f"{member.name} is at byte {member.offset}, the index says {keys[row]}.{codecs[row]}")
             else:
                 self._member(member, rows, row)
         if at:

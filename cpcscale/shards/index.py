@@ -105,8 +105,7 @@ class Index:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 in hex over (sha256, digest of utterance rows) of each shard in order, and over excluded utterances,
-        if any.
+        """sha256 in hex over the hashes and row digests of all shards in order, and over excluded utterances, if any.
 
         It does not depend on where the set is, nor on how Parquet stores its tables.
         """

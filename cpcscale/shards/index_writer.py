@@ -1,7 +1,7 @@
 """Writes an index shard by shard, then its marker; makes new versions of an index.
 
 A version is published by writing its marker. Files of earlier versions are never overwritten, so a run that has opened
-an earlier version can go on with it.
+an earlier version can keep using it.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class IndexWriter:
     def _begin_part(self) -> None:
         path = f"utterances/part-{len(self._parts):05d}-{self._name}.parquet"
         with contextlib.ExitStack() as stack:
-            aside = stack.enter_context(storage.publishing(storage.join(self._base, path)))
-            self._file = stack.enter_context(pq.ParquetWriter(aside, UTTERANCE_COLUMNS))
+            temporary = stack.enter_context(storage.publishing(storage.join(self._base, path)))
+            self._file = stack.enter_context(pq.ParquetWriter(temporary, UTTERANCE_COLUMNS))
             self._part = stack.pop_all()
         self._parts.append(RowsFile(path, self._count))
         self._rows_in_part = self._groups_in_part = self._block = 0
@@ -218,7 +218,7 @@ def _missing(index: Index, missing: Sequence[tuple[int, str]], total: int) -> st
     first = max(shard, 0)
     where = f"shard of {index.base}" if shard == _ANY_SHARD else f"utterance of {index.url(shard)}"
     hint = nearest(key, index.rows(first).table["key"].to_pylist()) if index.shards.num_rows else ""
-    return f"{len(missing)} of {total} keys are not there, as {key!r}, which is in no {where}{hint}"
+    return f"{len(missing)} of {total} keys are unknown; the first, {key!r}, is in no {where}{hint}"
 
 
 def _columns(index: Index, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:

@@ -150,8 +150,8 @@ def write(url: str, data: bytes) -> None:
     filesystem, path = _open(url)
     with _failures(url):
         if local_path(url):
-            with publishing(url) as aside:
-                aside.write_bytes(data)
+            with publishing(url) as temporary:
+                temporary.write_bytes(data)
         else:
             s3_requests.upload(lambda: filesystem.pipe_file(path, data, **_IN_PARTS))
 
@@ -166,10 +166,10 @@ def create(url: str, data: bytes) -> bool:
     with _failures(url):
         try:
             if target := local_path(url):
-                with _aside(url, target.parent) as aside:
-                    aside.write_bytes(data)
-                    _flush(aside)
-                    os.link(aside, target)
+                with _temporary_path(url, target.parent) as temporary:
+                    temporary.write_bytes(data)
+                    _flush(temporary)
+                    os.link(temporary, target)
             else:  # One request: a store need not check the condition when it joins parts.
                 filesystem.pipe_file(path, data, chunksize=len(data) + 1, mode="create")
         except OSError as error:
@@ -188,14 +188,14 @@ def publishing(url: str) -> Iterator[Path]:
     """
     filesystem, path = _open(url)
     target = local_path(url)
-    with _aside(url, target.parent if target else Path(tempfile.gettempdir())) as aside:
-        yield aside
+    with _temporary_path(url, target.parent if target else Path(tempfile.gettempdir())) as temporary:
+        yield temporary
         with _failures(url):
             if target:
-                _flush(aside)
-                aside.replace(target)
+                _flush(temporary)
+                temporary.replace(target)
             else:
-                s3_requests.upload(lambda: filesystem.put_file(str(aside), path, **_IN_PARTS))
+                s3_requests.upload(lambda: filesystem.put_file(str(temporary), path, **_IN_PARTS))
 
 
 @contextlib.contextmanager
@@ -271,13 +271,13 @@ def _walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _aside(url: str, folder: Path) -> Iterator[Path]:
+def _temporary_path(url: str, folder: Path) -> Iterator[Path]:
     """Yields a new path in `folder`, which is made if missing, for what will be `url`; removed after the block."""
-    aside = folder / f".{Path(url).name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = folder / f".{Path(url).name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with _failures(url):
             folder.mkdir(parents=True, exist_ok=True)
-        yield aside
+        yield temporary
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -286,7 +286,7 @@ def _aside(url: str, folder: Path) -> Iterator[Path]:
         ) from None
     finally:
         with contextlib.suppress(OSError):
-            aside.unlink()
+            temporary.unlink()
 
 
 def _flush(path: Path) -> None:

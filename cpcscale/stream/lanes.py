@@ -30,9 +30,11 @@ class Lanes:
 
     def __post_init__(self) -> None:
         if self.batch % self.lanes:
+            below = self.batch // self.lanes * self.lanes
+            fitting = f"{below} or {below + self.lanes}" if below else f"{self.lanes}"
             raise UserError(
-                f"train.batch={self.batch} is not a multiple of train.lanes={self.lanes}: every lane gives the same "
-                "number of windows to a step"
+                f"train.batch={self.batch} is not a multiple of train.lanes={self.lanes}, but every lane gives the same "
+                f"number of windows to a step: use train.batch={fitting}, or change train.lanes"
             )
         if self.windows < self.lanes:
             raise UserError(

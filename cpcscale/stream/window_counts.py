@@ -40,7 +40,7 @@ def shard_windows(index: Index, spec: WindowConfig, kept_in: Path | None = None)
         # Storing only saves a later pass: failing to is no error.
         with contextlib.suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)
-            aside = kept.with_name(f".{kept.name}.{os.getpid()}.tmp.npy")
-            np.save(aside, counts, allow_pickle=False)
-            aside.replace(kept)
+            temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp.npy")
+            np.save(temporary, counts, allow_pickle=False)
+            temporary.replace(kept)
     return counts

@@ -159,7 +159,7 @@ HARMS: dict[str, tuple[Callable[[Path, Index], Any], list[str]]] = {
         lambda path, _: shutil.copy(path.with_name("0.tar"), path),
         ["bytes, the index says", "and 1 problems more"],
     ),
-    "members in another order": (swap, ["stands at byte", "its sha256 is"]),
+    "members in another order": (swap, ["is at byte", "its sha256 is"]),
     "bytes behind its end": (lambda path, _: path.write_bytes(path.read_bytes() * 2), ["what follows byte", "it has"]),
 }
 

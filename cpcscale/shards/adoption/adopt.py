@@ -1,5 +1,4 @@
-"""Indexes tars that were not made by `cpcscale pack`, where they are: only the index is written, and new versions of
-it.
+"""Indexes tars that were not made by `cpcscale pack`, where they are; nothing but the index is written.
 
 A version is valid until the marker of the next one is written. What cannot be trained on is left out of the index and
 listed in `quarantine.csv` beside it, with the cause.
@@ -246,14 +245,14 @@ def _unfound(spec: IndexConfig, manifest: Manifest | None, origins: Counter[str]
     """Messages about a manifest or column that the user named and that gave no label to any member."""
     if manifest and not any(": manifest " in origin for origin in origins):
         yield (
-            f"{manifest.url} names none of the members, but such as {manifest.example!r}: name the column with their "
+            f"{manifest.url} names none of the members, its first is {manifest.example!r}: name the column with their "
             "keys as columns.key="
         )
     for name in ("group", "language"):
         column = getattr(spec.columns, name)
         if column and not any(origin.startswith(f"{name}: ") and origin.endswith(f" {column}") for origin in origins):
             has = f"a JSON here has {', '.join(sorted(fields))}" if fields else "there is no JSON beside the members"
-            yield f"columns.{name}={column} is found for no member{nearest(column, sorted(fields))}: {has}"
+            yield f"columns.{name}={column} is in the labels of no member{nearest(column, sorted(fields))}: {has}"
 
 
 @contextlib.contextmanager
@@ -263,8 +262,8 @@ def _quarantine(base: str, again: set[str] | None) -> Iterator[Callable[[Sequenc
     Existing rows of shards other than `again` are kept; with None, the table is started anew.
     """
     with (
-        storage.publishing(storage.join(base, QUARANTINE)) as aside,
-        aside.open("w", encoding="utf-8", newline="") as file,
+        storage.publishing(storage.join(base, QUARANTINE)) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -158,7 +158,7 @@ class _Shard:
 
     def _row(self, member: TarMember) -> dict[str, Any]:
         if member.kind:
-            raise audio.AudioError("link", f"it is a {member.kind} in the tar, without bytes of its own")
+            raise audio.AudioError("link", f"it is a {member.kind} in the tar, without data")
         try:
             member.name.encode()
         except UnicodeEncodeError:
@@ -196,8 +196,7 @@ class _Shard:
 
 
 def measure_member(data: bytes, min_s: float, decode: bool) -> dict[str, Any]:
-    """`samples` (at 16 kHz), `rate_hz`, `mean` and `mean_square` of a member's bytes; the means are NaN without
-    `decode`.
+    """`samples` (at 16 kHz), `rate_hz`, `mean` and `mean_square` of a member; the means are NaN without `decode`.
 
     `short_of` says whether it decodes to less than its header states. Raises AudioError if it must be left out.
     """

@@ -82,7 +82,7 @@ class TarScan:
         self.end_mark = reader.size >= end + _BLOCK_BYTES
         # tarfile takes a damaged header for the end of the tar, and does not read past the end mark.
         if not self.fault and reader.content_end > end:
-            self.fault = f"what follows byte {end} is no member: it is damaged there, or several tars were joined"
+            self.fault = f"what follows byte {end} is not a member: it is damaged there, or several tars were joined"
 
 
 def _members(reader: _ForwardReader, suffixes: tuple[str, ...]) -> Iterator[tuple[TarMember | None, int]]:

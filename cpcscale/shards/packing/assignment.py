@@ -176,8 +176,8 @@ class Assignment(Sequence[PackTask]):
             if storage.exists(base) and any(name.endswith(".tar") for name in storage.list_files(base)):
                 raise UserError(f"{base} holds tars that are not of a pack: name another folder, or remove it first")
         with (
-            storage.publishing(storage.join(self._target, TABLE)) as aside,
-            pq.ParquetWriter(aside, _COLUMNS) as table,
+            storage.publishing(storage.join(self._target, TABLE)) as temporary,
+            pq.ParquetWriter(temporary, _COLUMNS) as table,
         ):
             for batch in self._batches():
                 table.write_batch(batch)

@@ -105,7 +105,13 @@ def _given(root: str, names: pa.LargeBinaryArray, url: str, columns: ManifestCol
     unlabelled = len(names) - (pc.sum(labelled).as_py() or 0)
     if unlabelled and speakers:
         first = _shown(names[pc.index(labelled, False).as_py()])
-        log.warning("%s has no row for %d of %d files, so each is a speaker: %s", url, unlabelled, len(names), first)
+        log.warning(
+            "%s has no row for %d of %d files, so each of these counts as a speaker; the first: %s",
+            url,
+            unlabelled,
+            len(names),
+            first,
+        )
     return table
 
 

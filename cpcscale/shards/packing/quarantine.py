@@ -43,8 +43,8 @@ class Quarantine:
         """Writes the table into the folder of the pack."""
         self._file.seek(0)
         with (
-            storage.publishing(storage.join(target, NAME)) as aside,
-            aside.open("w", encoding="utf-8", newline="") as out,
+            storage.publishing(storage.join(target, NAME)) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as out,
         ):
             shutil.copyfileobj(self._file, out)
 

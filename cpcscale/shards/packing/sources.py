@@ -160,6 +160,9 @@ def utterance_keys(names: Sequence[str] | pa.LargeStringArray, cut: np.ndarray |
 
     Where names would get the same key, a hash of the name is appended. `cut` bool [names] says which files are cut into
     pieces with the keys KEY/00000 and so on, which no other file may have.
+
+    >>> utterance_keys(["anna/take 1.wav", "ben/take.2.flac"]).to_pylist()
+    ['anna/take_1', 'ben/take_2']
     """
     names = names if isinstance(names, pa.Array) else pa.array(list(names), pa.large_string())
     cut = np.zeros(len(names), bool) if cut is None else cut

@@ -143,14 +143,14 @@ def _utterance(member: PackedFile, piece: int, wave: np.ndarray, codec: str) -> 
 def _write(task: PackTask, number: int, members: list[_Spooled], spool: IO[bytes]) -> ShardEntry:
     """Writes and publishes one shard; returns its entry."""
     name = task.shard_name(number)
-    with storage.publishing(storage.join(task.target, name)) as aside:
-        with tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as tar:
+    with storage.publishing(storage.join(task.target, name)) as temporary:
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             for one in members:
                 spool.seek(one.start)
                 _add(tar, f"{one.meta['key']}.{task.codec}", spool, one.size)
                 text = json.dumps(one.meta, sort_keys=True, ensure_ascii=False).encode()
                 _add(tar, f"{one.meta['key']}.json", io.BytesIO(text), len(text))
-        return scan(aside, name)
+        return scan(temporary, name)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: IO[bytes], size: int) -> None:
