@@ -65,7 +65,7 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     layers += [(f"override {text!r}", _override(text)) for text in overrides]
     for source, layer in layers:
         layer = _without_removed(root, layer, source)
-        _refuse(source, layer, schema, known)
+        _check_layer(source, layer, schema, known)
         try:
             tree = OmegaConf.merge(tree, OmegaConf.create(layer))
         except OmegaConfBaseException as error:
@@ -187,7 +187,7 @@ def _override(text: str) -> dict[str, Any]:
         raise UserError(f"cannot read the value of {text!r} as YAML: quote it") from None
 
 
-def _refuse(source: str, layer: Any, schema: Any, known: list[str], prefix: str = "") -> None:
+def _check_layer(source: str, layer: Any, schema: Any, known: list[str], prefix: str = "") -> None:
     """Raises UserError for unknown keys in `layer`, and for values that OmegaConf would accept or crash on.
 
     A free mapping in the schema (an empty dict) takes any key.
@@ -210,7 +210,7 @@ def _refuse(source: str, layer: Any, schema: Any, known: list[str], prefix: str 
             )
         if isinstance(schema[key], list) and not _is_plain_list(value):
             raise UserError(f"{source}: {name} is a list of plain values, such as [a, b], not {value!r}")
-        _refuse(source, value, schema[key], known, f"{name}.")
+        _check_layer(source, value, schema[key], known, f"{name}.")
 
 
 def _is_plain_list(value: Any) -> bool:

@@ -152,7 +152,7 @@ class ShardCache:
         whole, part = self._folder / digest, self._part(digest, size)
         if self.holds(digest, size):
             return True
-        with self._filling(part) as descriptor:
+        with self._locked_part(part) as descriptor:
             if descriptor is None:
                 return False
             if whole.exists():
@@ -161,7 +161,7 @@ class ShardCache:
             self._make_room(size, part)
             for _ in range(2):
                 if self._fetch(url, descriptor, part, size) == digest:
-                    with self._counting(), contextlib.suppress(FileNotFoundError):
+                    with self._exclusive(), contextlib.suppress(FileNotFoundError):
                         part.rename(whole)
                     return True
                 # Again from the start: after a crash of the machine, a part may have holes.
@@ -202,7 +202,7 @@ class ShardCache:
                     raise NoRoomError(f"{self._folder}: {error.strerror}") from None
 
     @contextlib.contextmanager
-    def _filling(self, part: Path) -> Iterator[int | None]:
+    def _locked_part(self, part: Path) -> Iterator[int | None]:
         """Opens and locks the part; None if another process holds the lock."""
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -218,14 +218,14 @@ class ShardCache:
             os.close(descriptor)
 
     def _make_room(self, size: int, keep: Path) -> None:
-        with self._counting():
+        with self._exclusive():
             over = sum(taken for _, taken, path in self._entries() if path != keep) + size - self._max_bytes
             if over > 0 and not self._evict(over, keep):
                 keep.unlink(missing_ok=True)
                 raise NoRoomError(f"{self._folder} is full of shards in use: raise feed.cache.max_gb")
 
     @contextlib.contextmanager
-    def _counting(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         """Keeps other processes from counting or renaming meanwhile: a listing may miss a file during its rename."""
         with (self._folder / "lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

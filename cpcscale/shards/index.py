@@ -100,7 +100,7 @@ class Index:
         except (KeyError, TypeError, ValueError):
             raise UserError(_damaged(base)) from None
         if not same:
-            raise UserError(f"the index tables at {base} do not match their marker: {_AGAIN}")
+            raise UserError(f"the index tables at {base} do not match their marker: {_WAY_OUT}")
         return index
 
     @cached_property
@@ -168,7 +168,7 @@ class Index:
         entry = self.shards.slice(shard, 1)
         if not rows.matches(entry["digest"][0].as_py(), entry["unnamed"][0].as_py()):
             raise UserError(
-                f"the index rows of {self.url(shard)} do not match its entry in the index at {self.base}: {_AGAIN}"
+                f"the index rows of {self.url(shard)} do not match its entry in the index at {self.base}: {_WAY_OUT}"
             )
         return rows
 
@@ -222,7 +222,7 @@ class Index:
         with self._reading(part) as file:
             table = file.read_row_group(group, columns=UTTERANCE_COLUMNS.names)
         if table.schema.remove_metadata() != UTTERANCE_COLUMNS:
-            raise UserError(f"{storage.join(self.base, part.path)} has other columns than an index: {_AGAIN}")
+            raise UserError(f"{storage.join(self.base, part.path)} has other columns than an index: {_WAY_OUT}")
         rows = table.slice(first - int(self.bounds[part.first_shard]) - before, last - first)
         # Copied: a slice would keep the whole row group in memory, about thirty times as much.
         return rows.take(np.arange(rows.num_rows))
@@ -243,7 +243,7 @@ class Index:
                 raise
             except (pa.ArrowException, OSError, ValueError) as error:
                 why = " ".join(str(error).split())
-                raise UserError(f"{url} is not a Parquet table of an index ({why}): {_AGAIN}") from None
+                raise UserError(f"{url} is not a Parquet table of an index ({why}): {_WAY_OUT}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files and locks cannot go to another process.
@@ -254,7 +254,7 @@ class Index:
         self.__post_init__()
 
 
-_AGAIN = "remove index.json and run `cpcscale index` on the folder, or pack the set again"
+_WAY_OUT = "remove index.json and run `cpcscale index` on the folder, or pack the set again"
 
 
 def _marker(base: str) -> dict[str, Any]:
@@ -273,12 +273,12 @@ def _marker(base: str) -> dict[str, Any]:
     if version > FORMAT:
         raise UserError(f"{base} has index format {version}, this cpcscale reads up to {FORMAT}: upgrade")
     if version < FORMAT:
-        raise UserError(f"{base} has index format {version}, this cpcscale reads {FORMAT}: {_AGAIN}")
+        raise UserError(f"{base} has index format {version}, this cpcscale reads {FORMAT}: {_WAY_OUT}")
     return marker
 
 
 def _damaged(base: str) -> str:
-    return f"{storage.join(base, MARKER)} is not the marker of a shard set: {_AGAIN}"
+    return f"{storage.join(base, MARKER)} is not the marker of a shard set: {_WAY_OUT}"
 
 
 def _read_shards(base: str, name: str) -> pa.Table:
@@ -291,9 +291,9 @@ def _read_shards(base: str, name: str) -> pa.Table:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         why = " ".join(str(error).split())
-        raise UserError(f"{url} is not a Parquet table ({why}): {_AGAIN}") from None
+        raise UserError(f"{url} is not a Parquet table ({why}): {_WAY_OUT}") from None
     if not table.schema.equals(SHARD_COLUMNS) or any(column.null_count for column in table.columns):
-        raise UserError(f"{url} has other columns than an index: {_AGAIN}")
+        raise UserError(f"{url} has other columns than an index: {_WAY_OUT}")
     return table
 
 

@@ -54,13 +54,13 @@ class OpenShard:
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
-_FILLERS, _RANGED_READERS = 2, 16
+_DOWNLOADS, _RANGED_READERS = 2, 16
 # If another process downloads a shard, try again after this long, for it may have died.
-_AGAIN_S = 2.0
+_RETRY_AFTER_S = 2.0
 # If a download will reach an utterance within this time, wait for it instead of fetching the utterance by itself.
-_NEAR_S, _POLL_S = 1.0, 0.005
+_SOON_S, _POLL_S = 1.0, 0.005
 # The assumed speed of a download before one was measured, and how long to measure one.
-_GUESS_BYTES_PER_S, _TELLING_S = 50e6, 0.2
+_ASSUMED_BYTES_PER_S, _MEASURABLE_AFTER_S = 50e6, 0.2
 
 
 class ShardReader:
@@ -83,9 +83,9 @@ class ShardReader:
         self._not_before: dict[int, float] = {}
         # The shards that wait for a thread, in order; when each download started; the speed of the last one.
         self._queued: dict[int, None] = {}
-        self._filling: dict[int, float] = {}
-        self._bytes_per_s = _GUESS_BYTES_PER_S
-        self._fillers = ThreadPoolExecutor(_FILLERS, thread_name_prefix="fill")
+        self._download_started: dict[int, float] = {}
+        self._bytes_per_s = _ASSUMED_BYTES_PER_S
+        self._downloads = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="fill")
         self._ranged = ThreadPoolExecutor(_RANGED_READERS, thread_name_prefix="fetch")
 
     def rows(self, shard: int) -> ShardRows:
@@ -118,12 +118,12 @@ class ShardReader:
                 self._not_before[shard] = math.inf
                 with self._lock:
                     self._queued[shard] = None
-                self._fillers.submit(self._fill, shard)
+                self._downloads.submit(self._download, shard)
 
     def start_read(self, rows: ShardRows, row: int) -> Future[bytes] | None:
         """Starts a ranged read of an utterance that is not on this node; None if it is, or will be soon."""
         end = int(rows.offset[row] + rows.size[row])
-        if self._local or self._local_file(rows, end) or self._is_near(rows.shard, end):
+        if self._local or self._local_file(rows, end) or self._will_arrive_soon(rows.shard, end):
             return None
         return self._ranged.submit(self._from_store, rows, row)
 
@@ -153,7 +153,7 @@ class ShardReader:
         """Ends the threads; unfinished downloads stay in the cache, to be continued. Safe to call twice."""
         if self._cache:
             self._cache.stop()
-        for pool in (self._fillers, self._ranged):
+        for pool in (self._downloads, self._ranged):
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _bytes(self, rows: ShardRows, row: int, started: Future[bytes] | None, fresh: bool) -> bytes | memoryview:
@@ -161,7 +161,7 @@ class ShardReader:
             return started.result()
         first, size = int(rows.offset[row]), int(rows.size[row])
         if not fresh or self._local:
-            file = self._local_file(rows, first + size) or self._wait_for_fill(rows, first + size)
+            file = self._local_file(rows, first + size) or self._wait_for_download(rows, first + size)
             if file:
                 try:
                     data = file.read(first, size)
@@ -195,14 +195,14 @@ class ShardReader:
                 self._files.popitem(last=False)
         return file
 
-    def _is_near(self, shard: int, end: int) -> bool:
+    def _will_arrive_soon(self, shard: int, end: int) -> bool:
         """Whether a download of this process will soon reach byte `end` of the shard, so that it is worth waiting for.
 
         A ranged read takes many times the work of the same bytes in a whole shard, for the store and this machine.
         """
         now = time.monotonic()
         with self._lock:
-            started_at, ahead_bytes = self._filling.get(shard), 0
+            started_at, ahead_bytes = self._download_started.get(shard), 0
             if started_at is None:
                 if shard not in self._queued:
                     return False
@@ -213,13 +213,13 @@ class ShardReader:
         file = self._open(shard)
         filled = file.size_bytes if file else 0
         rate = self._bytes_per_s
-        if started_at is not None and now - started_at > _TELLING_S:
+        if started_at is not None and now - started_at > _MEASURABLE_AFTER_S:
             rate = filled / (now - started_at)
-        return end - filled + ahead_bytes / _FILLERS < rate * _NEAR_S
+        return end - filled + ahead_bytes / _DOWNLOADS < rate * _SOON_S
 
-    def _wait_for_fill(self, rows: ShardRows, end: int) -> OpenShard | None:
+    def _wait_for_download(self, rows: ShardRows, end: int) -> OpenShard | None:
         """Waits until a download of this process reaches byte `end`; None if that is not soon."""
-        while self._is_near(rows.shard, end):
+        while self._will_arrive_soon(rows.shard, end):
             time.sleep(_POLL_S)
             if file := self._local_file(rows, end):
                 return file
@@ -253,29 +253,29 @@ class ShardReader:
         with contextlib.suppress(UserError):
             self.rows(shard)
 
-    def _fill(self, shard: int) -> None:
+    def _download(self, shard: int) -> None:
         """Downloads one shard. A failure here does not stop the run: utterances are then read by range."""
         assert self._cache is not None
         wait_s, started_at = 0.0, time.monotonic()
         with self._lock:
             self._queued.pop(shard, None)
-            self._filling[shard] = started_at
+            self._download_started[shard] = started_at
         try:
             if self._cache.fill(self.index.url(shard), self._digest(shard), self._size(shard)):
                 self._bytes_per_s = self._size(shard) / (time.monotonic() - started_at)
             else:
-                wait_s = _AGAIN_S
+                wait_s = _RETRY_AFTER_S
         except NoRoomError as error:
             log.warning("no room to cache %s (%s): reading its members one by one", self.index.url(shard), error)
-            wait_s = 60 * _AGAIN_S
+            wait_s = 60 * _RETRY_AFTER_S
         except (UserError, OSError) as error:
             log.warning("caching failed, reading members one by one: %s", error)
-            wait_s = 5 * _AGAIN_S
+            wait_s = 5 * _RETRY_AFTER_S
         except CacheClosedError:
             pass
         finally:
             with self._lock:
-                self._filling.pop(shard, None)
+                self._download_started.pop(shard, None)
             self._not_before[shard] = time.monotonic() + wait_s
 
     def _digest(self, shard: int) -> str:

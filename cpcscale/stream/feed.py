@@ -101,7 +101,7 @@ class ThreadFeed:
         self._order, self._lanes, self._step = source.order, list(lanes), start
         self._threads, self._ahead = threads, 1 + source.config.cache.ahead
         self._slots = threading.Semaphore(source.config.prefetch)
-        self._made: queue.SimpleQueue[tuple[UnfilledBatch, list[Future[None]]] | Exception] = queue.SimpleQueue()
+        self._planned: queue.SimpleQueue[tuple[UnfilledBatch, list[Future[None]]] | Exception] = queue.SimpleQueue()
         self._failed: Exception | None = None
         self._closed = threading.Event()
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -112,11 +112,11 @@ class ThreadFeed:
         if self._closed.is_set():
             raise UserError("the feed is closed")
         if self._failed is None:
-            made = self._made.get()
+            planned = self._planned.get()
             try:
-                if isinstance(made, Exception):
-                    raise made
-                unfilled, pieces = made
+                if isinstance(planned, Exception):
+                    raise planned
+                unfilled, pieces = planned
                 for piece in pieces:
                     piece.result()
                 self._slots.release()
@@ -139,8 +139,8 @@ class ThreadFeed:
         self._planner.join()
         self._decoders.shutdown(wait=True, cancel_futures=True)
         self._shards.close()
-        while not self._made.empty():
-            self._made.get()
+        while not self._planned.empty():
+            self._planned.get()
 
     def _plan(self) -> None:
         try:
@@ -156,7 +156,7 @@ class ThreadFeed:
                 self._submit(self._reader.plan(self._step, epoch, shard_B, ordinal_B))
                 self._step += 1
         except Exception as error:  # noqa: BLE001 - raised again by next()
-            self._made.put(error)
+            self._planned.put(error)
 
     def _prefetch_shards(self) -> list[int]:
         """Starts fetching the next shards of all lanes, those of this step first; returns the shards of this step."""
@@ -171,7 +171,7 @@ class ThreadFeed:
         count = 1 if self._threads == 1 else min(rows, 2 * self._threads)
         cuts = [rows * number // count for number in range(count + 1)]
         pieces = [self._decoders.submit(self._fill, unfilled, range(*cut)) for cut in pairwise(cuts)]
-        self._made.put((unfilled, pieces))
+        self._planned.put((unfilled, pieces))
 
     def _fill(self, unfilled: UnfilledBatch, rows: range) -> None:
         self.account.mark("wait")

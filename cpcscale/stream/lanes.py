@@ -33,8 +33,8 @@ class Lanes:
             below = self.batch // self.lanes * self.lanes
             fitting = f"{below} or {below + self.lanes}" if below else f"{self.lanes}"
             raise UserError(
-                f"train.batch={self.batch} is not a multiple of train.lanes={self.lanes}, but every lane gives the same "
-                f"number of windows to a step: use train.batch={fitting}, or change train.lanes"
+                f"train.batch={self.batch} is not a multiple of train.lanes={self.lanes}, but every lane gives as many "
+                f"windows to a step as the others: use train.batch={fitting}, or change train.lanes"
             )
         if self.windows < self.lanes:
             raise UserError(

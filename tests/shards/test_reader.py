@@ -144,7 +144,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_its_members_are_read_by_rang
     assert [member(reader, n) for n in range(len(expected))] == expected
     reader.close()
     assert "caching failed, reading members one by one" in caplog.text
-    assert not reader._filling and not reader._queued
+    assert not reader._download_started and not reader._queued
 
 
 def test_a_shard_that_was_put_back_is_read_again(copied):

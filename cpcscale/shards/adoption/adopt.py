@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 QUARANTINE, SETTINGS = "quarantine.csv", "index-settings.json"
 _COLUMNS = ("shard", "member", "cause", "why")
-_ANEW = f"remove {MARKER} and index again"
-_ASKING = 32
+_INDEX_AGAIN = f"remove {MARKER} and index again"
+_SIZES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _read(
                 notes += shard.notes
                 fields.update(shard.fields)
             _refuse_useless(base, tars, left_out, damaged, origins)
-            for text in _unfound(spec, manifest, origins, fields):
+            for text in _unused_labels(spec, manifest, origins, fields):
                 # Appended tars may lack labels that the first tars had.
                 if after is None:
                     raise UserError(text)
@@ -189,23 +189,25 @@ def _refuse_changed(index: Index, names: Sequence[str]) -> None:
     there = set(names)
     gone = [path for path in paths if path not in there]
     if gone:
-        raise UserError(f"{_named(gone)} of the index at {index.base} {_is(gone)} gone: restore, or {_ANEW}")
-    with ThreadPoolExecutor(_ASKING) as pool:
+        raise UserError(
+            f"{_first_names(gone)} of the index at {index.base} {_is_or_are(gone)} gone: restore, or {_INDEX_AGAIN}"
+        )
+    with ThreadPoolExecutor(_SIZES_AT_ONCE) as pool:
         found = pool.map(lambda path: storage.size(storage.join(index.base, path)), paths)
         other = [path for path, size, indexed in zip(paths, found, sizes, strict=True) if size != indexed]
     if other:
         raise UserError(
-            f"{_named(other)} of the index at {index.base} {_is(other)} of another size than indexed: restore, or "
-            f"{_ANEW}"
+            f"{_first_names(other)} of the index at {index.base} {_is_or_are(other)} of another size than indexed: "
+            f"restore, or {_INDEX_AGAIN}"
         )
 
 
-def _named(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
-def _is(names: Sequence[str]) -> str:
+def _is_or_are(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
 
@@ -222,7 +224,7 @@ def _as_before(base: str, names: Sequence[str], spec: IndexConfig, append: bool)
     if changed and not append:
         name = changed[0]
         raise UserError(
-            f"{base} is indexed already, with {name}={before[name]!r}: to have {given[name]!r} instead, {_ANEW}"
+            f"{base} is indexed already, with {name}={before[name]!r}: to have {given[name]!r} instead, {_INDEX_AGAIN}"
         )
     merged = {name: given[name] if name in changed else before[name] for name in plain}
     return config.load(IndexConfig, None, [f"{name}={json.dumps(value)}" for name, value in merged.items()])
@@ -241,7 +243,9 @@ def _refuse_useless(
     raise UserError(f"there is no audio in {len(tars)} tars below {base}: expected {', '.join(audio.SUFFIXES)}")
 
 
-def _unfound(spec: IndexConfig, manifest: Manifest | None, origins: Counter[str], fields: set[str]) -> Iterator[str]:
+def _unused_labels(
+    spec: IndexConfig, manifest: Manifest | None, origins: Counter[str], fields: set[str]
+) -> Iterator[str]:
     """Messages about a manifest or column that the user named and that gave no label to any member."""
     if manifest and not any(": manifest " in origin for origin in origins):
         yield (
