@@ -26,6 +26,18 @@ from cpcscale.shards.rows import ShardRows
 from cpcscale.time_by_name import TimeByName
 
 
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+_DOWNLOADS, _RANGED_READERS = 2, 16
+# If another process downloads a shard, try again after this long, for it may have died.
+_RETRY_AFTER_S = 2.0
+# If a download will reach an utterance within this time, wait for it instead of fetching the utterance by itself.
+_SOON_S, _POLL_S = 1.0, 0.005
+# The assumed speed of a download before one was measured, and how long to measure one.
+_ASSUMED_BYTES_PER_S, _MEASURABLE_AFTER_S = 50e6, 0.2
+
+
 class OpenShard:
     """An open shard from which ranges are read. Thread-safe; closed with its last reference.
 
@@ -49,18 +61,6 @@ class OpenShard:
     def read(self, first: int, size: int) -> bytes | memoryview:
         """The bytes [first, first + size), or fewer if the file ends before."""
         return self._view[first : first + size] if self._view else os.pread(self._file.fileno(), size, first)
-
-
-log = logging.getLogger(__name__)
-
-_ATTEMPTS = 3
-_DOWNLOADS, _RANGED_READERS = 2, 16
-# If another process downloads a shard, try again after this long, for it may have died.
-_RETRY_AFTER_S = 2.0
-# If a download will reach an utterance within this time, wait for it instead of fetching the utterance by itself.
-_SOON_S, _POLL_S = 1.0, 0.005
-# The assumed speed of a download before one was measured, and how long to measure one.
-_ASSUMED_BYTES_PER_S, _MEASURABLE_AFTER_S = 50e6, 0.2
 
 
 class ShardReader:

@@ -95,11 +95,11 @@ class WindowReader:
             rows = self._shards.rows(shard)
             row, number = window.locate(window.count(self._spec, rows.samples), ordinal_B[here])
             utterance = rows.first + row
-            which = utterance, number, self._seed, epoch
-            unfilled.start_B[here], lengths = window.span(self._spec, rows.samples[row], *which)
+            window_id = utterance, number, self._seed, epoch
+            unfilled.start_B[here], lengths = window.span(self._spec, rows.samples[row], *window_id)
             # An excluded utterance keeps its row, with weight 0.
             unfilled.samples_B[here] = np.where(rows.excluded[row], 0, lengths)
-            unfilled.key_B[here] = window.keys(*which)
+            unfilled.key_B[here] = window.keys(*window_id)
             unfilled.group_B[here] = rows.group[row]
             unfilled.utterance_B[here], unfilled.number_B[here] = utterance, number
             for slot, member in zip(here.tolist(), row.tolist(), strict=True):
@@ -145,15 +145,15 @@ class _Arrays:
     """
 
     def __init__(self) -> None:
-        self._made: list[np.ndarray] = []
+        self._kept: list[np.ndarray] = []
 
     def empty(self, shape: tuple[int, int]) -> np.ndarray:
         """An array of this shape, not cleared. For one thread."""
-        for number in range(len(self._made)):
-            if self._made[number].shape == shape and _references(self._made, number) == _UNUSED:
-                return self._made[number]
+        for number in range(len(self._kept)):
+            if self._kept[number].shape == shape and _references(self._kept, number) == _UNUSED:
+                return self._kept[number]
         made = np.empty(shape, np.int16)
-        self._made = [*self._made[-_ARRAYS_KEPT:], made]
+        self._kept = [*self._kept[-_ARRAYS_KEPT:], made]
         return made
 
 
