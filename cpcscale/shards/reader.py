@@ -25,7 +25,6 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.rows import ShardRows
 from cpcscale.time_by_name import TimeByName
 
-
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
