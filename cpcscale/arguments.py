@@ -58,9 +58,7 @@ def _of_runs(verbs: Verbs) -> None:
     verbs.choices["sweep"].add_argument(
         "--resume", action="store_true", help="only go on with an unfinished sweep (the same command does so anyway)"
     )
-    verbs.choices["evaluate"].add_argument(
-        "--dry-run", action="store_true", help="only list the runs and the hours they may take"
-    )
+    verbs.choices["evaluate"].add_argument("--dry-run", action="store_true", help="only list the runs, done and to do")
     verbs.choices["pretrain"].add_argument(
         "--take-over", action="store_true", help="go on with a run that another driver holds, and stop that one"
     )
@@ -74,7 +72,7 @@ def _of_runs(verbs: Verbs) -> None:
     reproduce.add_argument(
         "config", nargs="?", help="YAML file, such as configs/reproduce/emodb.yaml; without one, the paper's recogniser"
     )
-    reproduce.add_argument("--dry-run", action="store_true", help="only list the runs and the hours they may take")
+    reproduce.add_argument("--dry-run", action="store_true", help="only list the runs, done and to do")
 
 
 def _size(verbs: Verbs) -> None:

@@ -268,13 +268,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _show_table(
     options: argparse.Namespace, result: dict[str, Any], lines: Callable[[Mapping[str, Any]], list[str]]
 ) -> None:
-    """A table of several runs by its `lines`, or what a dry run foretells."""
-    from cpcscale.report.terminal.results import forecast_lines
+    """A table of several runs by its `lines`, or the runs that a dry run lists."""
+    from cpcscale.report.terminal.results import run_lines
 
     if options.json:
         _emit(result)
     else:
-        print("\n".join(forecast_lines(result) if result.get("dry_run") else lines(result)))
+        print("\n".join(run_lines(result) if result.get("dry_run") else lines(result)))
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -99,10 +99,9 @@ def run_shared(item: SharedFold) -> FoldResult:
     )
 
 
-def run_folds(
-    recipe: EmotionRecipe, prepared: PreparedCorpus, count: int, workers: int, ranks: int
-) -> list[FoldResult]:
-    """The first `count` folds as Ray tasks, `workers` at a time, each trained by `ranks` processes."""
+def run_folds(recipe: EmotionRecipe, prepared: PreparedCorpus, workers: int, ranks: int) -> list[FoldResult]:
+    """All folds as Ray tasks, `workers` at a time, each trained by `ranks` processes."""
+    count = len(prepared.folds.splits)
     cpus = session.cpus_each(min(workers, count) * ranks)
     threads, what = max(1, int(cpus)), f"finetune {recipe.system}"
     if ranks == 1:

@@ -23,8 +23,8 @@ from cpcscale.cluster.pretrain_config import PretrainConfig, ProbeConfig
 from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.crossval import fold_splits, marks
 from cpcscale.emotion.probe import open_waves, probe, probe_recipe
+from cpcscale.emotion.protocol.folds import fold_splits, marks
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.progress import note

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cpcscale.emotion.audio.prefetch import read_ahead
-from cpcscale.objective.ccc import PRIMITIVES
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.train.ranks import Ranks
 
 # Most of padded audio pushed through at once, 20 s; on a CPU more of it costs more a second.

@@ -1,4 +1,4 @@
-"""Cross-validation of one system under one protocol: folds that can run anywhere. outcome.py has what they come to.
+"""Cross-validation of one system under one protocol: folds that can run anywhere; finetune_result.py joins them.
 
 What is chosen of a fold (the epoch, or the config of a support vector machine) is chosen on speakers of its training
 part; what it tests is heard once, after that. No Ray, no MLflow: `run_fold` is a function of the recipe, what was
@@ -23,10 +23,8 @@ from cpcscale.emotion.heads.halving import best_of, candidates, halve, settings
 from cpcscale.emotion.heads.svm import GRID, Regressor, choose, classify
 from cpcscale.emotion.heads.training import EpochResult, HeadTraining, TrainingExamples
 from cpcscale.emotion.inputs import FoldInputs, PreparedCorpus, fold_inputs
-from cpcscale.emotion.protocol.label_share import share_marks, with_share
-from cpcscale.emotion.protocol.splits import Folds, Split, SplitRow, make_folds
+from cpcscale.emotion.protocol.splits import Folds, Split
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.selected_on_test import selection_marks
 from cpcscale.train.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -52,25 +50,6 @@ class FoldResult:
     conditions: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def fold_splits(recipe: EmotionRecipe, corpus: Corpus) -> Folds:
-    """The corpus under the recipe's protocol. Raises UserError when it does not fit, or a speaker is on both sides."""
-    rows = [
-        SplitRow(
-            key=one.key, speaker=one.speaker, session=one.session, recording=one.recording, partition=one.partition
-        )
-        for one in corpus.utterances
-    ]
-    protocol = recipe.protocol
-    folds = make_folds(rows, protocol.split, dev_share=protocol.dev_share, seed=protocol.seed)
-    return with_share(folds, [row.key for row in rows], protocol.train_share, protocol.seed)
-
-
-def marks(recipe: EmotionRecipe, corpus: Corpus, folds: Folds) -> list[str]:
-    """What goes with every figure of this recipe on this corpus under this protocol."""
-    shares = share_marks(recipe.protocol.train_share)
-    return [*corpus.marks, *folds.marks, *recipe.marks, *selection_marks(recipe), *shares]
-
-
 def start_fit(recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> tuple[FoldInputs, HeadTraining]:
     """A fit on the training part of a fold, not begun, and the source of its inputs. Hears no test utterance."""
     source = fold_inputs(recipe, prepared, split)
@@ -83,7 +62,7 @@ def run_fold(recipe: EmotionRecipe, prepared: PreparedCorpus, fold: int, ranks: 
     Raises UserError for bad audio, a missing checkpoint or a fit that diverges.
     """
     started = time.monotonic()
-    corpus, folds = prepared.corpus, fold_splits(recipe, prepared.corpus)
+    corpus, folds = prepared.corpus, prepared.folds
     split = folds.splits[fold]
     curve: tuple[EpochResult, ...] = ()
     chosen: dict[str, Any] = {}

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.crossval import FoldResult, fold_splits, marks
+from cpcscale.emotion.crossval import FoldResult
 from cpcscale.emotion.heads.training import EpochResult
+from cpcscale.emotion.inputs import PreparedCorpus
+from cpcscale.emotion.protocol.folds import marks
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.scores.by_group import by_trait, traits_of
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.ccc_intervals import (
     agreement,
     bootstrap_interval,
@@ -26,7 +29,6 @@ from cpcscale.emotion.scores.ccc_intervals import (
     scores,
     unweighted_average_recall,
 )
-from cpcscale.objective.ccc import PRIMITIVES
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,10 @@ class FinetuneResult:
         return values
 
 
-def combine(recipe: EmotionRecipe, corpus: Corpus, results: Sequence[FoldResult]) -> FinetuneResult:
+def combine(recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequence[FoldResult]) -> FinetuneResult:
     """The run's figures from all of its folds, in any order. No utterance is tested in two of them."""
-    results, folds = sorted(results, key=lambda result: result.split.fold), fold_splits(recipe, corpus)
+    results = sorted(results, key=lambda result: result.split.fold)
+    corpus, folds = prepared.corpus, prepared.folds
     count, truth_UP = len(corpus.utterances), corpus.labels_UP
     guess_UP, tested_U = np.full((count, len(PRIMITIVES)), np.nan), np.full(count, -1)
     classes = [""] * count

@@ -24,6 +24,7 @@ from cpcscale.emotion.audio.windows import Features, Waves, Windows, features
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders.layer import Encoder, LayerFeatures
 from cpcscale.emotion.encoders.networks import (
+    OpenedEncoder,
     WindowEncoder,
     features_digest,
     level_of,
@@ -35,12 +36,13 @@ from cpcscale.emotion.encoders.networks import (
 )
 from cpcscale.emotion.handmade import functionals, mfcc
 from cpcscale.emotion.handmade.prosody import chosen, prosody, version
+from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
-from cpcscale.emotion.heads.svm import summarise
 from cpcscale.emotion.heads.training import device
-from cpcscale.emotion.protocol.splits import Split
+from cpcscale.emotion.probe_selection import refuse_selected
+from cpcscale.emotion.protocol.folds import fold_splits
+from cpcscale.emotion.protocol.splits import Folds, Split
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.selected_on_test import refuse_selected
 from cpcscale.emotion.speaker_norm import ScaledFeatures, SpeakerScale, apply_each, speaker_scales, vectors_scale
 from cpcscale.errors import UserError
 
@@ -57,13 +59,15 @@ _ENCODED_WINDOWS = 512
 class PreparedCorpus:
     """What all folds of a run share.
 
-    `corpus` are the utterances that can be used, in the order of all else. `vectors_UF` for the classic systems;
-    `inputs` the float32 frames [T, C] of each window where they do not depend on the fold; `waves` the int16 windows,
-    for all systems but `mean`. `encoder` is the checkpoint's network, for folds that make their own features or train
-    it, and `source` says which checkpoint it was. `conditions` are the same utterances degraded, by name, to test by.
+    `corpus` are the utterances that can be used, in the order of all else, and `folds` these under the protocol.
+    `vectors_UF` for the classic systems; `inputs` the float32 frames [T, C] of each window where they do not depend on
+    the fold; `waves` the int16 windows, for all systems but `mean`. `encoder` is the checkpoint's network, for folds
+    that make their own features or train it, and `source` says which checkpoint it was. `conditions` are the same
+    utterances degraded, by name, to test by.
     """
 
     corpus: Corpus
+    folds: Folds
     waves: Waves | None = None
     inputs: Sequence[Windows] | None = None
     vectors_UF: np.ndarray | None = None
@@ -165,8 +169,10 @@ class FoldInputs:
         return SpeakerScale(mean_C.numpy(), deviation_C.numpy())
 
 
-def prepare(recipe: EmotionRecipe, corpus: Corpus) -> PreparedCorpus:
-    """Reads the checkpoint and all audio, and computes the features that do not depend on the fold.
+def prepare(recipe: EmotionRecipe, corpus: Corpus, opened: OpenedEncoder | None = None) -> PreparedCorpus:
+    """Reads all audio, and computes the features that do not depend on the fold.
+
+    `opened` is the recipe's encoder; without it, it is opened here.
 
     Raises UserError for a missing checkpoint, categories to classify that are not there, and audio that is missing,
     does not decode or is under 0.1 s, unless `corpus.on_bad` skips it.
@@ -174,25 +180,30 @@ def prepare(recipe: EmotionRecipe, corpus: Corpus) -> PreparedCorpus:
     if recipe.classify and not any(one.category for one in corpus.utterances):
         raise UserError(f"classify=true, but corpus {corpus.name} names no category of any utterance: leave it out")
     if recipe.system == "mean":
-        return PreparedCorpus(corpus)
-    encoder, source = open_encoder(recipe)
+        return PreparedCorpus(corpus, fold_splits(recipe, corpus))
+    encoder, source = opened or open_encoder(recipe)
     refuse_selected(recipe, corpus, source)
     settings = recipe.corpus
     waves = Waves.open(corpus, recipe.audio_cache, max_s=settings.max_s, on_bad=settings.on_bad)
     if recipe.system == "minicpc" and recipe.pretraining_on == "corpus":
         encoder = pretrained_on_corpus(recipe, waves, encoder)
     _say_ablation(recipe)
-    clean = _heard(recipe, waves, encoder, source)
+    shared = PreparedCorpus(waves.corpus, fold_splits(recipe, waves.corpus), encoder=encoder, source=source)
+    clean = _with_features(recipe, dataclasses.replace(shared, waves=waves))
     conditions = {
-        name: _heard(recipe, DegradedWaves(waves, parse_condition(name), recipe.protocol.seed), encoder, source)
+        name: _with_features(
+            recipe,
+            dataclasses.replace(shared, waves=DegradedWaves(waves, parse_condition(name), recipe.protocol.seed)),
+        )
         for name in recipe.test_conditions
     }
     return dataclasses.replace(clean, conditions=conditions)
 
 
-def _heard(recipe: EmotionRecipe, waves: Waves, encoder: Encoder | None, source: dict[str, Any]) -> PreparedCorpus:
-    """What the folds share of this audio."""
-    shared = PreparedCorpus(waves.corpus, waves, encoder=encoder, source=source)
+def _with_features(recipe: EmotionRecipe, shared: PreparedCorpus) -> PreparedCorpus:
+    """`shared` with the features of its audio that do not depend on the fold."""
+    waves, encoder = shared.waves, shared.encoder
+    assert waves is not None
     match recipe.system:
         case "functionals":
             vectors_UF = _vectors(recipe, waves, functionals.version(), functionals.functionals)

@@ -1,6 +1,6 @@
 """A probe: the emotion in a network's context vectors, scored on a small labelled set, always in the same way.
 
-Functionals of c of each utterance (classic.summarise) go into one support vector regression, nothing of which is
+Functionals of c of each utterance (statistics.summarise) go into one support vector regression, nothing of which is
 searched, over folds of whole speakers: no draw of chance is in it, and two checkpoints differ by their weights alone.
 The figures are those of a fine-tuning with system=precpc, head=svr and svm_search=false.
 """
@@ -14,12 +14,13 @@ import numpy as np
 from cpcscale.emotion.audio.array_cache import AudioCacheConfig
 from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
-from cpcscale.emotion.crossval import fold_splits, run_fold
+from cpcscale.emotion.crossval import run_fold
 from cpcscale.emotion.encoders.networks import WindowEncoder
 from cpcscale.emotion.finetune_result import combine
-from cpcscale.emotion.heads.svm import summarise
+from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.heads.training import FitConfig, device
 from cpcscale.emotion.inputs import PreparedCorpus
+from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe, ProtocolConfig
 from cpcscale.model.cpc import CPC
 
@@ -53,9 +54,9 @@ def probe(recipe: EmotionRecipe, waves: Waves, network: CPC) -> dict[str, float]
     Nothing is cached of what the network makes: there is another one at the next checkpoint.
     """
     vectors_UF = np.stack(list(_vectors(recipe, waves, network)))
-    prepared = PreparedCorpus(waves.corpus, waves, vectors_UF=vectors_UF)
-    count = len(fold_splits(recipe, waves.corpus).splits)
-    return combine(recipe, waves.corpus, [run_fold(recipe, prepared, fold) for fold in range(count)]).ccc
+    prepared = PreparedCorpus(waves.corpus, fold_splits(recipe, waves.corpus), waves, vectors_UF=vectors_UF)
+    results = [run_fold(recipe, prepared, fold) for fold in range(len(prepared.folds.splits))]
+    return combine(recipe, prepared, results).ccc
 
 
 def _vectors(recipe: EmotionRecipe, waves: Waves, network: CPC) -> Iterator[np.ndarray]:

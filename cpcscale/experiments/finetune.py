@@ -15,12 +15,13 @@ from cpcscale.cluster import session
 from cpcscale.cluster.folds import check_ranks, refuse_without_room, run_folds
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.crossval import fold_splits, marks
-from cpcscale.emotion.encoders.networks import absolute_checkpoint, encoder_digest, open_encoder
+from cpcscale.emotion.encoders.networks import OpenedEncoder, absolute_checkpoint, encoder_digest, open_encoder
 from cpcscale.emotion.finetune_result import FinetuneResult, combine
 from cpcscale.emotion.inputs import prepare
+from cpcscale.emotion.probe_selection import refuse_selected
+from cpcscale.emotion.protocol.folds import fold_splits, marks
+from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.selected_on_test import refuse_selected
 from cpcscale.errors import UserError
 from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
 
@@ -49,17 +50,23 @@ class FinetuneConfig(EmotionRecipe):
         check_ranks(self, self.ranks)
 
 
-def finetune(config: FinetuneConfig, *, parent: str | None = None, corpus: Corpus | None = None) -> FinetuneResult:
+def finetune(
+    config: FinetuneConfig,
+    *,
+    parent: str | None = None,
+    corpus: Corpus | None = None,
+    opened: OpenedEncoder | None = None,
+) -> FinetuneResult:
     """Runs all folds and returns their result, which `run_dir` then holds as result.json and predictions.csv.
 
     A run_dir that holds the finished result of the same config, corpus and encoder gives that one back. `parent` is the
-    id of the tracked run that this one is a part of; `corpus` stands in for the one that the config names. Whatever a
-    user can get wrong raises UserError before Ray starts or a file is written.
+    id of the tracked run that this one is a part of; `corpus` and `opened` are the corpus and the encoder of the config
+    where they are open already. Whatever a user can get wrong raises UserError before Ray starts or a file is written.
     """
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
     corpus = open_corpus(config.corpus) if corpus is None else corpus
-    fold_splits(config, corpus)
-    encoder, source = open_encoder(config)
+    folds = fold_splits(config, corpus)
+    opened = encoder, source = open_encoder(config) if opened is None else opened
     refuse_selected(config, corpus, source)
     identity = identify(config, corpus) | {"encoder": encoder_digest(encoder)}
     if (done := finished(config.run_dir, identity)) is not None:
@@ -67,24 +74,22 @@ def finetune(config: FinetuneConfig, *, parent: str | None = None, corpus: Corpu
         return done
     started = time.monotonic()
     refuse_without_room(config, config.ranks, config.workers)
-    prepared = prepare(config, corpus)
-    # Again, without what could not be read.
-    count = len(fold_splits(config, prepared.corpus).splits)
+    prepared = prepare(config, corpus, opened)
     session.connect(config.workers * config.ranks)
     tracker = Tracker.start(
         config.tracking,
         kind="finetune",
         name=config.name or config.system,
         run_dir=config.run_dir,
-        tags=environment_tags() | describe(config, corpus, identity, source),
+        tags=environment_tags() | describe(config, corpus, folds, identity, source),
         params=configs.flat(config),
         parent=parent,
     )
     status = "FAILED"
     try:
-        folds = run_folds(config, prepared, count, config.workers, config.ranks)
+        results = run_folds(config, prepared, config.workers, config.ranks)
         result = dataclasses.replace(
-            combine(config, prepared.corpus, folds),
+            combine(config, prepared, results),
             seconds=time.monotonic() - started,
             identity=identity,
             encoder_chosen=str(source.get("chosen", "")),
@@ -121,13 +126,15 @@ def identify(recipe: EmotionRecipe, corpus: Corpus) -> dict[str, str]:
     return {"config": configs.digest(placeless), "corpus": corpus.digest}
 
 
-def describe(recipe: EmotionRecipe, corpus: Corpus, identity: dict[str, str], source: dict[str, Any]) -> dict[str, str]:
+def describe(
+    recipe: EmotionRecipe, corpus: Corpus, folds: Folds, identity: dict[str, str], source: dict[str, Any]
+) -> dict[str, str]:
     """The tags of a run on this corpus."""
     tags = {
         "cpcscale.system": recipe.system,
         "cpcscale.corpus": corpus.name,
         "cpcscale.protocol": recipe.protocol.split,
-        "cpcscale.marks": ",".join(marks(recipe, corpus, fold_splits(recipe, corpus))),
+        "cpcscale.marks": ",".join(marks(recipe, corpus, folds)),
         "cpcscale.config_hash": identity["config"],
         "cpcscale.corpus_hash": identity["corpus"],
     }

@@ -1,4 +1,4 @@
-"""Several fine-tunings below one tracked run: which are done, what is left, and how long that may take.
+"""Several fine-tunings below one tracked run: which are done, and what is left.
 
 Each run has a folder of its own, by which a driver that comes after a kill knows what is finished; what another config
 put there is refused, never mixed in.
@@ -19,22 +19,23 @@ import numpy as np
 from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.estimate_time import TRIED, estimate_s
+from cpcscale.emotion.encoders.networks import OpenedEncoder
 from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.experiments.finetune import FinetuneConfig, finished
 from cpcscale.experiments.many_runs_config import RECIPE_FIELDS
-from cpcscale.objective.ccc import PRIMITIVES
 from cpcscale.progress import duration
 from cpcscale.tracking.tracker import Tracker, TrackingConfig
 
 
 @dataclass(frozen=True)
 class FinetuneRun:
-    """One fine-tuning: its config, its corpus, and digests of what its result follows from."""
+    """One fine-tuning: its config, its corpus and encoder, and digests of what its result follows from."""
 
     config: FinetuneConfig
     corpus: Corpus
+    opened: OpenedEncoder
     identity: dict[str, str]
 
     @property
@@ -55,35 +56,15 @@ def done_of(runs: Sequence[FinetuneRun]) -> dict[str, FinetuneResult]:
     return {name: result for name, result in found.items() if result is not None}
 
 
-def forecast(
-    runs: Sequence[FinetuneRun], done: Mapping[str, FinetuneResult], say: Callable[[str], None]
-) -> dict[str, Any]:
-    """{dry_run, runs, done, hours, tried}: a row a run with `name`, `system`, `seed`, `done` and `seconds`.
-
-    The seconds of a run that is to come are the mean of the finished ones of its system here; where there is none, they
-    come from a trial of a few utterances (estimate.py), which `say` announces, and `tried` names its system. `hours`
-    adds up the runs to come.
-    """
-    rows: list[dict[str, Any]] = []
-    tried: dict[str, float] = {}
-    for run in runs:
-        result, expected, system = done.get(run.name), _expected_s(run, done), run.config.system
-        if result is None and expected is None:
-            if system not in tried:
-                say(f"a trial of {system} on {TRIED} utterances")
-                tried[system] = estimate_s(run.config, run.corpus, run.config.workers)
-            expected = tried[system]
-        seconds = expected if result is None else result.seconds
-        row = {"name": run.name, "system": run.config.system, "seed": run.config.seed, "seconds": seconds}
-        rows.append(row | {"done": result is not None})
-    coming = [row for row in rows if not row["done"]]
-    return {
-        "dry_run": True,
-        "runs": rows,
-        "done": len(rows) - len(coming),
-        "hours": sum(row["seconds"] for row in coming) / 3600,
-        "tried": list(tried),
-    }
+def listed(runs: Sequence[FinetuneRun], done: Mapping[str, FinetuneResult]) -> dict[str, Any]:
+    """{dry_run, runs, done}: how many are done, and a row a run with `name`, `system`, `seed`, `done` and `seconds`,
+    which are null where it is to come."""
+    rows = [
+        {"name": run.name, "system": run.config.system, "seed": run.config.seed, "done": run.name in done}
+        | {"seconds": done[run.name].seconds if run.name in done else None}
+        for run in runs
+    ]
+    return {"dry_run": True, "runs": rows, "done": sum(row["done"] for row in rows)}
 
 
 def run_left(
@@ -139,12 +120,11 @@ def seconds_of(runs: Sequence[FinetuneRun], done: Mapping[str, FinetuneResult]) 
     return total
 
 
-def _expected_s(run: FinetuneRun, done: Mapping[str, FinetuneResult]) -> float | None:
-    known = [result.seconds for result in done.values() if result.system == run.config.system]
-    return float(np.mean(known)) if known else None
-
-
 def _left(todo: Sequence[FinetuneRun], done: Mapping[str, FinetuneResult]) -> str:
-    seconds = [_expected_s(run, done) for run in todo]
-    known = [value for value in seconds if value is not None]
-    return f"; about {duration(sum(known))} left" if len(known) == len(seconds) else ""
+    """How long the runs may take, by the mean of those of their systems that are done; nothing where there is none."""
+    known: dict[str, list[float]] = {}
+    for result in done.values():
+        known.setdefault(result.system, []).append(result.seconds)
+    if not all(run.config.system in known for run in todo):
+        return ""
+    return f"; about {duration(sum(float(np.mean(known[run.config.system])) for run in todo))} left"

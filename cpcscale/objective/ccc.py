@@ -1,4 +1,4 @@
-"""The concordance correlation coefficient (Lin 1989, Biometrics 45), as a metric and as a loss. Pure.
+"""The concordance correlation coefficient (Lin 1989, Biometrics 45) as a loss. Pure.
 
     CCC(x, y) = 2 cov(x, y) / (var x + var y + (mean x - mean y)^2)        with biased (1/n) moments, as Lin has them
 
@@ -10,31 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-# The order of the columns in every array of labels or predictions.
-PRIMITIVES = ("activation", "valence", "dominance")
-
 # Below this, both columns are the same constant up to rounding: squares of labels, which are near 1, are far larger.
 _TINY = 1e-24
-
-
-def ccc(truth_UP: np.ndarray, predicted_UP: np.ndarray) -> np.ndarray:
-    """The CCC of each column in float64: [P] for [U, P], a 0-d array for [U]. Symmetric in its arguments.
-
-    >>> ccc(np.array([-1.0, 1.0]), np.array([-3.0, 3.0])).item()  # correlation 1, but three times too wide
-    0.6
-    """
-    truth, predicted = np.asarray(truth_UP, np.float64), np.asarray(predicted_UP, np.float64)
-    _same_shape(truth.shape, predicted.shape)
-    mean_t, mean_g = truth.mean(axis=0), predicted.mean(axis=0)
-    covariance = ((truth - mean_t) * (predicted - mean_g)).mean(axis=0)
-    spread = truth.var(axis=0) + predicted.var(axis=0) + (mean_t - mean_g) ** 2
-    # A constant column has a range of 0; its computed variance may be rounding noise.
-    constant = (np.ptp(truth, axis=0) == 0) | (np.ptp(predicted, axis=0) == 0)
-    return np.where(constant, 0.0, 2 * covariance / np.where(constant, 1.0, spread))
 
 
 def batch_ccc(predicted_BP: Tensor, truth_BP: Tensor) -> Tensor:

@@ -226,7 +226,10 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a living process of this machine began, in ticks since boot; None for one that is gone."""
+    """When a living process of this machine began, in ticks since boot; None for one that is gone.
+
+    Not psutil's create_time: it follows the wall clock, and setting that would make a living holder a dead one.
+    """
     try:
         # The name before it may hold anything, the last bracket ends it.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 NEEDED = {
     "cpcscale.audio",
     "cpcscale.config",
-    "cpcscale.objective.ccc",
+    "cpcscale.emotion.scores.ccc",
     "cpcscale.objective.infonce",
     "cpcscale.objective.negatives",
     "cpcscale.shards.packing.sources",

@@ -20,13 +20,14 @@ from cpcscale import config
 from cpcscale.emotion.audio.array_cache import AudioCacheConfig
 from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.corpora import open_corpus
-from cpcscale.emotion.crossval import FoldResult, fold_splits, run_fold
+from cpcscale.emotion.crossval import FoldResult, run_fold
 from cpcscale.emotion.encoders import networks
 from cpcscale.emotion.encoders.layer import LayerFeatures
 from cpcscale.emotion.encoders.networks import encoder_digest, pretrained_on_corpus
 from cpcscale.emotion.finetune_result import combine
-from cpcscale.emotion.heads.svm import summarise
+from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.inputs import fold_inputs, prepare
+from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.speaker_norm import ScaledFeatures, SpeakerScale, speaker_scales, vectors_scale
 from cpcscale.errors import UserError
@@ -149,7 +150,7 @@ def test_features_are_scaled_by_speaker_for_every_system_that_has_some(folder, c
     np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-3)
     spread = scaled.std(axis=0)
     assert (np.isclose(spread, 1, atol=1e-2) | (spread < 1e-2)).all()
-    result = combine(settings, corpus, [run_fold(settings, prepared, number) for number in range(3)])
+    result = combine(settings, prepared, [run_fold(settings, prepared, number) for number in range(3)])
     assert result.marks == ["SPEAKER-ADAPTED"]
 
 
@@ -209,7 +210,7 @@ def test_on_the_corpus_minicpc_is_pretrained_once_for_all_folds_and_runs_and_is_
     corpus = open_corpus(settings.corpus)
     prepared = prepare(settings, corpus)
     results = [run_fold(settings, prepared, number) for number in range(3)]
-    assert combine(settings, corpus, results).marks == ["TRANSDUCTIVE"]
+    assert combine(settings, prepared, results).marks == ["TRANSDUCTIVE"]
     assert pretrained == [[f"voice{number}" for number in range(6)]]
     again = run_fold(settings, prepare(settings, corpus), 1)
     np.testing.assert_array_equal(again.guess_UP, results[1].guess_UP)

@@ -15,11 +15,12 @@ from cpcscale import config
 from cpcscale.emotion.batching import predict
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.crossval import fold_splits, run_fold, start_fit
+from cpcscale.emotion.crossval import run_fold, start_fit
 from cpcscale.emotion.encoders.networks import WindowEncoder, encoder_digest, wave_level
 from cpcscale.emotion.finetune_result import FinetuneResult, combine
-from cpcscale.emotion.heads.svm import summarise
+from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.inputs import FoldInputs, PreparedCorpus, fold_inputs, prepare, statistics
+from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe
 from cpcscale.emotion.scores.ccc_intervals import scores
 from cpcscale.errors import UserError
@@ -51,8 +52,8 @@ def opened(settings: EmotionRecipe) -> tuple[Corpus, PreparedCorpus]:
 
 
 def run(settings: EmotionRecipe) -> FinetuneResult:
-    corpus, prepared = opened(settings)
-    return combine(settings, corpus, [run_fold(settings, prepared, fold) for fold in (2, 0, 1)])
+    _, prepared = opened(settings)
+    return combine(settings, prepared, [run_fold(settings, prepared, fold) for fold in (2, 0, 1)])
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -289,8 +290,8 @@ def test_the_owners_partitions_are_scored_each_by_itself(tmp_path):
     table.write_text("\n".join([f"{head},partition", *lines]) + "\n")
     settings = recipe(folder, "mfcc")
     settings.protocol.split = "official"
-    corpus, prepared = opened(settings)
-    result = combine(settings, corpus, [run_fold(settings, prepared, 0)])
+    _, prepared = opened(settings)
+    result = combine(settings, prepared, [run_fold(settings, prepared, 0)])
     assert list(result.ccc_by_part) == ["test1", "test2"]
     assert result.ccc == result.ccc_by_part["test1"] and result.utterances == 6
     assert result.folds[0]["test_utterances"] == 12

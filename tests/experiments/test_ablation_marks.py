@@ -11,7 +11,7 @@ from typing import Any
 from made_voices import put_corpus, recipe
 
 from cpcscale.emotion.corpora import open_corpus
-from cpcscale.emotion.crossval import fold_splits
+from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.experiments.finetune import FinetuneConfig, finetune
 from cpcscale.experiments.reproduce import run as reproduce

@@ -235,9 +235,9 @@ def test_the_page_has_every_row_and_says_how_to_read_it(name, request):
 def test_a_dry_run_lists_the_runs_and_writes_nothing(folder, tmp_path):
     where = {"run_dir": str(tmp_path / "curve"), "dry_run": True}
     config = settings(folder, "learning", systems=["mean", "mfcc"], seeds=[0, 1], **where)
-    forecast = evaluate(config)
+    listed = evaluate(config)
     shares = ["share0.1", "share0.25", "share0.5", "share1"]
-    assert [run["name"] for run in forecast["runs"]] == [
+    assert [run["name"] for run in listed["runs"]] == [
         *(f"{share}-{system}-seed0" for system in ("mean", "mfcc") for share in shares),
         *(f"{share}-mfcc-seed1" for share in shares),
     ]

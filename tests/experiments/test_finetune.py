@@ -23,9 +23,9 @@ from cpcscale.emotion.finetune_result import combine
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe, ProtocolConfig
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
 from cpcscale.experiments.finetune import FinetuneConfig, finetune
-from cpcscale.objective.ccc import PRIMITIVES
 from cpcscale.tracking.runs import read_runs
 from cpcscale.tracking.tracker import TrackingConfig
 from cpcscale.train.ranks import PeerLostError
@@ -60,7 +60,7 @@ def finished(tmp_path_factory):
 def test_folds_under_ray_give_what_they_give_in_one_process(finished):
     config, result = finished
     prepared = prepare(config, open_corpus(config.corpus))
-    alone = combine(config, prepared.corpus, [run_fold(config, prepared, fold) for fold in range(3)])
+    alone = combine(config, prepared, [run_fold(config, prepared, fold) for fold in range(3)])
     assert result.ccc == pytest.approx(alone.ccc, abs=1e-5)
     assert [fold["chosen"]["epoch"] for fold in result.folds] == [fold["chosen"]["epoch"] for fold in alone.folds]
 

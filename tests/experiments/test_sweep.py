@@ -11,13 +11,12 @@ from sweeps import SPACE, family, settings
 from cpcscale import config as configs
 from cpcscale.cluster import session
 from cpcscale.emotion.corpora import open_corpus
-from cpcscale.emotion.crossval import fold_splits, run_fold
+from cpcscale.emotion.crossval import run_fold
 from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.experiments.finetune import FinetuneConfig
 from cpcscale.experiments.sweep import features
-from cpcscale.experiments.sweep import trial as trials
 from cpcscale.experiments.sweep.config import SweepConfig
 from cpcscale.experiments.sweep.features import feature_key, heard_by
 from cpcscale.experiments.sweep.resources import Share, share
@@ -135,7 +134,7 @@ def test_checkpoints_are_searched_with_their_features_computed_once(tmp_path, mo
     checkpoints = [put_checkpoint(tmp_path / name, seed) for name, seed in (("a", 7), ("b", 8))]
     space = {"encoder.checkpoint": {"choice": checkpoints}, "fit.learning_rate": {"uniform": [1e-3, 1e-2]}}
     heard = []
-    monkeypatch.setattr(features, "prepare", lambda recipe, corpus: heard.append(recipe) or prepare(recipe, corpus))
+    monkeypatch.setattr(features, "prepare", lambda recipe, *rest: heard.append(recipe) or prepare(recipe, *rest))
     config = settings(tmp_path, system="precpc", trials=6, space=space, scheduler="none")
     result = sweep(config)
     assert [recipe.encoder.checkpoint for recipe in heard] == checkpoints
@@ -190,12 +189,11 @@ def test_inner_ccc_is_the_mean_over_folds_of_the_best_development_score_so_far(t
         assert [fold["dev_ccc"] for fold in report["folds"]] == [fold.curve[number - 1].dev_ccc for fold in folds]
 
 
-def test_a_trial_never_hears_a_test_speaker(tmp_path, monkeypatch):
+def test_a_trial_never_hears_a_test_speaker(tmp_path):
     settings = recipe(put_corpus(tmp_path / "tones"), "mfcc")
     prepared = prepare(settings, open_corpus(settings.corpus))
-    folds = fold_splits(settings, prepared.corpus)
-    one_fold = replace(folds, splits=folds.splits[:1])  # a speaker that one fold tests trains the others
-    monkeypatch.setattr(trials, "fold_splits", lambda *_: one_fold)
+    one_fold = replace(prepared.folds, splits=prepared.folds.splits[:1])  # one fold's test speaker trains the others
+    prepared = replace(prepared, folds=one_fold)
     silent = list(prepared.inputs)
     for row in one_fold.splits[0].test_rows:
         silent[row] = tuple(np.zeros_like(window) for window in silent[row])

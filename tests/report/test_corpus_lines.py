@@ -12,8 +12,8 @@ from made_voices import put_corpus
 from cpcscale import cli
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.describe import describe
-from cpcscale.objective.ccc import PRIMITIVES
 from cpcscale.report.terminal.corpus import corpus_lines
 
 

@@ -294,7 +294,7 @@ def test_what_was_left_out_is_known_after_a_restart_and_a_repair(tmp_path):
     expected = pack(str(root), str(tmp_path / "undisturbed"), SPEC).quarantine
     assert len(expected) == 8
 
-    def stopping(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    def stopping(function: Callable[[Any], Any], items: Sequence[Any], **_: Any) -> Iterator[Any]:
         for number, item in enumerate(items):
             if function is pack_task and number == 1:
                 raise KeyboardInterrupt

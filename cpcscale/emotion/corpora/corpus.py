@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cpcscale import config, storage
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
-from cpcscale.objective.ccc import PRIMITIVES
 
 log = logging.getLogger(__name__)
 

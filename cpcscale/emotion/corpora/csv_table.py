@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from cpcscale import storage
 from cpcscale.emotion.corpora import vocabulary
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, checked, folder_of, require_path, stem
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
-from cpcscale.objective.ccc import PRIMITIVES
 
 REQUIRED = ("path", "speaker", *PRIMITIVES)
 MANIFEST = "manifest.csv"

@@ -6,10 +6,10 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -53,13 +53,17 @@ class WindowEncoder:
         return [found[row] for row in range(len(windows))]
 
 
-def open_encoder(recipe: EmotionRecipe) -> tuple[Encoder | None, dict[str, Any]]:
+# A network, where there is one, and its metadata: see `open_encoder`.
+OpenedEncoder: TypeAlias = "tuple[Encoder | None, dict[str, Any]]"
+
+
+def open_encoder(recipe: EmotionRecipe) -> OpenedEncoder:
     """The network of `encoder.checkpoint` and its metadata, where the system uses one; else (None, {}).
 
     Raises UserError when there is none at the path, or none is given to a system that cannot do without.
     """
     url = recipe.encoder.checkpoint
-    if recipe.system in ("mean", *CLASSIC, *FRAMES):
+    if not _uses_network(recipe):
         return None, {}
     if not url:
         if recipe.system == "precpc":
@@ -77,6 +81,22 @@ def open_encoder(recipe: EmotionRecipe) -> tuple[Encoder | None, dict[str, Any]]
             f"no pretraining at encoder.checkpoint={url}: run `cpcscale pretrain` with run_dir={url} first{way_out}"
         )
     return load_encoder(url, recipe.encoder.which)
+
+
+def open_encoders(recipes: Mapping[str, EmotionRecipe]) -> dict[str, OpenedEncoder]:
+    """`open_encoder` of each recipe, by name; a checkpoint that several of them use is read once."""
+    known: dict[tuple[str, str], OpenedEncoder] = {}
+    opened = {}
+    for name, recipe in recipes.items():
+        place = recipe.encoder.checkpoint, recipe.encoder.which
+        opened[name] = (known.get(place) if _uses_network(recipe) else None) or open_encoder(recipe)
+        if opened[name][0] is not None:
+            known[place] = opened[name]
+    return opened
+
+
+def _uses_network(recipe: EmotionRecipe) -> bool:
+    return recipe.system not in ("mean", *CLASSIC, *FRAMES)
 
 
 def absolute_checkpoint(url: str) -> str:

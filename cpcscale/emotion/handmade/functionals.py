@@ -11,7 +11,7 @@ import numpy as np
 
 from cpcscale import audio
 from cpcscale.emotion.handmade import mfcc
-from cpcscale.emotion.heads.svm import refuse_short
+from cpcscale.emotion.handmade.mfcc import refuse_short
 
 # Raise it when `functionals` gives other values.
 VERSION = 1

@@ -6,11 +6,14 @@ import kaldi_native_fbank as knf
 import numpy as np
 
 from cpcscale import audio
+from cpcscale.errors import UserError
 
 # Raise it when `mfcc` or `log_mel` gives other values: cached features are then computed again. tests/golden watches
 # each VERSION of features.
 VERSION = 1
 _MELS = 80
+# Speech shorter than this has too few frames for a percentile or a rate to mean anything.
+LEAST_S = 0.1
 
 
 def mfcc(wave_S: np.ndarray, coefficients: int = 40) -> np.ndarray:
@@ -31,6 +34,15 @@ def log_mel(wave_S: np.ndarray, bands: int = 40) -> np.ndarray:
     _shared(options)
     options.mel_opts.num_bins = bands
     return _frames(knf.OnlineFbank(options), wave_S, bands)
+
+
+def refuse_short(wave_S: np.ndarray) -> None:
+    """Raises UserError for a waveform at 16 kHz of less than LEAST_S seconds."""
+    if len(wave_S) < LEAST_S * audio.RATE_HZ:
+        raise UserError(
+            f"an utterance of {len(wave_S) / audio.RATE_HZ:.3f} s is too short for functionals (at least {LEAST_S} s): "
+            "drop its row"
+        )
 
 
 def version() -> str:

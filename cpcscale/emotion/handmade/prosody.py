@@ -19,7 +19,7 @@ import numpy as np
 from scipy.signal import find_peaks
 
 from cpcscale import audio, config
-from cpcscale.emotion.heads.svm import refuse_short
+from cpcscale.emotion.handmade.mfcc import refuse_short
 from cpcscale.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from cpcscale import config
 from cpcscale.emotion.encoders.layer import Encoder, EncoderLayer, LayerFeatures, WaveNorm
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
-from cpcscale.objective.ccc import PRIMITIVES
 from cpcscale.objective.hash_random import hashed, uniform
 
 # Added to variances before the root, whose gradient at 0 is infinite; features are standardised, so it is small.

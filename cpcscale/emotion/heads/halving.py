@@ -55,14 +55,6 @@ def rungs(epochs: int) -> list[int]:
     return sorted({rung for share in _RUNGS if 0 < (rung := max(1, round(share * epochs))) < epochs})
 
 
-def epochs_in_all(count: int, epochs: int) -> int:
-    """What `halve` trains over all of `count` fits: each up to its rung."""
-    total, left, done = 0, count, 0
-    for rung in [*(rungs(epochs) if count > 1 else ()), epochs]:
-        total, done, left = total + left * (rung - done), rung, max(1, left // _KEPT)
-    return total
-
-
 def halve(fits: Sequence[HeadTraining], epochs: int) -> Iterator[tuple[int, EpochResult]]:
     """Trains them in turns up to `epochs`, fewer from rung to rung; yields each epoch with its fit's place.
 

@@ -16,16 +16,13 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC, SVR
 
-from cpcscale import audio, config
+from cpcscale import config
 from cpcscale.emotion.protocol.splits import speaker_folds
 from cpcscale.emotion.scores.ccc_intervals import scores, unweighted_average_recall
 from cpcscale.errors import UserError
 
 KERNELS = ("rbf", "linear")
-PERCENTILES = (10, 50, 90)
 INNER_FOLDS = 4
-# Speech shorter than this has too few frames for a percentile or a rate to mean anything.
-LEAST_S = 0.1
 # Standardised features beyond it are drawn back to it: one wild ratio (eGeMAPS has some at 20 deviations) would else
 # put its utterance far from all others, where a radial kernel answers with the mean.
 _REACH = 3.0
@@ -172,27 +169,6 @@ def classify(
     known, voices = [classes_U[row] for row in rows], [groups[row] for row in rows]
     settings = choose_classifier(x_UF[rows], known, voices, grid, folds, key)
     return [str(name) for name in Classifier(settings).fit(x_UF[rows], known).predict(x_VF)]
-
-
-def summarise(x_TC: np.ndarray) -> np.ndarray:
-    """float32 [5 C] of frames such as a network's z or c: mean, deviation and PERCENTILES of each channel, in blocks.
-
-    Raises ValueError when there is no frame.
-    """
-    if x_TC.ndim != 2 or not len(x_TC):
-        raise ValueError(f"a summary wants frames [T, C] with at least one, not shape {x_TC.shape}")
-    x_TC = x_TC.astype(np.float64)
-    blocks = [x_TC.mean(axis=0), x_TC.std(axis=0), *np.percentile(x_TC, PERCENTILES, axis=0)]
-    return np.concatenate(blocks).astype(np.float32)
-
-
-def refuse_short(wave_S: np.ndarray) -> None:
-    """Raises UserError for a waveform at 16 kHz of less than LEAST_S seconds."""
-    if len(wave_S) < LEAST_S * audio.RATE_HZ:
-        raise UserError(
-            f"an utterance of {len(wave_S) / audio.RATE_HZ:.3f} s is too short for functionals (at least {LEAST_S} s): "
-            "drop its row"
-        )
 
 
 def _standardised(machine: SVR | SVC) -> Pipeline:

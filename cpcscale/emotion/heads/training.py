@@ -26,8 +26,9 @@ from cpcscale import audio, config
 from cpcscale.emotion.audio.prefetch import read_ahead
 from cpcscale.emotion.batching import Utterance, batches, by_length, key, predict, seeded, windows
 from cpcscale.emotion.heads.attention import EncoderWithHead
+from cpcscale.emotion.scores.ccc import ccc
 from cpcscale.errors import UserError
-from cpcscale.objective.ccc import ccc, ccc_loss, ccc_loss_gradient
+from cpcscale.objective.ccc import ccc_loss, ccc_loss_gradient
 from cpcscale.objective.hash_random import bounded, hashed
 from cpcscale.train.augment import EffectsConfig, augmented
 from cpcscale.train.ranks import Ranks

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from cpcscale.objective.ccc import PRIMITIVES, ccc
+from cpcscale.emotion.scores.ccc import PRIMITIVES, ccc
 
 Figures = dict[str, float]
 Intervals = dict[str, list[float]]

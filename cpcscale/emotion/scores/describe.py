@@ -16,8 +16,8 @@ import numpy as np
 
 from cpcscale import audio, storage
 from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.emotion.scores.ccc import PRIMITIVES, ccc
 from cpcscale.emotion.scores.system_table import label_correlation
-from cpcscale.objective.ccc import PRIMITIVES, ccc
 
 # The owners write means with two to six decimals.
 _SAME = 0.01

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.ccc_intervals import FIGURES, Figures, figures_of, speaker_sums, weighted_sums, with_seeds
-from cpcscale.objective.ccc import PRIMITIVES
 
 # Up to this many speakers all 2^n assignments are gone through.
 EXACT_SPEAKERS = 16

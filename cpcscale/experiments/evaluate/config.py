@@ -44,7 +44,7 @@ class EvaluateConfig(EmotionRecipe):
     corpora: dict[str, Any] = field(default_factory=dict)
     # What one system has otherwise, by key of the recipe, as {precpc: {fit.epochs: 20}}.
     overrides: dict[str, Any] = field(default_factory=dict)
-    dry_run: bool = False  # only list the runs, and the hours that they may take
+    dry_run: bool = False  # only list the runs, done and to do
     lease: LeaseConfig = field(default_factory=LeaseConfig, metadata=configs.PLACE)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=configs.PLACE)
 

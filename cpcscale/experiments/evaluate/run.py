@@ -19,15 +19,16 @@ from cpcscale import storage
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.emotion.corpora.joined import joined
-from cpcscale.emotion.crossval import fold_splits
-from cpcscale.emotion.encoders.networks import encoder_digest, open_encoder
+from cpcscale.emotion.encoders.networks import encoder_digest, open_encoders
+from cpcscale.emotion.finetune_result import FinetuneResult
+from cpcscale.emotion.probe_selection import refuse_selected
+from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.selected_on_test import refuse_selected
 from cpcscale.errors import UserError
 from cpcscale.experiments.evaluate.config import EvaluateConfig
 from cpcscale.experiments.evaluate.table import table_of
 from cpcscale.experiments.finetune import absolute_inputs, finetune, identify
-from cpcscale.experiments.many_runs import FinetuneRun, done_of, forecast, publish, run_left, seconds_of, single
+from cpcscale.experiments.many_runs import FinetuneRun, done_of, listed, publish, run_left, seconds_of, single
 from cpcscale.experiments.many_runs_config import draws, with_seed
 from cpcscale.experiments.tracked_run import tracked
 from cpcscale.progress import note
@@ -49,12 +50,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Runs what is not done yet and returns the table, which `run_dir` then holds as results.json, page and plot.
 
     The table is that of `table_of` with `seconds` (of all runs, by system) and `run_id`. With `dry_run` nothing is run
-    or written, and what comes back is `forecast`. Raises UserError before a file is written for whatever a user can get
+    or written, and what comes back is `listed`. Raises UserError before a file is written for whatever a user can get
     wrong, and HeldError when another driver is at this evaluation.
     """
     plan = _planned(config)
     if plan.config.dry_run:
-        return forecast(plan.runs, done_of(plan.runs), _say)
+        return listed(plan.runs, done_of(plan.runs))
     with hold(plan.config.run_dir, plan.config.lease, take_over=False, say=_say) as lease:
         return _tracked(plan, lease)
 
@@ -65,13 +66,12 @@ def _planned(config: EvaluateConfig) -> _Evaluation:
     corpora = {name: open_corpus(each) for name, each in settings.items()}
     _refuse_twice(corpora)
     recipes = {system: config.recipe(system) for system in config.systems}
-    digests = {}
-    for system, recipe in recipes.items():
-        encoder, source = open_encoder(recipe)
+    opened, digests = open_encoders(recipes), {}
+    for system, (encoder, source) in opened.items():
         digests[system] = encoder_digest(encoder)
         # Here, by the names that the owners give: in joined corpora they are others.
         for corpus in corpora.values():
-            refuse_selected(recipe, corpus, source)
+            refuse_selected(recipes[system], corpus, source)
     runs, points = [], {}
     for recipe in _recipes(config, recipes):
         for label, point, changed, corpus in _variants(config, recipe, settings, corpora):
@@ -79,7 +79,7 @@ def _planned(config: EvaluateConfig) -> _Evaluation:
             made = single(changed, name, config.run_dir, config.workers, config.tracking)
             fold_splits(made, corpus)
             identity = identify(made, corpus) | {"encoder": digests[recipe.system]}
-            runs.append(FinetuneRun(made, corpus, identity))
+            runs.append(FinetuneRun(made, corpus, opened[recipe.system], identity))
             points[name] = point
     return _Evaluation(config, corpora, runs, points)
 
@@ -125,7 +125,6 @@ def _refuse_twice(corpora: Mapping[str, Corpus]) -> None:
 
 def _tracked(plan: _Evaluation, lease: Lease) -> dict[str, Any]:
     config, done = plan.config, done_of(plan.runs)
-    corpora = {run.name: run.corpus for run in plan.runs}
     with tracked(
         config.tracking,
         lease,
@@ -136,8 +135,8 @@ def _tracked(plan: _Evaluation, lease: Lease) -> dict[str, Any]:
         params={key: value for key, value in configs.flat(config).items() if key not in ("system", "seed")},
     ) as (tracker, summary):
 
-        def start(run: FinetuneRun) -> Any:
-            return finetune(run.config, parent=tracker.run_id, corpus=corpora[run.name])
+        def start(run: FinetuneRun) -> FinetuneResult:
+            return finetune(run.config, parent=tracker.run_id, corpus=run.corpus, opened=run.opened)
 
         run_left(plan.runs, done, start, config.workers, _say)
         table = table_of(config.kind, plan.corpora, plan.runs, plan.points, done)

@@ -18,9 +18,9 @@ from cpcscale import config as configs
 from cpcscale import storage
 from cpcscale.emotion.corpora import open_corpus, recognised
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.crossval import fold_splits, marks
-from cpcscale.emotion.encoders.networks import encoder_digest, open_encoder
+from cpcscale.emotion.encoders.networks import encoder_digest, open_encoders
 from cpcscale.emotion.finetune_result import FinetuneResult
+from cpcscale.emotion.protocol.folds import fold_splits, marks
 from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.scores.by_group import traits_of
 from cpcscale.emotion.scores.system_table import (
@@ -35,7 +35,7 @@ from cpcscale.experiments.many_runs import (
     FinetuneRun,
     UtterancePrediction,
     done_of,
-    forecast,
+    listed,
     predictions,
     publish,
     run_left,
@@ -66,13 +66,13 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     """Runs what is not done yet and returns the table, which `run_dir` then holds as results.json and results.md.
 
     The table is `SystemTable.as_dict` with `seconds` (of all runs, by system) and `run_id`. With `dry_run` nothing is
-    run or written, and the result is `forecast`. Raises UserError before a file is written for whatever a user can get
+    run or written, and the result is `listed`. Raises UserError before a file is written for whatever a user can get
     wrong, and HeldError when another driver is at this table.
     """
     plan = _planned(config)
     config = plan.config
     if config.dry_run:
-        return forecast(plan.runs, done_of(plan.runs), _say)
+        return listed(plan.runs, done_of(plan.runs))
     with hold(config.run_dir, config.lease, take_over=False, say=_say) as lease:
         return _tracked(plan, lease)
 
@@ -81,13 +81,15 @@ def _planned(config: ReproduceConfig) -> _Plan:
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
     corpus = open_corpus(config.corpus)
     recipes = {system: config.recipe(system) for system in config.systems}
-    digests = {system: encoder_digest(open_encoder(recipe)[0]) for system, recipe in recipes.items()}
+    opened = open_encoders(recipes)
+    digests = {system: encoder_digest(encoder) for system, (encoder, _) in opened.items()}
     runs = []
     for number, seed in enumerate(config.seeds):
         for system in config.systems if number == 0 else [each for each in config.systems if draws(recipes[each])]:
             recipe = with_seed(recipes[system], seed)
             made = single(recipe, f"{system}-seed{seed}", config.run_dir, config.workers, config.tracking)
-            runs.append(FinetuneRun(made, corpus, identify(made, corpus) | {"encoder": digests[system]}))
+            identity = identify(made, corpus) | {"encoder": digests[system]}
+            runs.append(FinetuneRun(made, corpus, opened[system], identity))
     kind = recognised(config.corpus) if config.corpus.kind == "auto" else config.corpus.kind
     return _Plan(config, corpus, kind, fold_splits(config, corpus), runs)
 
@@ -103,7 +105,11 @@ def _tracked(plan: _Plan, lease: Lease) -> dict[str, Any]:
         tags=_tags(plan),
         params={key: value for key, value in configs.flat(config).items() if key not in ("system", "seed")},
     ) as (tracker, summary):
-        run_left(plan.runs, done, lambda run: finetune(run.config, parent=tracker.run_id), config.workers, _say)
+
+        def start(run: FinetuneRun) -> FinetuneResult:
+            return finetune(run.config, parent=tracker.run_id, corpus=run.corpus, opened=run.opened)
+
+        run_left(plan.runs, done, start, config.workers, _say)
         table = _table(plan, done).as_dict() | {"seconds": seconds_of(plan.runs, done), "run_id": tracker.run_id}
         publish(config.run_dir, tracker, table, {PAGE: results_markdown(table).encode()})
         summary.update({f"ccc_mean_{row['system']}": row["ccc"]["mean"] for row in table["rows"]})

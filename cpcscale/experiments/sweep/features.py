@@ -7,11 +7,10 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cpcscale import config as configs
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.encoders.networks import encoder_digest, open_encoder
+from cpcscale.emotion.encoders.networks import OpenedEncoder, encoder_digest, open_encoder
 from cpcscale.emotion.heads.attention import AttentionHeadConfig
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.inputs import PreparedCorpus, prepare
@@ -22,11 +21,11 @@ from cpcscale.progress import note
 
 @dataclass(frozen=True)
 class Heard:
-    """One way of hearing the corpus: a recipe that has it, and the encoder's digest and metadata."""
+    """One way of hearing the corpus: a recipe that has it, the encoder that it opened, and its digest."""
 
     recipe: EmotionRecipe
+    opened: OpenedEncoder
     digest: str
-    source: dict[str, Any]
 
 
 def feature_key(recipe: EmotionRecipe) -> str:
@@ -52,8 +51,8 @@ def heard_by(config: EmotionRecipe, dimensions: Sequence[Dimension]) -> dict[str
     for values in itertools.product(*choices):
         recipe = apply(config, dict(values))
         if (key := feature_key(recipe)) not in ways:
-            encoder, source = open_encoder(recipe)
-            ways[key] = Heard(recipe, encoder_digest(encoder), source)
+            opened = open_encoder(recipe)
+            ways[key] = Heard(recipe, opened, encoder_digest(opened[0]))
     return ways
 
 
@@ -69,7 +68,7 @@ def prepare_all(ways: Mapping[str, Heard], corpus: Corpus) -> dict[str, Prepared
     for number, (key, way) in enumerate(ways.items(), 1):
         if len(ways) > 1:
             note(f"sweep: features {number} of {len(ways)}: {_described(way.recipe)}")
-        prepared[key] = prepare(way.recipe, corpus)
+        prepared[key] = prepare(way.recipe, corpus, way.opened)
     return prepared
 
 

@@ -23,8 +23,8 @@ from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.crossval import fold_splits, marks
 from cpcscale.emotion.inputs import PreparedCorpus
+from cpcscale.emotion.protocol.folds import fold_splits, marks
 from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.errors import UserError
 from cpcscale.experiments.finetune import absolute_inputs, describe, identify
@@ -54,18 +54,19 @@ class _Plan:
     config: SweepConfig
     dimensions: list[Dimension]
     corpus: Corpus
+    folds: Folds
     ways: dict[str, Heard]
     identity: dict[str, str]
 
     def tags(self, values: Mapping[str, Any] | None = None) -> dict[str, str]:
         """The tags of a trial, or of the whole sweep: an encoder that is searched is not among those."""
         if values is None and len(self.ways) > 1:
-            return describe(self.config, self.corpus, self.identity, {})
+            return describe(self.config, self.corpus, self.folds, self.identity, {})
         # Of the rest of its values a trial may find that they do not go together.
         heard = {each.key: values[each.key] for each in self.dimensions if each.is_heard} if values else {}
         recipe = apply(self.config, heard)
         way = self.ways[feature_key(recipe)] if values else next(iter(self.ways.values()))
-        return describe(recipe, self.corpus, self.identity, way.source)
+        return describe(recipe, self.corpus, self.folds, self.identity, way.opened[1])
 
 
 def sweep(config: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -101,13 +102,13 @@ def _planned(config: SweepConfig) -> _Plan:
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
     dimensions = parse(config.space, config)
     corpus = open_corpus(config.corpus)
-    fold_splits(config, corpus)
+    folds = fold_splits(config, corpus)
     ways = heard_by(config, dimensions)
     # Checkpoints count by their weights, wherever they lie.
     placeless = [each for each in dimensions if each.key != "encoder.checkpoint"]
     space = {each.key: {each.form: list(each.arguments)} for each in placeless}
     identity = identify(dataclasses.replace(config, space=space), corpus) | {"encoder": encoders_digest(ways)}
-    return _Plan(config, dimensions, corpus, ways, identity)
+    return _Plan(config, dimensions, corpus, folds, ways, identity)
 
 
 def _check_unfinished(journal: Journal, identity: Mapping[str, str], resume: bool) -> None:
@@ -136,7 +137,7 @@ def _say(text: str) -> None:
 
 def _folds(config: SweepConfig, prepared: Mapping[str, PreparedCorpus]) -> Folds:
     """The folds of what could be read."""
-    return fold_splits(config, next(iter(prepared.values())).corpus)
+    return next(iter(prepared.values())).folds
 
 
 def _say_plan(config: SweepConfig, mine: Share, journal: Journal, folds: Folds) -> None:

@@ -65,7 +65,11 @@ class Trials:
         self.under_way.discard(number)
 
     def died(self, number: int, why: str) -> None:
-        """The process of a trial died or failed: it starts again, as the next one, unless it did too often."""
+        """The process of a trial died or failed: it starts again, as the next one, unless it did too often.
+
+        Tune's own max_failures counts the trial as failed at the first death when its process dies between two trials
+        (reuse_actors, Ray 2.60: the same death is reported twice).
+        """
         record, most = self.journal.records[number], self.config.max_failures
         if 0 <= most <= record.restarts:
             self.end(number, "failed", f"its process died or failed, past max_failures={most}: {why}")

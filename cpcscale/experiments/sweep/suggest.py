@@ -67,7 +67,7 @@ def _seen(record: TrialRecord, dimensions: Sequence[Dimension], distributions: d
     from optuna.trial import TrialState, create_trial
 
     params = {
-        each.key: each.arguments.index(record.values[each.key]) if _is_choice(each) else record.values[each.key]
+        each.key: each.arguments.index(record.values[each.key]) if each.form == "choice" else record.values[each.key]
         for each in dimensions
     }
     match record.status:
@@ -93,10 +93,6 @@ def _shown(dimension: Dimension, drawn: Any) -> Any:
             return round(drawn, _DIGITS)
         case _:
             return drawn
-
-
-def _is_choice(dimension: Dimension) -> bool:
-    return dimension.form == "choice"
 
 
 def _distribution(dimension: Dimension) -> Any:

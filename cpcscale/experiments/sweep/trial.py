@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cpcscale.emotion.crossval import fold_splits, start_fit
+from cpcscale.emotion.crossval import start_fit
 from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
@@ -45,7 +45,7 @@ def folds_in_step(recipe: EmotionRecipe, prepared: PreparedCorpus) -> Iterator[d
 
     `folds` are the last Epoch of each fold as plain values. A fold whose patience has ended keeps its best.
     """
-    fits = [start_fit(recipe, prepared, split)[1] for split in fold_splits(recipe, prepared.corpus).splits]
+    fits = [start_fit(recipe, prepared, split)[1] for split in prepared.folds.splits]
     epochs = [iter(fit) for fit in fits]
     for number in range(1, recipe.fit.epochs + 1):
         if not [epoch for epoch in [next(fold, None) for fold in epochs] if epoch is not None]:

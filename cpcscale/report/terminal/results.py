@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.system_table import BASELINE, PAPER_SYSTEMS
-from cpcscale.objective.ccc import PRIMITIVES
 from cpcscale.progress import duration
 from cpcscale.report.compare import FIGURES, NONE, short
 from cpcscale.report.terminal.tables import Table, mark_notes, markdown, text_lines
@@ -38,17 +38,15 @@ def results_markdown(table: Mapping[str, Any]) -> str:
     return markdown(_subject(table), _tables(table), _marks(table))
 
 
-def forecast_lines(forecast: Mapping[str, Any]) -> list[str]:
-    """What `cpcscale reproduce` prints under dry_run: the runs, and the hours that those to come may take."""
-    lines = [
-        f"  {run['name']:20} {'done in' if run['done'] else 'to do, '} {duration(run['seconds'])}"
-        for run in forecast["runs"]
-    ]
-    coming = len(forecast["runs"]) - forecast["done"]
-    tried = ", ".join(forecast["tried"])
-    by = f" (those of {tried} by a short trial on this machine as it is now)" if tried else ""
-    head = f"{len(forecast['runs'])} runs, {forecast['done']} of them done; {coming} to come"
-    return [f"{head}, about {forecast['hours']:.2f} hours{by}", *lines]
+def run_lines(listed: Mapping[str, Any]) -> list[str]:
+    """What `cpcscale reproduce` and `evaluate` print under dry_run: which runs are done, and which are to do."""
+    runs = listed["runs"]
+    head = f"{len(runs)} runs: {listed['done']} done, {len(runs) - listed['done']} to do"
+    return [head, *(f"  {run['name']:20} {_state(run)}" for run in runs)]
+
+
+def _state(run: Mapping[str, Any]) -> str:
+    return f"done in {duration(run['seconds'])}" if run["done"] else "to do"
 
 
 def _subject(table: Mapping[str, Any]) -> str:

@@ -18,9 +18,9 @@ from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import run_fold
 from cpcscale.emotion.finetune_result import combine
 from cpcscale.emotion.inputs import prepare
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.ccc_intervals import change, interval, scores
 from cpcscale.errors import UserError
-from cpcscale.objective.ccc import PRIMITIVES
 
 RATE_HZ = 16_000
 
@@ -144,10 +144,10 @@ def test_a_recogniser_trained_on_clean_audio_is_tested_on_degraded(folder, check
     corpus = open_corpus(settings.corpus)
     prepared = prepare(settings, corpus)
     folds = [run_fold(settings, prepared, fold) for fold in range(3)]
-    result = combine(settings, corpus, folds)
+    result = combine(settings, prepared, folds)
     if system != "raw":
         alone = prepare(base, corpus)
-        untouched = combine(base, corpus, [run_fold(base, alone, fold) for fold in range(3)])
+        untouched = combine(base, prepared, [run_fold(base, alone, fold) for fold in range(3)])
         assert (result.ccc, result.curves) == (untouched.ccc, untouched.curves)
     table = list(csv.DictReader(io.StringIO(result.predictions_csv)))
     truth, clean, same, noisy = (

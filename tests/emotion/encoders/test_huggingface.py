@@ -18,12 +18,13 @@ from made_voices import put_corpus, recipe
 
 from cpcscale import config
 from cpcscale.emotion.corpora import open_corpus
-from cpcscale.emotion.crossval import fold_splits, run_fold, start_fit
+from cpcscale.emotion.crossval import run_fold, start_fit
 from cpcscale.emotion.encoders.huggingface import HFEncoder, open_hf, untrained_hf
 from cpcscale.emotion.encoders.layer import LayerFeatures
 from cpcscale.emotion.encoders.networks import WindowEncoder, absolute_checkpoint, encoder_digest, features_digest
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
 from cpcscale.emotion.inputs import prepare
+from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 

@@ -11,9 +11,10 @@ from made_voices import put_checkpoint, put_corpus, recipe
 
 from cpcscale import config
 from cpcscale.emotion.corpora import open_corpus
-from cpcscale.emotion.crossval import fold_splits, run_fold, start_fit
+from cpcscale.emotion.crossval import run_fold, start_fit
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead, LayerMix, learnt_mix
 from cpcscale.emotion.inputs import prepare
+from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.model.context import ContextConfig

@@ -18,7 +18,7 @@ from made_voices import put_checkpoint, put_corpus
 
 from cpcscale import cli
 from cpcscale.cluster import session
-from cpcscale.objective.ccc import PRIMITIVES
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 
 CONFIG = str(Path(__file__).parents[3] / "configs" / "finetune" / "quickstart.yaml")
 SMALL = ["recogniser.heads=2", "recogniser.hidden=16", "recogniser.dense=16", "fit.epochs=2", "fit.device=cpu"]

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.heads.svm import (
     GRID,
     Classifier,
@@ -11,12 +12,11 @@ from cpcscale.emotion.heads.svm import (
     choose,
     choose_classifier,
     classify,
-    summarise,
 )
 from cpcscale.emotion.protocol.splits import inner, splits
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.ccc_intervals import scores, unweighted_average_recall
 from cpcscale.errors import UserError
-from cpcscale.objective.ccc import PRIMITIVES
 
 SPEAKERS = [f"s{row % 6}" for row in range(120)]
 CLASSES = ("anger", "neutral", "sadness")

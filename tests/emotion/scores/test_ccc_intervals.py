@@ -7,6 +7,7 @@ from scipy import stats
 from torchmetrics.functional import concordance_corrcoef, mean_squared_error, pearson_corrcoef
 from torchmetrics.functional.classification import multiclass_recall
 
+from cpcscale.emotion.scores.ccc import ccc
 from cpcscale.emotion.scores.ccc_intervals import (
     FIGURES,
     agreement,
@@ -22,7 +23,6 @@ from cpcscale.emotion.scores.ccc_intervals import (
     unweighted_average_recall,
     weighted_sums,
 )
-from cpcscale.objective.ccc import ccc
 
 
 def voices(count: int, rows: int = 20, seed: int = 0, spread: float = 0.3) -> tuple[np.ndarray, np.ndarray, list[str]]:

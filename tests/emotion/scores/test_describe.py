@@ -9,8 +9,8 @@ from made_corpora import put_emodb, put_iemocap, put_msp_podcast
 
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Rating, Utterance
+from cpcscale.emotion.scores.ccc import ccc
 from cpcscale.emotion.scores.describe import describe, durations, human_ceiling, label_figures
-from cpcscale.objective.ccc import ccc
 
 
 def rated(*rows: tuple[Rating, ...]) -> Corpus:

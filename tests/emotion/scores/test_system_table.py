@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.ccc_intervals import FIGURES, bootstrap_interval, interval, scores
 from cpcscale.emotion.scores.system_table import (
     BASELINE,
@@ -15,7 +16,6 @@ from cpcscale.emotion.scores.system_table import (
     published_scores,
     system_table,
 )
-from cpcscale.objective.ccc import PRIMITIVES
 
 SPEAKERS, EACH, FOLDS = 7, 5, 3
 SUBJECT = TableSubject("tones", "speakers3", (), SPEAKERS * EACH, SPEAKERS)

@@ -13,8 +13,8 @@ from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import CorpusConfig
 from cpcscale.emotion.encoders.networks import open_encoder
 from cpcscale.emotion.inputs import prepare
+from cpcscale.emotion.probe_selection import refuse_selected
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.selected_on_test import refuse_selected
 from cpcscale.errors import UserError
 from cpcscale.experiments.finetune import FinetuneConfig, finetune
 from cpcscale.model.cpc import build
@@ -136,7 +136,7 @@ def test_said_so_it_runs_and_carries_its_mark_into_result_and_tracker(run, corpu
     config = FinetuneConfig(**parts, run_dir=str(tmp_path / "run"), tracking=tracking)
     # The folds in this process: how Ray runs them is tested with it.
     monkeypatch.setattr(session, "connect", lambda workers=1: None)
-    monkeypatch.setattr("cpcscale.experiments.finetune._run_folds", _in_turn)
+    monkeypatch.setattr("cpcscale.experiments.finetune.run_folds", _in_turn)
     finetune(config)
     stored = json.loads((tmp_path / "run" / "result.json").read_text())
     assert "SELECTED-ON-TEST" in stored["marks"]
@@ -146,7 +146,7 @@ def test_said_so_it_runs_and_carries_its_mark_into_result_and_tracker(run, corpu
     assert tracked.tag("encoder_chosen") == "best by probe"
 
 
-def _in_turn(config, prepared, count, *_):
+def _in_turn(config, prepared, *_):
     from cpcscale.emotion.crossval import run_fold
 
-    return [run_fold(config, prepared, fold) for fold in range(count)]
+    return [run_fold(config, prepared, fold) for fold in range(len(prepared.folds.splits))]
