@@ -213,13 +213,13 @@ def _members(index: Index, order: RunOrder, spec: FeedBenchConfig) -> Iterator[t
     reader = WindowReader(shards, spec.window, spec.seed)
     held: dict[int, bytes] = {}
     for step in range(spec.epochs * order.lanes.steps_per_epoch):
-        draft = reader.draft(step, *order.rows(step, range(spec.lanes)))
-        for slot, place in enumerate(draft.member_B):
+        unfilled = reader.plan(step, *order.rows(step, range(spec.lanes)))
+        for slot, place in enumerate(unfilled.member_B):
             if place:
-                utterance = int(draft.utterance_B[slot])
+                utterance = int(unfilled.utterance_B[slot])
                 if utterance not in held:
                     held[utterance] = bytes(shards.member(*place))
-                yield held[utterance], int(draft.start_B[slot]), int(draft.samples_B[slot])
+                yield held[utterance], int(unfilled.start_B[slot]), int(unfilled.samples_B[slot])
     shards.close()
 
 

@@ -18,7 +18,7 @@ def in_turns(what: str, contenders: Mapping[str, Callable[[], Row]], runs: int) 
         for turn in range(runs):
             for number, (name, measure) in enumerate(contenders.items()):
                 rows[name].append(measure())
-                progress.at(turn * len(contenders) + number + 1, name)
+                progress.update(turn * len(contenders) + number + 1, name)
     return rows
 
 

@@ -59,14 +59,14 @@ def _plan(base: str, lanes: int) -> dict[str, Any]:
     order.rows(far, range(lanes))
     resumed = time.perf_counter() - began
     position = RunPosition(far, index.fingerprint, {}, [[0, 0, len(windows)]], order.cursors(far))
-    owned = sum(last - first for first, last in map(order.lanes.owned, range(lanes)))
+    owned = sum(last - first for first, last in map(order.lanes.bounds, range(lanes)))
     return {
-        "windows": order.plan.total,
+        "windows": order.epoch_order.total,
         "seconds": round(seconds, 3),
         "peak_mib": peak_mib(),
         "resume_seconds": round(resumed, 3),
         "position_kib": round(len(json.dumps(asdict(position))) / 1024, 1),
-        "lost_share": 1 - owned / order.plan.total,
+        "lost_share": 1 - owned / order.epoch_order.total,
     }
 
 

@@ -61,7 +61,7 @@ def loss_K(rows: ScoredRows, config: InfoNCEConfig, pool: NegativePool | None = 
 
 def gathered(p_BTC: Tensor, k: int, key_B: Tensor, pool: NegativePool, count: int) -> Tensor:
     """[B, T, N] scores of each prediction's own negatives."""
-    numbers_BTN = negatives.each(key_B, pool.scope, k, p_BTC.shape[1], count)
+    numbers_BTN = negatives.draw_each(key_B, pool.scope, k, p_BTC.shape[1], count)
     z_BTNC = pool.z_RTC.flatten(0, 1)[pool.scope.flat(numbers_BTN)]
     return (z_BTNC * p_BTC.unsqueeze(2)).sum(3)
 
@@ -69,7 +69,7 @@ def gathered(p_BTC: Tensor, k: int, key_B: Tensor, pool: NegativePool, count: in
 def matrix_product(p_BTC: Tensor, k: int, key_B: Tensor, pool: NegativePool, count: int) -> Tensor:
     """[B, T, N] scores of the negatives that a window shares, the spare ones where these are the positive."""
     z_FC = pool.z_RTC.flatten(0, 1)
-    numbers_BN, spares_BN = negatives.shared(key_B, pool.scope, k, count)
+    numbers_BN, spares_BN = negatives.draw_shared(key_B, pool.scope, k, count)
     scores_BTN, spare_BTN = (
         p_BTC @ z_FC[pool.scope.flat(numbers)].transpose(1, 2) for numbers in (numbers_BN, spares_BN)
     )

@@ -28,7 +28,7 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.reader import ShardReader
 from cpcscale.stream.batch import WindowReader
 from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed
-from cpcscale.stream.lanes import PADDING, served
+from cpcscale.stream.lanes import PADDING, lanes_of_rank
 from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
@@ -121,7 +121,7 @@ def _rank(base: str, lanes: int, batch: int, steps: int, world: int) -> dict[str
     index = Index.load(base)
     opened = time.perf_counter()
     order = RunOrder(shard_windows(index, WINDOW), 0, lanes, batch)
-    mine = served(lanes, 0, world)
+    mine = lanes_of_rank(lanes, 0, world)
     order.rows(0, mine)
     ordered = time.perf_counter()
     shards = ShardReader(index, keep=3 * len(mine) + 8)
@@ -131,10 +131,10 @@ def _rank(base: str, lanes: int, batch: int, steps: int, world: int) -> dict[str
         marks = [time.perf_counter()]
         epoch, shard_B, ordinal_B = order.rows(step, mine)
         marks.append(time.perf_counter())
-        reader.draft(step, epoch, shard_B, ordinal_B)
+        reader.plan(step, epoch, shard_B, ordinal_B)
         marks.append(time.perf_counter())
         for lane in mine:
-            order.coming(step, lane, 1)
+            order.next_shards(step, lane, 1)
         marks.append(time.perf_counter())
         for values, first, last in zip(spent.values(), marks, marks[1:], strict=False):
             values.append(1e6 * (last - first))
@@ -172,12 +172,12 @@ def _all_ranks(base: str, ranks: int, batch: int) -> dict[str, Any]:
     steps = (0, order.lanes.steps_per_epoch - 1)
     for step in steps:
         began = time.perf_counter()
-        rows = [order.rows(step, served(ranks, rank, ranks))[1:] for rank in range(ranks)]
+        rows = [order.rows(step, lanes_of_rank(ranks, rank, ranks))[1:] for rank in range(ranks)]
         spent += time.perf_counter() - began
         found = np.concatenate([np.stack(each, axis=1) for each in rows])
         positions = order.lanes.positions(step, range(ranks))[1]
         wanted = np.full_like(found, PADDING)
-        wanted[positions != PADDING] = np.stack(order.plan.at(0, positions[positions != PADDING]), axis=1)
+        wanted[positions != PADDING] = np.stack(order.epoch_order.at(0, positions[positions != PADDING]), axis=1)
         real = found[found[:, 0] != PADDING]
         wrong += int((found != wanted).any(axis=1).sum()) + len(real) - len(np.unique(real, axis=0))
     cursors = len(json.dumps(order.cursors(steps[-1])))

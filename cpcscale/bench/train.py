@@ -27,7 +27,7 @@ from cpcscale.bench.train_figures import FixedCosts, figures
 from cpcscale.bench.updates import UpdateBench, UpdateMeasurement
 from cpcscale.errors import UserError
 from cpcscale.model.cost import NetworkCost, network_cost
-from cpcscale.objective.infonce import ScoredRows, comparable, counts
+from cpcscale.objective.infonce import ScoredRows, count_predictions, prepare_vectors
 from cpcscale.progress import note
 from cpcscale.shards.index import Index
 from cpcscale.stream.lanes import Lanes
@@ -161,10 +161,10 @@ def _plainly(one: UpdateBench, draw: Literal["each", "shared"]) -> UpdateMeasure
     frames_B = torch.from_numpy(batch.samples_B // model.hop_samples).to(device)
     key_B = torch.from_numpy(batch.key_B).to(device)
     z_BTC, predictions_BTKC = network(wave_BS)
-    z_BTC, predictions_BTKC = comparable(z_BTC, predictions_BTKC, objective)
+    z_BTC, predictions_BTKC = prepare_vectors(z_BTC, predictions_BTKC, objective)
     scale = torch.tensor(objective.scale(model.channels), device=device)
     rows = ScoredRows(z_BTC, predictions_BTKC, scale, frames_B, key_B)
-    (plain_network.loss_K(rows, objective) / counts(frames_B, network.steps)).mean().backward()
+    (plain_network.loss_K(rows, objective) / count_predictions(frames_B, network.steps)).mean().backward()
     optimizer.step()
     return UpdateMeasurement(batch.audio_s, one.now_s() - began)
 

@@ -82,13 +82,13 @@ def _shuffle(index: Index, spec: AuditConfig, windows: int, same: int, run: RunT
     try:
         by_shard = window_counts.shard_windows(index, spec.window)
         steps_all = RunOrder(by_shard, spec.seed, spec.lanes, spec.batch).lanes.steps_per_epoch
-        steps = shuffle_quality.chosen_steps(steps_all, spec.batches, spec.seed)
+        steps = shuffle_quality.sample_steps(steps_all, spec.batches, spec.seed)
         pieces = np.array_split(steps, min(len(steps), 64))
         shared = index, spec, by_shard
         found = [row for rows in run(_pairs, pieces, what="shuffle", unit="parts", shared=shared) for row in rows]
     except UserError as error:
         return {**plan, "why": str(error)}
-    figure = shuffle_quality.measured(found, windows, same, exact=len(steps) == steps_all)
+    figure = shuffle_quality.shuffle_quality(found, windows, same, exact=len(steps) == steps_all)
     return {
         **plan,
         "pairs": figure.pairs,
@@ -110,8 +110,8 @@ def _pairs_of(index: Index, spec: AuditConfig, shard_B: np.ndarray, ordinal_B: n
     recordings = []
     for shard in np.unique(shard_B[shard_B != PADDING]).tolist():
         rows = index.rows(shard)
-        row, _ = window.numbered(window.count(spec.window, rows.samples), ordinal_B[shard_B == shard])
+        row, _ = window.locate(window.count(spec.window, rows.samples), ordinal_B[shard_B == shard])
         row = row[~rows.excluded[row]]
         recordings.append(shards.hashes(rows.table["recording"].take(row)))
     batch = np.concatenate([np.zeros(0, np.uint64), *recordings])
-    return len(batch), shuffle_quality.pairs(batch)
+    return len(batch), shuffle_quality.count_pairs(batch)

@@ -31,7 +31,7 @@ class Console:
         self.working = True
         if self._bar is None:
             self._bar = Progress("pretrain", total, "steps")
-        self._bar.at(step, self._detail)
+        self._bar.update(step, self._detail)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self._tracker.log(step, values)

@@ -21,7 +21,7 @@ from cpcscale.errors import UserError
 from cpcscale.storage import StorageConfig, TrafficCounts
 from cpcscale.stream.batch import Batch
 from cpcscale.stream.feed import Feed, FeedConfig, FeedSource, ThreadFeed
-from cpcscale.stream.lanes import served
+from cpcscale.stream.lanes import lanes_of_rank
 
 if TYPE_CHECKING:
     # It brings torch, which is most of the memory of a feeder that does without.
@@ -123,7 +123,7 @@ class ActorFeed:
 
 def actor_feed(stored: StorageConfig, source: FeedSource, ranks: Ranks, start: int) -> Feed:
     """The feed of a rank, by feeder actors."""
-    return ActorFeed(source, served(source.order.lanes.lanes, ranks.rank, ranks.world), start, stored)
+    return ActorFeed(source, lanes_of_rank(source.order.lanes.lanes, ranks.rank, ranks.world), start, stored)
 
 
 class _Remote:

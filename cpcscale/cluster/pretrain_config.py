@@ -15,7 +15,7 @@ from cpcscale.errors import UserError
 from cpcscale.runs.lease import LeaseConfig
 from cpcscale.shards.pack import PackConfig
 from cpcscale.storage import StorageConfig
-from cpcscale.stream.lanes import served
+from cpcscale.stream.lanes import lanes_of_rank
 from cpcscale.tracking.tracker import TrackingConfig
 from cpcscale.train.recipe import Recipe
 
@@ -100,7 +100,7 @@ class PretrainConfig(Recipe):
         configs.at_least(1, grow_every_s=self.grow_every_s)
         if not self.run_dir:
             raise UserError("run_dir is empty: name the folder of the run")
-        served(self.train.lanes, 0, self.most_workers)
+        lanes_of_rank(self.train.lanes, 0, self.most_workers)
         if self.checkpoint.best_by == "probe" and not self.probe.is_on:
             raise UserError(
                 "checkpoint.best_by=probe without a probe: name a labelled corpus by probe.corpus.path, or use loss"

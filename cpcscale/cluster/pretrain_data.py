@@ -49,5 +49,7 @@ def checked_data(config: PretrainConfig, restored: RestoredCheckpoint | None) ->
     resume.order_of(resume.position(restored, config, data.train, windows, data.append), config, windows)
     largest = int(max(data.train.shards["bytes"].to_numpy(), default=0))
     # A worker checks again for all the lanes of its node.
-    cache.holds_lanes(config.feed.cache, data.train.base, -(-config.train.lanes // config.least_workers), largest)
+    cache.keeps_whole_shards(
+        config.feed.cache, data.train.base, -(-config.train.lanes // config.least_workers), largest
+    )
     return data

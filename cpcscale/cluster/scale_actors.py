@@ -20,7 +20,7 @@ from cpcscale.freed_memory import private_mib
 from cpcscale.shards.index import Index
 from cpcscale.storage import StorageConfig
 from cpcscale.stream.feed import FeedConfig, FeedSource
-from cpcscale.stream.lanes import PADDING, served
+from cpcscale.stream.lanes import PADDING, lanes_of_rank
 from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
@@ -37,7 +37,7 @@ def feeders(base: str, ranks: int, batch: int, steps: int, window: WindowConfig)
     source = _source(Index.load(base), ranks, batch, window, FeedConfig(prefetch=1))
     source.order.rows(0, [0])
     before, began, wrong, later_s = private_mib(), time.perf_counter(), 0, 0.0
-    made = [Feeder(source, served(ranks, rank, ranks), ranks, StorageConfig()) for rank in range(ranks)]
+    made = [Feeder(source, lanes_of_rank(ranks, rank, ranks), ranks, StorageConfig()) for rank in range(ranks)]
     wrong += _wrong(source, 0, made)
     first_s = time.perf_counter() - began
     for step in range(1, steps + 1):
@@ -103,7 +103,7 @@ class _Rank:
 
     def __init__(self, base: str, ranks: int, batch: int, window: WindowConfig) -> None:
         self._source = _source(Index.load(base), ranks, batch, window, FeedConfig(kind="actors"))
-        self._lanes = served(ranks, 0, ranks)
+        self._lanes = lanes_of_rank(ranks, 0, ranks)
 
     def fed(self, steps: int) -> dict[str, Any]:
         """The figures of a feed that stays open, so that its feeder can be looked at."""

@@ -184,7 +184,7 @@ def stream_tasks(
                 while coming[0] in working:
                     ready, _ = ray.wait(list(working), num_returns=1)
                     working.difference_update(ready)
-                    progress.at(asked - len(working))
+                    progress.update(asked - len(working))
                 yield _result(coming.popleft())
         except KeyboardInterrupt:
             # This process ends, and Ray its tasks with it. Ray 2.60 aborts a process that hears from a cancelled one.

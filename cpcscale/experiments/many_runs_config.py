@@ -43,7 +43,7 @@ class ReproduceConfig(EmotionRecipe):
         if not self.run_dir:
             raise UserError("run_dir is empty: name the folder of the reproduction")
         check_lists(self, self.systems, self.seeds, self.overrides)
-        configs.choose("reference", self.reference, self.systems)
+        configs.check_choice("reference", self.reference, self.systems)
         for system in self.systems:
             self.recipe(system)
 
@@ -65,9 +65,9 @@ def check_lists(base: EmotionRecipe, systems: list[str], seeds: list[int], overr
         if not given or len(set(given)) < len(given):
             raise UserError(f"{name}={given} names none, or one twice: give each once")
     for system in systems:
-        configs.choose("systems", system, SYSTEMS)
+        configs.check_choice("systems", system, SYSTEMS)
     for system in overrides:
-        configs.choose("overrides", system, SYSTEMS)
+        configs.check_choice("overrides", system, SYSTEMS)
 
 
 def recipe_of(base: EmotionRecipe, overrides: Mapping[str, Any], system: str) -> EmotionRecipe:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cpcscale import config as configs
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.errors import UserError
-from cpcscale.stream.lanes import served
+from cpcscale.stream.lanes import lanes_of_rank
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Machines:
                 f"workers={config.workers} leave some of --nodes={self.nodes} without one: raise workers, lower "
                 "--nodes, or give --gpus-per-node"
             )
-        served(config.train.lanes, 0, workers)
+        lanes_of_rank(config.train.lanes, 0, workers)
         return workers
 
     def on_node(self, config: PretrainConfig) -> int:

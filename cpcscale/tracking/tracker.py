@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cpcscale import storage
-from cpcscale.config import choose, redact, redacted
+from cpcscale.config import check_choice, redact, redacted
 from cpcscale.errors import UserError
 from cpcscale.tracking.outbox import Outbox, Record, StoreAwayError, always, read_json
 
@@ -144,7 +144,7 @@ class Tracker:
 
         A summary value stands at the run's last step, or one later when its key has another value there.
         """
-        choose("status", status, ("FINISHED", "FAILED", "KILLED"))
+        check_choice("status", status, ("FINISHED", "FAILED", "KILLED"))
         values = {key: float(value) for key, value in (summary or {}).items()}
         if not self._outbox.close(lambda: self._sink.end(status, values)):
             kept = f"kept in {self._unsent_url} for the next start" if self._unsent_url else "lost (it has no run_dir)"

@@ -11,7 +11,7 @@ import torch
 from cpcscale import audio
 from cpcscale.stream.batch import BadWindow, Batch
 from cpcscale.stream.feed import Feed, FeedSource, ThreadFeed, decode_threads
-from cpcscale.stream.lanes import served
+from cpcscale.stream.lanes import lanes_of_rank
 from cpcscale.train import error_budgets
 from cpcscale.train.checkpoint import tensors_of
 from cpcscale.train.log_metrics import feed_seconds, log_metrics, summary
@@ -32,7 +32,7 @@ FeedMaker = Callable[[FeedSource, Ranks, int], Feed]
 
 def thread_feed(source: FeedSource, ranks: Ranks, start: int) -> Feed:
     """The feed that decodes in the rank."""
-    lanes = served(source.order.lanes.lanes, ranks.rank, ranks.world)
+    lanes = lanes_of_rank(source.order.lanes.lanes, ranks.rank, ranks.world)
     threads = decode_threads(source.config.decode_threads, ranks.on_node)
     return ThreadFeed(source, lanes, start, threads=threads, lanes_on_node=len(lanes) * ranks.on_node)
 

@@ -118,5 +118,5 @@ def _chapters(
     # What was to come in later than here comes in with the newest version.
     begun = [chapter for chapter in there.chapters if chapter[0] <= there.step]
     order = RunOrder(windows, recipe.seed, recipe.train.lanes, recipe.train.batch, [Chapter(*each) for each in begun])
-    step, epoch = order.edge(there.step)
+    step, epoch = order.next_epoch(there.step)
     return [*(chapter for chapter in begun if chapter[0] < step), [step, epoch, index.shards.num_rows]]

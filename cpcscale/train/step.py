@@ -19,11 +19,11 @@ from cpcscale.objective.infonce import (
     LossSums,
     NegativePool,
     ScoredRows,
-    added,
-    comparable,
-    content,
-    counts,
+    count_predictions,
+    frame_content,
     infonce,
+    prepare_vectors,
+    sum_parts,
 )
 from cpcscale.objective.negatives import Scope
 from cpcscale.stream.batch import Batch
@@ -82,7 +82,7 @@ class ContrastiveModel(nn.Module):
         z_BTC, c_BTD = self.model.features(wave_BS, past_BS)
         predictions_BTKC = self.model.predictor(c_BTD)
         with torch.autocast(wave_BS.device.type, enabled=False):
-            return *comparable(z_BTC, predictions_BTKC, self.config), self.log_scale.exp()
+            return *prepare_vectors(z_BTC, predictions_BTKC, self.config), self.log_scale.exp()
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class TrainStep:
         weight_K = self.scaler.scale(weight_K)
         self.optimizer.zero_grad(set_to_none=True)
         own = self.recipe.objective.scope == "utterance"
-        sums = added(self._by_pieces(rows, weight_K) if own else self._by_pool(rows, weight_K))
+        sums = sum_parts(self._by_pieces(rows, weight_K) if own else self._by_pool(rows, weight_K))
         result = StepResult(sums, count_K, samples, bad, notice, asked, scored)
         if not result.empty:
             self._update(step)
@@ -196,7 +196,7 @@ class TrainStep:
 
     def _counts(self, batch: Batch) -> Tensor:
         frames_B = torch.from_numpy(batch.samples_B // self.model.hop_samples)
-        return counts(frames_B, self.recipe.model.predictor.steps)
+        return count_predictions(frames_B, self.recipe.model.predictor.steps)
 
     def _counted(self, batch: Batch, notice: int) -> tuple[Tensor, list[int]]:
         """(count_K, [samples, bad windows, notice]) of all ranks' rows."""
@@ -296,7 +296,7 @@ class TrainStep:
         return _Rows(wave_BS, past_BS, samples_B // self.model.hop_samples, key_B, group_B, None), whole_BS
 
     def _with_content(self, rows: _Rows, whole_BS: Tensor) -> _Rows:
-        return replace(rows, content_BT=content(whole_BS, whole_BS.shape[1] // self.model.hop_samples))
+        return replace(rows, content_BT=frame_content(whole_BS, whole_BS.shape[1] // self.model.hop_samples))
 
     def _pieces(self, rows: _Rows) -> Iterator[tuple[_Rows, bool]]:
         """(micro-batch, whether it is the last)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from cpcscale.objective.infonce import LossSums, added
+from cpcscale.objective.infonce import LossSums, sum_parts
 from cpcscale.shards.index import Index
 from cpcscale.stream.feed import FeedSource, fixed_batches
 from cpcscale.stream.run_order import RunOrder
@@ -25,7 +25,7 @@ class Validation:
         # Tiles whatever the training windows are: a crop would change with the epoch.
         spec = WindowConfig(kind="tile", seconds=recipe.window.seconds)
         order = RunOrder(shard_windows(index, spec), _SEED, lanes=1, batch=1)
-        positions = np.arange(min(order.plan.total, recipe.train.validate_windows))[ranks.rank :: ranks.world]
+        positions = np.arange(min(order.epoch_order.total, recipe.train.validate_windows))[ranks.rank :: ranks.world]
         size = max(1, recipe.train.micro_batch or recipe.train.batch // ranks.world)
         self._batches = list(fixed_batches(FeedSource(index, order, spec, recipe.feed), positions, size))
         self._ranks, self._steps = ranks, recipe.model.predictor.steps
@@ -39,5 +39,5 @@ class Validation:
         with step.averaged():
             for batch in self._batches:
                 part = step.evaluate(batch)
-                whole = StepResult(added([whole.sums, part.sums]), whole.count_K + part.count_K)
+                whole = StepResult(sum_parts([whole.sums, part.sums]), whole.count_K + part.count_K)
         return scores(whole, self._ranks, counted=False)

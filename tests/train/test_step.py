@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cpcscale.bench import plain_network
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, build
-from cpcscale.objective.infonce import LossSums, ScoredRows, counts
+from cpcscale.objective.infonce import LossSums, ScoredRows, count_predictions
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.step import StepResult, TrainStep, scores
@@ -58,7 +58,7 @@ def test_the_gradient_is_that_of_the_mean_over_k_of_the_mean_over_valid_predicti
     frames_B = torch.from_numpy(batch.samples_B // 160)
     z_BTC, c_BTD = twin.features(torch.from_numpy(batch.wave_BS).float() / 32768)
     rows = ScoredRows(z_BTC, twin.predictor(c_BTD), torch.tensor(1.0), frames_B, torch.from_numpy(batch.key_B))
-    loss = (plain_network.loss_K(rows, step.recipe.objective) / counts(frames_B, 4)).mean()
+    loss = (plain_network.loss_K(rows, step.recipe.objective) / count_predictions(frames_B, 4)).mean()
     loss.backward()
     assert scores(result, ALONE)["loss"] == pytest.approx(loss.item(), rel=1e-6)
     expected = gradients(twin)

@@ -50,7 +50,7 @@ class EvaluateConfig(EmotionRecipe):
 
     def __post_init__(self) -> None:
         # Not the checks of the recipe as it stands: they are of one system, and each of several is checked below.
-        configs.choose("kind", self.kind, KINDS)
+        configs.check_choice("kind", self.kind, KINDS)
         configs.at_least(1, workers=self.workers)
         if not self.run_dir:
             raise UserError("run_dir is empty: name the folder of the evaluation")

@@ -133,4 +133,4 @@ class Children:
     def _say(self) -> None:
         over = self._journal.over()
         best = max((record.score for record in over), default=WORST)
-        self._progress.at(len(over), f"best {METRIC} {best:.3f}")
+        self._progress.update(len(over), f"best {METRIC} {best:.3f}")
