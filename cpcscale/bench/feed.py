@@ -26,7 +26,7 @@ import soundfile
 
 from cpcscale import audio, config, storage
 from cpcscale.bench import object_store, peers, speech_set
-from cpcscale.bench.interleaved import account, in_turns, ratio
+from cpcscale.bench.interleaved import measure_in_turns, median_ratio, median_seconds
 from cpcscale.bench.peers.job import PeerJob
 from cpcscale.errors import UserError
 from cpcscale.progress import note
@@ -111,7 +111,7 @@ def bench_feed(spec: FeedBenchConfig, with_peers: bool = False) -> dict[str, Any
         if with_peers:
             contenders |= {name: _timed(bench, run) for name, run in _peer_runs(bench, folder).items()}
         _fed(bench, "warm")  # fills the cache
-        return _figures(bench, in_turns("bench feed", contenders, spec.runs))
+        return _figures(bench, measure_in_turns("bench feed", contenders, spec.runs))
 
 
 def _figures(bench: _Bench, rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _figures(bench: _Bench, rows: dict[str, list[dict[str, Any]]]) -> dict[str, 
     median = {name: statistics.median(values) for name, values in rate.items()}
 
     def against(name: str, other: str) -> float:
-        return round(ratio(rate[name], rate[other]), 4)
+        return round(median_ratio(rate[name], rate[other]), 4)
 
     accounts = {name: _account(bench, rows[name]) for name in ("memory", "warm", "store")}
     raw_audio_s_per_s = median.pop("raw")
@@ -151,7 +151,7 @@ def _figures(bench: _Bench, rows: dict[str, list[dict[str, Any]]]) -> dict[str, 
 def _account(bench: _Bench, rows: list[dict[str, Any]]) -> dict[str, float]:
     """The median seconds of the decode threads by phase; `other` is what is left of wall time, by thread."""
     spent = [{name: row["seconds"].get(name, 0.0) for name in _PHASES} for row in rows]
-    return account(spent, [row["wall_s"] * bench.threads for row in rows], "other")
+    return median_seconds(spent, [row["wall_s"] * bench.threads for row in rows], "other")
 
 
 def _middle(rows: list[dict[str, Any]], name: str) -> float:
@@ -189,7 +189,7 @@ def _prepared(spec: FeedBenchConfig, folder: Path, stack: contextlib.ExitStack) 
 @contextlib.contextmanager
 def _loopback(folder: Path) -> Iterator[str]:
     folder.mkdir()
-    with object_store.running(folder) as store:
+    with object_store.run_object_store(folder) as store:
         before = {name: os.environ.get(name) for name in store.environment}
         os.environ.update(store.environment)
         try:
@@ -300,4 +300,4 @@ def _peer_runs(bench: _Bench, folder: Path) -> dict[str, Callable[[], float]]:
         seed=bench.config.seed,
         folder=folder,
     )
-    return peers.installed(job)
+    return peers.peer_measurements(job)

@@ -12,7 +12,7 @@ from typing import Any
 from cpcscale import freed_memory
 
 
-def alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+def run_in_fresh_process(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """What `work` returns in a fresh process, started as one of a run is. Raises RuntimeError where that ends badly, be
     it after its work."""
     context = multiprocessing.get_context("spawn")

@@ -11,7 +11,7 @@ from cpcscale.progress import Progress
 Row = TypeVar("Row")
 
 
-def in_turns(what: str, contenders: Mapping[str, Callable[[], Row]], runs: int) -> dict[str, list[Row]]:
+def measure_in_turns(what: str, contenders: Mapping[str, Callable[[], Row]], runs: int) -> dict[str, list[Row]]:
     """`runs` measurements of each contender, one of each after the other, with progress on `what`."""
     rows: dict[str, list[Row]] = {name: [] for name in contenders}
     with Progress(what, runs * len(contenders), "measurements") as progress:
@@ -22,12 +22,12 @@ def in_turns(what: str, contenders: Mapping[str, Callable[[], Row]], runs: int) 
     return rows
 
 
-def ratio(mine: Iterable[float], theirs: Iterable[float]) -> float:
+def median_ratio(mine: Iterable[float], theirs: Iterable[float]) -> float:
     """The median of the ratios of neighbours."""
     return statistics.median(one / other for one, other in zip(mine, theirs, strict=True))
 
 
-def account(spent: Sequence[Mapping[str, float]], walls_s: Iterable[float], rest: str) -> dict[str, float]:
+def median_seconds(spent: Sequence[Mapping[str, float]], walls_s: Iterable[float], rest: str) -> dict[str, float]:
     """The median seconds by phase, `rest` with what is left of the median `wall`, and that; they add up."""
     names = dict.fromkeys(name for seconds in spent for name in seconds)
     phases = {name: statistics.median(seconds.get(name, 0.0) for seconds in spent) for name in names}

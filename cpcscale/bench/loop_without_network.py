@@ -17,7 +17,7 @@ from cpcscale.bench.updates import UpdateMeasurement
 from cpcscale.objective.infonce import LossSums
 from cpcscale.shards.index import Index
 from cpcscale.stream.feed import FeedSource
-from cpcscale.train.device import Timeline, timeline
+from cpcscale.train.device import Timeline, make_timeline
 from cpcscale.train.loop import pretrain, thread_feed
 from cpcscale.train.observer import SilentObserver
 from cpcscale.train.ranks import Ranks
@@ -47,14 +47,14 @@ class StepWithoutNetwork(TrainStep):
         pass
 
 
-def looped(recipe: Recipe, index: Index, ranks: Ranks, updates: int, folder: Path) -> UpdateMeasurement:
+def measure_loop(recipe: Recipe, index: Index, ranks: Ranks, updates: int, folder: Path) -> UpdateMeasurement:
     """The loop with a NullStep, on what the feed makes: all laps after the first."""
     laps = _Laps()
     _run(_short(recipe, updates), index, ranks, laps, StepWithoutNetwork, folder)
     return replace(laps.row(), updates=updates - LAP)
 
 
-def drained(source: FeedSource, ranks: Ranks, updates: int) -> UpdateMeasurement:
+def measure_feed_alone(source: FeedSource, ranks: Ranks, updates: int) -> UpdateMeasurement:
     """The batches of those laps taken from their feed and thrown away."""
     feed = thread_feed(source, ranks, 0)
     try:
@@ -67,16 +67,16 @@ def drained(source: FeedSource, ranks: Ranks, updates: int) -> UpdateMeasurement
         feed.close()
 
 
-def marks(recipe: Recipe, index: Index, ranks: Ranks, kind: type[TrainStep], folder: Path) -> int:
+def count_marks(recipe: Recipe, index: Index, ranks: Ranks, kind: type[TrainStep], folder: Path) -> int:
     """The marks from one update of the loop to the next, which is logged."""
     watcher = _Marks(kind)
     _run(_short(recipe, 2), index, ranks, watcher, watcher.make, folder)
     return watcher.by_step[2] - watcher.by_step[1]
 
 
-def mark_s(device: torch.device) -> float:
+def measure_mark_s(device: torch.device) -> float:
     """Seconds that a mark takes, with its share of the reading later on."""
-    line, seconds = timeline(device), []
+    line, seconds = make_timeline(device), []
     line.mark("")
     for _ in range(_TIMES):
         began = time.perf_counter()

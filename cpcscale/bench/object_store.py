@@ -27,7 +27,7 @@ class ObjectStore:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[ObjectStore]:
+def run_object_store(folder: Path) -> Iterator[ObjectStore]:
     """A server with its data in `folder`, one key and the bucket `speech`; UserError when it is not installed."""
     weed = Path(sys.executable).parent / "weed"
     if not weed.exists():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cpcscale.bench.fresh_process import alone, peak_mib
+from cpcscale.bench.fresh_process import peak_mib, run_in_fresh_process
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
 from cpcscale.shards.index_writer import IndexWriter, publish
@@ -40,9 +40,9 @@ def bench_plan(shards: int, lanes: int, rows: int) -> dict[str, Any]:
         raise UserError(f"--shards {shards} is fewer than --lanes {lanes}: every lane needs windows")
     with tempfile.TemporaryDirectory() as folder:
         _make_shard_table(Path(folder, "set"), shards)
-        planned = alone(_plan, str(Path(folder, "set")), lanes)
+        planned = run_in_fresh_process(_plan, str(Path(folder, "set")), lanes)
         _make_rows(Path(folder, "rows"), rows)
-        counted = alone(_count, str(Path(folder, "rows")))
+        counted = run_in_fresh_process(_count, str(Path(folder, "rows")))
     return {"shards": shards, "lanes": lanes, **planned, **counted}
 
 

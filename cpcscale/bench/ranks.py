@@ -16,7 +16,7 @@ from cpcscale import freed_memory
 from cpcscale.bench.updates import UpdateBench, UpdateMeasurement
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
-from cpcscale.train.ranks import joined
+from cpcscale.train.ranks import join_ranks
 from cpcscale.train.recipe import Recipe
 
 _END_S = 5.0
@@ -123,12 +123,12 @@ def _work(rank: int, pipes: list[Any], recipe: Recipe, index: Index, updates: in
     freed_memory.keep_freed_memory()
     pipe = pipes[rank]
     # The end of the process that asks is the end of this one.
-    with contextlib.suppress(EOFError), joined(rank, len(pipes), meeting) as ranks:
+    with contextlib.suppress(EOFError), join_ranks(rank, len(pipes), meeting) as ranks:
         try:
             measured = UpdateBench(recipe, index, ranks, updates)
             pipe.send(measured.peak_mib)
             while place := pipe.recv():
-                pipe.send(measured.memory() if place == "memory" else measured.fed())
+                pipe.send(measured.measure_memory() if place == "memory" else measured.measure_feed())
         except UserError as error:
             pipe.send(error)
             raise

@@ -19,7 +19,7 @@ import numpy as np
 
 from cpcscale import config
 from cpcscale.bench import scale_set
-from cpcscale.bench.fresh_process import alone, peak_mib
+from cpcscale.bench.fresh_process import peak_mib, run_in_fresh_process
 from cpcscale.cluster import scale_actors
 from cpcscale.errors import UserError
 from cpcscale.freed_memory import private_mib
@@ -74,7 +74,7 @@ def bench_scale(spec: ScaleBenchConfig) -> dict[str, Any]:
     (`order_us`), to draft them (`draft_us`) and to tell the shards that come (`coming_us`), where worst are steps that
     change a shard; of a step of its feed (`feed_us`); private and peak MiB, and the `bytes_per_shard` of both.
     `position`: bytes of the cursors in a checkpoint, and of a lane's. `step`: the rows of all ranks, `us_per_rank`, and
-    how many of an epoch's first and last step are `wrong`: not the plan's. `feeders`, `actors`: see scale_actors.py.
+    how many of an epoch's first and last step are `wrong`: not the plan's. `measure_feeders`, `measure_actors`: see scale_actors.py.
     """
     with tempfile.TemporaryDirectory(prefix="cpcscale-bench-") as folder:
         bases = []
@@ -85,11 +85,11 @@ def bench_scale(spec: ScaleBenchConfig) -> dict[str, Any]:
         note(f"bench scale: {spec.ranks:,} ranks, by one of them")
         rank = _grown(spec, bases, _rank, spec.ranks)
         many = _grown(spec, bases, _rank, max(1, spec.ranks // _FEWER))
-        step = alone(_all_ranks, bases[0], spec.ranks, spec.batch)
+        step = run_in_fresh_process(_all_ranks, bases[0], spec.ranks, spec.batch)
         note(f"bench scale: {spec.ranks:,} feeders in one process")
-        fed = alone(scale_actors.feeders, bases[0], spec.ranks, spec.batch, 2, WINDOW)
+        fed = run_in_fresh_process(scale_actors.measure_feeders, bases[0], spec.ranks, spec.batch, 2, WINDOW)
         note("bench scale: a rank with its feeder, driver and mailbox, on a Ray of their own")
-        acted = _grown(spec, bases, scale_actors.actors, WINDOW)
+        acted = _grown(spec, bases, scale_actors.measure_actors, WINDOW)
     return {
         "shards": spec.shards,
         "utterances": spec.shards * spec.utterances,
@@ -105,7 +105,7 @@ def bench_scale(spec: ScaleBenchConfig) -> dict[str, Any]:
 
 def _grown(spec: ScaleBenchConfig, bases: list[str], work: Callable[..., dict[str, Any]], *more: Any) -> dict[str, Any]:
     """The figures of the whole set, with the bytes that each `..._mib` grows by with a shard."""
-    whole, part = (alone(work, base, spec.ranks, spec.batch, spec.steps, *more) for base in bases)
+    whole, part = (run_in_fresh_process(work, base, spec.ranks, spec.batch, spec.steps, *more) for base in bases)
     shards = spec.shards - spec.shards // _SMALLER
     grown = {
         name.removesuffix("_mib"): round((whole[name] - part[name]) * 2**20 / shards, 1)

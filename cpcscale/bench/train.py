@@ -21,7 +21,7 @@ import torch
 
 from cpcscale import config, storage
 from cpcscale.bench import loop_without_network, plain_network, speech_set
-from cpcscale.bench.interleaved import in_turns
+from cpcscale.bench.interleaved import measure_in_turns
 from cpcscale.bench.ranks import rank_groups, refuse_without_gpus
 from cpcscale.bench.train_figures import FixedCosts, figures
 from cpcscale.bench.updates import UpdateBench, UpdateMeasurement
@@ -108,21 +108,23 @@ def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
         one = UpdateBench(spec, index, Ranks.current(), spec.updates)
         if profile:
             _trace(one, profile)
-        contenders: dict[str, Callable[[], UpdateMeasurement]] = {"memory": one.memory, "feed": one.fed}
+        contenders: dict[str, Callable[[], UpdateMeasurement]] = {"memory": one.measure_memory, "feed": one.measure_feed}
         for world, group in together.items():
             for place in ("memory", "feed"):
                 contenders[f"{place} of {world}"] = partial(group.measure, place)
-        contenders["each"] = lambda: one.memory(replace(spec.objective, draw="each"))
+        contenders["each"] = lambda: one.measure_memory(replace(spec.objective, draw="each"))
         contenders["gemm_limit"] = lambda: _limit(one)
         if spec.plain:
             contenders["plain_matmul"] = lambda: _plainly(one, "shared")
             contenders["plain_gathered"] = lambda: _plainly(one, "each")
         if spec.null_updates:
-            contenders["null_loop"] = lambda: loop_without_network.looped(
+            contenders["null_loop"] = lambda: loop_without_network.measure_loop(
                 spec, index, one.ranks, spec.null_updates, folder
             )
-            contenders["feed_alone"] = lambda: loop_without_network.drained(one.source, one.ranks, spec.null_updates)
-        rows = in_turns("bench train", contenders, spec.runs)
+            contenders["feed_alone"] = lambda: loop_without_network.measure_feed_alone(
+                one.source, one.ranks, spec.null_updates
+            )
+        rows = measure_in_turns("bench train", contenders, spec.runs)
         peak_mib = {1: one.peak_mib} | {world: group.peak_mib for world, group in together.items()}
         return {
             "parameters": int(_facts(spec).parameters.total),
@@ -138,11 +140,11 @@ def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
 def _costs(one: UpdateBench, index: Index, folder: Path) -> FixedCosts:
     spec = one.recipe
     with_network, without = (
-        loop_without_network.marks(spec, index, one.ranks, kind, folder)
+        loop_without_network.count_marks(spec, index, one.ranks, kind, folder)
         for kind in (TrainStep, loop_without_network.StepWithoutNetwork)
     )
     return FixedCosts(
-        _facts(spec).flops_per_s.total, with_network, without, loop_without_network.mark_s(one.ranks.device)
+        _facts(spec).flops_per_s.total, with_network, without, loop_without_network.measure_mark_s(one.ranks.device)
     )
 
 
@@ -153,7 +155,7 @@ def _facts(spec: Recipe) -> NetworkCost:
 def _plainly(one: UpdateBench, draw: Literal["each", "shared"]) -> UpdateMeasurement:
     """The same update as it is first written: torch's layers, its optimiser's default, one autograd graph."""
     objective, batch, device = replace(one.recipe.objective, draw=draw), one.batch, one.ranks.device
-    model = one.model()
+    model = one.new_model()
     network = plain_network.PlainCPC(model).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     began = one.now_s()
@@ -184,6 +186,6 @@ def _limit(one: UpdateBench) -> UpdateMeasurement:
 def _trace(one: UpdateBench, path: str) -> None:
     """Writes what some updates do, for a browser's tracing page (chrome://tracing, ui.perfetto.dev)."""
     with torch.profiler.profile() as profiler:
-        one.memory()
+        one.measure_memory()
     with storage.publishing(path) as aside:
         profiler.export_chrome_trace(str(aside))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cpcscale.bench.interleaved import ratio
+from cpcscale.bench.interleaved import median_ratio
 from cpcscale.bench.updates import UpdateMeasurement
 from cpcscale.train.time_account import TimeTotals
 
@@ -53,7 +53,7 @@ def _against_limits(rows: Rows, costs: FixedCosts) -> dict[str, float]:
     found = {
         "gemm_gflop_per_s": round(gemm / 1e9, 1),
         "gemm_limit_audio_s_per_s": round(gemm / operations, 2),
-        "ratio_to_gemm_limit": round(operations * ratio(_rates(rows["memory"]), _rates(rows["gemm_limit"])), 3),
+        "ratio_to_gemm_limit": round(operations * median_ratio(_rates(rows["memory"]), _rates(rows["gemm_limit"])), 3),
     }
     for name in ("plain_matmul", "plain_gathered"):
         if name in rows:
@@ -114,7 +114,7 @@ def _rate(rows: Sequence[UpdateMeasurement]) -> float:
 
 
 def _against(rows: Rows, mine: str, theirs: str) -> float:
-    return round(ratio(_rates(rows[mine]), _rates(rows[theirs])), 3)
+    return round(median_ratio(_rates(rows[mine]), _rates(rows[theirs])), 3)
 
 
 def _middle(rows: Sequence[UpdateMeasurement]) -> TimeTotals:

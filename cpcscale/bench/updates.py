@@ -56,15 +56,15 @@ class UpdateBench:
         self.batch = feed.next()
         feed.close()
         self._steps: dict[str, TrainStep] = {}
-        self.memory()
+        self.measure_memory()
         # Before anything else is measured in this process.
         self.peak_mib = memory_peak_bytes(ranks.device) / 2**20
 
-    def memory(self, objective: InfoNCEConfig | None = None) -> UpdateMeasurement:
+    def measure_memory(self, objective: InfoNCEConfig | None = None) -> UpdateMeasurement:
         """Updates on the batch in memory; with another objective than the recipe's, of a network of their own."""
         return self._updated(self._step(objective or self.recipe.objective), lambda: self.batch, dict, self._count)
 
-    def fed(self, count: int | None = None) -> UpdateMeasurement:
+    def measure_feed(self, count: int | None = None) -> UpdateMeasurement:
         """Updates on what the feed makes, by default as many as always; its start is no part of a long run."""
         step, feed = self._step(self.recipe.objective), thread_feed(self.source, self.ranks, 0)
         try:
@@ -73,7 +73,7 @@ class UpdateBench:
         finally:
             feed.close()
 
-    def model(self) -> CPC:
+    def new_model(self) -> CPC:
         """A new network on the device, the same every time."""
         offset, gain = self._scale
         return build(self.recipe.model, self.recipe.seed, offset=offset, gain=gain).to(self.ranks.device)
@@ -98,7 +98,7 @@ class UpdateBench:
             with meter.phase("wait"):
                 batch = take()
             step(batch, 0, scored=False)
-            meter.heard(batch.audio_s)
+            meter.count_audio(batch.audio_s)
         self.now_s()
         lap = meter.lap(beside() - before, "unattributed")
         return UpdateMeasurement(lap.audio_s, lap.wall_s, lap, count)
@@ -108,6 +108,6 @@ class UpdateBench:
         name = f"{objective.scope} {objective.draw}"
         if name not in self._steps:
             recipe = replace(self.recipe, objective=objective)
-            self._steps[name] = TrainStep(self.model(), recipe, self.ranks, total=1)
+            self._steps[name] = TrainStep(self.new_model(), recipe, self.ranks, total=1)
             self._steps[name](self.batch, 0, scored=False)
         return self._steps[name]

@@ -20,11 +20,11 @@ class TooSmallError(UserError):
         self.lack, self.way_out = lack, way_out
 
 
-def room(config: PretrainConfig, say: Callable[[str], None]) -> bool:
-    """`use_gpu` once the cluster has room, for which it waits `start_wait_s` at most. Nobody joins a Ray of our own, so
+def wait_for_capacity(config: PretrainConfig, say: Callable[[str], None]) -> bool:
+    """`check_capacity` once the cluster has room, for which it waits `start_wait_s` at most. Nobody joins a Ray of our own, so
     there it waits for nothing."""
     try:
-        return use_gpu(config)
+        return check_capacity(config)
     except TooSmallError as refusal:
         if not session.joins_cluster():
             raise
@@ -42,7 +42,7 @@ def room(config: PretrainConfig, say: Callable[[str], None]) -> bool:
             request_resources(bundles=_bundles(config))
             time.sleep(_LOOK_EVERY_S)
             try:
-                return use_gpu(config)
+                return check_capacity(config)
             except TooSmallError as refusal:
                 if time.monotonic() >= deadline:
                     waited = f"{refusal.lack}, and not enough other nodes came in start_wait_s={config.start_wait_s:g}"
@@ -53,7 +53,7 @@ def room(config: PretrainConfig, say: Callable[[str], None]) -> bool:
 
 
 def _bundles(config: PretrainConfig) -> list[dict[str, float]]:
-    """What `use_gpu` asks of a cluster like this one, a part for each that must be on one node."""
+    """What `check_capacity` asks of a cluster like this one, a part for each that must be on one node."""
     import ray
 
     feed, probing = config.feed, _probe_cores(config)
@@ -70,7 +70,7 @@ def _start(config: PretrainConfig, have: Mapping[str, float]) -> tuple[bool, int
     return use_gpu, min(config.most_workers, gpus) if use_gpu else config.least_workers
 
 
-def use_gpu(config: PretrainConfig) -> bool:
+def check_capacity(config: PretrainConfig) -> bool:
     """Whether each worker gets a GPU. Raises TooSmallError for a cluster that is too small for the least workers, and
     UserError for what is not waited for."""
     import ray
@@ -115,7 +115,7 @@ def use_gpu(config: PretrainConfig) -> bool:
     return use_gpu
 
 
-def cores_beside(config: PretrainConfig, workers: int) -> int:
+def extra_cores(config: PretrainConfig, workers: int) -> int:
     """The cores that are taken beside those of so many workers: by feeder actors and by the probe."""
     return feeder_cores(config, workers) + _probe_cores(config)
 

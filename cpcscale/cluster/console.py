@@ -17,9 +17,9 @@ QUARANTINE_COLUMNS = ("shard", "key", "number", "cause", "why", "step")
 class Console:
     """The observer in the driver."""
 
-    def __init__(self, tracker: Tracker, look: Callable[[], None] | None = None) -> None:
-        """`look` is called when a checkpoint was published."""
-        self._tracker, self._look, self._detail = tracker, look, ""
+    def __init__(self, tracker: Tracker, on_saved: Callable[[], None] | None = None) -> None:
+        """`on_saved` is called when a checkpoint was published."""
+        self._tracker, self._on_saved, self._detail = tracker, on_saved, ""
         self._bar: Progress | None = None
         # Whether workers have made a step.
         self.working = False
@@ -61,8 +61,8 @@ class Console:
     def saved(self) -> None:
         # A resumed run starts from here: what was logged before it is not made again.
         self._tracker.flush()
-        if self._look:
-            self._look()
+        if self._on_saved:
+            self._on_saved()
 
     def close(self) -> None:
         if self._bar:

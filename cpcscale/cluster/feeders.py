@@ -88,7 +88,7 @@ class ActorFeed:
         # Put once: the feeders of a node share the index.
         shared = ray.put(source)
         # Feeders are spread over the nodes, and share the cache of each.
-        nodes = len(session.nodes())
+        nodes = len(session.live_nodes())
         on_node = max(len(lanes) // count, -(-source.order.lanes.lanes // nodes))
         self._feeders = [
             _Remote(source.config, (shared, list(lanes[cuts[number] : cuts[number + 1]]), on_node, stored))

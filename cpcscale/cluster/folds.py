@@ -57,7 +57,7 @@ def check_ranks(recipe: EmotionRecipe, ranks: int) -> None:
         )
 
 
-def refuse_without_room(recipe: EmotionRecipe, ranks: int, workers: int) -> None:
+def check_cluster_size(recipe: EmotionRecipe, ranks: int, workers: int) -> None:
     """Raises UserError where the cluster that RAY_ADDRESS names, else this machine, has no core (or GPU) for each rank.
 
     One that is to be joined is joined; no Ray is started.
@@ -148,11 +148,11 @@ class _Rank:
         """The fold's result from rank 0, None from the others; `place` is (rank, world)."""
         import torch
 
-        from cpcscale.train.ranks import joined
+        from cpcscale.train.ranks import join_ranks
 
         torch.set_num_threads(threads)
         recipe, prepared = shared
-        with joined(*place, meeting, device(recipe.fit)) as ranks, ranks.meeting():
+        with join_ranks(*place, meeting, device(recipe.fit)) as ranks, ranks.detect_lost_peers():
             result = run_fold(recipe, prepared, fold, ranks)
         return result if ranks.first else None
 

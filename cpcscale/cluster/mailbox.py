@@ -35,7 +35,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._messages: list[tuple[str, tuple[Any, ...]]] = []
-        self._outcome, self._stop = RunEnd(), False
+        self._end, self._stop = RunEnd(), False
 
     def put(self, kind: str, *content: Any) -> None:
         self._messages.append((kind, content))
@@ -51,16 +51,16 @@ class Mailbox:
         return self._stop
 
     def finish(self, summary: dict[str, Any]) -> None:
-        self._outcome = replace(self._outcome, summary=summary)
+        self._end = replace(self._end, summary=summary)
 
     def stopped(self, text: str) -> None:
-        self._outcome = replace(self._outcome, stopped=text)
+        self._end = replace(self._end, stopped=text)
 
     def fail(self, error: str) -> None:
-        self._outcome = replace(self._outcome, error=self._outcome.error or error)
+        self._end = replace(self._end, error=self._end.error or error)
 
-    def outcome(self) -> RunEnd:
-        return self._outcome
+    def run_end(self) -> RunEnd:
+        return self._end
 
 
 class MailboxObserver:

@@ -133,7 +133,7 @@ def _workers(value: Any) -> int | list[int]:
     return value if isinstance(value, list) else bounds[0]
 
 
-def absolute(config: PretrainConfig) -> PretrainConfig:
+def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
     """Local paths made absolute: workers stand in other folders."""
     train = replace(
         config.train,

@@ -32,7 +32,7 @@ def open_data(config: PretrainConfig) -> Data:
     return Data(Index.load(storage.join(base, TRAIN)), present, config.data.append)
 
 
-def pack_first(config: PretrainConfig) -> None:
+def pack_if_missing(config: PretrainConfig) -> None:
     """Packs `data.audio` where there is no shard set yet."""
     base = config.data.shards
     if not config.data.audio or any(storage.exists(storage.join(base, *at, MARKER)) for at in ((), (TRAIN,))):
@@ -46,7 +46,7 @@ def checked_data(config: PretrainConfig, restored: RestoredCheckpoint | None) ->
     """The shard sets; what the workers would refuse is refused before they start."""
     data = open_data(config)
     windows = shard_windows(data.train, config.window, config.feed.cache.path)
-    resume.order_of(resume.position(restored, config, data.train, windows, data.append), config, windows)
+    resume.make_order(resume.start_position(restored, config, data.train, windows, data.append), config, windows)
     largest = int(max(data.train.shards["bytes"].to_numpy(), default=0))
     # A worker checks again for all the lanes of its node.
     cache.holds_lanes(config.feed.cache, data.train.base, -(-config.train.lanes // config.least_workers), largest)

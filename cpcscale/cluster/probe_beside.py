@@ -86,7 +86,7 @@ class ProbeScorer:
 
 
 class RunProbes:
-    """The probes of one run in its driver: `look` when a checkpoint is published, `finish` when the last one is."""
+    """The probes of one run in its driver: `wake` when a checkpoint is published, `finish` when the last one is."""
 
     def __init__(self, config: PretrainConfig, corpus: Corpus, probe_set: ProbeSet, tracker: Tracker) -> None:
         self._config, self._tracker, self._set = config, tracker, probe_set
@@ -100,16 +100,16 @@ class RunProbes:
         self._scorer = self._start()
         self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
         self._thread.start()
-        self.look()
+        self.wake()
 
-    def look(self) -> None:
+    def wake(self) -> None:
         """A checkpoint may be there that is due. Returns at once."""
         self._wake.set()
 
     def finish(self) -> dict[str, Any]:
         """Has the newest checkpoint probed and returns what all probes of the run came to, as the summary says it."""
         self._ending = True
-        self.look()
+        self.wake()
         while self._thread.is_alive():
             # Ctrl-C is heard between two of them.
             self._thread.join(_JOIN_S)
@@ -132,7 +132,7 @@ class RunProbes:
     def close(self) -> None:
         """Ends the actor; a probe under way is given up."""
         self._gone = True
-        self.look()
+        self.wake()
         ray.kill(self._scorer)
         self._thread.join()
 
@@ -141,8 +141,8 @@ class RunProbes:
         for each in self._ledger.head().checkpoints:
             before = self._probes.of(each.folder)
             if before and before.status != "done":
-                self._probes.forget(each.folder)
-        self._probes.describe(self._set)
+                self._probes.remove(each.folder)
+        self._probes.write_set(self._set)
         last = -1
         for done in self._probes.all():
             if done.status == "done":

@@ -19,7 +19,7 @@ from cpcscale.errors import UserError
 from cpcscale.train.ranks import Ranks
 
 
-def rehearsed(work: Callable[[Ranks], dict[str, float]], workers: int, use_gpu: bool) -> dict[str, float]:
+def run_on_workers(work: Callable[[Ranks], dict[str, float]], workers: int, use_gpu: bool) -> dict[str, float]:
     """What `work` returns in rank 0 of so many workers, all of which do it.
 
     Takes nothing of a cluster, as long as this process has not joined one already.

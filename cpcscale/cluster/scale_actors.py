@@ -28,7 +28,7 @@ from cpcscale.stream.window_counts import shard_windows
 _MESSAGES = 2000
 
 
-def feeders(base: str, ranks: int, batch: int, steps: int, window: WindowConfig) -> dict[str, Any]:
+def measure_feeders(base: str, ranks: int, batch: int, steps: int, window: WindowConfig) -> dict[str, Any]:
     """One feeder for each of so many ranks, all in this process: the lanes, threads and readers of each are its own.
 
     Returns `first_s` until each has given a batch, `batch_us` of a later one, `kib_each` of memory, and `wrong` rows:
@@ -56,7 +56,7 @@ def feeders(base: str, ranks: int, batch: int, steps: int, window: WindowConfig)
     }
 
 
-def actors(base: str, ranks: int, batch: int, steps: int, window: WindowConfig) -> dict[str, Any]:
+def measure_actors(base: str, ranks: int, batch: int, steps: int, window: WindowConfig) -> dict[str, Any]:
     """Driver, mailbox, one rank of so many and its feeder, each a process of a Ray of their own.
 
     Returns the private MiB of each, those that are shared through the object store (`store_mib`, once a rank and node),
@@ -69,7 +69,7 @@ def actors(base: str, ranks: int, batch: int, steps: int, window: WindowConfig) 
     with session.connected(4):
         mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
         rank = ray.remote(num_cpus=1)(_Rank).remote(base, ranks, batch, window)
-        fed = ray.get(rank.fed.remote(steps))
+        fed = ray.get(rank.measure_feed.remote(steps))
         ours = _by_name(("ray::Feeder", "ray::Mailbox"))
         put_us, message_bytes = _told(mailbox)
         driver_mib = private_mib()
@@ -105,7 +105,7 @@ class _Rank:
         self._source = _source(Index.load(base), ranks, batch, window, FeedConfig(kind="actors"))
         self._lanes = served(ranks, 0, ranks)
 
-    def fed(self, steps: int) -> dict[str, Any]:
+    def measure_feed(self, steps: int) -> dict[str, Any]:
         """The figures of a feed that stays open, so that its feeder can be looked at."""
         began = time.perf_counter()
         self._feed = ActorFeed(self._source, self._lanes, 0, StorageConfig())

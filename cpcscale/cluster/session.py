@@ -126,7 +126,7 @@ def _sigterm_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def nodes() -> list[dict[str, float]]:
+def live_nodes() -> list[dict[str, float]]:
     """The resources of each live node of the Ray that is joined, as Ray names them: CPU, GPU, ..."""
     import ray
 
@@ -135,7 +135,7 @@ def nodes() -> list[dict[str, float]]:
 
 def cpus_each(workers: int) -> float:
     """The cores that each of `workers` tasks gets so that this many run at a time; never more than one node has."""
-    cores = [node.get("CPU", 0.0) for node in nodes()]
+    cores = [node.get("CPU", 0.0) for node in live_nodes()]
     share = min(sum(cores) / workers, max(cores, default=1.0))
     return float(int(share)) if share >= 1 else share
 

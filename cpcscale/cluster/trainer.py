@@ -20,7 +20,7 @@ from cpcscale.cluster import session
 from cpcscale.cluster.console import Console
 from cpcscale.cluster.mailbox import Mailbox, MessageDelivery
 from cpcscale.cluster.pretrain_config import PretrainConfig
-from cpcscale.cluster.worker import work
+from cpcscale.cluster.worker import run_worker
 from cpcscale.errors import Terminated, UserError
 from cpcscale.tracking.tracker import Tracker
 from cpcscale.train.ranks import PeerLostError
@@ -34,9 +34,9 @@ def fit(
     use_gpu: bool,
     tracker: Tracker,
     holder: str,
-    look: Callable[[], None] | None = None,
+    on_saved: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains on as many workers as the config asks for and returns the loop's summary; `look` as in Console.
+    """Trains on as many workers as the config asks for and returns the loop's summary; `on_saved` as in Console.
 
     Raises the workers' UserError, and one when more of them died than may; KeyboardInterrupt at Ctrl-C; Terminated at
     SIGTERM, once they have made a checkpoint or `stop_grace_s` is over, and at once at a second one.
@@ -49,7 +49,7 @@ def fit(
     _remove_ray_folders(config.run_dir)
     workers = (config.least_workers, config.most_workers) if config.elastic else config.workers
     trainer = TorchTrainer(
-        work,
+        run_worker,
         train_loop_config={"config": config, "mailbox": mailbox, "fingerprint": fingerprint, "holder": holder},
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=use_gpu, elastic_resize_monitor_interval_s=config.grow_every_s
@@ -61,16 +61,16 @@ def fit(
             callbacks=[_Deaths(mailbox, config.max_failures)],
         ),
     )
-    console = Console(tracker, look)
+    console = Console(tracker, on_saved)
     stop = _Stop(mailbox, console, _grace_s(config, console))
     try:
-        with stop.heard(), MessageDelivery(mailbox, console):
+        with stop.installed(), MessageDelivery(mailbox, console):
             trainer.fit()
     except (SystemExit, KeyboardInterrupt):
         # Ray Train answers Ctrl-C by exiting with status 0; for us it is an interrupted run like any other.
         raise (Terminated() if stop.asked else KeyboardInterrupt()) from None
     except ray.train.TrainingFailedError as failure:
-        if error := ray.get(mailbox.outcome.remote()).error:
+        if error := ray.get(mailbox.run_end.remote()).error:
             raise UserError(error) from None
         failures = failure.worker_failures if isinstance(failure, ray.train.WorkerGroupError) else {}
         if not failures or any(_is_bug(error) for error in failures.values()):
@@ -82,12 +82,12 @@ def fit(
     finally:
         console.close()
         storage.remove(ray_folder)
-    outcome = ray.get(mailbox.outcome.remote())
-    if outcome.error:
-        raise UserError(outcome.error)
-    if outcome.summary is None:
-        raise Terminated(outcome.stopped)
-    return dict(outcome.summary)
+    end = ray.get(mailbox.run_end.remote())
+    if end.error:
+        raise UserError(end.error)
+    if end.summary is None:
+        raise Terminated(end.stopped)
+    return dict(end.summary)
 
 
 def _grace_s(config: PretrainConfig, console: Console) -> float:
@@ -127,10 +127,10 @@ class _Stop:
         self._abort.daemon = True
 
     @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
+    def installed(self) -> Iterator[None]:
         """Within the block; after it signals do what they did before."""
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        signal.signal(signal.SIGTERM, self._hear)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
             yield
         finally:
@@ -139,7 +139,7 @@ class _Stop:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked, True
         if again or not self._console.working:
             # By Ray Train's handler, which ends the workers.

@@ -22,7 +22,7 @@ _LISTEN_EVERY_S = 0.5
 _BEFORE_S = 5.0
 
 
-def work(spec: dict[str, Any]) -> None:
+def run_worker(spec: dict[str, Any]) -> None:
     """One worker. A user's error is left with the driver and not tried again."""
     import ray
     from ray.train.torch import get_device
@@ -31,12 +31,12 @@ def work(spec: dict[str, Any]) -> None:
     from cpcscale.cluster.mailbox import MailboxObserver
 
     config, mailbox = spec["config"], spec["mailbox"]
-    if ray.get(mailbox.outcome.remote()).error:
+    if ray.get(mailbox.run_end.remote()).error:
         return
     storage.configure(config.storage)
     ranks = Ranks.current(get_device())
     make_feed = partial(actor_feed, config.storage) if config.feed.kind == "actors" else thread_feed
-    observer, notices = MailboxObserver(mailbox), RunRequests()
+    observer, requests = MailboxObserver(mailbox), RunRequests()
     try:
         data = open_data(config)
         if data.train.fingerprint != spec["fingerprint"]:
@@ -45,9 +45,9 @@ def work(spec: dict[str, Any]) -> None:
                 "command again to take it over"
             )
         # The others learn from rank 0 with each step.
-        listening = _listening(mailbox, notices, observer) if ranks.first else contextlib.nullcontext()
-        with listening, ranks.meeting():
-            summary = pretrain(config, data, config.run_dir, ranks, observer, make_feed, spec["holder"], notices)
+        listening = _listening(mailbox, requests, observer) if ranks.first else contextlib.nullcontext()
+        with listening, ranks.detect_lost_peers():
+            summary = pretrain(config, data, config.run_dir, ranks, observer, make_feed, spec["holder"], requests)
     except UserError as failure:
         ray.get(mailbox.fail.remote(str(failure)))
         raise
@@ -59,7 +59,7 @@ def work(spec: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _listening(mailbox: Any, notices: RunRequests, observer: Observer) -> Iterator[None]:
+def _listening(mailbox: Any, requests: RunRequests, observer: Observer) -> Iterator[None]:
     """Passes on, for the block, a driver that is to stop and a node that is to be taken away."""
     import ray
 
@@ -69,7 +69,7 @@ def _listening(mailbox: Any, notices: RunRequests, observer: Observer) -> Iterat
         known, again_s = None, math.inf
         while not ended.wait(_LISTEN_EVERY_S):
             if ray.get(mailbox.stopping.remote()):
-                notices.stop()
+                requests.stop()
                 return
             info = preemption()
             if info and info != known:
@@ -77,11 +77,11 @@ def _listening(mailbox: Any, notices: RunRequests, observer: Observer) -> Iterat
                 # What is done meanwhile is not to be done again.
                 again_s = (info.deadline_ms or math.inf) / 1000 - _BEFORE_S
                 again_s = again_s if again_s > time.time() + _BEFORE_S else math.inf
-                notices.save()
+                requests.save()
                 observer.note("a node is to be taken away: making a checkpoint, going on while it is there")
             elif time.time() >= again_s:
                 again_s = math.inf
-                notices.save()
+                requests.save()
 
     def quietly() -> None:
         try:

@@ -12,7 +12,7 @@ from typing import Any
 from cpcscale import config as configs
 from cpcscale import storage
 from cpcscale.cluster import session
-from cpcscale.cluster.folds import check_ranks, refuse_without_room, run_folds
+from cpcscale.cluster.folds import check_cluster_size, check_ranks, run_folds
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import fold_splits, marks
@@ -66,7 +66,7 @@ def finetune(config: FinetuneConfig, *, parent: str | None = None, corpus: Corpu
         log.warning("%s holds this run, finished: it is not run again", config.run_dir)
         return done
     started = time.monotonic()
-    refuse_without_room(config, config.ranks, config.workers)
+    check_cluster_size(config, config.ranks, config.workers)
     prepared = prepare(config, corpus)
     # Again, without what could not be read.
     count = len(fold_splits(config, prepared.corpus).splits)

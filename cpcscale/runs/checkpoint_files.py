@@ -41,7 +41,7 @@ def folder_name(step: int, writer: int) -> str:
     return f"step-{step:08d}-{writer:04d}"
 
 
-def numbers(folder: str) -> tuple[int, int] | None:
+def parse_folder_name(folder: str) -> tuple[int, int] | None:
     """(step, writer) of the name of a checkpoint's folder, or None for another name."""
     match = _FOLDER.fullmatch(folder)
     return (int(match.group(1)), int(match.group(2) or 0)) if match else None
@@ -61,7 +61,7 @@ def remove(url: str) -> None:
     storage.remove(url)
 
 
-def marker(url: str) -> dict[str, MarkedFile]:
+def read_marker(url: str) -> dict[str, MarkedFile]:
     """The files of the checkpoint in folder `url` by name. Raises TornError, and UserError for another format."""
     try:
         read = json.loads(storage.read(storage.join(url, MARKER)))
@@ -80,10 +80,10 @@ def marker(url: str) -> dict[str, MarkedFile]:
     return files
 
 
-def contents(url: str) -> dict[str, bytes]:
+def read_files(url: str) -> dict[str, bytes]:
     """Every file of the checkpoint in folder `url`, checked against the marker. Raises TornError when it is torn."""
     found = {}
-    for name, file in marker(url).items():
+    for name, file in read_marker(url).items():
         try:
             found[name] = storage.read(storage.join(url, name))
         except storage.NotFoundError:
@@ -93,10 +93,10 @@ def contents(url: str) -> dict[str, bytes]:
     return found
 
 
-def problems(url: str, *, every_byte: bool) -> Iterator[str]:
+def find_problems(url: str, *, every_byte: bool) -> Iterator[str]:
     """What is wrong with the checkpoint in folder `url`, in a few words each; sizes alone, or `every_byte`."""
     try:
-        files = marker(url)
+        files = read_marker(url)
     except TornError as error:
         yield str(error).rpartition(": ")[2]
         return
@@ -113,15 +113,15 @@ def problems(url: str, *, every_byte: bool) -> Iterator[str]:
             yield f"{name} does not match the hash in {MARKER}"
 
 
-def state(url: str) -> dict[str, Any]:
+def read_state(url: str) -> dict[str, Any]:
     """What `state.json` of the checkpoint in folder `url` says, not checked. Raises TornError when it says nothing."""
     try:
-        return parsed(url, storage.read(storage.join(url, STATE)))
+        return parse_state(url, storage.read(storage.join(url, STATE)))
     except storage.NotFoundError:
         raise TornError(f"{url} is torn: {STATE} is missing") from None
 
 
-def parsed(url: str, data: bytes) -> dict[str, Any]:
+def parse_state(url: str, data: bytes) -> dict[str, Any]:
     """The content of a `state.json`. Raises TornError when it is not one."""
     try:
         found = json.loads(data)

@@ -15,7 +15,7 @@ from cpcscale.runs.ledger import Ledger, RunState
 from cpcscale.runs.probe_log import Probe, Probes
 
 
-def listed(url: str) -> dict[str, Any]:
+def list_checkpoints(url: str) -> dict[str, Any]:
     """The checkpoints of a run folder, or the one in a checkpoint's folder, by rising steps, and who holds the run.
 
     Each has folder, step, writer, published, newest, best, audio_hours, heldout_loss, probe_ccc (mean), probe
@@ -28,7 +28,7 @@ def listed(url: str) -> dict[str, Any]:
     newest = next((folder for folder in reversed(run.published) if not run.why(folder)), None)
     rows = []
     for folder in run.folders:
-        step, writer = checkpoint_files.numbers(folder) or (0, 0)
+        step, writer = checkpoint_files.parse_folder_name(folder) or (0, 0)
         marks = {
             "published": folder in run.published,
             "newest": folder == newest,
@@ -40,15 +40,15 @@ def listed(url: str) -> dict[str, Any]:
     return {"path": url, "holder": holder, "checkpoints": rows}
 
 
-def verified(url: str) -> dict[str, Any]:
+def verify_checkpoints(url: str) -> dict[str, Any]:
     """{checkpoints: what is wrong with each, by folder, every byte read; ok}. Those of a run that are published."""
     run = _Run(url)
     folders = [folder for folder in run.folders if run.one or folder in run.published]
-    wrong = {folder: list(checkpoint_files.problems(run.place(folder), every_byte=True)) for folder in folders}
+    wrong = {folder: list(checkpoint_files.find_problems(run.place(folder), every_byte=True)) for folder in folders}
     return {"path": url, "checkpoints": wrong, "ok": not any(wrong.values())}
 
 
-def shown(url: str) -> dict[str, Any]:
+def describe_checkpoint(url: str) -> dict[str, Any]:
     """What is in one checkpoint, or in the newest whole one of a run.
 
     {checkpoint, saved_at_s, config_hash, position, tensors: {file: {name: {dtype, shape}}}}. Raises UserError when it
@@ -59,8 +59,8 @@ def shown(url: str) -> dict[str, Any]:
     if not whole:
         raise UserError(f"no whole checkpoint at {url} ({run.folders[-1]}: {run.why(run.folders[-1])}): see `ls`")
     place = run.place(whole[-1])
-    names = [name for name in checkpoint_files.marker(place) if name.endswith(checkpoint_files.TENSORS)]
-    kept = {name: checkpoint_files.state(place).get(name) for name in ("saved_at_s", "config_hash", "position")}
+    names = [name for name in checkpoint_files.read_marker(place) if name.endswith(checkpoint_files.TENSORS)]
+    kept = {name: checkpoint_files.read_state(place).get(name) for name in ("saved_at_s", "config_hash", "position")}
     tensors = {name.removesuffix(checkpoint_files.TENSORS): _tensors(storage.join(place, name)) for name in names}
     return {"checkpoint": place, **kept, "tensors": tensors}
 
@@ -72,7 +72,7 @@ class _Run:
         if not storage.exists(url):
             raise UserError(f"there is nothing at {url}: check the path")
         place, _, name = storage.absolute(url).rstrip("/").rpartition("/")
-        self.one = checkpoint_files.numbers(name) is not None
+        self.one = checkpoint_files.parse_folder_name(name) is not None
         inside = place.endswith("/checkpoints")
         self._base = place if self.one else storage.join(url, "checkpoints")
         run_dir = place.removesuffix("/checkpoints") if self.one else url
@@ -80,7 +80,7 @@ class _Run:
         self.state = RunState() if self.one and not inside else ledger.head()
         self.published = [each.folder for each in self.state.checkpoints]
         found = {*ledger.folders(), *self.published}
-        self.folders = [name] if self.one else sorted(found, key=lambda each: checkpoint_files.numbers(each) or (0, 0))
+        self.folders = [name] if self.one else sorted(found, key=lambda each: checkpoint_files.parse_folder_name(each) or (0, 0))
         if not self.folders:
             raise UserError(
                 f"no checkpoint at {url}: name the run_dir of a `cpcscale pretrain` run, or one of its "
@@ -92,7 +92,7 @@ class _Run:
 
     def why(self, folder: str) -> str | None:
         """Why a checkpoint is torn, as far as sizes tell; None when it is whole."""
-        problems = list(checkpoint_files.problems(self.place(folder), every_byte=False))
+        problems = list(checkpoint_files.find_problems(self.place(folder), every_byte=False))
         if problems and not self.one and folder not in self.published:
             return "not published: a save that was cut off, or is under way"
         return ", ".join(problems) or None
@@ -103,8 +103,8 @@ def _facts(url: str) -> dict[str, Any]:
     size: int | None = None
     state: dict[str, Any] = {"position": {}}
     try:
-        state = checkpoint_files.state(url)
-        size = sum(file.bytes for file in checkpoint_files.marker(url).values())
+        state = checkpoint_files.read_state(url)
+        size = sum(file.bytes for file in checkpoint_files.read_marker(url).values())
     except checkpoint_files.TornError:
         pass
     position = state["position"]

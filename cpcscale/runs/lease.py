@@ -48,7 +48,7 @@ class LeaseConfig:
         config.at_least(0.1, **{"lease.ttl_s": self.ttl_s})
 
 
-def this_process(spec: LeaseConfig) -> RunHolder:
+def new_holder(spec: LeaseConfig) -> RunHolder:
     """A holder that is this process."""
     pid = os.getpid()
     return RunHolder(
@@ -62,7 +62,7 @@ def this_process(spec: LeaseConfig) -> RunHolder:
     )
 
 
-def free(ledger: Ledger, *, take_over: bool, say: Callable[[str], None], gone: str = "") -> RunState:
+def wait_until_free(ledger: Ledger, *, take_over: bool, say: Callable[[str], None], gone: str = "") -> RunState:
     """The state of a run that may be taken. Raises HeldError when its holder lives, unless `take_over`.
 
     A holder whose process on this machine is gone is no holder. One on another machine is watched for as long as its
@@ -89,13 +89,13 @@ def free(ledger: Ledger, *, take_over: bool, say: Callable[[str], None], gone: s
 def hold(
     run_dir: str, spec: LeaseConfig, *, take_over: bool, say: Callable[[str], None], gone: str = ""
 ) -> Iterator[Lease]:
-    """Takes the run for the block, as `free` allows it.
+    """Takes the run for the block, as `wait_until_free` allows it.
 
     When another driver takes it over, the main thread is interrupted, as by Ctrl-C, and the block ends with an
     OvertakenError, as it does when whatever else went wrong in it did so after that.
     """
     ledger = Ledger(run_dir)
-    lease = _taken(ledger, this_process(spec), take_over, say, gone)
+    lease = _taken(ledger, new_holder(spec), take_over, say, gone)
     try:
         try:
             yield lease
@@ -145,8 +145,8 @@ class Lease:
         try:
             while (state := self._ledger.head()).is_of(self.id):
                 released = state.released()
-                if self._ledger.advance(released) and self._ledger.leads(released):
-                    self._ledger.sweep(released)
+                if self._ledger.advance(released) and self._ledger.is_head(released):
+                    self._ledger.remove_unlisted(released)
             storage.remove(_alive(self._ledger, self._holder))
         except UserError as error:
             log.warning("%s could not be given back: %s", storage.shown(self._ledger.run_dir), error)
@@ -176,8 +176,8 @@ class Lease:
 
 def _taken(ledger: Ledger, me: RunHolder, take_over: bool, say: Callable[[str], None], gone: str) -> Lease:
     while True:
-        state = free(ledger, take_over=take_over, say=say, gone=gone).taken(me)
-        if ledger.advance(state) and ledger.leads(state):
+        state = wait_until_free(ledger, take_over=take_over, say=say, gone=gone).taken(me)
+        if ledger.advance(state) and ledger.is_head(state):
             for name in storage.list_files(ledger.folder):
                 if name.startswith("alive-"):
                     storage.remove(storage.join(ledger.folder, name))

@@ -76,7 +76,7 @@ class CheckpointEntry:
 
 
 # Of the checkpoints of a line, the new one included, those that stay however old they are.
-Spare: TypeAlias = Callable[[tuple[CheckpointEntry, ...]], Iterable[CheckpointEntry]]
+KeepRule: TypeAlias = Callable[[tuple[CheckpointEntry, ...]], Iterable[CheckpointEntry]]
 
 
 @dataclass(frozen=True)
@@ -107,23 +107,23 @@ class RunState:
         """The run belongs to nobody."""
         return replace(self, number=self.number + 1, held=False, writer=0)
 
-    def begun(self, step: int, holder: str, best_by: str = "loss") -> RunState:
+    def started_from(self, step: int, holder: str, best_by: str = "loss") -> RunState:
         """A process goes on from `step` and will publish, in the name of the holder or of none; what is later goes."""
         number = self.number + 1
         stay = tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.step <= step)
         owner = self.holder if self.is_of(holder) else None
         return RunState(number, owner, owner is not None, number, stay, best_by)
 
-    def published(self, new: CheckpointEntry, keep: int, spare: Spare | None = None) -> RunState:
+    def published(self, new: CheckpointEntry, keep: int, spare: KeepRule | None = None) -> RunState:
         """The checkpoint is the newest; the newest `keep` stay, and those to `spare`: without it, the first with the
         lowest held-out loss."""
         line = (*(each for each in self.checkpoints if each.step < new.step), new)
-        best = best_of(line)
+        best = lowest_loss(line)
         stay = {*line[-keep:], *(spare(line) if spare else [best] if best else [])}
         return replace(self, number=self.number + 1, checkpoints=tuple(each for each in line if each in stay))
 
 
-def best_of(checkpoints: tuple[CheckpointEntry, ...]) -> CheckpointEntry | None:
+def lowest_loss(checkpoints: tuple[CheckpointEntry, ...]) -> CheckpointEntry | None:
     """The first of those with the lowest held-out loss; None when none has one."""
     losses = [(each.heldout_loss, each) for each in checkpoints if each.heldout_loss is not None]
     finite = [each for each in losses if math.isfinite(each[0])]
@@ -168,7 +168,7 @@ class Ledger:
         except storage.NotFoundError:
             return False  # What was written aside has been cleared away by those who went on.
 
-    def leads(self, state: RunState) -> bool:
+    def is_head(self, state: RunState) -> bool:
         """Whether `state`, just created, is the head.
 
         It is not where others have gone on from it since, or where it was created in a gap that they left.
@@ -181,7 +181,7 @@ class Ledger:
                 storage.remove(self._entry(number))
         return True
 
-    def sweep(self, state: RunState) -> None:
+    def remove_unlisted(self, state: RunState) -> None:
         """Removes the checkpoints that `state` does not name, whole or not. It has been the head since its creation.
 
         No later state names one of them either: it names those of this one, and those of later writers.
@@ -207,7 +207,7 @@ class Ledger:
             names = {name.partition("/")[0] for name in storage.list_files(self.checkpoints)}
             # That lists no folder in which a killed process left nothing but a file written aside.
             names |= {path.name for path in local.iterdir()} if local else set()
-        found = {name: at for name in names if (at := checkpoint_files.numbers(name))}
+        found = {name: at for name in names if (at := checkpoint_files.parse_folder_name(name))}
         return dict(sorted(found.items(), key=lambda item: item[1]))
 
     def _scanned(self) -> tuple[CheckpointEntry, ...]:
@@ -215,8 +215,8 @@ class Ledger:
         for folder, (step, _) in self.folders().items():
             url = storage.join(self.checkpoints, folder)
             with contextlib.suppress(checkpoint_files.TornError):
-                checkpoint_files.marker(url)
-                metrics = checkpoint_files.state(url)["position"].get("metrics", {})
+                checkpoint_files.read_marker(url)
+                metrics = checkpoint_files.read_state(url)["position"].get("metrics", {})
                 found[step] = CheckpointEntry(folder, step, metrics.get("heldout_loss"))
         return tuple(found.values())
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from cpcscale import storage
 from cpcscale.runs import checkpoint_files
-from cpcscale.runs.ledger import Ledger, CheckpointEntry, RunState, best_of
+from cpcscale.runs.ledger import Ledger, CheckpointEntry, RunState, lowest_loss
 
 log = logging.getLogger(__name__)
 
@@ -93,15 +93,15 @@ class Probes:
             log.warning("%s is damaged: the run counts as not probed", url)
             return None
 
-    def describe(self, probe_set: ProbeSet) -> None:
+    def write_set(self, probe_set: ProbeSet) -> None:
         """Writes what the run is probed on."""
         storage.write(storage.join(self.folder, _SET), _json(probe_set))
 
-    def retire(self) -> None:
+    def retire_set(self) -> None:
         """No checkpoint of the run waits for a probe any more, if ever one did."""
         before = self.probe_set()
         if before and before.stride:
-            self.describe(replace(before, stride=0))
+            self.write_set(replace(before, stride=0))
 
     def of(self, folder: str) -> Probe | None:
         """The probe of the checkpoint in this folder of the run, None when there is none."""
@@ -123,7 +123,7 @@ class Probes:
         """Every probe of the run by rising steps; of a step that was made twice the later one."""
         with contextlib.suppress(storage.NotFoundError):
             names = [name.removesuffix(".json") for name in storage.list_files(self.folder)]
-            found = sorted((at, name) for name in names if (at := checkpoint_files.numbers(name)))
+            found = sorted((at, name) for name in names if (at := checkpoint_files.parse_folder_name(name)))
             probes = {step: probe for (step, _), name in found if (probe := self.of(name))}
             return list(probes.values())
         return []
@@ -146,14 +146,14 @@ class Probes:
             self.write(Probe(folder=chosen.folder, step=chosen.step, status="running"))
             if newest() == chosen:
                 return chosen
-            self.forget(chosen.folder)
+            self.remove(chosen.folder)
         return None
 
     def write(self, probe: Probe) -> None:
         """Puts down how a probe stands."""
         storage.write(self._url(probe.folder), _json(probe))
 
-    def forget(self, folder: str) -> None:
+    def remove(self, folder: str) -> None:
         """Takes back what was put down of a checkpoint."""
         self._over.pop(folder, None)
         storage.remove(self._url(folder))
@@ -165,7 +165,7 @@ class Probes:
         """
         return self._best(state.checkpoints, [self.of(each.folder) for each in state.checkpoints], state.best_by)
 
-    def spared(self, line: Sequence[CheckpointEntry], best_by: str, probe_set: ProbeSet | None) -> Collection[CheckpointEntry]:
+    def select_kept(self, line: Sequence[CheckpointEntry], best_by: str, probe_set: ProbeSet | None) -> Collection[CheckpointEntry]:
         """The checkpoints of a line that are kept however old they are: the best, those that are being probed, and of
         those that are due and later than any probe the two newest."""
         # Each is read once: between two looks a probe may be over, and would be neither under way nor the best.
@@ -179,7 +179,7 @@ class Probes:
     @staticmethod
     def _best(line: Sequence[CheckpointEntry], known: Sequence[Probe | None], best_by: str) -> CheckpointEntry | None:
         if best_by == "loss":
-            return best_of(tuple(line))
+            return lowest_loss(tuple(line))
         pairs = zip(line, known, strict=True)
         scored = [(score, each) for each, probe in pairs if probe and (score := probe.score) is not None]
         return max(scored, key=lambda pair: pair[0])[1] if scored else None

@@ -29,11 +29,11 @@ class Publisher:
         self._ledger, self._keep = ledger, keep
         probes = Probes(ledger.run_dir)
         self.probe_set = probes.probe_set()
-        self._spare = partial(probes.spared, best_by=best_by, probe_set=self.probe_set)
+        self._spare = partial(probes.select_kept, best_by=best_by, probe_set=self.probe_set)
         if holder and not seen.is_of(holder):
             raise self._overtaken()
-        self._state = seen.begun(step, holder, best_by)
-        if not (ledger.advance(self._state) and ledger.leads(self._state)):
+        self._state = seen.started_from(step, holder, best_by)
+        if not (ledger.advance(self._state) and ledger.is_head(self._state)):
             raise self._overtaken()
 
     def publish(self, step: int, heldout_loss: float | None, contents: Mapping[str, bytes]) -> str:
@@ -56,10 +56,10 @@ class Publisher:
             checkpoint_files.remove(url)
             raise self._overtaken()
         self._state = state
-        if not self._ledger.leads(state):
+        if not self._ledger.is_head(state):
             # Published in the last moment: whoever came next has it, and its folder is his.
             raise self._overtaken()
-        self._ledger.sweep(state)
+        self._ledger.remove_unlisted(state)
         return url
 
     def _overtaken(self) -> OvertakenError:

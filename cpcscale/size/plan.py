@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from cpcscale import audio, storage
-from cpcscale.cluster.pretrain_config import PretrainConfig, absolute
+from cpcscale.cluster.pretrain_config import PretrainConfig, with_absolute_paths
 from cpcscale.cluster.pretrain_data import open_data
 from cpcscale.model.cost import network_cost
 from cpcscale.shards.index import Index
 from cpcscale.size.machines import Machines
-from cpcscale.size.rates import Rates, needs_gpu, rates
+from cpcscale.size.rates import Rates, check_gpu_rate, measure_rates
 from cpcscale.stream import window
 from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window_counts import shard_windows
@@ -32,15 +32,17 @@ def run_size(config: PretrainConfig, machines: Machines, given: Rates) -> RunSiz
     Writes nothing. Raises UserError for workers without a lane, without shards, and for the rate of GPUs where there is
     none to measure.
     """
-    config = absolute(config)
+    config = with_absolute_paths(config)
     storage.configure(config.storage)
     workers = machines.workers(config)
     if machines.gpus_per_node:
-        needs_gpu(config, given)
+        check_gpu_rate(config, given)
     data = open_data(config)
     windows = shard_windows(data.train, config.window)
     order = RunOrder(windows, config.seed, config.train.lanes, config.train.batch)
-    speed = rates(config, data.train, windows, workers, machines.on_node(config), machines.cores_per_node, given)
+    speed = measure_rates(
+        config, data.train, windows, workers, machines.on_node(config), machines.cores_per_node, given
+    )
     return _run_size(config, data, order, machines, speed)
 
 

@@ -49,7 +49,7 @@ class Rates:
         return tuple(name for name in ("update", "decode") if getattr(self, name))
 
 
-def rates(
+def measure_rates(
     config: PretrainConfig, index: Index, windows: np.ndarray, workers: int, on_node: int, cores: int, given: Rates
 ) -> Rates:
     """Measures what `given` has no rate of (0), with the share of the batch that one of so many workers has.
@@ -79,7 +79,7 @@ def rates(
     return Rates(update, decode, beside)
 
 
-def needs_gpu(config: PretrainConfig, given: Rates) -> None:
+def check_gpu_rate(config: PretrainConfig, given: Rates) -> None:
     """Refuses to size for GPUs by the rate of a CPU."""
     if not given.update and (config.device == "cpu" or not torch.cuda.is_available()):
         raise UserError(
@@ -93,11 +93,11 @@ def _updating(
 ) -> dict[str, float]:
     """What `_rehearsal` finds with so many workers, as a run has them."""
     # It brings Ray Train, which given rates do not need.
-    from cpcscale.cluster.rehearsal import rehearsed
+    from cpcscale.cluster.rehearsal import run_on_workers
 
     train = replace(config.train, batch=share * together, lanes=share * together, threads=threads)
     recipe = replace(config, train=train, workers=together)
-    return rehearsed(partial(_rehearsal, recipe, index, fed), together, on_gpu)
+    return run_on_workers(partial(_rehearsal, recipe, index, fed), together, on_gpu)
 
 
 def _rehearsal(recipe: PretrainConfig, index: Index, fed: bool, ranks: Ranks) -> dict[str, float]:
@@ -109,11 +109,11 @@ def _rehearsal(recipe: PretrainConfig, index: Index, fed: bool, ranks: Ranks) ->
     storage.configure(recipe.storage)
     updates, count = UpdateBench(recipe, index, ranks, _UPDATES), _UPDATES
     if fed:
-        count = max(_UPDATES, math.ceil(_FED_S / _most_s(ranks, updates.fed().wall_s) * _UPDATES))
+        count = max(_UPDATES, math.ceil(_FED_S / _most_s(ranks, updates.measure_feed().wall_s) * _UPDATES))
     updating_s = spent_s = audio_s = decoding_s = 0.0
     made = 0
     while updating_s < _UPDATING_S and spent_s < 2 * _UPDATING_S:
-        row = updates.fed(count) if fed else updates.memory()
+        row = updates.measure_feed(count) if fed else updates.measure_memory()
         # Where one worker waits for its feed, the others wait for that worker.
         waited_s = row.stalls.exposed_s["store"] + row.stalls.exposed_s["decode"]
         wall_s = _most_s(ranks, row.wall_s)
@@ -126,7 +126,7 @@ def _rehearsal(recipe: PretrainConfig, index: Index, fed: bool, ranks: Ranks) ->
 
 
 def _most_s(ranks: Ranks, seconds: float) -> float:
-    return float(ranks.most(torch.tensor(seconds, dtype=torch.float64)))
+    return float(ranks.max(torch.tensor(seconds, dtype=torch.float64)))
 
 
 def _decoding(config: PretrainConfig, index: Index, windows: np.ndarray) -> float:

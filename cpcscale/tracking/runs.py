@@ -13,12 +13,12 @@ from cpcscale.tracking.tracker import (
     PARENT_TAG,
     TrackingConfig,
     connect,
-    from_store,
+    decode_value,
     last_values_of,
+    read_artifact,
     sqlite_path,
+    store_errors,
     store_uri,
-    stored_file,
-    usable,
 )
 
 
@@ -44,11 +44,11 @@ class TrackedRun:
     def history(self, key: str) -> list[tuple[int, float]]:
         """All (step, value) of a metric by rising step; empty for an unknown key. NaN and infinities as they are."""
         points = self.client.get_metric_history(self.run_id, key)
-        return sorted((point.step, from_store(point.value)) for point in points)
+        return sorted((point.step, decode_value(point.value)) for point in points)
 
     def artifact(self, name: str) -> bytes | None:
         """The bytes of one of the run's files, or None when there is no such file."""
-        return stored_file(self.client, self.run_id, name)
+        return read_artifact(self.client, self.run_id, name)
 
     def tag(self, name: str) -> str:
         """The value of the tag `cpcscale.NAME`, empty when it is not set."""
@@ -69,7 +69,7 @@ def read_runs(config: TrackingConfig, *, children: bool = False) -> list[Tracked
     path = sqlite_path(uri)
     if path and not path.exists():  # connecting would make it
         raise nothing
-    with usable(config):
+    with store_errors(config):
         client = connect(config)
         experiment = client.get_experiment_by_name(config.experiment)
         found = list(_all_runs(client, experiment.experiment_id)) if experiment else []

@@ -103,7 +103,7 @@ class Tracker:
         known_id = str(note["run_id"]) if note.get("kind") == kind and note.get("run_id") else None
         try:
             client, experiment_id = _prepare(config)
-            with usable(config):
+            with store_errors(config):
                 # With its kind from the start: a driver killed just now leaves a run that is found again.
                 first = {"cpcscale.kind": kind} | ({PARENT_TAG: parent} if parent else {})
                 run = _active_run(client, known_id) or client.create_run(experiment_id, run_name=name, tags=first)
@@ -241,7 +241,7 @@ def _prepare(config: TrackingConfig) -> tuple[Any, str]:
         logging.getLogger(__name__).warning(
             "the tracking store %s lies in the job's temporary folder: name one by MLFLOW_TRACKING_URI to keep it", path
         )
-    with usable(config), _alone(path) if path else contextlib.nullcontext():
+    with store_errors(config), _alone(path) if path else contextlib.nullcontext():
         client = connect(config)
         return client, _experiment(client, config.experiment, path)
 
@@ -277,7 +277,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def usable(config: TrackingConfig) -> Iterator[None]:
+def store_errors(config: TrackingConfig) -> Iterator[None]:
     """Turns a store's failures into one StoreError."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -343,7 +343,7 @@ def _shown(key: str, value: Any) -> str:
     return redact(str(redacted(key, value)))[:_VALUE_CHARACTERS]
 
 
-def stored_file(client: Any, run_id: str, name: str) -> bytes | None:
+def read_artifact(client: Any, run_id: str, name: str) -> bytes | None:
     """The bytes of one of a run's artifacts, or None when there is no such file."""
     import tempfile
 
@@ -357,10 +357,10 @@ def stored_file(client: Any, run_id: str, name: str) -> bytes | None:
 def last_values_of(run: Any) -> dict[str, tuple[int, float]]:
     """Step and value of the newest record of each metric of an MLflow run."""
     # Through the message form, because `data.metrics` leaves the steps out.
-    return {metric.key: (metric.step, from_store(metric.value)) for metric in run.data.to_proto().metrics}
+    return {metric.key: (metric.step, decode_value(metric.value)) for metric in run.data.to_proto().metrics}
 
 
-def from_store(stored: float) -> float:
+def decode_value(stored: float) -> float:
     """MLflow keeps an infinity as the largest float of its sign."""
     return math.copysign(math.inf, stored) if abs(stored) >= sys.float_info.max else stored
 

@@ -88,7 +88,7 @@ class AugmentConfig(EffectsConfig):
     past: bool = False
 
 
-def augmented(wave_BS: Tensor, key_B: Tensor, samples_B: Tensor, config: EffectsConfig) -> Tensor:
+def add_effects(wave_BS: Tensor, key_B: Tensor, samples_B: Tensor, config: EffectsConfig) -> Tensor:
     """float32 [B, S]: each row with the effects its key draws, in the order of sound: voice, room, microphone, channel.
 
     `key_B` and `samples_B` are on the CPU, where it is drawn which rows are changed: a GPU need not say how many. Of
@@ -138,16 +138,16 @@ class _Draws:
 
     def white(self, number: int, samples: int) -> Tensor:
         """float64 [B, samples]: white noise of unit power."""
-        return white(self.bits(number), samples)
+        return white_noise(self.bits(number), samples)
 
 
-def white(key_B: Tensor, samples: int) -> Tensor:
+def white_noise(key_B: Tensor, samples: int) -> Tensor:
     """float64 [B, samples]: white noise of unit power, even over its range, that follows from each row's key."""
     place_S = torch.arange(samples, device=key_B.device)
     return (uniform(hashed(key_B.unsqueeze(1), place_S)).double() - 0.5) * math.sqrt(12)
 
 
-def coloured(white_BS: Tensor, tilt_B: Tensor) -> Tensor:
+def coloured_noise(white_BS: Tensor, tilt_B: Tensor) -> Tensor:
     """float64 [B, S]: noise whose power falls as f^-tilt above 20 Hz, with none below: 0 is white, 1 pink."""
     samples = white_BS.shape[1]
     hz_F = torch.fft.rfftfreq(samples, 1 / audio.RATE_HZ, dtype=torch.float64, device=white_BS.device)
@@ -160,7 +160,7 @@ def _noise(wave_BS: Tensor, draws: _Draws, config: EffectsConfig) -> Tensor:
     samples = wave_BS.shape[1]
     snr_B, tilt_B = draws.between(1, config.noise_snr_db), draws.share(2)
     # It knows nothing of the row.
-    noise_BS = coloured(draws.white(3, samples), tilt_B)
+    noise_BS = coloured_noise(draws.white(3, samples), tilt_B)
     counts_S = torch.arange(1, samples + 1, device=wave_BS.device)
     power_BS = wave_BS.double().square().cumsum(1) / counts_S
     return wave_BS + noise_BS * (power_BS * 10 ** (-snr_B.unsqueeze(1) / 10)).sqrt()

@@ -28,7 +28,7 @@ from cpcscale.runs.checkpoint_files import STATE, TENSORS
 from cpcscale.runs.ledger import Ledger, RunState
 from cpcscale.runs.probe_log import Probes, ProbeSet
 from cpcscale.train.ema import Ema
-from cpcscale.train.ema import weights as ema_weights
+from cpcscale.train.ema import mean_weights as ema_weights
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class RestoredCheckpoint:
     probe_set: dict[str, Any] = field(default_factory=dict)
 
 
-def contents(
+def checkpoint_files_of(
     tensors: Tensors, position: RunPosition, spec: object, probe_set: ProbeSet | None = None
 ) -> dict[str, bytes]:
     """The files of a checkpoint by name; `spec` is the config of the run, whose secrets are left out.
@@ -100,23 +100,23 @@ def contents(
     return {**found, STATE: json.dumps(state).encode()}
 
 
-def newest(ledger: Ledger, state: RunState) -> RestoredCheckpoint | None:
+def load_newest(ledger: Ledger, state: RunState) -> RestoredCheckpoint | None:
     """The newest whole checkpoint of this state of a run, or None; a torn one is skipped with a warning.
 
     A store that fails raises.
     """
     for checkpoint in reversed(state.checkpoints):
         try:
-            return read(ledger.url(checkpoint))
+            return load_checkpoint(ledger.url(checkpoint))
         except checkpoint_files.TornError as error:
             log.warning("skipping a checkpoint: %s", error)
     return None
 
 
-def read(url: str) -> RestoredCheckpoint:
+def load_checkpoint(url: str) -> RestoredCheckpoint:
     """The checkpoint in folder `url`, every file checked against the marker. Raises TornError when it is not whole."""
-    found = checkpoint_files.contents(url)
-    state = checkpoint_files.parsed(url, found[STATE])
+    found = checkpoint_files.read_files(url)
+    state = checkpoint_files.parse_state(url, found[STATE])
     position, probe_set = state["position"], state.get("probe_set") or {}
     try:
         tensors = {
@@ -129,7 +129,7 @@ def read(url: str) -> RestoredCheckpoint:
         raise UserError(f"{url} holds a position that cannot be read: {error}") from None
 
 
-def tensors_of(
+def collect_tensors(
     contrast: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None
 ) -> dict[str, dict[str, Tensor]]:
     """What `restore` puts back, no copies: the network `contrast.model`, what the objective has beside it, Adam's state
@@ -184,16 +184,16 @@ def load_encoder(url: str, which: Literal["newest", "best"] = "newest") -> tuple
 def _chosen(url: str, which: Literal["newest", "best"]) -> tuple[RestoredCheckpoint | None, str]:
     """The checkpoint that is meant, and how it was chosen."""
     if storage.exists(storage.join(url, checkpoint_files.MARKER)):
-        return read(url), "best by probe" if _is_best_by_probe(url) else "by name"
+        return load_checkpoint(url), "best by probe" if _is_best_by_probe(url) else "by name"
     ledger = Ledger(url)
     state = ledger.head()
     if which == "newest" or not state.checkpoints:
-        return newest(ledger, state), "newest"
+        return load_newest(ledger, state), "newest"
     best = Probes(url).best(state)
     if best is None:
         figure = "held-out loss" if state.best_by == "loss" else "probe"
         raise UserError(f"no checkpoint of {url} has a {figure} to be the best by: take the newest, or name one")
-    return read(ledger.url(best)), f"best by {state.best_by}"
+    return load_checkpoint(ledger.url(best)), f"best by {state.best_by}"
 
 
 def _is_best_by_probe(url: str) -> bool:

@@ -46,7 +46,7 @@ class Timeline(Protocol):
         """The sums so far, once a GPU has come to the last mark."""
 
 
-def timeline(device: torch.device) -> Timeline:
+def make_timeline(device: torch.device) -> Timeline:
     """That of the GPU, where there is one: what the main thread does while the GPU works is not waited for."""
     return _GpuTimeline(device) if device.type == "cuda" else TimeByName()
 

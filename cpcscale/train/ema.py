@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 _Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
-def weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def mean_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The mean weights in what `Ema.state` returned, under the model's own names."""
     inner = "module."
     return {name.removeprefix(inner): tensor for name, tensor in state.items() if name.startswith(inner)}

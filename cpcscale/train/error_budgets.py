@@ -20,12 +20,12 @@ def check_finite(position: RunPosition, recipe: Recipe) -> None:
         )
 
 
-def too_many_bad(position: RunPosition, recipe: Recipe, seen: int) -> bool:
+def exceeds_bad_budget(position: RunPosition, recipe: Recipe, seen: int) -> bool:
     """Whether more than a share of feed.bad_budget of the windows seen did not decode."""
     return position.bad > recipe.feed.bad_budget * seen
 
 
-def bad_error(position: RunPosition, recipe: Recipe, seen: int) -> UserError:
+def bad_windows_error(position: RunPosition, recipe: Recipe, seen: int) -> UserError:
     """The error that says so, with the causes and the worst shards among `position.bad_windows`."""
     return UserError(
         f"{position.bad} windows do not decode, past feed.bad_budget={recipe.feed.bad_budget} of {seen}, "

@@ -26,7 +26,7 @@ def log_metrics(
     moved = [traffic.bytes_read, traffic.bytes_written, traffic.requests, traffic.retries]
     totals = ranks.sum(torch.tensor([*own.values(), *moved], dtype=torch.float64)).tolist()
     values = {name: total / ranks.world for name, total in zip(own, totals, strict=False)}
-    peak = ranks.most(torch.tensor(memory_peak_bytes(ranks.device), dtype=torch.float64))
+    peak = ranks.max(torch.tensor(memory_peak_bytes(ranks.device), dtype=torch.float64))
     values["memory_peak_mib"] = float(peak) / 2**20
     mfu = utilisation(ranks.device, precision, 3 * flops_per_audio_s * values["audio_s_per_s"] / ranks.world)
     if mfu is not None:

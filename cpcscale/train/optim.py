@@ -58,18 +58,20 @@ class OptimConfig:
                 raise UserError(f"optim.{name} has {kept}, which makes no running mean: give 0 or more, below 1")
 
 
-def build(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW over all parameters of `model` in the groups of `groups`, by torch's fused kernel.
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW over all parameters of `model` in the groups of `parameter_groups`, by torch's fused kernel.
 
     The model is on its device already. Every group carries `rate_factor`: its rate at a step is `learning_rate` of
     that step times this factor. Without a setting that parts them there is one group, in the model's order.
     """
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     betas = (config.betas[0], config.betas[1])
-    return kinds[config.kind](groups(model, config), lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
+    return kinds[config.kind](
+        parameter_groups(model, config), lr=config.learning_rate, betas=betas, eps=config.eps, fused=True
+    )
 
 
-def groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Every parameter once, those alike in rate and weight decay together, as an optimiser takes them.
 
     The encoder is the part of that name, at whatever depth; norms and biases are what has fewer than two dimensions.

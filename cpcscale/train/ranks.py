@@ -57,7 +57,7 @@ class Ranks:
         """Whether this is rank 0, which logs, saves and decides."""
         return self.rank == 0
 
-    def wrapped(self, module: nn.Module) -> nn.Module:
+    def wrap_ddp(self, module: nn.Module) -> nn.Module:
         """The module under DDP, which averages gradients over ranks; the module itself when alone."""
         if self.world == 1:
             return module
@@ -93,27 +93,27 @@ class Ranks:
             dist.all_reduce(values, group=self._group(values))
         return values
 
-    def most(self, values: Tensor) -> Tensor:
+    def max(self, values: Tensor) -> Tensor:
         """The largest of `values` over ranks, on every rank."""
         if self.world > 1:
             values = values.clone()
             dist.all_reduce(values, dist.ReduceOp.MAX, group=self._group(values))
         return values
 
-    def pooled(self, rows: Tensor) -> tuple[Tensor, slice]:
+    def gather_rows(self, rows: Tensor) -> tuple[Tensor, slice]:
         """[R, ...]: the rows of all ranks, rank by rank, each rank's padded with zeros to as many as the longest has.
 
         And which of them are this rank's. Without gradient.
         """
         if self.world == 1:
             return rows, slice(0, len(rows))
-        count = int(self.most(torch.tensor(len(rows))))
+        count = int(self.max(torch.tensor(len(rows))))
         mine = torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
         parts = [torch.empty_like(mine) for _ in range(self.world)]
         dist.all_gather(parts, mine)
         return torch.cat(parts), slice(self.rank * count, self.rank * count + len(rows))
 
-    def chosen(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Rank 0's `value`, a plain Python object, on every rank."""
         if self.world == 1:
             return value
@@ -121,7 +121,7 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self.hosts)
         return box[0]
 
-    def gathered(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """The `value` of every rank, in rank order, on every rank."""
         if self.world == 1:
             return [value]
@@ -133,7 +133,7 @@ class Ranks:
         return self.hosts if values.device.type == "cpu" else None
 
     @contextlib.contextmanager
-    def meeting(self) -> Iterator[None]:
+    def detect_lost_peers(self) -> Iterator[None]:
         """Turns what the block fails with because another rank is gone into a PeerLostError."""
         try:
             yield
@@ -142,15 +142,15 @@ class Ranks:
                 raise PeerLostError(str(error).splitlines()[0]) from error
             raise
 
-    def agreed(self, error: UserError | None) -> None:
+    def raise_on_all(self, error: UserError | None) -> None:
         """Raises the first rank's `error` on every rank, so that all stop together with the same line."""
-        errors = [text for text in self.gathered(str(error) if error else None) if text]
+        errors = [text for text in self.gather(str(error) if error else None) if text]
         if errors:
             raise UserError(errors[0])
 
 
 @contextlib.contextmanager
-def joined(rank: int, world: int, meeting: str, device: torch.device | None = None) -> Iterator[Ranks]:
+def join_ranks(rank: int, world: int, meeting: str, device: torch.device | None = None) -> Iterator[Ranks]:
     """Within the block this process is one of `world` ranks, over NCCL where its `device` is a GPU, else over gloo.
 
     They meet at the file `meeting` of this machine, which is not there yet, or at tcp://HOST:PORT, a free port of rank

@@ -13,16 +13,16 @@ from cpcscale.runs.ledger import Ledger, RunState
 from cpcscale.shards.index import Index
 from cpcscale.stream.run_order import Chapter, RunOrder
 from cpcscale.train import checkpoint
-from cpcscale.train.checkpoint import RestoredCheckpoint, RunPosition, read
+from cpcscale.train.checkpoint import RestoredCheckpoint, RunPosition, load_checkpoint
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 
 
-def newest(ledger: Ledger, state: RunState, ranks: Ranks) -> RestoredCheckpoint | None:
+def newest_checkpoint(ledger: Ledger, state: RunState, ranks: Ranks) -> RestoredCheckpoint | None:
     """The checkpoint that rank 0 chooses of what it knows of the run, on every rank; None when there is none."""
-    restored = checkpoint.newest(ledger, state) if ranks.first else None
-    url = ranks.chosen(restored.url if restored else None)
-    return read(url) if url and not restored else restored
+    restored = checkpoint.load_newest(ledger, state) if ranks.first else None
+    url = ranks.broadcast(restored.url if restored else None)
+    return load_checkpoint(url) if url and not restored else restored
 
 
 def initial_network(restored: RestoredCheckpoint | None, recipe: Recipe) -> tuple[CPC, dict[str, Any]] | None:
@@ -49,7 +49,7 @@ def load_initial_weights(model: CPC, network: CPC) -> None:
     model.load_state_dict({**model.state_dict(), **weights})
 
 
-def position(
+def start_position(
     restored: RestoredCheckpoint | None, recipe: Recipe, index: Index, windows: np.ndarray, append: bool
 ) -> RunPosition:
     """Where to start: the checkpoint's position, or step 0 of a new run; `windows` as of Order.
@@ -72,7 +72,7 @@ def position(
         )
     there.chapters = _chapters(restored, recipe, index, windows, append)
     there.fingerprint = index.fingerprint
-    order = order_of(there, recipe, windows)
+    order = make_order(there, recipe, windows)
     total = total_steps(recipe, order)
     if there.step > total:
         raise UserError(
@@ -84,8 +84,8 @@ def position(
     return there
 
 
-def order_of(position: RunPosition, recipe: Recipe, windows: np.ndarray) -> RunOrder:
-    """The order of the run that stands at `position`."""
+def make_order(position: RunPosition, recipe: Recipe, windows: np.ndarray) -> RunOrder:
+    """The order of the run that stands at `start_position`."""
     chapters = [Chapter(*values) for values in position.chapters]
     return RunOrder(windows, recipe.seed, recipe.train.lanes, recipe.train.batch, chapters)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cpcscale.errors import UserError
 from cpcscale.runs.publisher import Publisher
-from cpcscale.train.checkpoint import RunPosition, Tensors, contents
+from cpcscale.train.checkpoint import RunPosition, Tensors, checkpoint_files_of
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Saver:
         self.busy_s = 0.0
 
     def save(self, tensors: Tensors, position: RunPosition) -> None:
-        """Takes copies of both and returns. `settle` comes first: the last save must be done."""
+        """Takes copies of both and returns. `wait` comes first: the last save must be done."""
         assert self._saving is None
         copies, then = self._snapshot.take(tensors), position.copied()
         self._saving = self._thread.submit(self._publish, copies, then)
@@ -84,7 +84,7 @@ class Saver:
         self.url, self._saving = self._saving.result(), None
         return True
 
-    def settle(self) -> UserError | None:
+    def wait(self) -> UserError | None:
         """Waits for the save under way. Returns the user's error of it; any other is raised."""
         if self._saving is None:
             return None
@@ -106,7 +106,7 @@ class Saver:
         began = time.perf_counter()
         try:
             self._snapshot.wait()
-            files = contents(copies, position, self._spec, self._publisher.probe_set)
+            files = checkpoint_files_of(copies, position, self._spec, self._publisher.probe_set)
             return self._publisher.publish(position.step, position.metrics.get("heldout_loss"), files)
         finally:
             self.busy_s += time.perf_counter() - began

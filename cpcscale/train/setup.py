@@ -71,9 +71,9 @@ def set_up(
     windows = shard_windows(data.train, recipe.window, recipe.feed.cache.path)
     ledger = Ledger(run_dir)
     seen = ledger.head() if ranks.first else RunState()
-    restored = resume.newest(ledger, seen, ranks)
-    position = resume.position(restored, recipe, data.train, windows, data.append)
-    order = resume.order_of(position, recipe, windows)
+    restored = resume.newest_checkpoint(ledger, seen, ranks)
+    position = resume.start_position(restored, recipe, data.train, windows, data.append)
+    order = resume.make_order(position, recipe, windows)
     total = resume.total_steps(recipe, order)
     step = _step(recipe, data.train, ranks, restored, position, total, make_step)
     path = recipe.train.log_window_ids
@@ -122,7 +122,7 @@ def _saver(
             saver = Saver(publisher, recipe)
         except UserError as failure:
             error = failure
-    ranks.agreed(error)
+    ranks.raise_on_all(error)
     return saver
 
 

@@ -28,24 +28,24 @@ from cpcscale.objective.infonce import (
 from cpcscale.objective.negatives import Scope
 from cpcscale.stream.batch import Batch
 from cpcscale.train import optim
-from cpcscale.train.augment import augmented
-from cpcscale.train.device import DeviceCopies, timeline
+from cpcscale.train.augment import add_effects
+from cpcscale.train.device import DeviceCopies, make_timeline
 from cpcscale.train.ema import Ema
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 
 # (z_BTC, predictions_BTKC, scale []), all in fp32.
-Made = tuple[Tensor, Tensor, Tensor]
+NetworkOutput = tuple[Tensor, Tensor, Tensor]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Sums over this rank's rows, for each k (reduce them with `scores`), and what the global batch holds.
+    """Sums over this rank's rows, for each k (reduce them with `reduce_scores`), and what the global batch holds.
 
     `sums` of the objective, `count_K` valid predictions (on the CPU), `samples` of audio that count, `bad` windows,
-    rank 0's `notice` and whether it `asked` for something new, and whether the step was `scored`. All but the sums is
+    rank 0's `request` and whether it `asked` for something new, and whether the step was `scored`. All but the sums is
     known to the host, whatever the device still has to do.
     """
 
@@ -53,7 +53,7 @@ class StepResult:
     count_K: Tensor
     samples: int = 0
     bad: int = 0
-    notice: int = 0
+    request: int = 0
     asked: bool = False
     scored: bool = True
 
@@ -77,7 +77,7 @@ class ContrastiveModel(nn.Module):
             self.register_buffer("log_scale", log_scale)
         self.to(model.gain.device)
 
-    def forward(self, wave_BS: Tensor, past_BS: Tensor | None = None) -> Made:
+    def forward(self, wave_BS: Tensor, past_BS: Tensor | None = None) -> NetworkOutput:
         """`past_BS` is what contexts hear, where that is not the wave itself."""
         z_BTC, c_BTD = self.model.features(wave_BS, past_BS)
         predictions_BTKC = self.model.predictor(c_BTD)
@@ -105,7 +105,7 @@ class _Rows:
         keys = self.frames_B[piece], self.key_B[piece], self.group_B[piece]
         return _Rows(self.wave_BS[piece], past_BS, *keys, content_BT)
 
-    def latents(self, made: Made) -> ScoredRows:
+    def latents(self, made: NetworkOutput) -> ScoredRows:
         """These rows for the objective, cut off from the graph."""
         z_BTC, predictions_BTKC, scale = (part.detach() for part in made)
         return ScoredRows(z_BTC, predictions_BTKC, scale, self.frames_B, self.key_B, self.content_BT)
@@ -130,27 +130,27 @@ class TrainStep:
             raise UserError("train.precision=fp16 needs a GPU and there is none here: use fp32, or bf16 to try it out")
         self.model, self.recipe, self.ranks, self.total = model, recipe, ranks, total
         self.contrast = ContrastiveModel(model, recipe.objective)
-        self.optimizer = optim.build(self.contrast, recipe.optim)
+        self.optimizer = optim.build_optimizer(self.contrast, recipe.optim)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision == "fp16")
         self.ema = Ema(model, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
-        self._module = ranks.wrapped(self.contrast)
-        self._dtype, self._notice = _DTYPES[precision], 0
+        self._module = ranks.wrap_ddp(self.contrast)
+        self._dtype, self._request = _DTYPES[precision], 0
         self._moving, self._faults = DeviceCopies(ranks.device), torch.zeros(2, dtype=torch.int64, device=ranks.device)
         # Updates mark what they do: copy, allreduce, forward, objective, backward, optimiser.
-        self.timeline = timeline(ranks.device)
+        self.timeline = make_timeline(ranks.device)
 
-    def __call__(self, batch: Batch, step: int, *, scored: bool = True, notice: int = 0) -> StepResult:
+    def __call__(self, batch: Batch, step: int, *, scored: bool = True, request: int = 0) -> StepResult:
         """One update from this rank's rows of the global batch; skipped on all ranks when it is not finite.
 
-        Correct predictions and false negatives are counted when the step is `scored`. The `notice` of rank 0 comes out
+        Correct predictions and false negatives are counted when the step is `scored`. The `request` of rank 0 comes out
         on every rank; a step that brings another one than the last is scored too.
         """
         self.timeline.mark("unattributed")
         rows, whole_BS = self._moved(batch, past=self.recipe.augment.past)
         self.timeline.mark("copy")
-        count_K, (samples, bad, notice) = self._counted(batch, notice if self.ranks.first else 0)
+        count_K, (samples, bad, request) = self._counted(batch, request if self.ranks.first else 0)
         self.timeline.mark("allreduce")
-        asked, self._notice = notice != self._notice, notice
+        asked, self._request = request != self._request, request
         scored = scored or asked
         rows = self._with_content(rows, whole_BS) if scored else rows
         (weight_K,) = self._moving(self.ranks.world / (count_K.clamp(min=1) * len(count_K)))
@@ -158,7 +158,7 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         own = self.recipe.objective.scope == "utterance"
         sums = added(self._by_pieces(rows, weight_K) if own else self._by_pool(rows, weight_K))
-        result = StepResult(sums, count_K, samples, bad, notice, asked, scored)
+        result = StepResult(sums, count_K, samples, bad, request, asked, scored)
         if not result.empty:
             self._update(step)
         self.timeline.mark("optimiser")
@@ -198,9 +198,9 @@ class TrainStep:
         frames_B = torch.from_numpy(batch.samples_B // self.model.hop_samples)
         return counts(frames_B, self.recipe.model.predictor.steps)
 
-    def _counted(self, batch: Batch, notice: int) -> tuple[Tensor, list[int]]:
-        """(count_K, [samples, bad windows, notice]) of all ranks' rows."""
-        local = torch.tensor([int(batch.samples_B.sum()), len(batch.bad), notice])
+    def _counted(self, batch: Batch, request: int) -> tuple[Tensor, list[int]]:
+        """(count_K, [samples, bad windows, request]) of all ranks' rows."""
+        local = torch.tensor([int(batch.samples_B.sum()), len(batch.bad), request])
         totals = self.ranks.sum(torch.cat([self._counts(batch), local]))
         return totals[:-3], totals[-3:].tolist()
 
@@ -250,16 +250,16 @@ class TrainStep:
         most = -(-train.lanes // self.ranks.world) * (train.batch // train.lanes)
         return not 0 < train.micro_batch < most
 
-    def _made(self, piece: _Rows, *, graph: bool) -> Made:
+    def _made(self, piece: _Rows, *, graph: bool) -> NetworkOutput:
         with torch.set_grad_enabled(graph), self._autocast():
-            return cast(Made, (self._module if graph else self.contrast)(piece.wave_BS, piece.past_BS))
+            return cast(NetworkOutput, (self._module if graph else self.contrast)(piece.wave_BS, piece.past_BS))
 
     def _pool(self, rows: _Rows, z_BTC: Tensor) -> tuple[NegativePool, slice]:
         """The latents of the global batch, and which of its rows are this rank's."""
         label_B = rows.group_B if self.recipe.objective.scope == "group" else torch.zeros_like(rows.group_B)
-        frames_R, own = self.ranks.pooled(rows.frames_B)
-        z_RTC, key_R, label_R = (self.ranks.pooled(part)[0] for part in (z_BTC, rows.key_B, label_B))
-        content_RT = None if rows.content_BT is None else self.ranks.pooled(rows.content_BT)[0]
+        frames_R, own = self.ranks.gather_rows(rows.frames_B)
+        z_RTC, key_R, label_R = (self.ranks.gather_rows(part)[0] for part in (z_BTC, rows.key_B, label_B))
+        content_RT = None if rows.content_BT is None else self.ranks.gather_rows(rows.content_BT)[0]
         return NegativePool(z_RTC, Scope.of_pool(frames_R, key_R, label_R, z_BTC.shape[1], own), content_RT), own
 
     def _update(self, step: int) -> None:
@@ -292,7 +292,7 @@ class TrainStep:
             wave_BS = torch.from_numpy(np.multiply(batch.wave_BS, np.float32(1 / 32768), dtype=np.float32))
         else:
             wave_BS = whole_BS.float() / 32768
-        past_BS = augmented(wave_BS, host[2], host[1], self.recipe.augment) if past else None
+        past_BS = add_effects(wave_BS, host[2], host[1], self.recipe.augment) if past else None
         return _Rows(wave_BS, past_BS, samples_B // self.model.hop_samples, key_B, group_B, None), whole_BS
 
     def _with_content(self, rows: _Rows, whole_BS: Tensor) -> _Rows:
@@ -315,13 +315,13 @@ class TrainStep:
         return torch.autocast(self.ranks.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
 
 
-def _back(made: Made, gradients: Made) -> None:
+def _back(made: NetworkOutput, gradients: NetworkOutput) -> None:
     """Takes the gradients of what a forward made back to the parameters."""
     learnt = [number for number, output in enumerate(made) if output.requires_grad]
     torch.autograd.backward([made[number] for number in learnt], [gradients[number] for number in learnt])
 
 
-def scores(result: StepResult, ranks: Ranks, *, counted: bool = True) -> dict[str, float]:
+def reduce_scores(result: StepResult, ranks: Ranks, *, counted: bool = True) -> dict[str, float]:
     """{loss, accuracy_mean, false_negative_rate, loss_k01, accuracy_k01, ...} of the global batch, alike on all ranks.
 
     `counted`: the counts are global already, as a training step's are.

@@ -108,7 +108,7 @@ class TimeAccount:
         finally:
             self._timeline.mark(name)
 
-    def heard(self, audio_s: float) -> None:
+    def count_audio(self, audio_s: float) -> None:
         """Counts audio that an update has used."""
         self._audio_s += audio_s
 
@@ -119,13 +119,13 @@ class TimeAccount:
         seconds = self._timeline.seconds()
         now = time.perf_counter()
         spent = {name: total - self._before.get(name, 0.0) for name, total in seconds.items()}
-        lap = stalls(spent, beside - self._beside, now - self._began, self._audio_s)
+        lap = attribute_time(spent, beside - self._beside, now - self._began, self._audio_s)
         self._before, self._beside, self._began, self._audio_s = seconds, beside, now, 0.0
         self.total += lap
         return lap
 
 
-def stalls(spent: Mapping[str, float], beside: HiddenSeconds, wall_s: float, audio_s: float) -> TimeTotals:
+def attribute_time(spent: Mapping[str, float], beside: HiddenSeconds, wall_s: float, audio_s: float) -> TimeTotals:
     """The account of `spent` seconds by mark: waits are shared out by what the feed's threads did meanwhile, and of
     the backward pass is taken what it waited for other ranks."""
     exposed = {name: spent.get(name, 0.0) for name in PHASES}

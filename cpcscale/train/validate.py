@@ -13,7 +13,7 @@ from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
-from cpcscale.train.step import StepResult, TrainStep, scores
+from cpcscale.train.step import StepResult, TrainStep, reduce_scores
 
 _SEED = 0
 
@@ -40,4 +40,4 @@ class Validation:
             for batch in self._batches:
                 part = step.evaluate(batch)
                 whole = StepResult(added([whole.sums, part.sums]), whole.count_K + part.count_K)
-        return scores(whole, self._ranks, counted=False)
+        return reduce_scores(whole, self._ranks, counted=False)

@@ -38,7 +38,7 @@ class WindowLog:
                     f"train.log_window_ids={path} cannot hold window ids ({type(failure).__name__}: {failure}): name "
                     "another file"
                 )
-        ranks.agreed(error)
+        ranks.raise_on_all(error)
 
     def _cut(self, step: int) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ class WindowLog:
 
     def write(self, step: int, batch: Batch) -> None:
         """Gathers the ids of every rank; rank 0 appends the line of `step`."""
-        parts = self._ranks.gathered((batch.utterance_B, batch.number_B))
+        parts = self._ranks.gather((batch.utterance_B, batch.number_B))
         if not self._ranks.first:
             return
         rows = np.empty((self._lanes.lanes, self._lanes.per_step, 2), np.int64)

@@ -139,7 +139,7 @@ def test_a_peer_that_is_not_installed_is_absent(monkeypatch):
     for name in ("webdataset", "lhotse", "ray", "litdata", "streaming"):
         monkeypatch.delitem(sys.modules, f"cpcscale.bench.peer_{name}", raising=False)
         monkeypatch.delattr(f"cpcscale.bench.peer_{name}", raising=False)
-    assert peers.found() == {}
+    assert peers.installed_peers() == {}
 
 
 def test_a_set_with_utterances_shorter_than_a_window_is_refused_with_a_way_out(job, waves):
@@ -149,9 +149,9 @@ def test_a_set_with_utterances_shorter_than_a_window_is_refused_with_a_way_out(j
 
 
 def test_a_peer_that_ends_before_the_last_window_is_no_measurement(job, monkeypatch):
-    monkeypatch.setattr(peers, "found", lambda: {"short": _giving(3)})
+    monkeypatch.setattr(peers, "installed_peers", lambda: {"short": _giving(3)})
     with pytest.raises(RuntimeError, match="only 21 of 24"):
-        peers.installed(replace(job, batch=7))["short"]()
+        peers.peer_measurements(replace(job, batch=7))["short"]()
 
 
 def _giving(batches: int) -> peers.Opener:

@@ -41,7 +41,7 @@ def held(run: str, *, take_over: bool = False, say=print) -> contextlib.Abstract
 def elsewhere(run: str, **changes: object) -> RunHolder:
     """A holder on another machine has this run. Its time is long: on a busy machine, so may a look be."""
     changes = {"ttl_s": 60.0, **changes}
-    holder = dataclasses.replace(lease.this_process(SPEC), host="node7", machine="another", **changes)
+    holder = dataclasses.replace(lease.new_holder(SPEC), host="node7", machine="another", **changes)
     ledger = Ledger(run)
     assert ledger.advance(ledger.head().taken(holder))
     return holder
@@ -103,7 +103,7 @@ def test_a_run_that_was_given_back_is_free_at_once_however_its_block_ended(run):
 
 
 def test_to_ask_whether_a_run_is_free_writes_nothing(tmp_path):
-    lease.free(Ledger(str(tmp_path / "run")), take_over=False, say=print)
+    lease.wait_until_free(Ledger(str(tmp_path / "run")), take_over=False, say=print)
     assert not (tmp_path / "run").exists()
 
 
@@ -157,7 +157,7 @@ def test_a_holder_that_was_killed_on_this_machine_is_replaced_at_once_and_a_stop
 
 def test_a_process_that_has_the_number_of_a_dead_holder_is_not_taken_for_it(run):
     ledger = Ledger(run)
-    other = dataclasses.replace(lease.this_process(SPEC), started="1")
+    other = dataclasses.replace(lease.new_holder(SPEC), started="1")
     assert ledger.advance(ledger.head().taken(other))
     with held(run, say=lambda text: pytest.fail(text)):
         pass

@@ -28,7 +28,7 @@ from cpcscale.bench.peers.job import PeerJob
 Opener = Callable[[PeerJob], AbstractContextManager[Callable[[], Iterable[Any]]]]
 
 
-def found() -> dict[str, Opener]:
+def installed_peers() -> dict[str, Opener]:
     """The peers that are installed here."""
     peers: dict[str, Opener] = {}
     with suppress(ModuleNotFoundError):
@@ -54,9 +54,9 @@ def found() -> dict[str, Opener]:
     return peers
 
 
-def installed(job: PeerJob) -> dict[str, Callable[[], float]]:
+def peer_measurements(job: PeerJob) -> dict[str, Callable[[], float]]:
     """For each peer installed here, what measures it once: seconds from the start of iteration to the last window."""
-    return {name: partial(_measured, opened, job) for name, opened in found().items()}
+    return {name: partial(_measured, opened, job) for name, opened in installed_peers().items()}
 
 
 def _measured(opened: Opener, job: PeerJob) -> float:

@@ -107,7 +107,7 @@ class CropBatches(IterableDataset[np.ndarray]):
                 raise RuntimeError("a worker was given no shard to read")
 
 
-def loader(job: PeerJob, epoch: Callable[[], Iterable[bytes]]) -> DataLoader[np.ndarray]:
+def make_loader(job: PeerJob, epoch: Callable[[], Iterable[bytes]]) -> DataLoader[np.ndarray]:
     """PyTorch's DataLoader over the members of `epoch()`, its workers started."""
     made: DataLoader[np.ndarray] = DataLoader(
         CropBatches(job, epoch),
@@ -123,7 +123,7 @@ def loader(job: PeerJob, epoch: Callable[[], Iterable[bytes]]) -> DataLoader[np.
     return made
 
 
-def members(path: str, codec: str) -> Iterator[tuple[str, bytes]]:
+def read_members(path: str, codec: str) -> Iterator[tuple[str, bytes]]:
     """(key, bytes) of every audio member of a tar, in order."""
     with tarfile.open(path) as tar:
         for entry in tar:
@@ -133,7 +133,7 @@ def members(path: str, codec: str) -> Iterator[tuple[str, bytes]]:
                 yield key, file.read()
 
 
-def converted(job: PeerJob, name: str, convert: Callable[[PeerJob, Path], None]) -> Path:
+def convert_once(job: PeerJob, name: str, convert: Callable[[PeerJob, Path], None]) -> Path:
     """The set in another format, below `job.folder`; `convert` fills an empty folder, the first time only."""
     folder, making = job.folder / name, job.folder / f"{name}.part"
     if not folder.exists():

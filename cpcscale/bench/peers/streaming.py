@@ -16,16 +16,16 @@ from typing import Any
 import streaming
 from streaming.base.shared import SharedMemory
 
-from cpcscale.bench.peers.job import PeerJob, converted, loader, members
+from cpcscale.bench.peers.job import PeerJob, convert_once, make_loader, read_members
 
 
 @contextlib.contextmanager
 def opened(job: PeerJob) -> Iterator[Callable[[], Iterable[Any]]]:
-    folder = converted(job, "streaming", _convert)
+    folder = convert_once(job, "streaming", _convert)
     with tempfile.TemporaryDirectory() as locks:
         dataset = _dataset(job, folder, locks)
         try:
-            yield partial(iter, loader(job, partial(_members, dataset)))
+            yield partial(iter, make_loader(job, partial(_members, dataset)))
         finally:
             _unlink(dataset)
 
@@ -66,5 +66,5 @@ def _unlink(dataset: streaming.StreamingDataset) -> None:
 def _convert(job: PeerJob, folder: Path) -> None:
     with streaming.MDSWriter(out=str(folder), columns={"audio": "bytes"}, size_limit=job.shard_bytes) as writer:
         for path in job.paths:
-            for _, data in members(path, job.codec):
+            for _, data in read_members(path, job.codec):
                 writer.write({"audio": data})
