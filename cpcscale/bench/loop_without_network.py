@@ -37,11 +37,11 @@ class StepWithoutNetwork(TrainStep):
     def _with_content(self, rows: Any, whole_BS: Tensor) -> Any:
         return rows
 
-    def _by_pieces(self, rows: Any, weight_K: Tensor) -> Iterator[LossSums]:
+    def _with_own_negatives(self, rows: Any, weight_K: Tensor) -> Iterator[LossSums]:
         zero_K = torch.zeros_like(weight_K, dtype=torch.float32)
         yield LossSums(zero_K, zero_K.long(), zero_K.double())
 
-    _by_pool = _by_pieces
+    _with_pooled_negatives = _with_own_negatives
 
     def _update(self, step: int) -> None:
         pass

@@ -108,7 +108,10 @@ def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
         one = UpdateBench(spec, index, Ranks.current(), spec.updates)
         if profile:
             _trace(one, profile)
-        contenders: dict[str, Callable[[], UpdateMeasurement]] = {"memory": one.measure_memory, "feed": one.measure_feed}
+        contenders: dict[str, Callable[[], UpdateMeasurement]] = {
+            "memory": one.measure_memory,
+            "feed": one.measure_feed,
+        }
         for world, group in together.items():
             for place in ("memory", "feed"):
                 contenders[f"{place} of {world}"] = partial(group.measure, place)

@@ -1,4 +1,4 @@
-"""A run's checkpoints looked at from outside, without torch: which there are, what is in one, whether all are whole."""
+"""Lists, describes and verifies the checkpoints of a run, without importing torch (`cpcscale checkpoint`)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from cpcscale.runs.probe_log import Probe, Probes
 
 
 def list_checkpoints(url: str) -> dict[str, Any]:
-    """The checkpoints of a run folder, or the one in a checkpoint's folder, by rising steps, and who holds the run.
+    """The checkpoints of a run folder (or the one checkpoint at `url`) by rising step, and who holds the run.
 
-    Each has folder, step, writer, published, newest, best, audio_hours, heldout_loss, probe_ccc (mean), probe
-    (running, done, failed or None), bytes,
-    saved_at_s, age_s, and `why` it is torn, as far as sizes tell (None when it is whole). Raises UserError when there
-    is none at `url`.
+    Each has folder, step, writer, published, newest, best, audio_hours, heldout_loss, probe_ccc (mean), probe (running,
+    done, failed or None), bytes, saved_at_s, age_s, and `why`: the reason it is torn, judged by file sizes, None when
+    it is whole. Raises UserError when there is no checkpoint at `url`.
     """
     run = _Run(url)
     best = run.probes.best(run.state)
@@ -41,7 +40,10 @@ def list_checkpoints(url: str) -> dict[str, Any]:
 
 
 def verify_checkpoints(url: str) -> dict[str, Any]:
-    """{checkpoints: what is wrong with each, by folder, every byte read; ok}. Those of a run that are published."""
+    """Reads every byte of a run's published checkpoints, or of the one at `url`.
+
+    Returns {path, checkpoints: {folder: [problems]}, ok}.
+    """
     run = _Run(url)
     folders = [folder for folder in run.folders if run.one or folder in run.published]
     wrong = {folder: list(checkpoint_files.find_problems(run.place(folder), every_byte=True)) for folder in folders}
@@ -49,10 +51,10 @@ def verify_checkpoints(url: str) -> dict[str, Any]:
 
 
 def describe_checkpoint(url: str) -> dict[str, Any]:
-    """What is in one checkpoint, or in the newest whole one of a run.
+    """The content of one checkpoint, or of the newest whole one of a run.
 
-    {checkpoint, saved_at_s, config_hash, position, tensors: {file: {name: {dtype, shape}}}}. Raises UserError when it
-    is torn, as far as sizes tell.
+    Returns {checkpoint, saved_at_s, config_hash, position, tensors: {file: {name: {dtype, shape}}}}. Raises UserError
+    when no checkpoint is whole, judged by file sizes.
     """
     run = _Run(url)
     whole = [folder for folder in run.folders if (run.one or folder in run.published) and not run.why(folder)]
@@ -66,7 +68,7 @@ def describe_checkpoint(url: str) -> dict[str, Any]:
 
 
 class _Run:
-    """A run, or `one` checkpoint and the run it lies in, if it does; `folders` are those to look at."""
+    """A run and its checkpoint `folders`; with `one`, a single checkpoint and the run that it belongs to, if any."""
 
     def __init__(self, url: str) -> None:
         if not storage.exists(url):
@@ -80,7 +82,9 @@ class _Run:
         self.state = RunState() if self.one and not inside else ledger.head()
         self.published = [each.folder for each in self.state.checkpoints]
         found = {*ledger.folders(), *self.published}
-        self.folders = [name] if self.one else sorted(found, key=lambda each: checkpoint_files.parse_folder_name(each) or (0, 0))
+        self.folders = (
+            [name] if self.one else sorted(found, key=lambda each: checkpoint_files.parse_folder_name(each) or (0, 0))
+        )
         if not self.folders:
             raise UserError(
                 f"no checkpoint at {url}: name the run_dir of a `cpcscale pretrain` run, or one of its "
@@ -91,7 +95,7 @@ class _Run:
         return storage.join(self._base, folder)
 
     def why(self, folder: str) -> str | None:
-        """Why a checkpoint is torn, as far as sizes tell; None when it is whole."""
+        """The reason that a checkpoint is torn, judged by file sizes; None when it is whole."""
         problems = list(checkpoint_files.find_problems(self.place(folder), every_byte=False))
         if problems and not self.one and folder not in self.published:
             return "not published: a save that was cut off, or is under way"
@@ -99,7 +103,7 @@ class _Run:
 
 
 def _facts(url: str) -> dict[str, Any]:
-    """What can be read of a checkpoint, torn or not."""
+    """Size, age and metrics of a checkpoint; None for whatever a torn one lacks."""
     size: int | None = None
     state: dict[str, Any] = {"position": {}}
     try:
@@ -123,7 +127,7 @@ def _probed(probe: Probe | None) -> dict[str, Any]:
 
 
 def _tensors(url: str) -> dict[str, dict[str, Any]]:
-    """{name: {dtype, shape}} of a safetensors file: its first 8 bytes say how long the JSON is that comes next."""
+    """{name: {dtype, shape}} of a safetensors file: its first 8 bytes are the length of the JSON header after them."""
     start = storage.read(url, 0, 8)
     try:
         (count,) = struct.unpack("<Q", start)
@@ -136,4 +140,6 @@ def _tensors(url: str) -> dict[str, dict[str, Any]]:
             if name != "__metadata__"
         }
     except (struct.error, ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{url} holds tensors that cannot be read: verify its checkpoint") from None
+        raise UserError(
+            f"{url} holds tensors that cannot be read: check it with `cpcscale checkpoint verify`"
+        ) from None

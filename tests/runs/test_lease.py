@@ -85,7 +85,7 @@ def test_a_second_start_of_a_live_run_is_refused_with_pid_host_age_and_the_way_o
         assert storage.list_files(run) == before
         assert Ledger(run).head().is_of(first.id)
     assert f"is held by pid {os.getpid()} on {socket.gethostname()} (since " in line
-    assert re.search(r"\(since \d+ s\), which lives: stop it, name another run_dir, or give --take-over", line)
+    assert re.search(r"\(since \d+ s\), which is alive: stop it, name another run_dir, or give --take-over", line)
 
 
 def test_a_run_that_was_given_back_is_free_at_once_however_its_block_ended(run):
@@ -183,7 +183,7 @@ def test_the_time_of_a_holder_is_its_own(run):
     """A start with a shorter one must not take a slower holder for dead."""
     holder = elsewhere(run)
     with signs(run, holder, every_s=2.5 * SPEC.ttl_s):
-        assert "which lives" in refusal(run)
+        assert "which is alive" in refusal(run)
 
 
 def test_a_holder_elsewhere_that_gives_the_run_back_is_not_waited_for_any_longer(run):

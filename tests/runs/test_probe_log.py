@@ -101,7 +101,7 @@ def test_the_best_is_by_loss_unless_the_run_says_so_and_without_a_figure_it_is_r
     assert load_encoder(str(tmp_path), "best")[1]["step"] == 8
     assert load_encoder(str(tmp_path), "best")[1]["chosen"] == "best by loss"
     checkpoints.publish(tmp_path / "other", checkpoints.position(4))
-    with pytest.raises(UserError, match=r"no checkpoint of .* has a held-out loss to be the best by"):
+    with pytest.raises(UserError, match=r"no checkpoint of .* has a held-out loss, so none is the best"):
         load_encoder(str(tmp_path / "other"), "best")
 
 

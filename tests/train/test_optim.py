@@ -133,7 +133,7 @@ def test_a_run_that_goes_on_ends_as_the_one_that_never_stopped(kind):
         ({"final_share": -0.1}, "optim.final_share=-0.1 is below 0"),
         ({"final_share": 1.1}, "optim.final_share=1.1 would end above the peak rate"),
         ({"eps": 0.0}, "optim.eps=0.0 is below"),
-        ({"betas": [0.9]}, "are not two"),
+        ({"betas": [0.9]}, "must be two numbers"),
         ({"betas": [0.9, 1.0]}, "optim.betas has 1.0"),
         ({"betas": [float("nan"), 0.9]}, "optim.betas has nan"),
         ({"ema_decay": 1.0}, "optim.ema_decay has 1.0"),
