@@ -37,7 +37,7 @@ class Ema:
         self._mean.update_parameters(self._model)
 
     def state(self) -> dict[str, Tensor]:
-        """The state for a checkpoint, not copied: `n_averaged`, and `module.NAME` for each name in the model's state."""
+        """The state for a checkpoint, not copied: `n_averaged`, and `module.NAME` for each name in the model."""
         return {name: tensor.detach() for name, tensor in self._mean.state_dict().items()}
 
     def load(self, state: dict[str, Tensor]) -> None:

@@ -76,8 +76,8 @@ def start_position(
     total = total_steps(recipe, order)
     if position.step > total:
         raise UserError(
-            f"{restored.url} is at step {position.step}, past the {total} steps asked for: name another run_dir to start "
-            "anew, or raise train.steps or train.epochs"
+            f"{restored.url} is at step {position.step}, past the {total} steps asked for: name another run_dir to "
+            "start anew, or raise train.steps or train.epochs"
         )
     if position.cursors != order.cursors(position.step):
         raise UserError(f"{restored.url} is damaged: its cursors do not belong to step {position.step}")

@@ -128,7 +128,7 @@ def test_bad_audio_is_one_line_and_a_tag_and_a_mended_set_is_probed_at_the_next_
     first.finish("FINISHED")
     assert (said["scores"], [each["step"] for each in said["failed"]]) == ([], [5])
     [line] = [line for line in capfd.readouterr().err.splitlines() if "the run goes on" in line]
-    assert line.startswith("probe: step 5 has none, the run goes on: ") and "03.wav" in line
+    assert line.startswith("probe: step 5 failed, the run goes on: ") and "03.wav" in line
     assert tracked(of).tag("probe_failed").startswith("step 5: ")
     assert Probes(of.run_dir).of(folder).status == "failed"
     put_corpus(tmp_path / "again", each=3)

@@ -1,8 +1,8 @@
-"""lhotse: its Shar format, with the members' bytes as they are, shards shuffled, then cuts in a buffer.
+"""lhotse: its Shar format with the original bytes of the members; shards are shuffled, then cuts in a buffer.
 
 Set up as https://lhotse.readthedocs.io/en/latest/datasets.html and the docstring of LazySharIterator advise: sequential
-reads, split between workers, batches made in the dataset. A plain pass over the cuts: DynamicCutSampler, which balances
-batches of unlike durations, took 2 to 16 % longer in five runs and has nothing to balance here.
+reads, split between workers, batches made in the dataset. It iterates over the cuts without a DynamicCutSampler, which
+balances batches of different durations: here there is nothing to balance, and it took 2 to 16 % longer in five runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""WebDataset: the tars read in sequence, shards shuffled, then utterances in a buffer.
+"""WebDataset: reads tars in sequence; shards are shuffled, then utterances in a buffer.
 
-Set up as https://webdataset.github.io/webdataset/sharding/ advises: `shardshuffle` and `.shuffle`, batches made in the
-worker since moving single samples is slow. The JSON members are passed over unread.
+Set up as https://webdataset.github.io/webdataset/sharding/ advises: `shardshuffle` and `.shuffle`, with batches made in
+the worker since moving single samples is slow. JSON members are skipped.
 """
 
 from __future__ import annotations
