@@ -1,7 +1,7 @@
-"""The main job on the speech that the project carries, as the commands a user would type, in one Ray session.
+"""The quickstart: all main verbs on the speech in tests/data, in one Ray session.
 
-`make quickstart` runs it. Every stage can be run again by hand from the line it prints; a stage that is done is not
-done twice, so an interrupted quickstart goes on where it was.
+`make quickstart` runs it. Each stage prints its command, which can be run again by hand. Finished stages are not
+repeated, so an interrupted quickstart continues where it stopped.
 """
 
 import shlex
@@ -11,7 +11,7 @@ import time
 from cpcscale.cli import main
 
 RUNS = "runs/quickstart"
-# Each with about how long it takes on two cores.
+# Each with the approximate time on two cores.
 SYSTEMS = {
     **{"mean": "5 s", "functionals": "5 s", "random": "20 s", "mfcc": "20 s"},
     **{"raw": "90 s", "minicpc": "2 min", "precpc": "20 s"},
@@ -33,7 +33,7 @@ STAGES = [
 
 
 def quickstart() -> int:
-    """Runs the stages in order; the first that fails ends it with its status."""
+    """Runs the stages in order. Returns 0, or the status of the first stage that fails, after which it stops."""
     began = time.monotonic()
     for number, (command, budget) in enumerate(STAGES, 1):
         print(f"\n[{number}/{len(STAGES)}] $ cpcscale {shlex.join(command)}   (about {budget})", flush=True)
@@ -44,7 +44,7 @@ def quickstart() -> int:
         print(f"  took {time.monotonic() - stage_began:.0f} s", flush=True)
     print(
         f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes. The labelled corpus is made: it shows the machinery,"
-        " not emotion.\nMinutes of pretraining on a laptop are not the paper: its encoder heard 100 hours, 50 times, "
+        " not emotion.\nMinutes of pretraining on a laptop are not the paper: its encoder saw 100 hours, 50 times, "
         "on 8 GPUs.\n"
         f"  the page with plots  {RUNS}/report.html\n"
         "  the tracked runs     .venv/bin/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db\n"

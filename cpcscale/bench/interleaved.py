@@ -1,4 +1,4 @@
-"""Measures contenders in turns, so that other load on the machine affects all alike, and compares neighbours in time."""
+"""Measures contenders in turns, so that other load on the machine affects all alike, and compares round by round."""
 
 from __future__ import annotations
 
