@@ -32,7 +32,7 @@ def bench_plan(shards: int, lanes: int, rows: int) -> dict[str, Any]:
 
     Returns `seconds` (from the shard table on disk to every lane's first windows), `peak_mib` of that process,
     `position_kib` (a checkpoint's position), `resume_seconds` (all lanes' windows at a late step), `lost_share`
-    (share of an epoch's windows that no step uses), and for counting `count_rows`, `count_seconds` and `count_peak_mib`.
+    (share of an epoch's windows that no step uses), and for counting `count_rows`, `count_seconds`, `count_peak_mib`.
     """
     if min(shards, lanes, rows) < 1:
         raise UserError(f"--shards {shards}, --lanes {lanes}, --rows {rows}: give at least 1 of each")

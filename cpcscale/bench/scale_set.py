@@ -44,10 +44,10 @@ def _write_tar(path: Path, utterances: int) -> None:
         for number in range(utterances):
             wave = (1000 * random.standard_normal(round(UTTERANCE_S * audio.RATE_HZ))).astype(np.int16)
             source = f"recordings/{number % 12:04d}.flac"
-            said = {"source": source, "group": f"speaker-{number % 12:04d}", "language": "", "samples": len(wave)}
-            said |= {"rate_hz": audio.RATE_HZ, "mean": 0.0, "mean_square": 0.001}
+            metadata = {"source": source, "group": f"speaker-{number % 12:04d}", "language": "", "samples": len(wave)}
+            metadata |= {"rate_hz": audio.RATE_HZ, "mean": 0.0, "mean_square": 0.001}
             key = f"{source.removesuffix('.flac')}_{number:06d}".replace("/", "_")
-            for suffix, data in (("wav", audio.encode(wave, "wav")), ("json", json.dumps(said).encode())):
+            for suffix, data in (("wav", audio.encode(wave, "wav")), ("json", json.dumps(metadata).encode())):
                 member = tarfile.TarInfo(f"{key}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))

@@ -39,6 +39,6 @@ class Machines:
         served(config.train.lanes, 0, workers)
         return workers
 
-    def on_node(self, config: PretrainConfig) -> int:
+    def workers_per_node(self, config: PretrainConfig) -> int:
         """The number of workers on the fullest node."""
         return -(-self.workers(config) // self.nodes)

@@ -41,7 +41,7 @@ def run_size(config: PretrainConfig, machines: Machines, given: Rates) -> RunSiz
     windows = shard_windows(data.train, config.window)
     order = RunOrder(windows, config.seed, config.train.lanes, config.train.batch)
     speed = measure_rates(
-        config, data.train, windows, workers, machines.on_node(config), machines.cores_per_node, given
+        config, data.train, windows, workers, machines.workers_per_node(config), machines.cores_per_node, given
     )
     return _run_size(config, data, order, machines, speed)
 
@@ -112,27 +112,27 @@ class RunSize:
 
 def _run_size(config: PretrainConfig, data: Data, order: RunOrder, machines: Machines, speed: Rates) -> RunSize:
     """Computes the estimate from measured or given rates; `order` is the order of the run's data."""
-    workers, on_node, train = machines.workers(config), machines.on_node(config), config.train
+    workers, on_node, train = machines.workers(config), machines.workers_per_node(config), config.train
     # If workers do not divide the lanes, some have one lane more, and all wait for these.
     share = order.lanes.per_step * -(-train.lanes // workers)
     network = network_cost(config.model, config.window.samples, min(train.micro_batch or share, share))
     weights_mb = _NUMBER_BYTES * network.parameters.total / 1e6
-    heard_s = share * _heard_s(data.train, config)
-    decoding_s, updating_s = heard_s / speed.decode, share * config.window.seconds / speed.update
-    crowded_s = updating_s
+    audio_s = share * _window_audio_s(data.train, config)
+    decoding_s, updating_s = audio_s / speed.decode, share * config.window.seconds / speed.update
+    update_s = updating_s
     if not machines.gpus_per_node and not speed.beside:
-        crowded_s += decoding_s / max(1, machines.cores_per_node / on_node)
-    parts = _parts(config, data.train, machines, heard_s, crowded_s, heard_s / (speed.beside or speed.decode)) | {
+        update_s += decoding_s / max(1, machines.cores_per_node / on_node)
+    parts = _parts(config, data.train, machines, audio_s, update_s, audio_s / (speed.beside or speed.decode)) | {
         # The exchange of gradients overlaps with the backward pass only.
-        "network": _travelling_s(weights_mb, machines, workers) / _BACKWARD
+        "network": _allreduce_s(weights_mb, machines, workers) / _BACKWARD
     }
     bottleneck = max(parts, key=lambda name: parts[name])
     step_s, steps = parts[bottleneck], total_steps(config, order)
-    validation_s = _validated_s(config, data, steps) / (workers * speed.update) * _FORWARD
+    validation_s = _validation_audio_s(config, data, steps) / (workers * speed.update) * _FORWARD
     run_s = steps * step_s + validation_s
     return RunSize(
         speech=_speech(data.train, order, train.lanes),
-        reading=_reading(config, data.train, machines.nodes, heard_s * on_node / step_s),
+        reading=_reading(config, data.train, machines.nodes, audio_s * on_node / step_s),
         workers=workers,
         windows_per_worker=share,
         lanes_per_node=-(-train.lanes // machines.nodes),
@@ -143,7 +143,7 @@ def _run_size(config: PretrainConfig, data: Data, order: RunOrder, machines: Mac
         step_s=step_s,
         steps_s=parts,
         bottleneck=bottleneck,
-        audio_s_per_s=heard_s / share * train.batch * steps / run_s,
+        audio_s_per_s=audio_s / share * train.batch * steps / run_s,
         validation_s=validation_s,
         run_hours=run_s / 3600,
         worker_hours=run_s / 3600 * workers,
@@ -156,12 +156,12 @@ def _run_size(config: PretrainConfig, data: Data, order: RunOrder, machines: Mac
 
 
 def _parts(
-    config: PretrainConfig, index: Index, machines: Machines, heard_s: float, updating_s: float, decoding_s: float
+    config: PretrainConfig, index: Index, machines: Machines, audio_s: float, updating_s: float, decoding_s: float
 ) -> dict[str, float]:
     """Seconds of a step for updating, decoding and reading the store on one node; the arguments are of one worker."""
-    on_node = machines.on_node(config)
+    on_node = machines.workers_per_node(config)
     known = machines.store_mb_per_s and not storage.local_path(index.base)
-    read_mb = heard_s * on_node * _mb(index) / index.duration_s
+    read_mb = audio_s * on_node * _mb(index) / index.duration_s
     return {
         "update": updating_s,
         "decode": decoding_s / _threads(config, machines, on_node),
@@ -186,12 +186,12 @@ def _reading(config: PretrainConfig, index: Index, nodes: int, audio_s_per_s: fl
     return StoreReading(mb_per_s, mb_per_s * (1 - share), least / 1e9, cache.max_bytes / 1e9, share)
 
 
-def _heard_s(index: Index, config: PretrainConfig) -> float:
+def _window_audio_s(index: Index, config: PretrainConfig) -> float:
     """Mean seconds of audio in a window, without padding, over the utterances in the first part of the index."""
     _, samples = next(index.samples_by_part())
     counts = window.count(config.window, samples)
-    heard = np.where(samples < config.window.samples, samples, counts * config.window.samples)
-    return float(heard.sum() / counts.sum()) / audio.RATE_HZ
+    used = np.where(samples < config.window.samples, samples, counts * config.window.samples)
+    return float(used.sum() / counts.sum()) / audio.RATE_HZ
 
 
 def _threads(config: PretrainConfig, machines: Machines, on_node: int) -> int:
@@ -202,14 +202,14 @@ def _threads(config: PretrainConfig, machines: Machines, on_node: int) -> int:
     return feed.decode_threads or max(1, machines.cores_per_node // on_node // 2)
 
 
-def _travelling_s(gradient_mb: float, machines: Machines, workers: int) -> float:
+def _allreduce_s(gradient_mb: float, machines: Machines, workers: int) -> float:
     """Seconds of a ring all-reduce of the gradients between nodes: each card sends and receives them once."""
     if machines.nodes == 1:
         return 0.0
     return 8e-3 * gradient_mb * 2 * (workers - 1) / workers / machines.network_gbit_per_s
 
 
-def _validated_s(config: PretrainConfig, data: Data, steps: int) -> float:
+def _validation_audio_s(config: PretrainConfig, data: Data, steps: int) -> float:
     """Seconds of audio that all validations of the run score, the one at its end included."""
     visits = -(-steps // config.train.validate_every_steps)
     return sum(

@@ -120,9 +120,9 @@ class TrainStep:
 
     The loss is that of the global batch. The counts of valid predictions depend only on lengths and are summed over
     ranks before the forward pass, so each micro-batch's loss has its final weight at once and gradients just add up.
-    If negatives come from other rows, all latents of the global batch are computed first, without a graph, and the
-    loss gradient with respect to them is cached; then each micro-batch runs forward again and backward (GradCache, Gao
-    et al. 2021, arXiv 2101.06983). Accumulation therefore does not change the loss.
+    If negatives come from other rows, all latents of the global batch are computed first and the loss gradient with
+    respect to them is cached; then each micro-batch runs forward again and backward (Gao et al. 2021, arXiv
+    2101.06983). Accumulation therefore does not change the loss.
 
     The host never waits for a GPU here: it sums over ranks itself what it needs to know. Whether an update was finite
     is decided and counted on the device; `faults` reads it on steps that are logged anyway.
