@@ -31,11 +31,9 @@ logger = logging.getLogger(__name__)
 LOCAL_URI = "sqlite:///runs/mlflow.db"
 _SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 PARENT_TAG = "mlflow.parentRunId"
-# MLflow's limit for a parameter; a tag may have 8000.
-_VALUE_CHARACTERS = 6000
+_VALUE_CHARACTERS = 6000  # MLflow's limit for a parameter; a tag may have 8000.
 
-# An absent server costs seconds instead of MLflow's default of minutes, and telemetry is off. The last one: a verb with
-# --json prints one JSON object and nothing else.
+# An absent server costs seconds instead of minutes; no telemetry; no URL on stdout, where --json prints JSON alone.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -44,8 +42,7 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-# MLflow reads them when it is imported, which happens later, inside functions.
-for _key, _default in _ENVIRONMENT.items():
+for _key, _default in _ENVIRONMENT.items():  # MLflow reads them when it is imported, later, inside functions.
     os.environ.setdefault(_key, _default)
 # Loggers that are silenced: they print at length what this module reports in one line.
 _CHATTER = ("mlflow", "alembic", "urllib3.connectionpool")
@@ -63,8 +60,7 @@ class TrackingConfig:
 
     # The MLflow experiment that all runs share.
     experiment: str = "cpcscale"
-    # The address of the tracking store; empty: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db below the current
-    # folder.
+    # The store's address; empty: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db below the current folder.
     uri: str = ""
 
     def __post_init__(self) -> None:
@@ -77,8 +73,7 @@ class TrackingConfig:
 
 
 class Tracker:
-    """One MLflow run, open for writing. Only `start` raises when the store is away; later records are kept and sent
-    when it is back."""
+    """One MLflow run, open for writing. Only `start` raises when the store is away; records are kept and sent later."""
 
     def __init__(self, client: Any, run_id: str, run_dir: str | None, allowed: Callable[[], bool] = always) -> None:
         self.run_id = run_id
@@ -102,10 +97,9 @@ class Tracker:
     ) -> Tracker:
         """Opens the run named in `run_dir/run.json` if the store still has it, else creates one and names it there.
 
-        Tags are overwritten. Params are written once: one that has changed keeps its first value and is listed in the
-        tag `cpcscale.changed`. Raises StoreError (a UserError) when the store cannot be used. With `patient` (for a
-        restarted worker) a run that exists is opened even then, and its records wait for the store. Nothing is sent or
-        kept while `allowed()` is false: another process may own the run by then.
+        Tags are overwritten. Params keep their first value; those that have changed are listed in the tag
+        `cpcscale.changed`. Raises StoreError when the store cannot be used, unless `patient` and the run exists: then
+        its records wait for the store. Nothing is sent or kept while `allowed()` is false.
         """
         note_url = storage.join(run_dir, "run.json") if run_dir else None
         note = read_json(note_url) if note_url else {}
@@ -205,8 +199,7 @@ class _MlflowSink:
             self._client.log_artifact(self._run_id, str(Path(place, file_name)), folder or None)
 
     def end(self, status: str, summary: dict[str, float]) -> None:
-        # Read again: a worker process may have logged to this run meanwhile.
-        last = self.last_values()
+        last = self.last_values()  # A worker process may have logged to this run meanwhile.
         top, now_ms = max((step for step, _ in last.values()), default=0), int(time.time() * 1000)
         records: list[Record] = []
         for key, value in summary.items():
