@@ -136,7 +136,7 @@ def test_said_so_it_runs_and_carries_its_mark_into_result_and_tracker(run, corpu
     config = FinetuneConfig(**parts, run_dir=str(tmp_path / "run"), tracking=tracking)
     # The folds in this process: how Ray runs them is tested with it.
     monkeypatch.setattr(session, "connect", lambda workers=1: None)
-    monkeypatch.setattr("cpcscale.experiments.finetune._run_folds", _in_turn)
+    monkeypatch.setattr("cpcscale.experiments.finetune.run_folds", _in_turn)
     finetune(config)
     stored = json.loads((tmp_path / "run" / "result.json").read_text())
     assert "SELECTED-ON-TEST" in stored["marks"]
