@@ -46,7 +46,7 @@ def checked_data(config: PretrainConfig, restored: RestoredCheckpoint | None) ->
     """The shard sets, after the checks that workers make: raises their UserError before any worker starts."""
     data = open_data(config)
     windows = shard_windows(data.train, config.window, config.feed.cache.path)
-    resume.make_order(resume.start_position(restored, config, data.train, windows, data.append), config, windows)
+    resume.start(restored, config, data.train, windows, data.append)
     largest = int(max(data.train.shards["bytes"].to_numpy(), default=0))
     # Each worker checks again, for all the lanes of its node.
     cache.keeps_whole_shards(

@@ -49,10 +49,12 @@ def load_initial_weights(model: CPC, network: CPC) -> None:
     model.load_state_dict({**model.state_dict(), **weights})
 
 
-def start_position(
+def start(
     restored: RestoredCheckpoint | None, recipe: Recipe, index: Index, windows: np.ndarray, append: bool
-) -> RunPosition:
-    """The position to start from: the checkpoint's, or step 0 of a new run. `windows` are the windows of each shard.
+) -> tuple[RunPosition, RunOrder]:
+    """The position to start from, the checkpoint's or step 0 of a new run, and the order of the data of the run.
+
+    `windows` are the windows of each shard.
 
     The shard set may be a newer version of the checkpoint's: excluded utterances are left out from now on, and appended
     shards are used from the next epoch on if `append` is set. Raises UserError when the checkpoint belongs to another
@@ -61,7 +63,7 @@ def start_position(
     if restored is None:
         new = RunPosition(step=0, fingerprint=index.fingerprint, identity=recipe.identity())
         new.chapters = [[0, 0, index.shards.num_rows]]
-        return new
+        return new, _order(new, recipe, windows)
     position = restored.position
     differing = config.differences(position.identity, recipe.identity())
     if differing:
@@ -72,7 +74,7 @@ def start_position(
         )
     position.chapters = _chapters(restored, recipe, index, windows, append)
     position.fingerprint = index.fingerprint
-    order = make_order(position, recipe, windows)
+    order = _order(position, recipe, windows)
     total = total_steps(recipe, order)
     if position.step > total:
         raise UserError(
@@ -81,11 +83,10 @@ def start_position(
         )
     if position.cursors != order.cursors(position.step):
         raise UserError(f"{restored.url} is damaged: its cursors do not belong to step {position.step}")
-    return position
+    return position, order
 
 
-def make_order(position: RunPosition, recipe: Recipe, windows: np.ndarray) -> RunOrder:
-    """The order of the data of the run with this position."""
+def _order(position: RunPosition, recipe: Recipe, windows: np.ndarray) -> RunOrder:
     chapters = [Chapter(*values) for values in position.chapters]
     return RunOrder(windows, recipe.seed, recipe.train.lanes, recipe.train.batch, chapters)
 

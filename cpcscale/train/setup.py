@@ -73,8 +73,7 @@ def set_up(
     ledger = Ledger(run_dir)
     seen = ledger.head() if ranks.first else RunState()
     restored = resume.newest_checkpoint(ledger, seen, ranks)
-    position = resume.start_position(restored, recipe, data.train, windows, data.append)
-    order = resume.make_order(position, recipe, windows)
+    position, order = resume.start(restored, recipe, data.train, windows, data.append)
     total = resume.total_steps(recipe, order)
     step = _step(recipe, data.train, ranks, restored, position, total, make_step)
     path = recipe.train.log_window_ids
