@@ -15,7 +15,7 @@ from made_voices import put_checkpoint, put_corpus, recipe
 
 from cpcscale import config as configs
 from cpcscale.cluster import session
-from cpcscale.cluster.folds import SharedFold, _explained, _RankDiedError, run_shared
+from cpcscale.cluster.folds import SharedFold, _RankDiedError, _root_cause, run_shared
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import run_fold
@@ -129,9 +129,9 @@ def test_a_fold_of_which_a_rank_dies_begins_again(finished, tmp_path):
 
 def test_a_users_error_of_one_rank_is_told_and_not_that_the_others_lost_it():
     failures = [PeerLostError("Connection closed by peer"), UserError("the loss is nan"), RuntimeError("a bug")]
-    assert str(_explained(failures)) == "the loss is nan"
-    assert str(_explained(failures[::2])) == "a bug"
-    assert isinstance(_explained(failures[:1]), _RankDiedError)
+    assert str(_root_cause(failures)) == "the loss is nan"
+    assert str(_root_cause(failures[::2])) == "a bug"
+    assert isinstance(_root_cause(failures[:1]), _RankDiedError)
 
 
 @pytest.mark.usefixtures("no_ray")

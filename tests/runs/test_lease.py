@@ -20,7 +20,7 @@ import pytest
 from cpcscale import storage
 from cpcscale.errors import UserError
 from cpcscale.runs import lease
-from cpcscale.runs.ledger import RunHolder, Ledger, OvertakenError
+from cpcscale.runs.ledger import Ledger, OvertakenError, RunHolder
 
 # Short, for holders elsewhere are waited for.
 SPEC = lease.LeaseConfig(ttl_s=1.0)

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cpcscale import storage
-from cpcscale.train import checkpoint
 from cpcscale.runs import checkpoint_files
-from cpcscale.runs.ledger import RunHolder, Ledger, OvertakenError, CheckpointEntry, RunState
+from cpcscale.runs.ledger import CheckpointEntry, Ledger, OvertakenError, RunHolder, RunState
 from cpcscale.runs.publisher import Publisher
+from cpcscale.train import checkpoint
 
 
 def holder(name: str) -> RunHolder:
@@ -189,7 +189,9 @@ def test_a_process_that_publishes_into_such_a_gap_removes_nothing(tmp_path):
         while not player.done:
             player.step()
     assert isinstance(player.error, OvertakenError)
-    assert [list(checkpoint_files.find_problems(ledger.url(each), every_byte=True)) for each in ledger.head().checkpoints] == [[], []]
+    assert [
+        list(checkpoint_files.find_problems(ledger.url(each), every_byte=True)) for each in ledger.head().checkpoints
+    ] == [[], []]
 
 
 def test_the_newest_k_and_the_first_best_by_heldout_loss_stay():
@@ -246,7 +248,9 @@ def test_without_its_ledger_a_run_goes_on_from_its_folders_and_gives_no_name_twi
     ledger = Ledger(str(tmp_path))
     assert checkpoints.steps(tmp_path) == [4, 8]
     again = checkpoints.publish(tmp_path, checkpoints.position(12))
-    assert checkpoint_files.parse_folder_name(Path(again).name)[1] > max(checkpoint_files.parse_folder_name(path.name)[1] for path in places)
+    assert checkpoint_files.parse_folder_name(Path(again).name)[1] > max(
+        checkpoint_files.parse_folder_name(path.name)[1] for path in places
+    )
     assert [each.step for each in ledger.head().checkpoints] == [4, 8, 12]
 
 

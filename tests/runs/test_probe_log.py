@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cpcscale.errors import UserError
-from cpcscale.train.checkpoint import checkpoint_files_of, load_encoder, collect_tensors
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.probe_log import Probe, Probes, ProbeSet
 from cpcscale.runs.publisher import Publisher
+from cpcscale.train.checkpoint import checkpoint_files_of, collect_tensors, load_encoder
 
 STEPS = 12
 
@@ -81,7 +81,9 @@ def test_the_best_by_probe_outlives_newer_ones_and_is_what_loading_the_best_give
     ledger, step = Ledger(str(tmp_path)), checkpoints.trained(0)
     publisher = Publisher(ledger, ledger.head(), 0, keep=1, best_by="probe")
     for number, mean in ((4, 0.2), (8, 0.6), (12, 0.6), (16, 0.1), (20, float("nan"))):
-        made = checkpoint_files_of(collect_tensors(step.contrast, step.optimizer), checkpoints.position(number), checkpoints.RECIPE)
+        made = checkpoint_files_of(
+            collect_tensors(step.contrast, step.optimizer), checkpoints.position(number), checkpoints.RECIPE
+        )
         # The loss says otherwise, and is not asked.
         folder = Path(publisher.publish(number, number / 10, made)).name
         scored(tmp_path, folder, number, mean)

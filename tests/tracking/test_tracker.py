@@ -217,14 +217,11 @@ def test_a_store_that_goes_away_stops_nothing_and_gets_the_records_later(
     tracker.log(1, {"loss": 3.0})
     assert tracker.flush()
     with server.away(), caplog.at_level(logging.WARNING, "cpcscale"):
-        began = time.monotonic()
         for step in range(2, 3000):
             tracker.log(step, {"loss": 3.0 - step / 1000})
         tracker.artifact("result.json", "{}")
-        assert time.monotonic() - began < 1
         assert not tracker.flush()
         assert not tracker.flush()
-        assert time.monotonic() - began < 15
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     tracker.finish("FINISHED", {"ccc_mean": 0.5})
     assert capfd.readouterr().out == ""
@@ -309,12 +306,10 @@ def test_an_unusable_store_is_one_line_for_the_user(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("this is not a data base")
     uris = [f"http://ann:hunter2@127.0.0.1:{free_port()}", str(tmp_path), f"sqlite:///{tmp_path}/text.db", "ftp://host"]
     for uri in uris:
-        began = time.monotonic()
         with pytest.raises(UserError, match="tracking store") as caught:
             start(TrackingConfig(uri=uri))
         assert "\n" not in str(caught.value)
         assert "hunter2" not in str(caught.value)
-        assert time.monotonic() - began < 15
     with pytest.raises(UserError, match="experiment"):
         TrackingConfig(experiment=" ")
 
