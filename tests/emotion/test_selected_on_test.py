@@ -119,7 +119,7 @@ def test_one_named_by_its_own_path_is_taken_with_a_line_on_the_probes_speakers_a
     assert caplog.text == ""
     refuse_selected(named, open_corpus(named.corpus), source)
     [record] = caplog.records
-    assert "is of a run that was probed on all speakers of corpus tones" in record.getMessage()
+    assert "is from a run with a probe on all speakers of corpus tones" in record.getMessage()
 
 
 @pytest.mark.parametrize("system", ["random", "mfcc", "mean"])

@@ -1,4 +1,4 @@
-"""A corpus under a recipe's protocol: its folds, the share of labels that each trains on, and the marks of both."""
+"""The folds of a corpus under a recipe's protocol, with the share of labels it trains on, and the marks of results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from cpcscale.emotion.selected_on_test import selection_marks
 
 
 def fold_splits(recipe: EmotionRecipe, corpus: Corpus) -> Folds:
-    """The corpus under the recipe's protocol. Raises UserError when it does not fit, or a speaker is on both sides."""
+    """The folds of the corpus by `recipe.protocol`; row numbers are those of `corpus.utterances`.
+
+    Raises UserError when the protocol does not fit the corpus, or a speaker is in two parts of a fold.
+    """
     rows = [
         SplitRow(
             key=one.key, speaker=one.speaker, session=one.session, recording=one.recording, partition=one.partition
@@ -22,25 +25,25 @@ def fold_splits(recipe: EmotionRecipe, corpus: Corpus) -> Folds:
     ]
     protocol = recipe.protocol
     folds = make_folds(rows, protocol.split, dev_share=protocol.dev_share, seed=protocol.seed)
-    return with_share(folds, [row.key for row in rows], protocol.train_share, protocol.seed)
+    return with_label_share(folds, [row.key for row in rows], protocol.train_share, protocol.seed)
 
 
 def marks(recipe: EmotionRecipe, corpus: Corpus, folds: Folds) -> list[str]:
-    """What goes with every figure of this recipe on this corpus under this protocol."""
+    """The marks (PROXY, LEAKY, LABELS-0.25, ...) shown with every result of this recipe on this corpus."""
     shares = share_marks(recipe.protocol.train_share)
     return [*corpus.marks, *folds.marks, *recipe.marks, *selection_marks(recipe), *shares]
 
 
 def share_marks(share: float) -> list[str]:
-    """What goes with every figure of less than all labels, as LABELS-0.25."""
+    """The mark of results trained on less than all labels, such as LABELS-0.25."""
     return [] if share == 1 else [f"LABELS-{share:g}"]
 
 
-def with_share(folds: Folds, keys: Sequence[str], share: float, seed: int) -> Folds:
-    """The folds with that share of the utterances of each training and development speaker, at least one of each.
+def with_label_share(folds: Folds, keys: Sequence[str], share: float, seed: int) -> Folds:
+    """The same folds with only a share of the utterances of each training and development speaker, at least one each.
 
-    `keys` has the key of each row. Test parts stay as they are. The draw is keyed by (seed, key), and nested: a share
-    holds all that a smaller one holds. Rows without a group are drawn from together.
+    `keys` are the utterances' keys. Test parts stay whole. The choice depends on (seed, key) alone and is nested: a
+    larger share contains a smaller one. Rows without a group are treated as one speaker.
     """
     if share == 1:
         return folds

@@ -227,7 +227,7 @@ def broken(url: str, folder: Path, name: str, change: dict | bytes | None) -> st
     ("name", "change", "message"),
     [
         ("config.json", None, "cannot be loaded"),
-        ("config.json", {"model_type": "bert"}, "a network of the kind bert: known are wav2vec2, hubert, wavlm"),
+        ("config.json", {"model_type": "bert"}, "a network of the kind bert: use one of wav2vec2, hubert, wavlm"),
         ("preprocessor_config.json", None, "preprocessor_config"),
         ("preprocessor_config.json", {"sampling_rate": 8000}, "wants audio at 8000 Hz"),
         ("model.safetensors", b"\x00" * 40, "cannot be loaded"),
