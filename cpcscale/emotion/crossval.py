@@ -134,8 +134,8 @@ def _train_svr(
     known = sorted(split.train_rows + split.dev_rows)
     x_UF, truth_UP = source.vectors(known), corpus.to_unit(corpus.labels_UP[known])
     grid = GRID if recipe.svm_search else (recipe.svm,)
-    voices = [folds.groups[row] for row in known]
-    settings = choose_regressor_config(x_UF, truth_UP, voices, grid, key=_inner_key(recipe, split))
+    speakers = [folds.groups[row] for row in known]
+    settings = choose_regressor_config(x_UF, truth_UP, speakers, grid, key=_inner_key(recipe, split))
     machine = Regressor(settings).fit(x_UF, truth_UP)
     return lambda inputs: corpus.from_unit(machine.predict(inputs.vectors(split.test_rows))), dataclasses.asdict(
         settings
@@ -145,11 +145,11 @@ def _train_svr(
 def _classify(recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, folds: Folds, split: Split) -> list[str]:
     """The predicted category of each test row; "" if the corpus has none for it."""
     known = sorted(split.train_rows + split.dev_rows)
-    names, voices = [corpus.utterances[row].category for row in known], [folds.groups[row] for row in known]
+    names, speakers = [corpus.utterances[row].category for row in known], [folds.groups[row] for row in known]
     guesses = classify(
         source.vectors(known),
         names,
-        voices,
+        speakers,
         source.vectors(split.test_rows),
         GRID if recipe.svm_search else (recipe.svm,),
         key=_inner_key(recipe, split),

@@ -97,7 +97,7 @@ def combine_folds(recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequ
     first = min(parts[row] for row in tested)
     judged = np.array([row for row in tested if parts[row] == first])
     known, guess = truth_UP[judged], guess_UP[judged]
-    voices = [folds.groups[row] for row in judged]
+    speakers = [folds.groups[row] for row in judged]
     tables = [_fold_table(result, truth_UP) for result in results]
     degraded = {name: _all_rows(results, name, count) for name in recipe.test_conditions}
     lost = {"no speaker and no recording": len(folds.dropped)} if folds.dropped else {}
@@ -108,7 +108,7 @@ def combine_folds(recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequ
         marks=marks(recipe, corpus, folds),
         seed=recipe.seed,
         utterances=len(judged),
-        speakers=len(set(voices)),
+        speakers=len(set(speakers)),
         unknown=folds.unknown,
         dropped=corpus.dropped_counts | lost,
         ccc=scores(known, guess),
@@ -117,15 +117,15 @@ def combine_folds(recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequ
             for part, figures in by_group(truth_UP[tested], guess_UP[tested], [parts[row] for row in tested]).items()
         },
         ccc_mean_of_folds=mean_of_folds([table["ccc"] for table in tables]),
-        interval=interval(known, guess, voices),
-        bootstrap=bootstrap_interval(known, guess, voices, seed=recipe.protocol.seed),
+        interval=interval(known, guess, speakers),
+        bootstrap=bootstrap_interval(known, guess, speakers, seed=recipe.protocol.seed),
         agreement=agreement(known, guess),
         recall=_recall(corpus, classes, judged),
         folds=tables,
         curves=[_curve_row(result, epoch) for result in results for epoch in result.curve],
         seconds=sum(result.seconds for result in results),
-        groups=by_trait(known, guess, voices, traits_of([corpus.utterances[row] for row in judged])),
-        conditions={name: _condition(known, guess, other[judged], voices) for name, other in degraded.items()},
+        groups=by_trait(known, guess, speakers, traits_of([corpus.utterances[row] for row in judged])),
+        conditions={name: _condition(known, guess, other[judged], speakers) for name, other in degraded.items()},
         predictions_csv=_predictions(corpus, guess_UP, tested_U, classes, degraded),
     )
 
@@ -138,11 +138,13 @@ def _all_rows(results: Sequence[FoldResult], condition: str, count: int) -> np.n
     return guess_UP
 
 
-def _condition(truth_UP: np.ndarray, clean: np.ndarray, degraded: np.ndarray, voices: Sequence[str]) -> dict[str, Any]:
-    difference, bounds = ccc_change(truth_UP, clean, degraded, voices)
+def _condition(
+    truth_UP: np.ndarray, clean: np.ndarray, degraded: np.ndarray, speakers: Sequence[str]
+) -> dict[str, Any]:
+    difference, bounds = ccc_change(truth_UP, clean, degraded, speakers)
     return {
         "ccc": scores(truth_UP, degraded),
-        "interval": interval(truth_UP, degraded, voices),
+        "interval": interval(truth_UP, degraded, speakers),
         "change": difference,
         "change_interval": bounds,
     }

@@ -15,11 +15,12 @@ def open_corpus(settings: CorpusConfig) -> Corpus:
     """The corpus that `settings` names, read by its adapter. Raises UserError for whatever the adapter refuses.
 
     >>> import pathlib, tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> table = "path,speaker,activation,valence,dominance\\na.wav,ann,4,2,3\\n"
-    >>> _ = (folder / "a.wav").touch(), (folder / "manifest.csv").write_text(table)
-    >>> open_corpus(CorpusConfig(path=str(folder))).labels_UP
-    array([[4., 2., 3.]])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pathlib.Path(folder, "a.wav").touch()
+    ...     _ = pathlib.Path(folder, "manifest.csv").write_text(table)
+    ...     print(open_corpus(CorpusConfig(path=folder)).labels_UP)
+    [[4. 2. 3.]]
     """
     match settings.kind if settings.kind != "auto" else detect_kind(settings):
         case "iemocap":

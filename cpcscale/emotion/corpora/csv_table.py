@@ -47,7 +47,7 @@ def recognises(folder: str, files: Sequence[str]) -> bool:
 
 
 def table_file(path: str) -> str:
-    """The CSV at `path`: the file itself, or the folder's `manifest.csv` or only CSV. Raises UserError if there is none."""
+    """The CSV at `path`: the file itself, or the folder's `manifest.csv` or only CSV. Raises UserError for none."""
     if path.endswith(".csv"):
         return path
     names = [name for name in storage.list_files(path) if name.endswith(".csv") and "/" not in name]

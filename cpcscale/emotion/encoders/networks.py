@@ -107,7 +107,7 @@ def absolute_checkpoint(url: str) -> str:
 
 
 def untrained_encoder(recipe: EmotionRecipe, known: Encoder | None, level: tuple[float, float]) -> Encoder:
-    """A new network of the architecture of `known`, or of `pretraining.model`; `level` is the (offset, gain) of a CPC."""
+    """A new network with the architecture of `known`, else of `pretraining.model`; `level`: (offset, gain) of a CPC."""
     if isinstance(known, HFEncoder):
         return untrained_hf(known, recipe.seed)
     return build(_model(recipe, known), recipe.seed, offset=level[0], gain=level[1])

@@ -170,8 +170,8 @@ def classify(
     Its config is that of `choose_classifier_config` on the training rows. Raises UserError for a single class.
     """
     rows = [row for row, name in enumerate(classes_U) if name]
-    known, voices = [classes_U[row] for row in rows], [groups[row] for row in rows]
-    settings = choose_classifier_config(x_UF[rows], known, voices, grid, folds, key)
+    known, speakers = [classes_U[row] for row in rows], [groups[row] for row in rows]
+    settings = choose_classifier_config(x_UF[rows], known, speakers, grid, folds, key)
     return [str(name) for name in Classifier(settings).fit(x_UF[rows], known).predict(x_VF)]
 
 
@@ -191,5 +191,5 @@ def _inner(groups: Sequence[str], folds: int, key: str) -> list[tuple[np.ndarray
             "and one to judge: use a corpus with more speakers, or svm_search=false"
         )
     names = np.asarray(groups)
-    held = [np.isin(names, voices) for voices in speaker_folds(known, min(folds, count), key)]
+    held = [np.isin(names, part) for part in speaker_folds(known, min(folds, count), key)]
     return [(np.flatnonzero((names != "") & ~inside), np.flatnonzero(inside)) for inside in held]

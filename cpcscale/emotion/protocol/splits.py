@@ -239,7 +239,7 @@ def _loso(rows: Sequence[SplitRow], groups: Sequence[str], dev_share: float, see
         sessions = {}
         for row in known:
             sessions.setdefault(rows[row].session, set()).add(groups[row])
-        owner = {group: session for session, voices in sessions.items() for group in voices}
+        owner = {group: session for session, members in sessions.items() for group in members}
         for row in known:
             if owner[groups[row]] != rows[row].session:
                 raise UserError(
@@ -271,10 +271,10 @@ def _official(rows: Sequence[SplitRow], groups: Sequence[str], dev_share: float,
             f"protocol=official: this corpus has no {'test' if train else 'train'} partition; use speakers5 or loso"
         )
     if not dev:
-        voices = {groups[row] for row in train} - {""}
-        chosen = dev_speakers(voices, dev_share, seed, 0)
+        speakers = {groups[row] for row in train} - {""}
+        chosen = dev_speakers(speakers, dev_share, seed, 0)
         # An unknown speaker may be one of the chosen, so its rows are in neither part.
-        train, dev = _rows_in(groups, voices - set(chosen), train), _rows_in(groups, chosen, train)
+        train, dev = _rows_in(groups, speakers - set(chosen), train), _rows_in(groups, chosen, train)
     # One fit is tested on all test parts.
     tested = [row for name in tests for row in parts[name]]
     return [_split(0, [row.speaker for row in rows], (train, dev, tested))]

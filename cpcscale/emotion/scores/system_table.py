@@ -74,7 +74,7 @@ class SystemRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The paired test of `first` against `second`: the difference of their figures, p, and p after Holm's correction."""
+    """The paired test of `first` against `second`: difference of their figures, p, and p after Holm's correction."""
 
     first: str
     second: str

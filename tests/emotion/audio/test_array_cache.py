@@ -30,7 +30,7 @@ DYING = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from cpcscale.emotion import cache
+from cpcscale.emotion.audio import array_cache as cache
 
 def half(arrays, path, checksums):
     Path(path).write_bytes(bytes(500_000))
@@ -45,7 +45,7 @@ with cache.ArrayCache(cache.AudioCacheConfig(path=sys.argv[1])).writer("a") as w
 MAKING = """
 import sys
 import numpy as np
-from cpcscale.emotion import cache
+from cpcscale.emotion.audio import array_cache as cache
 
 kept = cache.ArrayCache(cache.AudioCacheConfig(path=sys.argv[1]))
 print("begun", flush=True)

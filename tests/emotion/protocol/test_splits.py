@@ -205,11 +205,11 @@ def test_loso_refuses_a_missing_session_one_session_and_a_speaker_in_two():
         make_folds([*rows, *more], "loso", dev_share=0.2, seed=0)
 
     loso()
-    with pytest.raises(UserError, match="'x' has no session, as 1 of 9"):
+    with pytest.raises(UserError, match="1 of 9 utterances have no session, the first 'x'"):
         loso(SplitRow(key="x", speaker="new"))
     with pytest.raises(UserError, match="speaker 's0' is in the sessions 'S1' and 'S0'"):
         loso(SplitRow(key="x", speaker="s0", session="S1"))
-    with pytest.raises(UserError, match="1 session or speaker"):
+    with pytest.raises(UserError, match="2 sessions or speakers, and this corpus has 1"):
         make_folds(rows[::2], "loso", dev_share=0.2, seed=0)
 
 
