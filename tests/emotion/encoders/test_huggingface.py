@@ -183,7 +183,7 @@ def test_every_system_takes_it_with_the_same_head_and_protocol(folder, url, syst
 
 
 def test_a_window_shorter_than_one_frame_repeats_itself(tmp_path, url):
-    settings = recipe(put_corpus(tmp_path / "tones", speakers=2, each=1), "precpc", url)
+    settings = recipe(put_corpus(tmp_path / "tones", speakers=3, each=1), "precpc", url)
     settings.corpus.max_s = 0.02
     prepared = prepare(settings, open_corpus(settings.corpus))
     assert all(len(window) == 320 for window in prepared.waves[0][:-1])
