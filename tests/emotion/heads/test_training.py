@@ -336,7 +336,7 @@ def test_features_have_no_waveform_to_augment():
 def test_an_utterance_without_a_window_and_uneven_examples_are_refused():
     with pytest.raises(ValueError, match="has no window"):
         predict(Levels(), [()], CPU)
-    with pytest.raises(ValueError, match=r"of \[2, 3\] utterances"):
+    with pytest.raises(ValueError, match=r"for \[2, 3\] utterances"):
         TrainingExamples(windowed(), np.zeros((3, 3)), ["a", "b"])
 
 
