@@ -15,7 +15,7 @@ from typing import Any
 
 from cpcscale.cluster import session
 from cpcscale.emotion.crossval import FoldResult, run_fold
-from cpcscale.emotion.heads.training import device
+from cpcscale.emotion.heads.training import fit_device
 from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
@@ -151,7 +151,7 @@ class _Rank:
 
         torch.set_num_threads(threads)
         recipe, prepared = shared
-        with join_ranks(*place, meeting, device(recipe.fit)) as ranks, ranks.detect_lost_peers():
+        with join_ranks(*place, meeting, fit_device(recipe.fit)) as ranks, ranks.detect_lost_peers():
             result = run_fold(recipe, prepared, fold, ranks)
         return result if ranks.first else None
 

@@ -1,4 +1,4 @@
-"""Utterances as rows of a network: in which order, padded how, in which groups pushed through, what it says of them.
+"""Batches of utterances for a network: their order, padding, groups of like length, and predictions.
 
 U utterances, W windows, B rows of a batch, T frames, C features, S samples, P primitives.
 """
@@ -18,21 +18,21 @@ from cpcscale.emotion.audio.prefetch import read_ahead
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.train.ranks import Ranks
 
-# Most of padded audio pushed through at once, 20 s; on a CPU more of it costs more a second.
+# The most padded audio in one forward pass, 20 s; on a CPU, larger passes are slower per second of audio.
 _WAVE_GROUP, _FRAME_GROUP = 320_000, 2000
-# Utterances predicted together, of which those of like length go through at once; fewer where they are of many bytes.
+# Utterances predicted together, grouped by length; fewer if they have many bytes.
 _CHUNK, _CHUNK_BYTES = 1024, 256 * 2**20
 _READ_AHEAD = 64
-# Padded lengths are multiples of these, half a second: torch keeps kernels and buffers for every length it has met, and
-# with one of its own for each batch of waveforms that comes to gigabytes.
+# Padded lengths are multiples of these, half a second: torch keeps kernels and buffers for each length it has seen,
+# which would take gigabytes if every batch of waveforms had another length.
 _WAVE_STEP, _FRAME_STEP = 8000, 50
 
-# Feature matrices [T, C] or int16 waveforms [S]; one that is cut into windows has several.
+# A feature matrix [T, C] or an int16 waveform [S], or a tuple of them: the windows of a longer utterance.
 Utterance: TypeAlias = "np.ndarray | tuple[np.ndarray, ...]"
 
 
-def windows(utterance: Utterance) -> tuple[np.ndarray, ...]:
-    """The windows of an utterance, at least one. Raises ValueError where there is none."""
+def windows_of(utterance: Utterance) -> tuple[np.ndarray, ...]:
+    """The windows of an utterance as a tuple. Raises ValueError if there is none."""
     parts = (utterance,) if isinstance(utterance, np.ndarray) else tuple(utterance)
     if not parts:
         raise ValueError("an utterance has no window: give each at least one")
@@ -46,10 +46,10 @@ def predict(
     ranks: Ranks | None = None,
     shares: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """float64 [U, P] in the order of `inputs`: of each utterance the mean over its windows.
+    """Predictions float64 [U, P] in the order of `inputs`: for each utterance the weighted mean over its windows.
 
-    `shares` weighs the windows of each utterance, [W] adding up to 1; without, they weigh by their lengths. The
-    `ranks`, all of which call this, share the utterances; the result is the same on each, bit for bit.
+    `shares` are the weights of each utterance's windows, [W] with sum 1; by default their lengths. All `ranks` call
+    this and divide the utterances among them; the result is the same on each, bit for bit.
     """
     network.eval()
     ranks = ranks or Ranks(0, 1, 1, where)
@@ -57,7 +57,7 @@ def predict(
     guess_UP = torch.zeros(len(inputs), len(PRIMITIVES), dtype=torch.float64)
     with torch.inference_mode():
         for rows, parts in _chunks(inputs, own):
-            guess_WP = by_length(network, [window for part in parts for window in part], where).double().cpu()
+            guess_WP = forward_by_length(network, [window for part in parts for window in part], where).double().cpu()
             each = [_shares_by_length(part) for part in parts] if shares is None else [shares[row] for row in rows]
             row_W = [row for row, part in zip(rows, parts, strict=True) for _ in part]
             share_W1 = torch.from_numpy(np.concatenate(each))[:, None]
@@ -68,10 +68,10 @@ def predict(
 def _chunks(
     inputs: Sequence[Utterance], rows: Sequence[int]
 ) -> Iterator[tuple[list[int], list[tuple[np.ndarray, ...]]]]:
-    """(rows, windows of each) of consecutive utterances: as many as are predicted together, so few are in memory."""
+    """(rows, windows of each) of consecutive utterances: as many as are predicted together, to bound memory."""
     parts, size = list[tuple[np.ndarray, ...]](), 0
     done = 0
-    for part in read_ahead(lambda row: windows(inputs[row]), rows, _READ_AHEAD):
+    for part in read_ahead(lambda row: windows_of(inputs[row]), rows, _READ_AHEAD):
         parts.append(part)
         size += sum(window.nbytes for window in part)
         if len(parts) == _CHUNK or size >= _CHUNK_BYTES:
@@ -81,38 +81,39 @@ def _chunks(
         yield list(rows[done:]), parts
 
 
-def by_length(
+def forward_by_length(
     network: nn.Module, inputs: Sequence[np.ndarray], where: torch.device, key_B: Tensor | None = None
 ) -> Tensor:
-    """guess_BP in the order of `inputs`, computed in groups of like length; `key_B`, on the CPU, keys their dropout.
+    """The network's output [B, P] in the order of `inputs`, computed in groups of like length.
 
-    The same as in one padded batch, for less: attention costs the square of the longest row.
+    The result is that of one padded batch, but cheaper: attention costs the square of the longest row. `key_B`, on the
+    CPU, keys each row's dropout.
     """
-    groups = like_lengths(inputs)
+    groups = group_by_length(inputs)
     guesses = []
     for group in groups:
         x, lengths_B = collate([inputs[row] for row in group], where)
         if key_B is None:
             guesses.append(network(x, lengths_B))
             continue
-        # What an encoder draws from torch itself is the same whenever this group is pushed through.
+        # An encoder may draw from torch's generator: a second pass of this group draws the same.
         torch.manual_seed(int(key_B[group[0]]))
         guesses.append(network(x, lengths_B, key_B[group].to(where)))
     order = torch.tensor([row for group in groups for row in group], device=where)
     return torch.cat(guesses)[order.argsort()]
 
 
-def batches(count: int, size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The rows of each batch of an epoch: every row once, in a keyed order, sizes at most `size` and as even as can be.
+def epoch_batches(count: int, size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The row numbers of each batch of an epoch: every row once, in an order keyed by (seed, epoch).
 
-    Even sizes, because the CCC of a short rest would be noise with the weight of a whole batch.
+    Batches are at most `size` and as even as possible: the CCC of a short last batch would be noise with full weight.
     """
-    generator = torch.Generator().manual_seed(key(seed, f"order/{epoch}"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, f"order/{epoch}"))
     return np.array_split(torch.randperm(count, generator=generator).numpy(), -(-count // size))
 
 
 def collate(rows: Sequence[np.ndarray], where: torch.device) -> tuple[Tensor, Tensor]:
-    """(x, lengths_B), padded with zeros: features as x_BTC and frames, int16 waveforms as floats x_BS and samples."""
+    """(x, lengths_B), padded with zeros: features as x_BTC, or int16 waveforms as floats x_BS in [-1, 1)."""
     lengths_B = torch.tensor([len(row) for row in rows])
     step = _WAVE_STEP if rows[0].ndim == 1 else _FRAME_STEP
     x = np.zeros((len(rows), -(-int(lengths_B.max()) // step) * step, *rows[0].shape[1:]), np.float32)
@@ -125,15 +126,15 @@ def collate(rows: Sequence[np.ndarray], where: torch.device) -> tuple[Tensor, Te
 
 @contextlib.contextmanager
 def seeded(seed: int, what: str, where: torch.device | None = None) -> Iterator[None]:
-    """Inside, torch's global generators are keyed by (seed, what); afterwards they are as they were."""
+    """A block in which torch's global generators are seeded by (seed, what); afterwards they are as they were."""
     devices = [where] if where is not None and where.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(key(seed, what))
+        torch.manual_seed(derive_seed(seed, what))
         yield
 
 
-def key(seed: int, what: str) -> int:
-    """A seed of its own for `what`, 63 bits."""
+def derive_seed(seed: int, what: str) -> int:
+    """A seed of 63 bits for the purpose `what`, derived from `seed` by sha256."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{what}".encode()).digest()[:8], "big") >> 1
 
 
@@ -142,8 +143,8 @@ def _shares_by_length(parts: Sequence[np.ndarray]) -> np.ndarray:
     return lengths_W / lengths_W.sum()
 
 
-def like_lengths(inputs: Sequence[np.ndarray]) -> list[list[int]]:
-    """Row numbers from the shortest to the longest, in groups of at most so much padded audio (or one row)."""
+def group_by_length(inputs: Sequence[np.ndarray]) -> list[list[int]]:
+    """Row numbers from the shortest to the longest, in groups of at most 20 s of padded audio (or one row)."""
     most = _WAVE_GROUP if inputs[0].ndim == 1 else _FRAME_GROUP
     groups: list[list[int]] = []
     for row in sorted(range(len(inputs)), key=lambda row: len(inputs[row])):

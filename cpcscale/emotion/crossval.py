@@ -1,8 +1,8 @@
-"""Cross-validation of one system under one protocol: folds that can run anywhere; finetune_result.py joins them.
+"""Runs one fold of a cross-validation; finetune_result.py joins the folds.
 
-What is chosen of a fold (the epoch, or the config of a support vector machine) is chosen on speakers of its training
-part; what it tests is heard once, after that. No Ray, no MLflow: `run_fold` is a function of the recipe, what was
-prepared and the fold.
+Every choice (the epoch, or the config of a support vector machine) is made on speakers that the fold does not test; the
+test utterances are predicted once, after that. No Ray, no MLflow: the result of `run_fold` depends on its arguments
+alone, so folds can run anywhere.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from cpcscale.emotion.batching import key, predict, seeded
+from cpcscale.emotion.batching import derive_seed, predict, seeded
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.heads.attention import learnt_mix
-from cpcscale.emotion.heads.halving import best_of, candidates, halve, settings
-from cpcscale.emotion.heads.svm import GRID, Regressor, choose, classify
+from cpcscale.emotion.heads.halving import best_fit, candidates, searched_settings, successive_halving
+from cpcscale.emotion.heads.svm import GRID, Regressor, choose_regressor_config, classify
 from cpcscale.emotion.heads.training import EpochResult, HeadTraining, TrainingExamples
 from cpcscale.emotion.inputs import FoldInputs, PreparedCorpus, fold_inputs
 from cpcscale.emotion.protocol.splits import Folds, Split
@@ -29,16 +29,16 @@ from cpcscale.train.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-# guess_UP of a fold's test rows, in the corpus's units, from what they sound like.
+# Predicts the test rows of a fold, guess_UP in the corpus's units, from clean or degraded inputs.
 _Guess = Callable[[FoldInputs], np.ndarray]
 
 
 @dataclass(frozen=True)
 class FoldResult:
-    """One fold's test predictions, `guess_UP` in the corpus's units for the rows that its split tests, and how it went.
+    """The result of one fold: `guess_UP`, the predictions of its test rows in the corpus's units.
 
-    `chosen` is what was chosen on training speakers, `classes_U` the categories guessed, where they were asked for, and
-    `conditions` what is said of the same rows degraded, as guess_UP, by the name of the condition.
+    `chosen` is what was chosen on the other speakers. `classes_U` are the predicted categories, if asked for.
+    `conditions` has the predictions of the same rows under each test condition, as guess_UP.
     """
 
     split: Split
@@ -51,15 +51,15 @@ class FoldResult:
 
 
 def start_fit(recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> tuple[FoldInputs, HeadTraining]:
-    """A fit on the training part of a fold, not begun, and the source of its inputs. Hears no test utterance."""
+    """(the inputs of a fold, an untrained fit on its training part); uses no test utterance."""
     source = fold_inputs(recipe, prepared, split)
     return source, _fits([recipe], prepared.corpus, source, split)[0]
 
 
 def run_fold(recipe: EmotionRecipe, prepared: PreparedCorpus, fold: int, ranks: Ranks | None = None) -> FoldResult:
-    """Trains, chooses and scores one fold. The `ranks`, all of which call this, share the recogniser's batches.
+    """Trains one fold and predicts its test rows. All `ranks` call this and divide the recogniser's batches.
 
-    Raises UserError for bad audio, a missing checkpoint or a fit that diverges.
+    Raises UserError for unusable audio, a missing checkpoint or a loss that is not finite.
     """
     started = time.monotonic()
     corpus, folds = prepared.corpus, prepared.folds
@@ -73,27 +73,27 @@ def run_fold(recipe: EmotionRecipe, prepared: PreparedCorpus, fold: int, ranks: 
     else:
         source = fold_inputs(recipe, prepared, split)
         if recipe.regressor == "svr":
-            guess, chosen = _regressed(recipe, corpus, source, folds, split)
+            guess, chosen = _train_svr(recipe, corpus, source, folds, split)
         else:
-            guess, curve, chosen = _trained(recipe, corpus, source, split, ranks)
+            guess, curve, chosen = _train_head(recipe, corpus, source, split, ranks)
         guess_UP = guess(source)
-        conditions = {name: guess(source.hearing(other)) for name, other in prepared.conditions.items()}
+        conditions = {name: guess(source.with_audio(other)) for name, other in prepared.conditions.items()}
         if recipe.classify:
-            classes = _classified(recipe, corpus, source, folds, split)
+            classes = _classify(recipe, corpus, source, folds, split)
     return FoldResult(split, guess_UP, time.monotonic() - started, curve, chosen, tuple(classes), conditions)
 
 
 def _fits(
     recipes: Sequence[EmotionRecipe], corpus: Corpus, source: FoldInputs, split: Split, ranks: Ranks | None = None
 ) -> list[HeadTraining]:
-    """A fit for each recipe, over inputs that they share, not begun."""
+    """An untrained fit for each recipe; they share their inputs."""
 
     def examples(rows: Sequence[int]) -> TrainingExamples:
         names = [corpus.utterances[row].key for row in rows]
         truth_UP = corpus.to_unit(corpus.labels_UP[list(rows)])
         return TrainingExamples(source.inputs(rows), truth_UP, names, source.shares(rows))
 
-    seed = key(recipes[0].seed, f"fold/{split.fold}")
+    seed = derive_seed(recipes[0].seed, f"fold/{split.fold}")
     known, held = examples(split.train_rows), examples(split.dev_rows)
     fits = []
     for recipe in recipes:
@@ -105,51 +105,51 @@ def _fits(
     return fits
 
 
-def _trained(
+def _train_head(
     recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, split: Split, ranks: Ranks | None
 ) -> tuple[_Guess, tuple[EpochResult, ...], dict[str, Any]]:
-    """The recogniser at its best epoch as a predictor of the test rows, its curve, and that epoch with what else was
-    chosen."""
+    """Trains the attention head: (predictor of the test rows, curve, the epoch and config that were chosen)."""
     recipes = candidates(recipe)
     fits = _fits(recipes, corpus, source, split, ranks)
-    for place, epoch in halve(fits, recipe.fit.epochs):
+    for place, epoch in successive_halving(fits, recipe.fit.epochs):
         _log_epoch(split.fold, place, epoch)
-    place = best_of(fits)
+    place = best_fit(fits)
     fit = fits[place]
     network, rows = fit.finish(), split.test_rows
     assert fit.best is not None
 
-    def guess(heard: FoldInputs) -> np.ndarray:
-        return corpus.from_unit(predict(network, heard.inputs(rows), fit.device, fit.ranks, heard.shares(rows)))
+    def guess(inputs: FoldInputs) -> np.ndarray:
+        return corpus.from_unit(predict(network, inputs.inputs(rows), fit.device, fit.ranks, inputs.shares(rows)))
 
     mix = learnt_mix(network)
     chosen = {"epoch": fit.best.epoch, "dev_ccc": fit.best.dev_ccc} | ({"mix": mix} if mix else {})
-    chosen |= settings(recipes[place]) if len(fits) > 1 else {}
+    chosen |= searched_settings(recipes[place]) if len(fits) > 1 else {}
     return guess, tuple(fit.curve), chosen
 
 
-def _regressed(
+def _train_svr(
     recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, folds: Folds, split: Split
 ) -> tuple[_Guess, dict[str, Any]]:
-    """A support vector regression on both the training and the development part, as a predictor of the test rows, and
-    its config."""
+    """Fits a support vector regression on training and development rows: (predictor of the test rows, config)."""
     known = sorted(split.train_rows + split.dev_rows)
     x_UF, truth_UP = source.vectors(known), corpus.to_unit(corpus.labels_UP[known])
     grid = GRID if recipe.svm_search else (recipe.svm,)
-    voices = [folds.groups[row] for row in known]
-    settings = choose(x_UF, truth_UP, voices, grid, key=_inner_key(recipe, split))
+    speakers = [folds.groups[row] for row in known]
+    settings = choose_regressor_config(x_UF, truth_UP, speakers, grid, key=_inner_key(recipe, split))
     machine = Regressor(settings).fit(x_UF, truth_UP)
-    return lambda heard: corpus.from_unit(machine.predict(heard.vectors(split.test_rows))), dataclasses.asdict(settings)
+    return lambda inputs: corpus.from_unit(machine.predict(inputs.vectors(split.test_rows))), dataclasses.asdict(
+        settings
+    )
 
 
-def _classified(recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, folds: Folds, split: Split) -> list[str]:
-    """The category guessed for each test row; "" where the corpus names none for it."""
+def _classify(recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, folds: Folds, split: Split) -> list[str]:
+    """The predicted category of each test row; "" if the corpus has none for it."""
     known = sorted(split.train_rows + split.dev_rows)
-    names, voices = [corpus.utterances[row].category for row in known], [folds.groups[row] for row in known]
+    names, speakers = [corpus.utterances[row].category for row in known], [folds.groups[row] for row in known]
     guesses = classify(
         source.vectors(known),
         names,
-        voices,
+        speakers,
         source.vectors(split.test_rows),
         GRID if recipe.svm_search else (recipe.svm,),
         key=_inner_key(recipe, split),

@@ -1,4 +1,4 @@
-"""What the folds of a cross-validation come to together: the figures of result.json and the rows of predictions.csv."""
+"""Joins the folds of a cross-validation into the figures of result.json and the rows of predictions.csv."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cpcscale.emotion.scores.ccc_intervals import (
     agreement,
     bootstrap_interval,
     by_group,
-    change,
+    ccc_change,
     interval,
     mean_of_folds,
     scores,
@@ -33,11 +33,11 @@ from cpcscale.emotion.scores.ccc_intervals import (
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What result.json holds; `ccc` and its intervals are of all test predictions pooled, the primary figures.
+    """The content of result.json. `ccc` and its intervals, the primary figures, are over all test predictions pooled.
 
-    Under `official` they are those of the owner's first test part; `ccc_by_part` has all parts. `interval` is the
-    primary one; `bootstrap` is shown beside it. `unknown` counts utterances without a speaker, `dropped` what of the
-    corpus was left out and why. `recall` is the unweighted average recall of the categories, where it was asked for.
+    Under `official`, they are for the owner's first test part; `ccc_by_part` has all parts. `interval` is the primary
+    interval; `bootstrap` is shown beside it. `unknown` counts utterances without a speaker; `dropped` counts what was
+    left out of the corpus, by reason. `recall` is the unweighted average recall of the categories, if asked for.
     """
 
     system: str
@@ -59,23 +59,28 @@ class FinetuneResult:
     folds: list[dict[str, Any]]
     curves: list[dict[str, Any]]
     seconds: float
-    encoder_chosen: str = ""  # how the checkpoint was: newest, best by loss, best by probe, or by name
-    groups: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # CCC by gender and style: traits.py
-    # By name: `ccc` and `interval` under a condition of robustness.py, `change` from the clean ones, `change_interval`.
+    # how the checkpoint was chosen: newest, best by loss, best by probe, or by name
+    encoder_chosen: str = ""
+    # CCC by gender and style, see scores/by_group.py
+    groups: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    # by test condition: its `ccc` and `interval`, the `change` from clean audio, and `change_interval`
     conditions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    predictions_csv: str = ""  # a file of its own, not part of as_dict
-    run_id: str = ""  # of the tracked run, where there is one
-    identity: dict[str, str] = dataclasses.field(default_factory=dict)  # digests of what it was computed from
+    # the text of predictions.csv, not part of as_dict
+    predictions_csv: str = ""
+    # id of the tracked run, if there is one
+    run_id: str = ""
+    # digests of the config and data that it was computed from
+    identity: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as result.json has them."""
+        """The values of result.json."""
         values = dataclasses.asdict(self)
         del values["predictions_csv"]
         return values
 
 
-def combine(recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequence[FoldResult]) -> FinetuneResult:
-    """The run's figures from all of its folds, in any order. No utterance is tested in two of them."""
+def combine_folds(recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequence[FoldResult]) -> FinetuneResult:
+    """The result of a run from all its folds, in any order."""
     results = sorted(results, key=lambda result: result.split.fold)
     corpus, folds = prepared.corpus, prepared.folds
     count, truth_UP = len(corpus.utterances), corpus.labels_UP
@@ -92,7 +97,7 @@ def combine(recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequence[F
     first = min(parts[row] for row in tested)
     judged = np.array([row for row in tested if parts[row] == first])
     known, guess = truth_UP[judged], guess_UP[judged]
-    voices = [folds.groups[row] for row in judged]
+    speakers = [folds.groups[row] for row in judged]
     tables = [_fold_table(result, truth_UP) for result in results]
     degraded = {name: _all_rows(results, name, count) for name in recipe.test_conditions}
     lost = {"no speaker and no recording": len(folds.dropped)} if folds.dropped else {}
@@ -103,7 +108,7 @@ def combine(recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequence[F
         marks=marks(recipe, corpus, folds),
         seed=recipe.seed,
         utterances=len(judged),
-        speakers=len(set(voices)),
+        speakers=len(set(speakers)),
         unknown=folds.unknown,
         dropped=corpus.dropped_counts | lost,
         ccc=scores(known, guess),
@@ -112,32 +117,34 @@ def combine(recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequence[F
             for part, figures in by_group(truth_UP[tested], guess_UP[tested], [parts[row] for row in tested]).items()
         },
         ccc_mean_of_folds=mean_of_folds([table["ccc"] for table in tables]),
-        interval=interval(known, guess, voices),
-        bootstrap=bootstrap_interval(known, guess, voices, seed=recipe.protocol.seed),
+        interval=interval(known, guess, speakers),
+        bootstrap=bootstrap_interval(known, guess, speakers, seed=recipe.protocol.seed),
         agreement=agreement(known, guess),
         recall=_recall(corpus, classes, judged),
         folds=tables,
         curves=[_curve_row(result, epoch) for result in results for epoch in result.curve],
         seconds=sum(result.seconds for result in results),
-        groups=by_trait(known, guess, voices, traits_of([corpus.utterances[row] for row in judged])),
-        conditions={name: _condition(known, guess, other[judged], voices) for name, other in degraded.items()},
+        groups=by_trait(known, guess, speakers, traits_of([corpus.utterances[row] for row in judged])),
+        conditions={name: _condition(known, guess, other[judged], speakers) for name, other in degraded.items()},
         predictions_csv=_predictions(corpus, guess_UP, tested_U, classes, degraded),
     )
 
 
 def _all_rows(results: Sequence[FoldResult], condition: str, count: int) -> np.ndarray:
-    """guess_UP [count, P] under a condition, NaN where nothing was tested."""
+    """Predictions [count, P] under a condition, NaN for rows not tested."""
     guess_UP = np.full((count, len(PRIMITIVES)), np.nan)
     for result in results:
         guess_UP[list(result.split.test_rows)] = result.conditions[condition]
     return guess_UP
 
 
-def _condition(truth_UP: np.ndarray, clean: np.ndarray, degraded: np.ndarray, voices: Sequence[str]) -> dict[str, Any]:
-    difference, bounds = change(truth_UP, clean, degraded, voices)
+def _condition(
+    truth_UP: np.ndarray, clean: np.ndarray, degraded: np.ndarray, speakers: Sequence[str]
+) -> dict[str, Any]:
+    difference, bounds = ccc_change(truth_UP, clean, degraded, speakers)
     return {
         "ccc": scores(truth_UP, degraded),
-        "interval": interval(truth_UP, degraded, voices),
+        "interval": interval(truth_UP, degraded, speakers),
         "change": difference,
         "change_interval": bounds,
     }
@@ -179,8 +186,10 @@ def _predictions(
     classes: Sequence[str],
     degraded: Mapping[str, np.ndarray],
 ) -> str:
-    """A row for each utterance that was tested; with `category` and `category_hat` where categories were guessed, and
-    `PRIMITIVE_hat@CONDITION` for what was said of it degraded."""
+    """predictions.csv: a row for each tested utterance; `category` and `category_hat` if categories were predicted.
+
+    `PRIMITIVE_hat@CONDITION` is the prediction from its degraded audio.
+    """
     named = any(classes)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

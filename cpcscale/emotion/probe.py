@@ -1,8 +1,8 @@
-"""A probe: the emotion in a network's context vectors, scored on a small labelled set, always in the same way.
+"""A probe of a network: how well its context vectors c predict emotion on a small labelled set.
 
-Functionals of c of each utterance (statistics.summarise) go into one support vector regression, nothing of which is
-searched, over folds of whole speakers: no draw of chance is in it, and two checkpoints differ by their weights alone.
-The figures are those of a fine-tuning with system=precpc, head=svr and svm_search=false.
+Statistics of c of each utterance (statistics.summarise) go into a support vector regression with fixed settings, over
+folds of whole speakers. Nothing is random, so the scores of two checkpoints differ by their weights alone. They are
+those of a fine-tuning with system=precpc, head=svr and svm_search=false.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.emotion.crossval import run_fold
 from cpcscale.emotion.encoders.networks import WindowEncoder
-from cpcscale.emotion.finetune_result import combine
+from cpcscale.emotion.finetune_result import combine_folds
 from cpcscale.emotion.handmade.statistics import summarise
-from cpcscale.emotion.heads.training import FitConfig, device
+from cpcscale.emotion.heads.training import FitConfig, fit_device
 from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe, ProtocolConfig
@@ -29,7 +29,7 @@ _TOGETHER = 64
 
 
 def probe_recipe(corpus: CorpusConfig, split: str, audio_cache: AudioCacheConfig) -> EmotionRecipe:
-    """What a probe on this corpus under this protocol computes."""
+    """The recipe of a probe on this corpus under this protocol."""
     return EmotionRecipe(
         system="precpc",
         head="svr",
@@ -43,28 +43,29 @@ def probe_recipe(corpus: CorpusConfig, split: str, audio_cache: AudioCacheConfig
 
 
 def open_waves(recipe: EmotionRecipe, corpus: Corpus) -> Waves:
-    """The audio of a probe. Raises UserError where it cannot be used, unless `corpus.on_bad` skips it."""
+    """The audio of a probe. Raises UserError for unusable audio, unless `corpus.on_bad` skips it."""
     settings = recipe.corpus
     return Waves.open(corpus, recipe.audio_cache, max_s=settings.max_s, on_bad=settings.on_bad)
 
 
 def probe(recipe: EmotionRecipe, waves: Waves, network: CPC) -> dict[str, float]:
-    """CCC by primitive and their `mean`, pooled over the folds' test speakers.
+    """The CCC of each primitive and their `mean`, pooled over the folds' test speakers.
 
-    Nothing is cached of what the network makes: there is another one at the next checkpoint.
+    The network's output is not cached, because the next checkpoint is another network.
     """
     vectors_UF = np.stack(list(_vectors(recipe, waves, network)))
     prepared = PreparedCorpus(waves.corpus, fold_splits(recipe, waves.corpus), waves, vectors_UF=vectors_UF)
     results = [run_fold(recipe, prepared, fold) for fold in range(len(prepared.folds.splits))]
-    return combine(recipe, prepared, results).ccc
+    return combine_folds(recipe, prepared, results).ccc
 
 
 def _vectors(recipe: EmotionRecipe, waves: Waves, network: CPC) -> Iterator[np.ndarray]:
-    """float32 [F] of each utterance: functionals of c, the mean over its windows."""
-    encode, heard = WindowEncoder(network, "c", device(recipe.fit)), waves.at_least(network.hop_samples)
-    for start in range(0, len(heard), _TOGETHER):
-        rows = range(start, min(start + _TOGETHER, len(heard)))
-        parts = [heard[row] for row in rows]
+    """For each utterance float32 [F]: statistics of c, averaged over its windows."""
+    encode = WindowEncoder(network, "c", fit_device(recipe.fit))
+    waves = waves.at_least(network.hop_samples)
+    for start in range(0, len(waves), _TOGETHER):
+        rows = range(start, min(start + _TOGETHER, len(waves)))
+        parts = [waves[row] for row in rows]
         frames = iter(encode([window for windows in parts for window in windows]))
         for row, windows in zip(rows, parts, strict=True):
-            yield heard.shares(row) @ np.stack([summarise(next(frames)) for _ in windows])
+            yield waves.shares(row) @ np.stack([summarise(next(frames)) for _ in windows])

@@ -1,7 +1,7 @@
-"""Checkpoints that were chosen by a probe: what a fine-tuning on the probe's own speakers has to say of itself.
+"""Refuses or marks fine-tuning on speakers by whom the checkpoint was chosen.
 
-A pretraining scores its checkpoints on a labelled set (cluster/probe_beside.py). The one that did best there was chosen
-on those speakers, so a score on them is too good: it shows the choice, not the encoder.
+A pretraining scores its checkpoints by a probe on a labelled set (cluster/probe_beside.py). A later score of the best
+checkpoint on the same speakers is too good, because they chose it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ SELECTED_ON_TEST = "SELECTED-ON-TEST"
 
 
 def selection_marks(recipe: EmotionRecipe) -> list[str]:
-    """SELECTED-ON-TEST where the recipe says so of the weights that it takes; the other systems take none."""
+    """[SELECTED-ON-TEST] if the recipe says so and uses pretrained weights (precpc), else []."""
     return [SELECTED_ON_TEST] if recipe.system == "precpc" and recipe.encoder.selected_on_test else []
 
 
 def refuse_selected(recipe: EmotionRecipe, corpus: Corpus, source: Mapping[str, Any]) -> None:
-    """Raises UserError for a checkpoint that a probe chose on speakers of this corpus, unless the recipe says so.
+    """Raises UserError for a checkpoint that a probe chose on speakers of this corpus.
 
-    `source` is the metadata of `open_encoder`. One that was named by its own path, in a run whose probe has these
-    speakers, may have been chosen by that: it is said.
+    With `encoder.selected_on_test=true` it is accepted. `source` is the metadata from `open_encoder`. A checkpoint
+    named by its own path, in a run whose probe has these speakers, is accepted with a warning.
     """
     probe_set = source.get("probe_set")
     if recipe.system != "precpc" or not probe_set or recipe.encoder.selected_on_test:
@@ -38,31 +38,27 @@ def refuse_selected(recipe: EmotionRecipe, corpus: Corpus, source: Mapping[str, 
         return
     if source["chosen"] == "best by probe":
         raise UserError(
-            f"{source['url']} was chosen by its probe on {shared} of corpus {corpus.name}: a score on them says how "
-            "well it was chosen; take encoder.which=newest, another corpus, or say so with "
-            "encoder.selected_on_test=true (marked SELECTED-ON-TEST)"
+            f"{source['url']} was chosen by its probe on {shared} of corpus {corpus.name}, so a score on them would be "
+            "too good: use encoder.which=newest, another corpus, or encoder.selected_on_test=true (marked "
+            "SELECTED-ON-TEST)"
         )
     if source["chosen"] == "by name":
         log.warning(
-            "%s is of a run that was probed on %s of corpus %s: if that is why it was named, say so with "
+            "%s is from a run with a probe on %s of corpus %s: if you chose it by that probe, pass "
             "encoder.selected_on_test=true",
             *(source["url"], shared, corpus.name),
         )
 
 
 def _shared(corpus: Corpus, probe_set: Mapping[str, Any]) -> str:
-    """The voices that the corpus and the probe have in common, in words; empty when there are none.
+    """The speakers that the corpus and the probe share, in words; "" if none.
 
-    Those without a name are the same where the whole corpus is.
+    Unknown speakers count as shared only if the whole corpus is the same.
     """
     if corpus.digest == probe_set["corpus_digest"]:
         return "all speakers"
-    common = sorted(set(corpus.speakers) & set(probe_set["speakers"]) - {""}) if _same_name(corpus, probe_set) else []
-    if not common:
+    common = sorted(set(corpus.speakers) & set(probe_set["speakers"]) - {""})
+    if corpus.name != probe_set["corpus"] or not common:
         return ""
     named = ", ".join(common[:3]) + (f" and {len(common) - 3} more" if len(common) > 3 else "")
     return f"speaker{'s' * (len(common) > 1)} {named}"
-
-
-def _same_name(corpus: Corpus, probe_set: Mapping[str, Any]) -> bool:
-    return bool(corpus.name == probe_set["corpus"])

@@ -1,4 +1,4 @@
-"""Everything that decides what a cross-validated recogniser computes."""
+"""The config of a cross-validated recogniser: every key that changes what is computed."""
 
 from __future__ import annotations
 
@@ -28,42 +28,48 @@ HEADS = ("auto", "attention", "svr")
 
 @dataclass(kw_only=True)
 class ProtocolConfig:
-    """Who is trained on, chosen by and tested; see splits.py."""
+    """Which speakers a fold trains on, chooses the epoch by, and tests; the protocols are in protocol/splits.py."""
 
-    # speakers5 and the like: folds of whole speakers. loso: leave one session (or speaker) out. official: the owner's
-    # partitions. random5: folds of utterances, tagged LEAKY.
+    # speakers5 (or another number): folds of whole speakers. loso: leave one session (or speaker) out. official: the
+    # owner's partitions. random5: folds of utterances, marked LEAKY.
     split: str = "speakers5"
-    dev_share: float = 0.2  # of the speakers that a fold does not test: they choose the epoch
-    seed: int = 0  # of the folds alone, so that several seeds of a system share them
-    # Of the utterances of each training and development speaker, how many are used; a share holds every smaller one.
+    # share of the speakers not tested in a fold that is held back to choose the epoch
+    dev_share: float = 0.2
+    # seed of the folds alone, so that runs of a system with several seeds share their folds
+    seed: int = 0
+    # share of the utterances of each training and development speaker that is used; a larger share contains a smaller
     train_share: float = 1.0
 
     def __post_init__(self) -> None:
         parse_protocol(self.split)
         if not 0 < self.train_share <= 1:
-            raise UserError(f"protocol.train_share={self.train_share} is no share: give more than 0, at most 1")
+            raise UserError(f"protocol.train_share={self.train_share} is not a share: give more than 0, at most 1")
         if not 0 < self.dev_share < 1:
             raise UserError(f"protocol.dev_share={self.dev_share} is not between 0 and 1: it is a share of speakers")
 
 
 @dataclass(kw_only=True)
 class PretrainedConfig:
-    """The network under the recogniser."""
+    """The pretrained network that gives the recogniser its input."""
 
-    # The run_dir of a pretraining, or one of its checkpoints. precpc needs it; raw, random and minicpc take the
-    # architecture from it, where it is given, so that all systems are one network. hf:FOLDER or hf:NAME: a wav2vec 2.0,
-    # HuBERT or WavLM network of the transformers library instead, for all but minicpc.
+    # the run_dir of a pretraining, or one of its checkpoints. precpc needs it; raw, random and minicpc take only the
+    # architecture from it, if it is given, so that all systems use the same network. hf:FOLDER or hf:NAME: a wav2vec
+    # 2.0, HuBERT or WavLM network of the transformers library instead, for all systems but minicpc
     checkpoint: str = ""
-    which: Literal["newest", "best"] = "newest"  # of a run_dir; best: as the run's checkpoint.best_by says
-    # A checkpoint that was chosen by a probe on speakers of this corpus is refused without it, and marked with it.
+    # which checkpoint of a run_dir; best: by the run's own checkpoint.best_by
+    which: Literal["newest", "best"] = "newest"
+    # a checkpoint that a probe chose on speakers of this corpus is refused, unless this is true: then the result is
+    # marked SELECTED-ON-TEST
     selected_on_test: bool = False
-    frozen: bool = True  # precpc and minicpc; raw is always trained, random never
-    learning_rate: float = 1e-4  # of the encoder where it is pretrained and then trained on
-    # What the recogniser hears: the context c (the paper), the latents z, both side by side, which its first layer
-    # mixes as it learns, or mix: z and c (hf: all hidden states) summed by learnt shares, which the result has.
+    # precpc and minicpc: whether the encoder keeps its weights; raw is always trained, random never
+    frozen: bool = True
+    # learning rate of a pretrained encoder that is trained further (frozen=false)
+    learning_rate: float = 1e-4
+    # what the recogniser takes as input: c, the context (the paper); z, the latents; both, side by side; mix, the sum
+    # of z and c (hf: of all hidden states) by learnt shares, which the result reports
     layer: EncoderLayer = "c"
-    # corpus: the level it was pretrained at. An ablation: window brings each window by itself to zero mean and unit
-    # variance, whatever its loudness, none leaves it as it is.
+    # input level of the encoder. corpus: as in its pretraining. As ablations: window scales each window to zero mean
+    # and unit variance, none leaves the waveform as it is
     wave_norm: WaveNorm = "corpus"
 
     def __post_init__(self) -> None:
@@ -74,32 +80,47 @@ class PretrainedConfig:
 class EmotionRecipe:
     """One system on one corpus under one protocol."""
 
-    system: str = "precpc"  # mean, random, functionals, prosody, mfcc, logmel, raw, minicpc, precpc
-    name: str = field(default="", metadata=config.PLACE)  # of the tracked run; empty: the system
-    seed: int = 0  # keys the first weights, the order of the batches and dropout
+    # mean, random, functionals, prosody, mfcc, logmel, raw, minicpc or precpc
+    system: str = "precpc"
+    # name of the tracked run; empty: the system
+    name: str = field(default="", metadata=config.PLACE)
+    # keys the initial weights, the order of the batches and dropout
+    seed: int = 0
+    # the labelled data
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    # the folds
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    # the pretrained network
     encoder: PretrainedConfig = field(default_factory=PretrainedConfig)
     # attention: the paper's recogniser. svr: support vector regression on mean, deviation and percentiles over time.
-    # auto: svr for functionals and prosody, which have no frames, else attention.
+    # auto: svr for functionals and prosody, which have no frames, else attention
     head: str = "auto"
+    # attention: the head's size and dropout
     recogniser: AttentionHeadConfig = field(default_factory=AttentionHeadConfig)
+    # attention: how the head is trained
     fit: FitConfig = field(default_factory=FitConfig)
+    # svr and classify: the support vector machine
     svm: SVMConfig = field(default_factory=SVMConfig)
-    svm_search: bool = True  # svr: the config is the best of 16 on inner folds of the training speakers, not `svm`
-    # attention: rate, decay, dropout and pooling are the best of 16 (4 under a trained encoder) on each fold's
-    # development speakers, not those of `fit` and `recogniser`; it takes about three times as long.
+    # svr: choose the best of 16 configs on inner folds of the training speakers, instead of `svm`
+    svm_search: bool = True
+    # attention: choose rate, decay, dropout and pooling among 16 configs (4 if the encoder is trained) on each fold's
+    # development speakers, instead of those of `fit` and `recogniser`; takes about three times as long
     fit_search: bool = False
-    classify: bool = False  # also a support vector classification of the corpus's categories, from the same features
-    prosody: str = "auto"  # egemaps where the extra opensmile is installed, else pitch
+    # also classify the corpus's categories, by a support vector machine on the same features
+    classify: bool = False
+    # egemaps, pitch, or auto: egemaps if the extra opensmile is installed, else pitch
+    prosody: str = "auto"
+    # where decoded audio and features are kept
     audio_cache: AudioCacheConfig = field(default_factory=AudioCacheConfig, metadata=config.PLACE)
-    # Test audio is also heard degraded, as [noise10, reverb, telephone, gain-12]: robustness.py. Training never is.
+    # also test on degraded audio, such as [noise10, reverb, telephone, gain-12] (audio/degraded.py); training is clean
     test_conditions: list[str] = field(default_factory=list)
-    # Features by the mean and deviation of each speaker's own audio, test speakers too: marked SPEAKER-ADAPTED.
+    # standardise features by the mean and deviation of each speaker's own audio, also for test speakers: marked
+    # SPEAKER-ADAPTED
     speaker_norm: bool = False
-    # minicpc is pretrained by it on each fold's training speakers; its `model` is the network where no checkpoint is.
+    # minicpc: how each fold's encoder is pretrained; its `model` is the network if no checkpoint is given
     pretraining: Recipe = field(default_factory=Recipe)
-    # corpus: minicpc once for all folds, on all audio of the corpus, test speakers too: marked TRANSDUCTIVE.
+    # minicpc. fold: pretrain for each fold, on its training speakers. corpus: pretrain once on all audio, also of test
+    # speakers: marked TRANSDUCTIVE
     pretraining_on: Literal["fold", "corpus"] = "fold"
 
     def __post_init__(self) -> None:
@@ -111,7 +132,7 @@ class EmotionRecipe:
         if len(set(self.test_conditions)) < len(self.test_conditions):
             raise UserError(f"test_conditions={self.test_conditions} names one twice: give each once")
         if self.head == "attention" and self.system in CLASSIC:
-            raise UserError(f"head=attention hears frames, and system={self.system} has none: use head=auto")
+            raise UserError(f"head=attention takes frames as input, and system={self.system} has none: use head=auto")
         if self.fit_search and self.regressor != "attention":
             raise UserError(
                 f"fit_search=true chooses a config of the attention head, and system={self.system} with "
@@ -120,8 +141,8 @@ class EmotionRecipe:
         if self.trains_encoder and (self.head == "svr" or self.classify):
             key = "head=svr" if self.head == "svr" else "classify=true"
             raise UserError(
-                f"{key} takes features that stay, and this encoder is trained: use encoder.frozen=true (for raw, which "
-                "is always trained, another system), or leave it out"
+                f"{key} takes fixed features, but this encoder is trained: use encoder.frozen=true (for raw, which is "
+                "always trained, another system), or leave it out"
             )
         self._check_encoder()
 
@@ -133,47 +154,47 @@ class EmotionRecipe:
             )
         if self.fit.augment.enabled and not self.trains_encoder:
             raise UserError(
-                f"fit.augment changes waveforms, and those of system={self.system} are features that stay: use "
+                f"fit.augment changes waveforms, but system={self.system} trains on fixed features: use "
                 "encoder.frozen=false (precpc and minicpc) or system=raw, or leave it out"
             )
         if self.trains_encoder and self.speaker_norm:
             raise UserError(
-                "speaker_norm=true scales features that stay, and this encoder is trained: use encoder.frozen=true "
+                "speaker_norm=true scales fixed features, but this encoder is trained: use encoder.frozen=true "
                 "(for raw, which is always trained, another system), or leave it out"
             )
         mixed = self.system in ("random", "minicpc", "precpc") and self.encoder.layer == "mix"
         if mixed and (self.head == "svr" or self.classify):
             key = "head=svr" if self.head == "svr" else "classify=true"
             raise UserError(
-                f"encoder.layer=mix is learnt by the attention head, and {key} takes features that stay: use "
+                f"encoder.layer=mix is learnt by the attention head, and {key} takes fixed features: use "
                 "encoder.layer=both"
             )
         if self.system == "minicpc" and self.encoder.checkpoint.startswith(PREFIX):
             raise UserError(
-                f"system=minicpc pretrains a CPC network, and encoder.checkpoint={self.encoder.checkpoint} is none: "
+                f"system=minicpc pretrains a CPC network, and encoder.checkpoint={self.encoder.checkpoint} is not one: "
                 'use encoder.checkpoint="" or the folder of a `cpcscale pretrain` run, or system=precpc'
             )
 
     @property
     def marks(self) -> list[str]:
-        """What the recipe itself takes from test speakers before it scores them."""
+        """The marks of results that used audio of test speakers before testing: TRANSDUCTIVE, SPEAKER-ADAPTED."""
         adapted = self.speaker_norm and self.system != "mean"
         transductive = self.system == "minicpc" and self.pretraining_on == "corpus"
         return ["TRANSDUCTIVE"] * transductive + ["SPEAKER-ADAPTED"] * adapted
 
     @property
     def trains_encoder(self) -> bool:
-        """Whether the fit moves the encoder's weights too."""
+        """Whether the fit updates the encoder's weights too."""
         return self.system == "raw" or (self.system in ("minicpc", "precpc") and not self.encoder.frozen)
 
     @property
     def encoder_rate(self) -> float:
-        """The learning rate of the encoder: from scratch the recogniser's own, else `encoder.learning_rate`."""
+        """The learning rate of a trained encoder: `fit.learning_rate` from scratch, else `encoder.learning_rate`."""
         return self.fit.learning_rate if self.system == "raw" else self.encoder.learning_rate
 
     @property
     def regressor(self) -> Literal["mean", "svr", "attention"]:
-        """What predicts: a constant, a support vector regression or the recogniser of the paper."""
+        """What predicts: mean (a constant), svr (support vector regression) or attention (the paper's recogniser)."""
         if self.system == "mean":
             return "mean"
         return "svr" if self.head == "svr" or self.system in CLASSIC else "attention"

@@ -1,4 +1,6 @@
-"""Features by each speaker's own mean and deviation, from unlabelled audio alone: an ablation, SPEAKER-ADAPTED. Pure.
+"""Standardises features by each speaker's own mean and deviation: an ablation, marked SPEAKER-ADAPTED. Pure.
+
+It uses audio of test speakers, but no labels.
 
 T frames, C features, U utterances.
 """
@@ -11,19 +13,19 @@ from typing import overload
 
 import numpy as np
 
-# Of one utterance there is no deviation between utterances, and by its own mean it would say nothing.
+# A single utterance standardised by its own mean would be constant.
 _LEAST_UTTERANCES = 2
 
 
 @dataclass(frozen=True)
 class SpeakerScale:
-    """(mean, deviation) of features, float32 [C]."""
+    """The mean and deviation of features, float32 [C] each; calling it standardises features."""
 
     mean_C: np.ndarray
     deviation_C: np.ndarray
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """float32, shifted and scaled along the last axis; a feature that never varies is only shifted."""
+        """Features standardised along the last axis, float32; a constant feature is only shifted."""
         deviation_C = np.where(self.deviation_C > 1e-6, self.deviation_C, np.float32(1))
         return ((x - self.mean_C) / deviation_C).astype(np.float32)
 
@@ -31,10 +33,10 @@ class SpeakerScale:
 def speaker_scales(
     speakers_U: Sequence[str], measure: Callable[[Sequence[int]], SpeakerScale], training: Callable[[], SpeakerScale]
 ) -> list[SpeakerScale]:
-    """The scale of each utterance: that of all utterances of its speaker, the same on both sides of any split.
+    """The scale of each utterance: that of all utterances of its speaker, in whatever part of a split they are.
 
-    `measure` gives the scale of some rows. Rows of unknown speakers ("") and of speakers with a single utterance get
-    that of the `training` rows.
+    `measure` returns the scale of some rows. Rows of unknown speakers ("") and of speakers with a single utterance take
+    `training()`, the scale of the training rows.
     """
     rows_of: dict[str, list[int]] = {}
     for row, speaker in enumerate(speakers_U):
@@ -48,7 +50,7 @@ def speaker_scales(
 
 
 class ScaledFeatures(Sequence[tuple[np.ndarray, ...]]):
-    """The windows [T, C] of utterances by the scale of each, computed when one is asked for."""
+    """The windows [T, C] of utterances, each utterance standardised by its own scale on access."""
 
     def __init__(self, known: Sequence[tuple[np.ndarray, ...]], scales: Sequence[SpeakerScale]) -> None:
         self._known, self._scales = known, scales
@@ -67,11 +69,11 @@ class ScaledFeatures(Sequence[tuple[np.ndarray, ...]]):
 
 
 def vectors_scale(x_UF: np.ndarray) -> SpeakerScale:
-    """The scale of vectors, each an utterance's."""
+    """The scale of utterance vectors [U, F]."""
     x_UF = x_UF.astype(np.float64)
     return SpeakerScale(x_UF.mean(axis=0).astype(np.float32), x_UF.std(axis=0).astype(np.float32))
 
 
 def apply_each(x_UF: np.ndarray, scales: Iterable[SpeakerScale]) -> np.ndarray:
-    """float32 [U, F], each row by its own scale."""
+    """Vectors float32 [U, F], each row standardised by its own scale."""
     return np.stack([scale(x_F) for x_F, scale in zip(x_UF, scales, strict=True)])

@@ -16,7 +16,7 @@ from cpcscale.cluster.folds import check_cluster_size, check_ranks, run_folds
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders.networks import OpenedEncoder, absolute_checkpoint, encoder_digest, open_encoder
-from cpcscale.emotion.finetune_result import FinetuneResult, combine
+from cpcscale.emotion.finetune_result import FinetuneResult, combine_folds
 from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.probe_selection import refuse_selected
 from cpcscale.emotion.protocol.folds import fold_splits, marks
@@ -89,7 +89,7 @@ def finetune(
     try:
         results = run_folds(config, prepared, config.workers, config.ranks)
         result = dataclasses.replace(
-            combine(config, prepared, results),
+            combine_folds(config, prepared, results),
             seconds=time.monotonic() - started,
             identity=identity,
             encoder_chosen=str(source.get("chosen", "")),

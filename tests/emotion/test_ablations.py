@@ -23,8 +23,8 @@ from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import FoldResult, run_fold
 from cpcscale.emotion.encoders import networks
 from cpcscale.emotion.encoders.layer import LayerFeatures
-from cpcscale.emotion.encoders.networks import encoder_digest, pretrained_on_corpus
-from cpcscale.emotion.finetune_result import combine
+from cpcscale.emotion.encoders.networks import encoder_digest, pretrain_on_corpus
+from cpcscale.emotion.finetune_result import combine_folds
 from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.inputs import fold_inputs, prepare
 from cpcscale.emotion.protocol.folds import fold_splits
@@ -150,7 +150,7 @@ def test_features_are_scaled_by_speaker_for_every_system_that_has_some(folder, c
     np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-3)
     spread = scaled.std(axis=0)
     assert (np.isclose(spread, 1, atol=1e-2) | (spread < 1e-2)).all()
-    result = combine(settings, prepared, [run_fold(settings, prepared, number) for number in range(3)])
+    result = combine_folds(settings, prepared, [run_fold(settings, prepared, number) for number in range(3)])
     assert result.marks == ["SPEAKER-ADAPTED"]
 
 
@@ -169,7 +169,7 @@ def test_of_each_utterance_only_its_own_speaker_is_heard(folder, tmp_path):
 
 def test_speakers_are_scaled_for_features_that_stay_alone():
     for keys in ({"system": "raw"}, {"system": "precpc", "encoder": {"frozen": False}}):
-        with pytest.raises(UserError, match="speaker_norm=true scales features that stay"):
+        with pytest.raises(UserError, match="speaker_norm=true scales fixed features"):
             config.build(EmotionRecipe, {"speaker_norm": True, **keys})
 
 
@@ -210,7 +210,7 @@ def test_on_the_corpus_minicpc_is_pretrained_once_for_all_folds_and_runs_and_is_
     corpus = open_corpus(settings.corpus)
     prepared = prepare(settings, corpus)
     results = [run_fold(settings, prepared, number) for number in range(3)]
-    assert combine(settings, prepared, results).marks == ["TRANSDUCTIVE"]
+    assert combine_folds(settings, prepared, results).marks == ["TRANSDUCTIVE"]
     assert pretrained == [[f"voice{number}" for number in range(6)]]
     again = run_fold(settings, prepare(settings, corpus), 1)
     np.testing.assert_array_equal(again.guess_UP, results[1].guess_UP)
@@ -236,9 +236,9 @@ def test_the_network_in_the_cache_is_that_of_a_real_pretraining_on_all_files(tmp
     settings = transductive(folder, tmp_path / "cache")
     settings = replace(settings, pretraining=speech.recipe(train__steps=2, train__batch=4, train__lanes=2))
     waves = Waves.open(open_corpus(settings.corpus), settings.audio_cache)
-    made = pretrained_on_corpus(settings, waves, None)
-    direct = networks.pretrained_on(settings, waves.corpus, None, range(len(waves)))
-    assert encoder_digest(pretrained_on_corpus(settings, waves, None)) == encoder_digest(made)
+    made = pretrain_on_corpus(settings, waves, None)
+    direct = networks.pretrain_on_rows(settings, waves.corpus, None, range(len(waves)))
+    assert encoder_digest(pretrain_on_corpus(settings, waves, None)) == encoder_digest(made)
     assert encoder_digest(direct) == encoder_digest(made)
 
 
@@ -250,11 +250,11 @@ def test_a_pretraining_that_fails_leaves_nothing_that_the_next_run_would_take(fo
         raise UserError("the loss is not finite")
 
     with monkeypatch.context() as patch:
-        patch.setattr(networks, "pretrained_on", fails)
+        patch.setattr(networks, "pretrain_on_rows", fails)
         with pytest.raises(UserError, match="not finite"):
-            pretrained_on_corpus(settings, waves, None)
-    monkeypatch.setattr(networks, "pretrained_on", lambda *_: build(TINY, seed=4))
-    assert encoder_digest(pretrained_on_corpus(settings, waves, None)) == encoder_digest(build(TINY, seed=4))
+            pretrain_on_corpus(settings, waves, None)
+    monkeypatch.setattr(networks, "pretrain_on_rows", lambda *_: build(TINY, seed=4))
+    assert encoder_digest(pretrain_on_corpus(settings, waves, None)) == encoder_digest(build(TINY, seed=4))
 
 
 def test_both_marks_stand_together(folder):

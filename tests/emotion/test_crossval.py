@@ -16,8 +16,8 @@ from cpcscale.emotion.batching import predict
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import run_fold, start_fit
-from cpcscale.emotion.encoders.networks import WindowEncoder, encoder_digest, wave_level
-from cpcscale.emotion.finetune_result import FinetuneResult, combine
+from cpcscale.emotion.encoders.networks import WindowEncoder, encoder_digest, measure_level
+from cpcscale.emotion.finetune_result import FinetuneResult, combine_folds
 from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.inputs import FoldInputs, PreparedCorpus, fold_inputs, prepare, statistics
 from cpcscale.emotion.protocol.folds import fold_splits
@@ -53,7 +53,7 @@ def opened(settings: EmotionRecipe) -> tuple[Corpus, PreparedCorpus]:
 
 def run(settings: EmotionRecipe) -> FinetuneResult:
     _, prepared = opened(settings)
-    return combine(settings, prepared, [run_fold(settings, prepared, fold) for fold in (2, 0, 1)])
+    return combine_folds(settings, prepared, [run_fold(settings, prepared, fold) for fold in (2, 0, 1)])
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -190,10 +190,10 @@ def test_a_frozen_encoder_stays_and_a_trained_one_moves(folder, checkpoint):
 def test_the_level_brings_waveforms_to_zero_mean_and_unit_variance():
     rng = np.random.default_rng(0)
     waves = [rng.normal(300, 2000, count).astype(np.int16) for count in (1000, 5000)]
-    offset, gain = wave_level(waves)
+    offset, gain = measure_level(waves)
     scaled = (np.concatenate(waves) / 32768 - offset) * gain
     assert scaled.mean() == pytest.approx(0, abs=1e-9) and scaled.std() == pytest.approx(1)
-    assert wave_level([np.zeros(10, np.int16)]) == (0, 1)
+    assert measure_level([np.zeros(10, np.int16)]) == (0, 1)
 
 
 def test_statistics_do_not_cancel_far_from_zero():
@@ -291,7 +291,7 @@ def test_the_owners_partitions_are_scored_each_by_itself(tmp_path):
     settings = recipe(folder, "mfcc")
     settings.protocol.split = "official"
     _, prepared = opened(settings)
-    result = combine(settings, prepared, [run_fold(settings, prepared, 0)])
+    result = combine_folds(settings, prepared, [run_fold(settings, prepared, 0)])
     assert list(result.ccc_by_part) == ["test1", "test2"]
     assert result.ccc == result.ccc_by_part["test1"] and result.utterances == 6
     assert result.folds[0]["test_utterances"] == 12
@@ -301,7 +301,7 @@ def test_categories_are_guessed_for_new_speakers_where_asked_for(tmp_path):
     folder = put_corpus(tmp_path / "tones")
     settings = recipe(folder, "functionals")
     settings.classify = True
-    with pytest.raises(UserError, match=r"classify=true, but corpus tones names no category"):
+    with pytest.raises(UserError, match=r"classify=true, but corpus tones has no categories"):
         opened(settings)
     table = folder / "manifest.csv"
     head, *lines = table.read_text().splitlines()
@@ -317,13 +317,13 @@ def test_categories_are_guessed_for_new_speakers_where_asked_for(tmp_path):
 def test_combinations_that_cannot_be_are_refused_with_the_way_out():
     for keys, message in (
         ({"system": "functionals", "head": "attention"}, r"system=functionals has none: use head=auto"),
-        ({"system": "raw", "head": "svr"}, r"head=svr takes features that stay"),
-        ({"system": "raw", "classify": True}, r"classify=true takes features that stay"),
+        ({"system": "raw", "head": "svr"}, r"head=svr takes fixed features"),
+        ({"system": "raw", "classify": True}, r"classify=true takes fixed features"),
         (
             {"fit": {"augment": {"enabled": True}}},
-            r"those of system=precpc are features that stay: use encoder\.frozen",
+            r"system=precpc trains on fixed features: use encoder\.frozen",
         ),
-        ({"protocol": {"split": "speakers"}}, r"protocol='speakers' is none: choose speakers5"),
+        ({"protocol": {"split": "speakers"}}, r"protocol='speakers' is unknown: choose speakers5"),
     ):
         with pytest.raises(UserError, match=message):
             config.build(EmotionRecipe, keys)

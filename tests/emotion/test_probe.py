@@ -9,7 +9,7 @@ from cpcscale.emotion.audio.array_cache import AudioCacheConfig
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import CorpusConfig
 from cpcscale.emotion.crossval import run_fold
-from cpcscale.emotion.finetune_result import combine
+from cpcscale.emotion.finetune_result import combine_folds
 from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.probe import open_waves, probe, probe_recipe
 from cpcscale.emotion.protocol.folds import fold_splits
@@ -35,7 +35,7 @@ def test_the_figures_are_those_of_a_fine_tuning_with_the_same_head(recipe, tmp_p
     )
     prepared = prepare(whole, corpus)
     folds = [run_fold(whole, prepared, fold) for fold in range(len(fold_splits(whole, corpus).splits))]
-    assert ccc == pytest.approx(combine(whole, prepared, folds).ccc, abs=1e-6)
+    assert ccc == pytest.approx(combine_folds(whole, prepared, folds).ccc, abs=1e-6)
     assert set(ccc) == {"activation", "valence", "dominance", "mean"}
 
 

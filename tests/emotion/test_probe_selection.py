@@ -86,7 +86,7 @@ def taking(corpus: Path, checkpoint: str, system: str = "precpc", **encoder) -> 
 
 def test_the_best_by_probe_is_refused_on_its_own_speakers_in_one_line_however_it_is_named(run, corpus):
     for spec in (taking(corpus, run, which="best"), taking(corpus, place(run, 0))):
-        with pytest.raises(UserError, match=r"was chosen by its probe on all speakers of corpus tones: .*newest") as no:
+        with pytest.raises(UserError, match=r"was chosen by its probe on all speakers of corpus tones, .*newest") as no:
             prepare(spec, open_corpus(spec.corpus))
         assert "\n" not in str(no.value)
 
@@ -119,7 +119,7 @@ def test_one_named_by_its_own_path_is_taken_with_a_line_on_the_probes_speakers_a
     assert caplog.text == ""
     refuse_selected(named, open_corpus(named.corpus), source)
     [record] = caplog.records
-    assert "is of a run that was probed on all speakers of corpus tones" in record.getMessage()
+    assert "is from a run with a probe on all speakers of corpus tones" in record.getMessage()
 
 
 @pytest.mark.parametrize("system", ["random", "mfcc", "mean"])

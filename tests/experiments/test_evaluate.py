@@ -260,9 +260,9 @@ def test_another_config_in_the_same_place_and_the_same_corpus_twice_are_refused(
     [
         ("robustnes", {}, "did you mean robustness"),
         ("learning", {"shares": []}, r"shares=\[\] names none"),
-        ("learning", {"shares": [0.5, 1.5]}, r"train_share=1\.5 is no share"),
+        ("learning", {"shares": [0.5, 1.5]}, r"train_share=1\.5 is not a share"),
         ("learning", {"test_conditions": ["reverb"]}, "test_conditions is of kind=robustness"),
-        ("robustness", {"test_conditions": ["hall"]}, "condition 'hall' is none"),
+        ("robustness", {"test_conditions": ["hall"]}, "condition 'hall' is unknown"),
         ("robustness", {"corpora": {"a": {}}}, "corpora is of kind=cross"),
         ("robustness", {"overrides": {"mfcc": {"test_conditions": ["reverb"]}}}, "test_conditions is shared"),
         ("cross", {}, r"give corpora=.*not corpus\.path"),

@@ -19,7 +19,7 @@ from cpcscale.cluster.folds import SharedFold, _RankDiedError, _root_cause, run_
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import run_fold
-from cpcscale.emotion.finetune_result import combine
+from cpcscale.emotion.finetune_result import combine_folds
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe, ProtocolConfig
@@ -60,7 +60,7 @@ def finished(tmp_path_factory):
 def test_folds_under_ray_give_what_they_give_in_one_process(finished):
     config, result = finished
     prepared = prepare(config, open_corpus(config.corpus))
-    alone = combine(config, prepared, [run_fold(config, prepared, fold) for fold in range(3)])
+    alone = combine_folds(config, prepared, [run_fold(config, prepared, fold) for fold in range(3)])
     assert result.ccc == pytest.approx(alone.ccc, abs=1e-5)
     assert [fold["chosen"]["epoch"] for fold in result.folds] == [fold["chosen"]["epoch"] for fold in alone.folds]
 

@@ -236,7 +236,7 @@ def test_a_set_that_does_not_do_is_refused_before_ray_starts(shards, tmp_path, c
         (["checkpoint.best_by=probe"], "checkpoint.best_by=probe without a probe: name a labelled corpus"),
         (["probe.every=0"], "probe.every=0 is below 1"),
         (["probe.cpus=-1"], "probe.cpus=-1 is below 0"),
-        (["probe.split=half"], "protocol='half' is none"),
+        (["probe.split=half"], "protocol='half' is unknown"),
     ],
 )
 def test_a_senseless_probe_is_refused_as_the_config_is_read(overrides, words):

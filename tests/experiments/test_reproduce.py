@@ -211,7 +211,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path, changes
         (["seeds=[]"], r"seeds=\[\] names none"),
         (["workers=0"], "workers=0 is below 1"),
         (["run_dir="], "run_dir is empty"),
-        (["overrides.raw.classify=true"], r"system raw: classify=true takes features that stay"),
+        (["overrides.raw.classify=true"], r"system raw: classify=true takes fixed features"),
     ],
 )
 def test_a_config_that_makes_no_table_is_refused_with_the_way_out(changes, message):

@@ -49,7 +49,7 @@ def layer(name: str, norm: str) -> np.ndarray:
 
 
 def degraded(name: str) -> np.ndarray:
-    return robustness.degraded(wave(), robustness.parse_condition(name), 0, "a")
+    return robustness.degrade(wave(), robustness.parse_condition(name), 0, "a")
 
 
 def decoded(folder: Path) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Labelled audio: read, cut into windows, degraded, cached."""
+"""Labelled audio: reads it, caches it, cuts it into windows, degrades it for tests."""

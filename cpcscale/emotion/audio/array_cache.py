@@ -1,9 +1,8 @@
-"""Decoded audio and features on local disk, made once and found again by what they were made from.
+"""A cache of decoded audio and features on local disk, keyed by what they were made from.
 
-`FOLDER/KIND/NAME.safetensors` is a pack: many arrays of one kind by their keys, each with its checksum, published whole
-and never changed. Packs, because a hundred thousand small files are slow to list and to open; many small additions make
-many small packs, and nothing is written twice. Arrays are read from mapped memory, which goes on to hold them when
-their pack is evicted.
+`FOLDER/KIND/NAME.safetensors` is a pack: many arrays of one kind by their keys, each with a checksum, written whole and
+never changed. Packs, because a hundred thousand small files are slow to list and to open. Each addition makes new
+packs; nothing is written twice. Arrays are memory-mapped, and stay readable when their pack is evicted.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from cpcscale.shards.cache import CacheConfig
 
 log = logging.getLogger(__name__)
 
-# What a killed process loses at most, and what the making of arrays holds in memory.
+# The most that a killed process loses, and that a writer keeps in memory.
 _PACK_BYTES = 256 * 2**20
 _PACK, _TABLE = ".safetensors", ".json"
-# What safetensors calls the types that are kept.
+# The array types that can be cached, by their names in safetensors.
 _TYPES = {
     name: np.dtype(code)
     for name, code in {"I16": "<i2", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}.items()
@@ -47,13 +46,13 @@ _TYPES = {
 
 @dataclass(kw_only=True)
 class AudioCacheConfig:
-    """Where decoded labelled audio and the features of frozen front ends are kept, on this node's disk."""
+    """Where this node keeps decoded labelled audio and the features of frozen encoders on its disk."""
 
-    # Empty: `cpcscale` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache).
+    # the folder; empty: `cpcscale` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)
     path: str = ""
-    # The least recently used packs go first. A run that needs more than this works, and warns.
+    # size limit in GB; the least recently used packs are removed first. A run that needs more works, with a warning
     limit_gb: float = 50.0
-    # false: kept in a temporary folder for as long as the process lives.
+    # false: use a temporary folder that is removed when the process ends
     enabled: bool = True
 
     def __post_init__(self) -> None:
@@ -61,18 +60,21 @@ class AudioCacheConfig:
 
     @property
     def folder(self) -> Path:
-        """The folder of the cache, beside that of the shards."""
+        """The folder of this cache, beside the cache of shards."""
         return CacheConfig(folder=self.path).path / "emotion"
 
 
-def kind(name: str, *of: str) -> str:
-    """The name of a kind of arrays: `name` for people, and a digest of all that decides what it computes."""
+def cache_kind(name: str, *of: str) -> str:
+    """The folder name of a kind of arrays: `name`, for people, and a digest of `name` and `of`.
+
+    `of` must hold all that decides the values of the arrays.
+    """
     digest = sha256(json.dumps([name, *of]).encode()).hexdigest()[:32]
     return f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')[:40]}-{digest}"
 
 
 class _Place(NamedTuple):
-    """Where an array stands in a mapped pack."""
+    """Where an array lies in a memory-mapped pack."""
 
     path: Path
     mapped: mmap.mmap
@@ -83,7 +85,7 @@ class _Place(NamedTuple):
 
 
 class CachedArrays:
-    """The arrays of one kind that the cache has, by key, mapped: an array costs its pages when it is read."""
+    """The cached arrays of one kind by key, memory-mapped: only arrays that are read take memory."""
 
     def __init__(self) -> None:
         self._places: dict[str, _Place] = {}
@@ -97,13 +99,13 @@ class CachedArrays:
         return len(self._places)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of an array, of which nothing is read."""
+        """The shape of an array; does not read it."""
         return self._places[key].shape
 
     def read(self, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The array, read-only, verified when this object first reads it.
+        """The array, read-only, with its checksum verified on the first read.
 
-        When it is not what was written, its pack is removed, and this object goes on with what `make` gives.
+        If the checksum differs, the pack is removed and the array is what `make` returns.
         """
         if key in self._mended:
             return self._mended[key]
@@ -117,8 +119,8 @@ class CachedArrays:
             self._verified.add(key)
         return array
 
-    def keep(self, keys: Collection[str]) -> None:
-        """Forgets the packs that hold none of these keys; the others count as used now."""
+    def keep_only(self, keys: Collection[str]) -> None:
+        """Forgets packs that hold none of these keys, and marks the others as used now."""
         used = {self._places[key].path for key in keys if key in self._places}
         self._places = {key: place for key, place in self._places.items() if place.path in used}
         for path in used:
@@ -126,9 +128,9 @@ class CachedArrays:
                 os.utime(path)
 
     def add(self, path: Path, aside: Path | None = None) -> None:
-        """Maps a pack, from where it is written `aside` if it is not yet in place.
+        """Maps the pack at `path`, or at `aside` if it is not moved to `path` yet.
 
-        One that has gone is passed over; one that is cut or garbled is removed.
+        A pack that is gone is ignored; one that is cut or corrupt is removed.
         """
         try:
             self._places |= _places(path, aside or path)
@@ -139,7 +141,7 @@ class CachedArrays:
 
 
 class ArrayCache:
-    """The cache in a folder, of at most `limit_gb`. Any number of processes may use one folder, and die."""
+    """A cache folder of at most `limit_gb`. Any number of processes may share it, and may be killed at any time."""
 
     def __init__(self, settings: AudioCacheConfig) -> None:
         self.settings = settings
@@ -151,31 +153,31 @@ class ArrayCache:
         with _writable(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
 
-    def held(self, what: str) -> CachedArrays:
-        """All arrays of a kind that are here."""
-        held = CachedArrays()
-        for path in sorted((self._folder / what).glob(f"*{_PACK}")):
-            held.add(path)
-        return held
+    def arrays(self, kind: str) -> CachedArrays:
+        """All cached arrays of a kind."""
+        cached = CachedArrays()
+        for path in sorted((self._folder / kind).glob(f"*{_PACK}")):
+            cached.add(path)
+        return cached
 
     @contextlib.contextmanager
-    def filling(self, what: str) -> Iterator[ArrayWriter]:
-        """Adds arrays of a kind; another process that would waits, and then finds what this one made.
+    def writer(self, kind: str) -> Iterator[ArrayWriter]:
+        """A block that adds arrays of a kind. Other processes that want to wait, and then find what this one added.
 
-        When the block raises, the packs that were full stay, and the rest is lost.
+        If the block raises, full packs stay, and the rest is lost.
         """
-        folder = self._folder / what
+        folder = self._folder / kind
         with _locked(folder):
-            # Whoever was writing these died: the lock is ours.
+            # Left by a process that was killed: the lock is ours.
             for path in folder.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
-            filler = ArrayWriter(self, folder, self.held(what))
-            yield filler
-            filler.publish()
+            writer = ArrayWriter(self, folder, self.arrays(kind))
+            yield writer
+            writer.publish()
 
-    def table(self, name: str) -> dict[str, list[str]]:
-        """A small table that was kept, empty when there is none or it is garbled."""
-        path = self._table(name)
+    def load_table(self, name: str) -> dict[str, list[str]]:
+        """A table that was saved; empty if there is none or it is corrupt."""
+        path = self._table_path(name)
         try:
             rows = json.loads(path.read_bytes())
             os.utime(path)
@@ -183,34 +185,34 @@ class ArrayCache:
             return {}
         return rows if isinstance(rows, dict) else {}
 
-    def keep_table(self, name: str, rows: Mapping[str, list[str]]) -> None:
-        """Keeps a table for `table`; of two that are kept at once, one stays."""
-        storage.write(str(self._table(name)), json.dumps(rows).encode())
+    def save_table(self, name: str, rows: Mapping[str, list[str]]) -> None:
+        """Saves a table for `load_table`; of two processes that save at once, one wins."""
+        storage.write(str(self._table_path(name)), json.dumps(rows).encode())
 
-    def publish(self, arrays: dict[str, np.ndarray], folder: Path, held: CachedArrays) -> None:
-        """Writes a pack, maps it, and evicts what is then over the limit."""
+    def publish(self, arrays: dict[str, np.ndarray], folder: Path, cached: CachedArrays) -> None:
+        """Writes a pack, maps it into `cached`, and evicts packs over the limit."""
         path = folder / f"{uuid.uuid4().hex}{_PACK}"
         checksums = {key: _checksum(array) for key, array in arrays.items()}
         size = sum(array.nbytes for array in arrays.values())
-        # Others fill this disk too.
+        # Other programs fill this disk too.
         self._evict(size - shutil.disk_usage(self._folder).free)
         with storage.publishing(str(path)) as aside:
             save_file(arrays, aside, checksums)
             aside.chmod(0o644)
-            # Now: once it is in place another process may evict it.
-            held.add(path, aside)
+            # Mapped before the move: once in place, another process may evict it.
+            cached.add(path, aside)
         self._ours.add(path)
         self._evict(sum(taken for _, taken, _ in self._entries()) - self._limit_bytes)
 
     def _evict(self, over: int) -> None:
-        """Removes the least recently used packs until `over` bytes are free again, or none is left."""
+        """Removes the least recently used packs until `over` bytes are freed, or none is left."""
         for _, taken, path in sorted(self._entries()) if over > 0 else ():
             path.unlink(missing_ok=True)
             if path in self._ours and not self._warned:
                 self._warned = True
                 log.warning(
-                    "%s: this run needs more than audio_cache.limit_gb=%g or its disk has, so some of it is made again "
-                    "at the next start: raise the limit or name another audio_cache.path",
+                    "%s: this run needs more than audio_cache.limit_gb=%g or the free disk, so part is computed again "
+                    "at the next start: raise the limit, or set another audio_cache.path",
                     *(self._folder, self.settings.limit_gb),
                 )
             over -= taken
@@ -218,30 +220,30 @@ class ArrayCache:
                 return
 
     def _entries(self) -> Iterator[tuple[int, int, Path]]:
-        """(last use, bytes, path) of what is in the cache."""
+        """(time of last use, bytes, path) of each file in the cache."""
         for path in self._folder.glob("*/*"):
             if path.suffix in (_PACK, _TABLE) and not path.name.startswith("."):
                 with contextlib.suppress(FileNotFoundError):
                     state = path.stat()
                     yield state.st_mtime_ns, state.st_size, path
 
-    def _table(self, name: str) -> Path:
+    def _table_path(self, name: str) -> Path:
         return self._folder / "tables" / f"{sha256(name.encode()).hexdigest()[:32]}{_TABLE}"
 
 
 class ArrayWriter:
-    """Collects arrays of a kind into packs. `held` has what is there, and what was added as far as it is published."""
+    """Collects arrays of a kind into packs. `arrays` are those already in packs, also by this writer."""
 
-    def __init__(self, cache: ArrayCache, folder: Path, held: CachedArrays) -> None:
-        self.held = held
+    def __init__(self, cache: ArrayCache, folder: Path, cached: CachedArrays) -> None:
+        self.arrays = cached
         self._cache, self._folder = cache, folder
         self._arrays: dict[str, np.ndarray] = {}
         self._bytes = 0
 
     def add(self, key: str, array: np.ndarray) -> None:
-        """Takes a copy of an array, unless its key is there."""
-        assert array.dtype in _TYPES.values(), f"{array.dtype} is no type that the cache keeps"
-        if key in self._arrays or key in self.held:
+        """Adds a copy of an array, unless its key is cached."""
+        assert array.dtype in _TYPES.values(), f"the cache has no type for {array.dtype}"
+        if key in self._arrays or key in self.arrays:
             return
         self._arrays[key] = np.array(array, order="C")
         self._bytes += array.nbytes
@@ -249,15 +251,15 @@ class ArrayWriter:
             self.publish()
 
     def publish(self) -> None:
-        """Writes what was collected."""
+        """Writes the collected arrays as a pack."""
         if self._arrays:
-            self._cache.publish(self._arrays, self._folder, self.held)
+            self._cache.publish(self._arrays, self._folder, self.arrays)
         self._arrays, self._bytes = {}, 0
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """No other process is in such a block for this folder; the kernel ends the lock of one that dies."""
+    """A block that one process at a time is in for this folder; the kernel ends the lock of a process that dies."""
     with _writable(folder):
         folder.mkdir(exist_ok=True)
         lock = (folder / "lock").open("a")
@@ -281,13 +283,13 @@ def _writable(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _places(path: Path, stands: Path) -> dict[str, _Place]:
-    """The arrays of a pack, which is a safetensors file: bytes of the header, the header as JSON, the arrays.
+def _places(path: Path, actual: Path) -> dict[str, _Place]:
+    """The arrays of a pack, a safetensors file: length of the header, the header as JSON, the arrays.
 
-    Mapped by ourselves, because the library copies each array that it gives. Raises ValueError and its like for a file
-    that is not a whole pack.
+    Mapped here, because the library copies each array that it returns. Raises ValueError, KeyError, TypeError or
+    AttributeError for a file that is not a whole pack.
     """
-    with stands.open("rb") as file:
+    with actual.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     first = 8 + int.from_bytes(mapped[:8], "little")
     header = json.loads(mapped[8:first])
@@ -308,5 +310,5 @@ def _checksum(array: np.ndarray) -> str:
 
 
 def _discard(path: Path, why: str) -> None:
-    log.warning("%s: %s; it is removed, and what it held is made again", path, why)
+    log.warning("%s: %s; the pack is removed, and its arrays are made again", path, why)
     path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""The audio files of a corpus to int16 arrays in the cache, by the sha256 of each file's bytes, and what is wrong.
+"""Decodes the audio files of a corpus into the cache, as int16 by the sha256 of each file; lists unusable files.
 
-Audio in shards stays there, and its digests name its place.
+Audio in shards is not copied; its digests name its place in them.
 """
 
 from __future__ import annotations
@@ -18,34 +18,36 @@ import soxr
 import torch
 
 from cpcscale import audio, storage
-from cpcscale.emotion.audio.array_cache import ArrayCache, ArrayWriter, CachedArrays, kind
+from cpcscale.emotion.audio.array_cache import ArrayCache, ArrayWriter, CachedArrays, cache_kind
 from cpcscale.emotion.audio.from_shards import ShardedAudio, ShardPlace, locate, open_index, open_sharded
-from cpcscale.emotion.audio.prefetch import flat_windows
+from cpcscale.emotion.audio.prefetch import bounded_map
 from cpcscale.emotion.corpora.corpus import NO_AUDIO, Corpus, DroppedRow, Utterance
 from cpcscale.errors import UserError
 from cpcscale.progress import Progress
 
 LEAST_S = 0.1
-# The words by which `Corpus.dropped` counts.
+# The reasons in `Corpus.dropped`, by cause.
 _WORDS = {
     "missing": NO_AUDIO,
     "empty": "empty audio file",
     "unreadable": "audio that does not decode",
     "short": f"under {LEAST_S} s",
 }
-# Raise it when the same file gives other samples. Both libraries may change one from one version to the next, too.
+# Raise it when the same file gives other samples. New versions of either library may change them too.
 VERSION = 1
-DECODED = kind("waves", f"{VERSION}", f"libsndfile {soundfile.__libsndfile_version__}", f"soxr {soxr.__version__}")
-# A request to a store is mostly waiting.
+DECODED_KIND = cache_kind(
+    "waves", f"{VERSION}", f"libsndfile {soundfile.__libsndfile_version__}", f"soxr {soxr.__version__}"
+)
+# A request to an object store is mostly waiting.
 _STORE_THREADS = 16
 _AHEAD = 64
-# A file may change once more without a sign: some file systems tell times apart to 2 s only.
+# Some file systems have times in steps of 2 s: a second change within them would not show.
 _SETTLED_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class UnusableAudio:
-    """An utterance that cannot be used; `cause` is missing, empty, unreadable or short, `why` says more."""
+    """An utterance whose audio cannot be used; `cause` is missing, empty, unreadable or short; `why` is a sentence."""
 
     key: str
     path: str
@@ -54,53 +56,53 @@ class UnusableAudio:
 
     @property
     def dropped(self) -> DroppedRow:
-        """The row that `Corpus.dropped` gains."""
+        """The entry for `Corpus.dropped`."""
         return DroppedRow(self.key, _WORDS[self.cause])
 
 
 @dataclass(frozen=True)
 class ReadCorpus:
-    """The audio of a corpus: `held` has the waveform of each by its digest, but for the rows in `bad`."""
+    """The audio of a corpus: `source` has the waveform of each utterance by its digest, except those in `bad`."""
 
-    held: CachedArrays | ShardedAudio
+    source: CachedArrays | ShardedAudio
     digests: list[str]
     bad: dict[int, UnusableAudio]
 
 
 def read_corpus(corpus: Corpus, cache: ArrayCache) -> ReadCorpus:
-    """Reads and decodes the files whose waveforms the cache does not have; a file that it knows is not opened.
+    """Decodes the files that the cache does not have; a cached file is not opened.
 
-    A file is known by its path, size and times of change, or its etag in a store. A corpus in shards is found in their
-    index, and nothing of it is read yet. Raises UserError when a store or the cache fails.
+    A cached file is recognised by its path, size and times of change, or by its etag in an object store. For a corpus
+    in shards, only their index is read. Raises UserError when a store or the cache fails.
     """
     if corpus.shards:
         return _read_shards(corpus, cache)
     paths = [one.path for one in corpus.utterances]
     local = all(storage.local_path(path) is not None for path in paths)
     with ThreadPoolExecutor(max(2, torch.get_num_threads()) if local else _STORE_THREADS) as pool:
-        stamps = list(flat_windows(pool, _stamp, corpus.utterances, _AHEAD))
+        stamps = list(bounded_map(pool, _stamp, corpus.utterances, _AHEAD))
         bad = {row: stamp for row, stamp in enumerate(stamps) if isinstance(stamp, UnusableAudio)}
-        held, digests = cache.held(DECODED), _known(cache, corpus, stamps)
-        if _unread(held, digests, bad):
-            with cache.filling(DECODED) as filler:
-                # Anew: this process may have waited for one that read the same files.
+        cached, digests = cache.arrays(DECODED_KIND), _known(cache, corpus, stamps)
+        if _unread(cached, digests, bad):
+            with cache.writer(DECODED_KIND) as writer:
+                # Looked up again: this process may have waited for another that read the same files.
                 digests = _known(cache, corpus, stamps)
-                _read_rows(pool, corpus, _unread(filler.held, digests, bad), filler, digests, bad)
+                _read_rows(pool, corpus, _unread(writer.arrays, digests, bad), writer, digests, bad)
                 _remember(cache, corpus, stamps, digests)
-            held = filler.held
-    return ReadCorpus(held, digests, dict(sorted(bad.items())))
+            cached = writer.arrays
+    return ReadCorpus(cached, digests, dict(sorted(bad.items())))
 
 
 def read_file(
-    utterance: Utterance, held: Collection[str] | CachedArrays = ()
+    utterance: Utterance, known: Collection[str] | CachedArrays = ()
 ) -> tuple[str, np.ndarray | UnusableAudio | None]:
-    """(sha256 of the file, what is in it as int16 [S] or what is wrong); None for the waveform when `held` has it."""
+    """(sha256 of the file, its waveform int16 [S] or why it is unusable); None for the waveform if `known` has it."""
     try:
         data = storage.read(utterance.path)
     except storage.NotFoundError as error:
         return "", UnusableAudio(utterance.key, utterance.path, "missing", str(error))
     digest = sha256(data).hexdigest()
-    if digest in held:
+    if digest in known:
         return digest, None
     if not data:
         return digest, UnusableAudio(utterance.key, utterance.path, "empty", "the file has 0 bytes")
@@ -113,8 +115,8 @@ def read_file(
     return digest, wave
 
 
-def refusal(corpus: Corpus, bad: Sequence[UnusableAudio], way_out: str) -> UserError:
-    """One line for all files that cannot be used: how many, of which cause, and the first."""
+def unusable_audio_error(corpus: Corpus, bad: Sequence[UnusableAudio], way_out: str) -> UserError:
+    """The error for all unusable files in one line: how many by cause, the first of them, and `way_out`."""
     causes = ", ".join(f"{count} {cause}" for cause, count in Counter(one.cause for one in bad).items())
     return UserError(
         f"corpus {corpus.name}: {len(bad)} of {len(corpus.utterances)} audio files cannot be used ({causes}), the "
@@ -133,9 +135,9 @@ def _read_shards(corpus: Corpus, cache: ArrayCache) -> ReadCorpus:
             bad[row] = _short(one, place.samples)
         else:
             located[row] = place
-    held, found = open_sharded(index, list(located.values()), cache.settings)
+    source, found = open_sharded(index, list(located.values()), cache.settings)
     digests = dict(zip(located, found, strict=True))
-    return ReadCorpus(held, [digests.get(row, "") for row in range(len(corpus.utterances))], bad)
+    return ReadCorpus(source, [digests.get(row, "") for row in range(len(corpus.utterances))], bad)
 
 
 def _short(utterance: Utterance, samples: int) -> UnusableAudio:
@@ -143,32 +145,32 @@ def _short(utterance: Utterance, samples: int) -> UnusableAudio:
     return UnusableAudio(utterance.key, utterance.path, "short", why)
 
 
-def _unread(held: CachedArrays, digests: Sequence[str], bad: dict[int, UnusableAudio]) -> list[int]:
-    return [row for row, digest in enumerate(digests) if row not in bad and digest not in held]
+def _unread(cached: CachedArrays, digests: Sequence[str], bad: dict[int, UnusableAudio]) -> list[int]:
+    return [row for row, digest in enumerate(digests) if row not in bad and digest not in cached]
 
 
 def _read_rows(
     pool: ThreadPoolExecutor,
     corpus: Corpus,
     rows: Sequence[int],
-    filler: ArrayWriter,
+    writer: ArrayWriter,
     digests: list[str],
     bad: dict[int, UnusableAudio],
 ) -> None:
-    """Reads these rows, and sets their digests and what is wrong with them."""
-    read = flat_windows(pool, lambda row: read_file(corpus.utterances[row], filler.held), rows, _AHEAD)
+    """Reads these rows into `writer`, and sets their entries in `digests` and `bad`."""
+    read = bounded_map(pool, lambda row: read_file(corpus.utterances[row], writer.arrays), rows, _AHEAD)
     with Progress(f"reading {corpus.name}", len(rows), "utterances") as progress:
         for done, (row, (digest, found)) in enumerate(zip(rows, read, strict=True), start=1):
             digests[row] = digest
             if isinstance(found, UnusableAudio):
                 bad[row] = found
             elif found is not None:
-                filler.add(digest, found)
+                writer.add(digest, found)
             progress.update(done)
 
 
 def _stamp(utterance: Utterance) -> str | UnusableAudio:
-    """What changes when the file does; empty when it changed so lately that it may without a sign."""
+    """A text that changes whenever the file does; "" if it changed so lately that another change might not show."""
     try:
         size, etag = storage.stat(utterance.path)
     except storage.NotFoundError as error:
@@ -182,13 +184,13 @@ def _stamp(utterance: Utterance) -> str | UnusableAudio:
 
 
 def _known(cache: ArrayCache, corpus: Corpus, stamps: Sequence[str | UnusableAudio]) -> list[str]:
-    """The digest of each file as far as it was read before and has the same stamp, else an empty string."""
-    table = cache.table(corpus.name)
+    """The digest of each file that was read before and has the same stamp, else ""."""
+    table = cache.load_table(corpus.name)
     rows = [table.get(one.path, ["", ""]) for one in corpus.utterances]
     return [row[1] if stamp and row[0] == stamp else "" for row, stamp in zip(rows, stamps, strict=True)]
 
 
 def _remember(cache: ArrayCache, corpus: Corpus, stamps: Sequence[str | UnusableAudio], digests: Sequence[str]) -> None:
     rows = zip(corpus.utterances, stamps, digests, strict=True)
-    told = {one.path: [stamp, digest] for one, stamp, digest in rows if isinstance(stamp, str) and stamp and digest}
-    cache.keep_table(corpus.name, cache.table(corpus.name) | told)
+    known = {one.path: [stamp, digest] for one, stamp, digest in rows if isinstance(stamp, str) and stamp and digest}
+    cache.save_table(corpus.name, cache.load_table(corpus.name) | known)

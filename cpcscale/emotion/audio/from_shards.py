@@ -1,8 +1,8 @@
-"""Labelled audio that lies in shards: found there by name, read by range and decoded each time it is asked for.
+"""Labelled audio in shards: finds each utterance by name, reads its byte range and decodes it on each access.
 
-Only the index rows of the corpus are in memory, under a kilobyte an utterance. Shards of a store are kept whole on this
-node where all of them fit the cache, since an epoch visits every utterance in a random order, and else read member by
-member. Every member is verified by its checksum.
+Only the index rows of the corpus are in memory, under a kilobyte an utterance. If all shards of an object store fit the
+cache, whole shards are kept on this node, since an epoch visits the utterances in random order; else members are read
+one by one. Every member is verified by its checksum.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from cpcscale import audio, storage
 from cpcscale.emotion.audio.array_cache import AudioCacheConfig
-from cpcscale.emotion.audio.prefetch import flat_windows
+from cpcscale.emotion.audio.prefetch import bounded_map
 from cpcscale.emotion.corpora.corpus import Utterance
 from cpcscale.errors import UserError
 from cpcscale.shards.cache import CacheConfig, ShardCache
@@ -31,25 +31,25 @@ from cpcscale.shards.rows import ShardRows
 
 log = logging.getLogger(__name__)
 
-# Shards kept open.
+# Most shards kept open at a time.
 _OPEN = 512
 _ASKED_AT_ONCE = 16
 
 
 class ShardPlace(NamedTuple):
-    """Where an utterance lies: the rows of its shard, and which of them is its."""
+    """Where an utterance lies: the index rows of its shard, and its row number there."""
 
     rows: ShardRows
     row: int
 
     @property
     def samples(self) -> int:
-        """Its length at 16 kHz."""
+        """The length of the utterance in samples at 16 kHz."""
         return int(self.rows.samples[self.row])
 
 
 class ShardedAudio:
-    """The utterances of a corpus by the digest of each: the sha256 of its shard and its place in it."""
+    """Reads the utterances of a corpus by their digests, each the sha256 of (shard, place in the shard)."""
 
     def __init__(self, index: Index, places: dict[str, ShardPlace], settings: AudioCacheConfig) -> None:
         self.index = index
@@ -61,13 +61,13 @@ class ShardedAudio:
         self._reader.prefetch(sorted(shards))
 
     def shape(self, digest: str) -> tuple[int, ...]:
-        """The shape of an utterance, of which nothing is read."""
+        """The shape of an utterance; reads no audio."""
         return (self._places[digest].samples,)
 
     def read(self, digest: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Samples [start, stop) of an utterance, int16, as the whole one has them.
+        """Samples [start, stop) of an utterance, int16; the same as in the whole utterance.
 
-        Raises UserError naming the shard when its bytes are not those that were indexed, or do not decode.
+        Raises UserError, naming the shard, if its bytes are not those that were indexed or do not decode.
         """
         rows, row = place = self._places[digest]
         data = self._reader.member(rows, row)
@@ -81,16 +81,16 @@ class ShardedAudio:
 
 
 def open_index(base: str) -> Index:
-    """The shard set at `base`, or the `train` set of the pack there. Raises UserError when there is none."""
+    """The index of the shard set at `base`, or of `base`/train for a pack. Raises UserError if there is none."""
     whole = storage.exists(storage.join(base, MARKER)) or not storage.exists(storage.join(base, TRAIN, MARKER))
     return Index.load(base if whole else storage.join(base, TRAIN))
 
 
 def locate(index: Index, utterances: Sequence[Utterance]) -> list[ShardPlace | None]:
-    """Where each utterance lies, None where it does not.
+    """The place of each utterance in the shards, or None if it is not there.
 
-    An utterance is found by its path: a member goes by its key, and by the name of the file that it was packed from,
-    which is the end of that path; else by its own key. Raises UserError for one that was cut when it was packed.
+    An utterance is matched by its path, then by its key. A member matches by its key or by the name of the file that it
+    was packed from, which is the end of the path. Raises UserError for an utterance that was cut when it was packed.
     """
     named = dict[str, "ShardPlace | None"]()
     keyed = dict[str, ShardPlace]()
@@ -102,7 +102,7 @@ def locate(index: Index, utterances: Sequence[Utterance]) -> list[ShardPlace | N
             if rows.excluded[row]:
                 continue
             keyed[key] = place
-            # What several members were cut from is none of them.
+            # A file that several members were cut from matches none of them.
             named[name] = None if name in named else place
     found = []
     for one in utterances:
@@ -110,7 +110,7 @@ def locate(index: Index, utterances: Sequence[Utterance]) -> list[ShardPlace | N
         found.append(next((place for place in places if place is not None), None))
         if found[-1] is None and any(name in named for name in _names(one)):
             raise UserError(
-                f"{one.key} lies in the shards at {index.base} in pieces, and its labels are of the whole: pack the "
+                f"{one.key} lies in the shards at {index.base} in pieces, but its labels are for the whole: pack the "
                 "corpus again with max_s=0"
             )
     return found
@@ -119,9 +119,9 @@ def locate(index: Index, utterances: Sequence[Utterance]) -> list[ShardPlace | N
 def open_sharded(
     index: Index, located: Sequence[ShardPlace], settings: AudioCacheConfig
 ) -> tuple[ShardedAudio, list[str]]:
-    """The audio at these places, and the digest of each.
+    """(the audio at these places, the digest of each).
 
-    Raises UserError where a shard is missing or of another size than the index says.
+    Raises UserError if a shard is missing or its size is not that of the index.
     """
     hashes = {shard: index.shards["sha256"][shard].as_py() for shard in {place.rows.shard for place in located}}
     _refuse_missing(index, sorted(hashes))
@@ -133,13 +133,13 @@ def open_sharded(
 
 
 def _compact(rows: ShardRows) -> ShardRows:
-    """The rows with what is needed to read them: a slice of a table holds on to the whole table."""
+    """The rows with the columns needed to read them, copied: a slice would keep the whole table in memory."""
     columns = rows.table.select(["key", "offset", "size", "checksum", "samples"])
     return dataclasses.replace(rows, table=columns.take(pa.array(np.arange(len(columns)))))
 
 
 def _names(one: Utterance) -> Iterator[str]:
-    """What a member of this utterance may be called, the most specific first."""
+    """The names that a member of this utterance may have, the most specific first."""
     parts = _without_suffix(one.path).strip("/").split("/")
     yield from ("/".join(parts[start:]) for start in range(len(parts)))
     yield one.key
@@ -158,15 +158,15 @@ def _refuse_missing(index: Index, shards: Sequence[int]) -> None:
             return None
 
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-        for shard, found in zip(shards, flat_windows(pool, size, shards, _ASKED_AT_ONCE), strict=True):
+        for shard, found in zip(shards, bounded_map(pool, size, shards, _ASKED_AT_ONCE), strict=True):
             expected = int(index.shards["bytes"][shard].as_py())
             if found != expected:
-                has = "is missing" if found is None else f"has {found} bytes, and its index says {expected}"
+                has = "is missing" if found is None else f"has {found} bytes, but its index says {expected}"
                 raise UserError(f"{index.url(shard)} {has}: restore the shard, or pack the corpus again")
 
 
 def _cache(index: Index, shards: set[int], settings: AudioCacheConfig) -> ShardCache | None:
-    """The node's cache of whole shards, which other runs share, where all of these fit it."""
+    """This node's cache of whole shards, shared with other runs, or None if these shards do not fit it."""
     if storage.local_path(index.base) is not None or not settings.enabled:
         return None
     spec = CacheConfig(folder=settings.path, max_gb=settings.limit_gb)
@@ -174,7 +174,7 @@ def _cache(index: Index, shards: set[int], settings: AudioCacheConfig) -> ShardC
     if needed > spec.max_bytes:
         log.warning(
             "audio_cache.limit_gb=%g does not hold the %.3g GB of shards at %s: reading each utterance by itself, in "
-            "every epoch",
+            "every epoch; raise it to read each shard once",
             *(settings.limit_gb, needed / 1e9, index.base),
         )
         return None

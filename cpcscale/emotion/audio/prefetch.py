@@ -1,4 +1,4 @@
-"""Reading ahead of whoever computes: threads read and decode what comes next, and only so much of it is in memory."""
+"""Threads read and decode the next items while others are computed on; a bound limits how many are in memory."""
 
 from __future__ import annotations
 
@@ -11,43 +11,45 @@ from typing import TypeVar, overload
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Decoding lets go of the interpreter, and a read from a store is mostly waiting.
+# Decoding releases the GIL, and a read from an object store is mostly waiting.
 _THREADS = 4
 _UTTERANCES_AHEAD = 64
 
 
-def flat_windows(
+def bounded_map(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """The results in order, at most `ahead` of them in memory, where `pool.map` would gather all that the reader is
-    behind."""
-    coming: deque[Future[Result]] = deque()
+    """Yields the results of `function` in order, with at most `ahead` of them in memory.
+
+    `pool.map` would keep all results that its reader has not taken yet.
+    """
+    pending: deque[Future[Result]] = deque()
     try:
         for item in items:
-            coming.append(pool.submit(function, item))
-            if len(coming) >= ahead:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        for future in coming:
+        for future in pending:
             future.cancel()
 
 
 def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """`flat_windows` with threads of its own, which end with the iteration."""
+    """`bounded_map` with its own threads, which end with the iteration."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="ahead") as pool:
-        yield from flat_windows(pool, function, items, ahead)
+        yield from bounded_map(pool, function, items, ahead)
 
 
-def flat(utterances: Sequence[Sequence[Item]]) -> Iterator[Item]:
-    """The windows of all utterances, one after the other, a few utterances read ahead."""
+def flatten_windows(utterances: Sequence[Sequence[Item]]) -> Iterator[Item]:
+    """The windows of all utterances, one after the other, read ahead by up to 64 utterances."""
     for windows in read_ahead(utterances.__getitem__, range(len(utterances)), _UTTERANCES_AHEAD):
         yield from windows
 
 
 class SelectedRows(Sequence[Item]):
-    """These rows of another sequence, each taken from it when it is asked for."""
+    """A view of some rows of a sequence; each row is read from it on access."""
 
     def __init__(self, known: Sequence[Item], rows: Sequence[int]) -> None:
         self._known, self._rows = known, rows
@@ -65,8 +67,10 @@ class SelectedRows(Sequence[Item]):
         return self._known[self._rows[row]]
 
 
-def in_chunks(function: Callable[[list[Item]], Sequence[Result]], items: Iterable[Item], size: int) -> Iterator[Result]:
-    """What `function` makes of consecutive lists of `size` items, one result an item; one list is in memory."""
+def map_in_chunks(
+    function: Callable[[list[Item]], Sequence[Result]], items: Iterable[Item], size: int
+) -> Iterator[Result]:
+    """Yields the results of `function` on consecutive lists of `size` items, one result an item."""
     rest = iter(items)
     while chunk := list(islice(rest, size)):
         yield from function(chunk)

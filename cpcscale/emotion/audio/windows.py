@@ -1,8 +1,8 @@
-"""The audio of a labelled corpus as int16 windows at 16 kHz, decoded once, and features of them, computed once.
+"""The audio of a labelled corpus as int16 windows at 16 kHz, decoded once, and their features, computed once.
 
-An utterance of up to `max_s` seconds is one window. A longer one is overlapping windows of `max_s`, each half a window
-after the one before and the last ending with the utterance. What is said of it is the mean of what is said of its
-windows, weighted by `shares`: each moment of the utterance counts the same.
+An utterance of up to `max_s` seconds is one window. A longer one is cut into overlapping windows of `max_s`: each
+starts half a window after the one before, and the last ends with the utterance. The prediction for an utterance is the
+mean over its windows, weighted by `window_shares`, so that each moment of the utterance counts the same.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import overload
 import numpy as np
 
 from cpcscale import audio
-from cpcscale.emotion.audio.array_cache import ArrayCache, ArrayWriter, AudioCacheConfig, CachedArrays, kind
-from cpcscale.emotion.audio.from_files import DECODED, UnusableAudio, read_corpus, read_file, refusal
+from cpcscale.emotion.audio.array_cache import ArrayCache, ArrayWriter, AudioCacheConfig, CachedArrays, cache_kind
+from cpcscale.emotion.audio.from_files import DECODED_KIND, UnusableAudio, read_corpus, read_file, unusable_audio_error
 from cpcscale.emotion.audio.from_shards import ShardedAudio
 from cpcscale.emotion.audio.prefetch import read_ahead
 from cpcscale.emotion.corpora.corpus import Corpus, Utterance
@@ -34,18 +34,23 @@ Windows = tuple[np.ndarray, ...]
 Compute = Callable[[list[np.ndarray]], Sequence[np.ndarray]]
 
 
-def spans(samples: int, most: int) -> list[tuple[int, int]]:
-    """[start, stop) of the windows of `samples`, each of `most` unless there are fewer; every sample is in one."""
+def window_spans(samples: int, most: int) -> list[tuple[int, int]]:
+    """[start, stop) of the windows of an utterance of `samples`, each of `most` samples, or one shorter window."""
     if samples <= most:
         return [(0, samples)]
     return [(start, start + most) for start in (*range(0, samples - most, max(1, most // 2)), samples - most)]
 
 
-def shares(windows: Sequence[tuple[int, int]]) -> np.ndarray:
-    """float64 [W], adding up to 1: the part of the utterance that each of its windows stands for.
+def window_shares(windows: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The weight of each window of an utterance, float64 [W] with sum 1, from the windows' [start, stop).
 
-    A moment that several windows hold is divided among them evenly. So the mean of the windows' scores by these weights
-    is the mean over time, in which no moment counts twice for being heard twice.
+    A moment in several windows is divided among them evenly. So the weighted mean of the windows' predictions is a mean
+    over time, in which overlaps do not count twice.
+
+    >>> window_spans(30, 20)
+    [(0, 20), (10, 30)]
+    >>> window_shares([(0, 20), (10, 30)])
+    array([0.5, 0.5])
     """
     starts_W, stops_W = np.array(windows).T
     edges = np.unique(np.concatenate([starts_W, stops_W]))
@@ -57,18 +62,17 @@ def shares(windows: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 class Waves(Sequence[Windows]):
-    """The windows of each utterance, int16 [S], in the corpus's order: views of what the cache has mapped, so
-    read-only, or decoded from shards when they are asked for. None of them is held here.
+    """The windows of each utterance, int16 [S], in the order of `corpus`; `waves[row]` is a tuple of them.
 
-    `corpus` has the utterances that can be used, `bad` the others, `digests` the sha256 of each file, or of its place
-    in a shard. Pickled, it is opened again where it arrives: from the cache of that node, or from the audio, which must
-    be the same.
+    They are read-only views of the memory-mapped cache, or decoded from shards on access; none is kept in memory here.
+    `corpus` has the usable utterances, `bad` the others; `digests` are the sha256 of each file, or of its place in a
+    shard. An unpickled copy opens the cache of its own node, or the audio, which must be the same.
     """
 
     def __init__(
         self,
         corpus: Corpus,
-        held: CachedArrays | ShardedAudio,
+        source: CachedArrays | ShardedAudio,
         digests: Sequence[str],
         *,
         cache: ArrayCache,
@@ -76,43 +80,45 @@ class Waves(Sequence[Windows]):
         least_samples: int = 0,
         bad: tuple[UnusableAudio, ...] = (),
     ) -> None:
-        """`held` has the whole utterances by `digests`; `open` makes this."""
+        """Use `open`. `source` has the whole utterances by their `digests`."""
         self.corpus, self.digests, self.bad, self.cache = corpus, tuple(digests), bad, cache
         self.max_s, self.least_samples = max_s, least_samples
-        self._held = held
+        self._source = source
 
     @classmethod
     def open(cls, corpus: Corpus, settings: AudioCacheConfig, *, max_s: float = 10.0, on_bad: str = "stop") -> Waves:
-        """Reads and decodes what the cache does not have; of a corpus in shards, the index alone.
+        """Opens the audio of a corpus: decodes the files that the cache does not have; of shards, reads the index.
 
-        Raises UserError when the store or the cache fails, and, once all files were tried, for any that is missing,
-        empty, not decodable or under 0.1 s, unless `on_bad` is skip and an utterance is left.
+        Raises UserError when the store or the cache fails and, after trying all files, if any is missing, empty, not
+        decodable or under 0.1 s. With `on_bad="skip"` these are left out; it raises only if no utterance is left.
         """
         cache = ArrayCache(settings)
         read = read_corpus(corpus, cache)
         bad = tuple(read.bad.values())
         if len(bad) == len(read.digests):
-            raise refusal(corpus, bad, "no utterance is left: check corpus.path")
+            raise unusable_audio_error(corpus, bad, "no utterance is left: check corpus.path")
         if bad and on_bad != "skip":
-            raise refusal(corpus, bad, "mend them or drop their rows, or pass corpus.on_bad=skip to go on without them")
+            raise unusable_audio_error(
+                corpus, bad, "repair them, drop their rows, or pass corpus.on_bad=skip to go on without them"
+            )
         for one in bad:
             log.warning("%s: left out %s, %s: %s", corpus.name, one.key, one.path, one.why)
         rows = [row for row in range(len(read.digests)) if row not in read.bad]
         digests = [read.digests[row] for row in rows]
-        if isinstance(read.held, CachedArrays):
-            read.held.keep(digests)
+        if isinstance(read.source, CachedArrays):
+            read.source.keep_only(digests)
         usable = dataclasses.replace(_only(corpus, rows), dropped=(*corpus.dropped, *(one.dropped for one in bad)))
-        return cls(usable, read.held, digests, cache=cache, max_s=max_s, bad=bad)
+        return cls(usable, read.source, digests, cache=cache, max_s=max_s, bad=bad)
 
     def at_least(self, samples: int) -> Waves:
-        """The same, shorter windows repeating themselves to `samples`: an encoder's hop or receptive field."""
+        """The same audio, with shorter windows repeated up to `samples`, such as an encoder's receptive field."""
         return self._with(self.corpus, self.digests, max(self.least_samples, samples))
 
-    def spanning(self, max_s: float) -> Waves:
-        """The same, in windows of up to so many seconds."""
+    def with_max_s(self, max_s: float) -> Waves:
+        """The same audio in windows of up to `max_s` seconds."""
         return Waves(
             self.corpus,
-            self._held,
+            self._source,
             self.digests,
             cache=self.cache,
             max_s=max_s,
@@ -121,24 +127,24 @@ class Waves(Sequence[Windows]):
         )
 
     def take(self, rows: Iterable[int]) -> Waves:
-        """These utterances only, in this order."""
+        """The same audio with these utterances only, in this order."""
         rows = list(rows)
         return self._with(_only(self.corpus, rows), [self.digests[row] for row in rows], self.least_samples)
 
     def samples(self, row: int) -> int:
-        """The length of the whole utterance; nothing of it is read."""
-        return self._held.shape(self.digests[row])[0]
+        """The length of the whole utterance in samples; reads no audio."""
+        return self._source.shape(self.digests[row])[0]
 
     def spans(self, row: int) -> list[tuple[int, int]]:
-        """[start, stop) in the utterance of each of its windows."""
-        return spans(self.samples(row), round(self.max_s * audio.RATE_HZ))
+        """[start, stop) of each window in the utterance, in samples."""
+        return window_spans(self.samples(row), round(self.max_s * audio.RATE_HZ))
 
     def shares(self, row: int) -> np.ndarray:
-        """The weight of each window in what is said of the utterance, float64 [W]: see `shares`."""
-        return shares(self.spans(row))
+        """The weight of each window, float64 [W]: see `window_shares`."""
+        return window_shares(self.spans(row))
 
     def whole(self, row: int) -> np.ndarray:
-        """The whole utterance, int16 [S]. Raises UserError when the cache lost it and its file has changed since."""
+        """The whole utterance, int16 [S]. Raises UserError if the cache lost it and its file has changed."""
         return self._part(row, 0, self.samples(row))
 
     def window(self, row: int, number: int) -> np.ndarray:
@@ -164,7 +170,7 @@ class Waves(Sequence[Windows]):
     def _with(self, corpus: Corpus, digests: Sequence[str], least_samples: int) -> Waves:
         return Waves(
             corpus,
-            self._held,
+            self._source,
             digests,
             cache=self.cache,
             max_s=self.max_s,
@@ -174,9 +180,9 @@ class Waves(Sequence[Windows]):
 
     def _part(self, row: int, start: int, stop: int) -> np.ndarray:
         """Samples [start, stop) of an utterance."""
-        if isinstance(self._held, ShardedAudio):
-            return self._held.read(self.digests[row], start, stop)
-        return self._held.read(self.digests[row], lambda: self._decoded(row))[start:stop]
+        if isinstance(self._source, ShardedAudio):
+            return self._source.read(self.digests[row], start, stop)
+        return self._source.read(self.digests[row], lambda: self._decoded(row))[start:stop]
 
     def _long_enough(self, wave: np.ndarray) -> np.ndarray:
         return wave if len(wave) >= self.least_samples else np.resize(wave, self.least_samples)
@@ -189,19 +195,20 @@ class Waves(Sequence[Windows]):
         return wave
 
 
-class Features(Sequence[Windows]):
-    """One array a window of each utterance of `waves`, mapped from the cache, so read-only; `features` makes it.
+class CachedFeatures(Sequence[Windows]):
+    """The features of each utterance of `waves`: a tuple with one read-only array for each window.
 
-    Pickled, it is made again where it arrives, from the cache of that node where it has it.
+    Made by `compute_features`; the arrays are memory-mapped. An unpickled copy uses the cache of its own node, and
+    computes what that lacks.
     """
 
-    def __init__(self, name: str, digest: str, waves: Waves, compute: Compute, held: CachedArrays) -> None:
+    def __init__(self, name: str, digest: str, waves: Waves, compute: Compute, cached: CachedArrays) -> None:
         self.waves = waves
-        self._name, self._digest, self._compute, self._held = name, digest, compute, held
+        self._name, self._digest, self._compute, self._cached = name, digest, compute, cached
 
     def window(self, row: int, number: int) -> np.ndarray:
         """The array of one window."""
-        return self._held.read(
+        return self._cached.read(
             _key(self.waves, row, number), lambda: self._compute([self.waves.window(row, number)])[0]
         )
 
@@ -217,59 +224,59 @@ class Features(Sequence[Windows]):
             return [self[one] for one in range(len(self))[row]]
         return tuple(self.window(row, number) for number in range(len(self.waves.spans(row))))
 
-    def __reduce__(self) -> tuple[Callable[..., Features], tuple[object, ...]]:
-        return features, (self._name, self._digest, self.waves, self._compute)
+    def __reduce__(self) -> tuple[Callable[..., CachedFeatures], tuple[object, ...]]:
+        return compute_features, (self._name, self._digest, self.waves, self._compute)
 
 
-def features(name: str, digest: str, waves: Waves, compute: Compute) -> Features:
-    """What `compute` makes of each window, of which only what the cache does not have is computed.
+def compute_features(name: str, digest: str, waves: Waves, compute: Compute) -> CachedFeatures:
+    """The features of each window; computes only those that the cache does not have.
 
-    `name` is for people; `digest` stands for all that decides what `compute` returns: its settings and its weights.
+    `name` is for people; `digest` must change whenever `compute` would return other values (its settings and weights).
     `compute` takes int16 windows of like length, up to a minute together when padded, and returns one array for each.
     """
-    what = kind(name, digest, DECODED)
+    kind = cache_kind(name, digest, DECODED_KIND)
     places = {
         _key(waves, row, number): (row, number) for row in range(len(waves)) for number in range(len(waves.spans(row)))
     }
-    held = waves.cache.held(what)
-    if any(key not in held for key in places):
-        with waves.cache.filling(what) as filler:
-            # Anew: this process may have waited for one that computed the same.
-            missing = {key: place for key, place in places.items() if key not in filler.held}
-            _compute_missing(name, waves, compute, missing, filler)
-        held = filler.held
-    held.keep(places)
-    return Features(name, digest, waves, compute, held)
+    cached = waves.cache.arrays(kind)
+    if any(key not in cached for key in places):
+        with waves.cache.writer(kind) as writer:
+            # Looked up again: this process may have waited for another that computed the same.
+            missing = {key: place for key, place in places.items() if key not in writer.arrays}
+            _compute_missing(name, waves, compute, missing, writer)
+        cached = writer.arrays
+    cached.keep_only(places)
+    return CachedFeatures(name, digest, waves, compute, cached)
 
 
 def _compute_missing(
-    name: str, waves: Waves, compute: Compute, missing: Mapping[str, tuple[int, int]], filler: ArrayWriter
+    name: str, waves: Waves, compute: Compute, missing: Mapping[str, tuple[int, int]], writer: ArrayWriter
 ) -> None:
     most, utterances = round(waves.max_s * audio.RATE_HZ), waves.corpus.utterances
     lengths = {key: min(waves.samples(row), most) for key, (row, _) in missing.items()}
 
     def place(key: str) -> tuple[int, str, int]:
-        # By name, so that who shares a batch, and with it the last bits, does not follow from where the audio lies.
+        # Sorted by the key, not the path: which windows share a batch changes the last bits of the result.
         row, number = missing[key]
         return lengths[key], utterances[row].key, number
 
     done = 0
     with Progress(f"computing {name}", len(missing), "windows") as progress:
-        heard = read_ahead(
+        read = read_ahead(
             lambda keys: (keys, [waves.window(*missing[key]) for key in keys]),
             _batches({key: lengths[key] for key in sorted(missing, key=place)}, waves.least_samples),
             _BATCHES_AHEAD,
         )
-        for keys, windows in heard:
+        for keys, windows in read:
             arrays = compute(windows)
             for key, array in zip(keys, arrays, strict=True):
-                filler.add(key, array)
+                writer.add(key, array)
             done += len(keys)
             progress.update(done)
 
 
 def _batches(lengths: Mapping[str, int], least: int) -> Iterator[list[str]]:
-    """The keys in their order, the shortest first, in groups of at most a minute when padded, or of one key."""
+    """The keys in order, shortest window first, in groups of at most a minute when padded, or of one key."""
     group: list[str] = []
     for key in lengths:
         if group and max(lengths[key], least) * (len(group) + 1) > _BATCH_SAMPLES:
@@ -281,7 +288,7 @@ def _batches(lengths: Mapping[str, int], least: int) -> Iterator[list[str]]:
 
 
 def _key(waves: Waves, row: int, number: int) -> str:
-    """All that a window is: so max_s may change, and what was one window stays known."""
+    """The cache key of a window: its samples alone, so that it stays valid when max_s changes."""
     start, stop = waves.spans(row)[number]
     return f"{waves.digests[row]}.{start}.{stop}.{max(stop - start, waves.least_samples)}"
 

@@ -12,8 +12,17 @@ log = logging.getLogger(__name__)
 
 
 def open_corpus(settings: CorpusConfig) -> Corpus:
-    """The corpus that `settings` names, checked. Raises UserError for whatever its adapter refuses."""
-    match settings.kind if settings.kind != "auto" else recognised(settings):
+    """The corpus that `settings` names, read by its adapter. Raises UserError for whatever the adapter refuses.
+
+    >>> import pathlib, tempfile
+    >>> table = "path,speaker,activation,valence,dominance\\na.wav,ann,4,2,3\\n"
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pathlib.Path(folder, "a.wav").touch()
+    ...     _ = pathlib.Path(folder, "manifest.csv").write_text(table)
+    ...     print(open_corpus(CorpusConfig(path=folder)).labels_UP)
+    [[4. 2. 3.]]
+    """
+    match settings.kind if settings.kind != "auto" else detect_kind(settings):
         case "iemocap":
             return iemocap.read(settings)
         case "msp-podcast":
@@ -30,10 +39,10 @@ def open_corpus(settings: CorpusConfig) -> Corpus:
             return csv_table.read(settings)
 
 
-def recognised(settings: CorpusConfig) -> str:
-    """The kind of corpus that `corpus.path` holds, told by the form of its folder: csv where it is no other.
+def detect_kind(settings: CorpusConfig) -> str:
+    """The kind of the corpus at `corpus.path`, recognised by the names of its files; csv if they fit no other.
 
-    A `manifest.csv` with ratings makes it csv, whatever the audio is called. Raises UserError when there is nothing.
+    A `manifest.csv` with ratings makes it csv, whatever the audio is called. Raises UserError if the path is missing.
     """
     path = require_path(settings)
     if path.endswith(".csv"):

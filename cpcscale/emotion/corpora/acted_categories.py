@@ -1,10 +1,10 @@
-"""Corpora of acted categories: every file is told by its name, and its labels are a stand-in, one point an emotion.
+"""Corpora of acted emotions without ratings: labels are stand-ins, one fixed point for each emotion category.
 
-EmoDB, RAVDESS and CREMA-D have no ratings of activation, valence or dominance. Here the emotion that the actor was to
-portray is placed where Russell & Mehrabian (1977, J. Research in Personality 11) place its word, as several public code
-bases quote them; neutral is the middle by convention. Such a corpus has a name that ends in `-proxy` and carries the
-mark PROXY: a handful of label points say little, on valence least, where a detector of happiness alone gets a CCC of
-.91 on EmoDB.
+EmoDB, RAVDESS and CREMA-D have no ratings of activation, valence or dominance; the file name says which emotion the
+actor was to portray. Its labels are those of the emotion word in Russell & Mehrabian (1977, J. Research in Personality
+11), as quoted in several public code bases; neutral is the middle by convention. The name of such a corpus ends in
+`-proxy` and its results are marked PROXY: a few label points show little, least on valence, where a detector of
+happiness alone gets a CCC of .91 on EmoDB.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from cpcscale import audio, storage
-from cpcscale.emotion.corpora.corpus import AGAIN, Corpus, CorpusConfig, DroppedRow, Utterance, checked, stem
+from cpcscale.emotion.corpora.corpus import SECOND_COPY, Corpus, CorpusConfig, DroppedRow, Utterance, checked, stem
 
 SCALE = (1.0, 5.0)
 # Activation, valence (pleasure) and dominance in [-1, 1].
@@ -29,8 +29,8 @@ _POINTS = {
 }
 
 
-def stand_in(category: str) -> tuple[float, float, float] | None:
-    """Activation, valence and dominance of an emotion word on SCALE, or None for one without a point (calm)."""
+def stand_in_labels(category: str) -> tuple[float, float, float] | None:
+    """(activation, valence, dominance) of an emotion category on SCALE, or None if it has no point (calm)."""
     point = _POINTS.get(category)
     if point is None:
         return None
@@ -38,30 +38,30 @@ def stand_in(category: str) -> tuple[float, float, float] | None:
     return activation, valence, dominance
 
 
-def gather(
+def read_acted(
     name: str,
     settings: CorpusConfig,
     folder: str,
     paths: Iterable[str],
     files: Iterable[str],
-    told: Callable[[str, str], Utterance | str],
+    parse: Callable[[str, str], Utterance | str],
 ) -> Corpus:
-    """The corpus `name` of the audio `paths` below `folder`, of which `files` are there.
+    """The corpus `name` from the audio `paths` below `folder`; `files` are all files there.
 
-    `told(key, path)` is the utterance that a file name stands for, or the words why it is none. A second copy of a name
-    is left out: public copies of RAVDESS hold every file twice, CREMA-D has each as WAV and as MP3. Raises UserError
-    for what `checked` refuses.
+    `parse(key, path)` returns the utterance that a file name stands for, or the reason to drop it. A second copy of a
+    name is dropped: public copies of RAVDESS have every file twice, CREMA-D has each as WAV and as MP3. Raises
+    UserError for what `checked` refuses.
     """
     utterances: dict[str, Utterance] = {}
     dropped = []
-    # Of two copies the one that lost nothing.
+    # Lossless formats first: of two copies, the first is taken.
     for path in sorted(paths, key=lambda path: (not path.lower().endswith((".wav", ".flac")), path)):
         key = stem(path)
-        one = told(key, storage.join(folder, path))
+        one = parse(key, storage.join(folder, path))
         if isinstance(one, str):
             dropped.append(DroppedRow(path, one))
         elif key in utterances:
-            dropped.append(DroppedRow(path, AGAIN))
+            dropped.append(DroppedRow(path, SECOND_COPY))
         else:
             utterances[key] = one
     rows = tuple(utterances[key] for key in sorted(utterances))
@@ -70,11 +70,11 @@ def gather(
 
 
 def audio_files(files: Iterable[str]) -> list[str]:
-    """Those of the names that are audio by their suffix."""
+    """The names with the suffix of an audio file."""
     return [name for name in files if name.lower().endswith(audio.SUFFIXES)]
 
 
-def all_named(files: Iterable[str], form: re.Pattern[str]) -> bool:
-    """Whether every audio file among the names, and at least one, has a stem of this form."""
+def all_match(files: Iterable[str], form: re.Pattern[str]) -> bool:
+    """Whether there are audio files, and the stems of all match this form."""
     names = audio_files(files)
     return bool(names) and all(form.fullmatch(stem(name)) for name in names)

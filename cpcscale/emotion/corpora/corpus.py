@@ -1,4 +1,4 @@
-"""What every corpus is once its adapter has read it: a name, its marks, a label scale and one row an utterance."""
+"""The Corpus that every adapter returns: a name, marks, a label scale and one row an utterance."""
 
 from __future__ import annotations
 
@@ -23,24 +23,28 @@ log = logging.getLogger(__name__)
 
 KINDS = ("auto", "csv", "emodb", "iemocap", "msp-podcast", "msp-improv", "ravdess", "crema-d")
 NO_AUDIO = "no audio file"
-AGAIN = "a second copy of its file"
+SECOND_COPY = "a second copy of its file"
 
 
 @dataclass(kw_only=True)
 class CorpusConfig:
-    """Which labelled data; `open_corpus` reads it."""
+    """Which labelled corpus to use; `open_corpus` reads it."""
 
-    kind: str = "auto"  # csv, emodb, iemocap, ...; auto: told by what the folder holds, csv when by nothing else
-    path: str = ""  # folder of the corpus as its owners ship it, or the CSV file itself; local or s3://
-    # The shard set that `cpcscale pack` made of the corpus, local or s3://: the audio is read from there, and of `path`
-    # only the labels. Empty: from the audio files.
+    # csv, emodb, iemocap, ...; auto: recognised by the files in the folder, else csv
+    kind: str = "auto"
+    # folder of the corpus as its owners ship it, or the CSV file itself; local or s3://
+    path: str = ""
+    # the shard set that `cpcscale pack` made of the corpus, local or s3://: audio is read from there, and only the
+    # labels from `path`. Empty: audio is read from the files
     shards: str = field(default="", metadata=config.PLACE)
-    name: str = field(
-        default="", metadata=config.PLACE
-    )  # csv, msp-podcast: what tables call it; empty: the name of the CSV's folder, or the kind
-    scale: list[float] = field(default_factory=lambda: [1.0, 5.0])  # csv: the least and the greatest label possible
-    max_s: float = 10.0  # a longer utterance is heard in overlapping windows of so many seconds
-    # Of an audio file that is missing, empty or unreadable: stop with one line, or skip its row, counted and named.
+    # csv, msp-podcast: the name in tables; empty: the name of the CSV's folder, or the kind
+    name: str = field(default="", metadata=config.PLACE)
+    # csv: the least and the greatest possible label
+    scale: list[float] = field(default_factory=lambda: [1.0, 5.0])
+    # a longer utterance is cut into overlapping windows of so many seconds
+    max_s: float = 10.0
+    # if an audio file is missing, empty or unreadable. stop: end with one line. skip: leave out its row, with a log
+    # line
     on_bad: str = "stop"
 
     def __post_init__(self) -> None:
@@ -52,9 +56,9 @@ class CorpusConfig:
 
 
 class Rating(NamedTuple):
-    """What one rater gave one utterance, in the corpus's units; NaN where the rater left a primitive out.
+    """One rater's rating of one utterance, in the corpus's units; NaN for a primitive that was not rated.
 
-    A `self_report` is the speaker's own: the owners leave it out of the label, and so does the human ceiling.
+    `self_report`: the rater is the speaker. Such ratings count neither in the owners' labels nor in `human_ceiling`.
     """
 
     rater: str
@@ -65,7 +69,7 @@ class Rating(NamedTuple):
 
 
 class DroppedRow(NamedTuple):
-    """A row or file of the owners that is not in the corpus, and why, in the words that the counts are kept by."""
+    """A row or file that the adapter left out of the corpus, and why; equal reasons are counted together."""
 
     key: str
     why: str
@@ -75,9 +79,9 @@ class DroppedRow(NamedTuple):
 class Utterance:
     """One row: `key` is unique in the corpus, `labels` are activation, valence and dominance in the corpus's units.
 
-    "" is what the owners do not say. `speaker`: they do not know who speaks. `partition`: train, dev, test1, test2 or
-    test3. `recording`: what it was cut from (podcast, dialogue). `session`: for leave-one-session-out. `style`:
-    improvised, scripted or natural. `category`: the emotion class in the spelling of wording.py.
+    "" means that the owners do not say, also for an unknown speaker. `partition`: train, dev, test1, test2 or test3.
+    `recording`: what it was cut from (podcast, dialogue). `session`: for leave-one-session-out. `style`: improvised,
+    scripted or natural. `category`: the emotion class, as spelled in vocabulary.py.
     """
 
     key: str
@@ -96,10 +100,11 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A labelled data set. `marks` (MADE, PROXY, ...) go with every figure that comes from it.
+    """A labelled corpus. `marks` (MADE, PROXY, ...) are shown with every result on it.
 
-    `dropped` is what the owners ship and the adapter did not take. `notes` are sentences about what the adapter had to
-    decide, for `corpus describe`. `shards`: the set that has the audio, instead of the files at the utterances' paths.
+    `dropped` lists rows and files that the adapter left out. `notes` are sentences about decisions of the adapter, for
+    `corpus describe`. `shards`: the shard set with the audio, if it is not read from the files at the utterances'
+    paths.
     """
 
     name: str
@@ -112,35 +117,35 @@ class Corpus:
 
     @cached_property
     def labels_UP(self) -> np.ndarray:
-        """float64 [U, 3] in the corpus's own units, columns as PRIMITIVES."""
+        """The labels, float64 [U, 3], in the corpus's own units; columns in the order of PRIMITIVES."""
         return np.array([row.labels for row in self.utterances], np.float64).reshape(-1, len(PRIMITIVES))
 
     @cached_property
     def speakers(self) -> list[str]:
-        """The speaker of each utterance, "" where it is not known."""
+        """The speaker of each utterance, "" if unknown."""
         return [row.speaker for row in self.utterances]
 
     @cached_property
     def dropped_counts(self) -> dict[str, int]:
-        """How many were left out for each reason, the commonest first."""
+        """How many rows and files were left out for each reason, the most frequent first."""
         return dict(Counter(one.why for one in self.dropped).most_common())
 
     @cached_property
     def outside_U(self) -> np.ndarray:
-        """bool [U]: whether a label of the utterance lies outside the stated scale. Such labels are never clipped."""
+        """Whether each utterance has a label outside the stated scale, bool [U]. Such labels are never clipped."""
         least, greatest = self.scale
         outside_UP = (self.labels_UP < least) | (self.labels_UP > greatest)
         return np.asarray(outside_UP.any(axis=1))
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of what the rows say (not of where the audio lies, and not of the single ratings)."""
+        """sha256 of the name, scale and rows, without paths and single ratings."""
         names = [one.name for one in dataclasses.fields(Utterance) if one.name not in ("path", "ratings")]
         rows = [[getattr(row, name) for name in names] for row in self.utterances]
         return hashlib.sha256(json.dumps([self.name, self.scale, names, rows]).encode()).hexdigest()
 
     def to_unit(self, labels_UP: np.ndarray) -> np.ndarray:
-        """Labels in the corpus's units on [-1, 1], by the stated scale and never by the data."""
+        """Maps labels from the corpus's units to [-1, 1], by the stated scale, never by the data."""
         least, greatest = self.scale
         return (labels_UP - least) / (greatest - least) * 2 - 1
 
@@ -151,15 +156,15 @@ class Corpus:
 
 
 def checked(corpus: Corpus, settings: CorpusConfig, listed: Collection[str] | None = None) -> Corpus:
-    """The same corpus without rows whose audio is missing, where `corpus.on_bad=skip`.
+    """Checks a corpus and returns it; with `corpus.on_bad=skip`, without the rows whose audio is missing.
 
-    `listed` holds the paths of all files that are there, for an adapter that has listed them; without it local files
-    are looked for, and those of an object store are found missing when they are read. Raises UserError when the corpus
-    is empty, has a key twice, or audio is missing and `corpus.on_bad=stop`. What was dropped is logged by reason, and
-    so are labels outside the stated scale, which are kept as they are.
+    `listed` has the paths of all files, if the adapter listed them. Without it, local files are looked up, and missing
+    files in an object store are found only when read. Raises UserError when the corpus is empty, has a key twice, or
+    audio is missing and `corpus.on_bad=stop`. Logs what was dropped, by reason, and the number of labels outside the
+    stated scale, which are kept as they are.
     """
     if settings.shards:
-        # Which of them lack an utterance is told when their index is read.
+        # Utterances missing in the shards are found when their index is read.
         corpus = dataclasses.replace(corpus, shards=storage.absolute(settings.shards))
     else:
         corpus = _without_missing(corpus, settings.on_bad, listed)
@@ -180,8 +185,8 @@ def checked(corpus: Corpus, settings: CorpusConfig, listed: Collection[str] | No
     return corpus
 
 
-def without(corpus: Corpus, bad: Sequence[DroppedRow]) -> Corpus:
-    """The corpus less the utterances that `bad` names, which join `dropped`, a log line each."""
+def drop_utterances(corpus: Corpus, bad: Sequence[DroppedRow]) -> Corpus:
+    """The corpus without the utterances in `bad`, which are added to `dropped` and logged, a line each."""
     for one in bad:
         log.warning("%s: %s is left out: %s", corpus.name, one.key, one.why)
     gone = {one.key for one in bad}
@@ -194,7 +199,7 @@ def _without_missing(corpus: Corpus, on_bad: str, listed: Collection[str] | None
     if not missing:
         return corpus
     if on_bad == "skip":
-        return without(corpus, [DroppedRow(row.key, NO_AUDIO) for row in missing])
+        return drop_utterances(corpus, [DroppedRow(row.key, NO_AUDIO) for row in missing])
     raise UserError(
         f"corpus {corpus.name}: {len(missing)} of {len(corpus.utterances)} audio files are not where the labels say, "
         f"the first {missing[0].path}: put them there, or pass corpus.on_bad=skip to go on without them"
@@ -215,9 +220,9 @@ def _because(corpus: Corpus) -> str:
 
 
 def merged_ratings(ratings: Iterable[Rating]) -> tuple[Rating, ...]:
-    """One rating a rater, in the order of first appearance; of a rater who is there twice the mean.
+    """One rating for each rater, in order of first appearance; the mean if a rater has several.
 
-    Some releases hold a rater's line more than once.
+    Some releases have a rater's line more than once.
     """
     by_rater: dict[tuple[str, bool], list[Rating]] = {}
     for one in ratings:
@@ -238,28 +243,30 @@ def _mean_rating(same: Sequence[Rating]) -> Rating:
 
 
 def require_path(settings: CorpusConfig) -> str:
-    """`corpus.path`, absolute. Raises UserError when it is not given or there is nothing."""
+    """`corpus.path`, absolute. Raises UserError if it is not set or does not exist."""
     if not settings.path:
         raise UserError("corpus.path is not set: pass corpus.path=FOLDER, the folder of a labelled corpus")
     if not storage.exists(settings.path):
-        raise UserError(f"no corpus at corpus.path={settings.path}: pass corpus.path=FOLDER with the one you have")
+        raise UserError(
+            f"no corpus at corpus.path={settings.path}: pass corpus.path=FOLDER, the folder of a labelled corpus"
+        )
     return storage.absolute(settings.path)
 
 
 def read_text(url: str) -> str:
-    """A label file as text, with its line ends as they are; bytes that are not UTF-8 become U+FFFD.
+    """A label file as text, with its line ends unchanged; bytes that are not UTF-8 become U+FFFD.
 
-    Raters wrote comments in whatever encoding they had, and no field that is used holds more than ASCII.
+    Raters' comments are in various encodings; the fields that are used are ASCII.
     """
     return storage.read(url).decode("utf-8-sig", errors="replace")
 
 
 def folder_of(path: str) -> str:
-    """The folder that `path` stands in, for local paths and URLs alike."""
+    """The parent folder of a local path or URL."""
     return path.rstrip("/").rpartition("/")[0] or "/"
 
 
 def stem(path: str) -> str:
-    """The file name of a path or URL without folder and suffix."""
+    """The file name of a local path or URL, without folder and suffix."""
     name = path.rpartition("/")[2]
     return name.rpartition(".")[0] or name

@@ -1,9 +1,9 @@
 """CREMA-D (Cao et al., IEEE Trans. Affective Computing 2014): 91 actors, names such as 1001_DFA_ANG_XX.wav.
 
 The fields are actor, sentence, emotion and intensity. The category is the emotion that the actor was to portray, not
-the one that the crowd heard; there are no ratings of activation, valence or dominance: the labels are stand-ins (see
-acted.py), on 1 to 5, and the corpus is `crema-d-proxy`. It has no official partitions, and all of it is read from a
-script. The gender comes from VideoDemographics.csv, where it is there.
+the one that the crowd perceived. There are no ratings of activation, valence or dominance: labels are stand-ins (see
+acted_categories.py) on 1 to 5, and the corpus is named `crema-d-proxy`. There are no official partitions, and all
+speech is scripted. The gender comes from VideoDemographics.csv, if that file is there.
 
 Dropped: second copies of a file (the owners ship each as WAV and as MP3; the WAV is used).
 """
@@ -27,20 +27,20 @@ _ACTORS = "VideoDemographics.csv"
 def read(settings: CorpusConfig) -> Corpus:
     """The corpus below `corpus.path`: `AudioWAV/`, or any tree that keeps the file names.
 
-    Raises UserError when no file is named as CREMA-D names them, or for what `checked` refuses.
+    Raises UserError if no file is named as in CREMA-D, or for what `checked` refuses.
     """
     folder = require_path(settings)
     files = storage.list_files(folder)
     paths = [name for name in acted_categories.audio_files(files) if _NAME.fullmatch(stem(name))]
     if not paths:
         raise UserError(f"{folder} holds no audio named as CREMA-D's is (1001_DFA_ANG_XX.wav): check corpus.path")
-    told = functools.partial(_utterance, genders=_genders(folder, files))
-    return acted_categories.gather("crema-d", settings, folder, paths, files, told)
+    parse = functools.partial(_utterance, genders=_genders(folder, files))
+    return acted_categories.read_acted("crema-d", settings, folder, paths, files, parse)
 
 
 def recognises(files: Sequence[str]) -> bool:
-    """Whether every audio file, and at least one, is named as CREMA-D names them."""
-    return acted_categories.all_named(files, _NAME)
+    """Whether there are audio files, all named as in CREMA-D."""
+    return acted_categories.all_match(files, _NAME)
 
 
 def _genders(folder: str, files: Sequence[str]) -> dict[str, str]:
@@ -55,7 +55,7 @@ def _utterance(key: str, path: str, genders: dict[str, str]) -> Utterance | str:
     found = _NAME.fullmatch(key)
     assert found is not None, path
     category = vocabulary.category(found["emotion"])
-    labels = acted_categories.stand_in(category)
+    labels = acted_categories.stand_in_labels(category)
     assert labels is not None, category
     return Utterance(
         key=key,

@@ -1,9 +1,9 @@
-"""A plain CSV: path, speaker, activation, valence, dominance, and what else is known of an utterance.
+"""A plain CSV with columns path, speaker, activation, valence, dominance, and optional others.
 
 Optional columns: utterance (its id), language, gender, partition (train, dev, test1, test2, test3), recording, session,
 style (improvised, scripted) and category (emotion class). Paths are relative to the folder of the CSV. A speaker that
-is empty or `Unknown` is not known. The scale is what `corpus.scale` says; nothing is dropped. A table that lists
-synthesiser settings (columns `set_...`) is of made speech and carries the mark MADE, whatever the config calls it.
+is empty or `Unknown` is unknown. The label scale is `corpus.scale`; nothing is dropped. A table with synthesiser
+settings (columns `set_...`) is of synthetic speech, so its results are marked MADE.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ MANIFEST = "manifest.csv"
 
 
 def read(settings: CorpusConfig) -> Corpus:
-    """The corpus of a CSV file, or of a folder that holds `manifest.csv` or a single CSV.
+    """The corpus of a CSV file, or of a folder with `manifest.csv` or a single CSV.
 
-    Raises UserError for a missing file or column, a label that is not a number, a partition that is none, or what
-    `checked` refuses.
+    Raises UserError for a missing file or column, a label that is not a number, an unknown partition, or what `checked`
+    refuses.
     """
     file = table_file(require_path(settings))
     columns, rows = read_rows(file, REQUIRED)
@@ -39,7 +39,7 @@ def read(settings: CorpusConfig) -> Corpus:
 
 
 def recognises(folder: str, files: Sequence[str]) -> bool:
-    """Whether the folder has a `manifest.csv` with ratings: they outweigh what file names tell."""
+    """Whether the folder has a `manifest.csv` with ratings; it takes precedence over the names of the audio files."""
     if MANIFEST not in files:
         return False
     columns, _ = read_rows(storage.join(folder, MANIFEST), ())
@@ -47,7 +47,7 @@ def recognises(folder: str, files: Sequence[str]) -> bool:
 
 
 def table_file(path: str) -> str:
-    """The CSV at `path`: itself, its `manifest.csv`, or the only one there. Raises UserError when there is none."""
+    """The CSV at `path`: the file itself, or the folder's `manifest.csv` or only CSV. Raises UserError for none."""
     if path.endswith(".csv"):
         return path
     names = [name for name in storage.list_files(path) if name.endswith(".csv") and "/" not in name]
@@ -60,11 +60,11 @@ def table_file(path: str) -> str:
 
 
 def read_rows(file: str, required: tuple[str, ...]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The columns of a CSV and its rows, each with its line number. Raises UserError for a column that is not there."""
+    """(columns, [(line number, row)]) of a CSV. Raises UserError for a `required` column that is missing."""
     try:
         text = storage.read(file).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{file} is not UTF-8 text: a table is a CSV file in UTF-8") from None
+        raise UserError(f"{file} is not UTF-8 text: save it as CSV in UTF-8") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
     try:
         columns = list(reader.fieldnames or [])
@@ -84,7 +84,7 @@ def _utterance(file: str, folder: str, line: int, row: dict[str, str]) -> Uttera
     path = row["path"].strip()
     if not path:
         raise UserError(f"{file} line {line}: path is empty, and every row needs one")
-    told = {name: row.get(name, "").strip() for name in ("utterance", "language", "recording", "session", "style")}
+    texts = {name: row.get(name, "").strip() for name in ("utterance", "language", "recording", "session", "style")}
     partition = vocabulary.partition(row.get("partition", ""))
     if partition is None:
         raise UserError(
@@ -92,16 +92,16 @@ def _utterance(file: str, folder: str, line: int, row: dict[str, str]) -> Uttera
         )
     activation, valence, dominance = (_number(file, line, column, row[column]) for column in PRIMITIVES)
     return Utterance(
-        key=told["utterance"] or path.rpartition(".")[0] or path,
+        key=texts["utterance"] or path.rpartition(".")[0] or path,
         path=path if "://" in path or path.startswith("/") else storage.join(folder, path),
         speaker=vocabulary.speaker(row["speaker"]),
         labels=(activation, valence, dominance),
-        language=told["language"],
+        language=texts["language"],
         gender=vocabulary.gender(row.get("gender", "")),
         partition=partition,
-        recording=told["recording"],
-        session=told["session"],
-        style=told["style"].lower(),
+        recording=texts["recording"],
+        session=texts["session"],
+        style=texts["style"].lower(),
         category=vocabulary.category(row.get("category", "")),
     )
 

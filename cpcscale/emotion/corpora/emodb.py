@@ -1,7 +1,7 @@
-"""EmoDB (Burkhardt et al., Interspeech 2005): 10 German actors, 535 utterances told by names such as 03a01Fa.wav.
+"""EmoDB (Burkhardt et al., Interspeech 2005): 10 German actors, 535 utterances with names such as 03a01Fa.wav.
 
-Seven acted emotions, no ratings: the labels are stand-ins (see acted.py), on 1 to 5, and the corpus is `emodb-proxy`.
-It has no official partitions, and all of it is read from a script. Nothing is dropped but a second copy of a file.
+Seven acted emotions without ratings: labels are stand-ins (see acted_categories.py) on 1 to 5, and the corpus is named
+`emodb-proxy`. There are no official partitions, and all speech is scripted. Only second copies of a file are dropped.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _NAME = re.compile(r"(?P<speaker>\d\d)[ab]\d\d(?P<emotion>[WLEAFTN])[a-z]?")
 
 
 def read(settings: CorpusConfig) -> Corpus:
-    """The corpus below `corpus.path`, as its owners ship it (`wav/`) or as any tree that keeps their file names.
+    """The corpus below `corpus.path`, as its owners ship it (`wav/`) or as any tree that keeps the file names.
 
-    A `manifest.csv` in the folder, where there is one, says which files belong to it (column `path`). Raises UserError
-    when no file is named as EmoDB names them, or for what `checked` refuses.
+    If the folder has a `manifest.csv`, its column `path` lists the files of the corpus. Raises UserError
+    if no file is named as in EmoDB, or for what `checked` refuses.
     """
     folder = require_path(settings)
     files = storage.list_files(folder)
@@ -43,19 +43,19 @@ def read(settings: CorpusConfig) -> Corpus:
     paths = [name for name in acted_categories.audio_files(listed) if _NAME.fullmatch(stem(name))]
     if not paths:
         raise UserError(f"{folder} holds no audio named as EmoDB's is (03a01Fa.wav): check corpus.path")
-    return acted_categories.gather("emodb", settings, folder, paths, files, _utterance)
+    return acted_categories.read_acted("emodb", settings, folder, paths, files, _utterance)
 
 
 def recognises(files: Sequence[str]) -> bool:
-    """Whether every audio file, and at least one, is named as EmoDB names them."""
-    return acted_categories.all_named(files, _NAME)
+    """Whether there are audio files, all named as in EmoDB."""
+    return acted_categories.all_match(files, _NAME)
 
 
 def _utterance(key: str, path: str) -> Utterance | str:
     found = _NAME.fullmatch(key)
     assert found is not None, path
     category = _CATEGORIES[found["emotion"]]
-    labels = acted_categories.stand_in(category)
+    labels = acted_categories.stand_in_labels(category)
     assert labels is not None, category
     return Utterance(
         key=key,

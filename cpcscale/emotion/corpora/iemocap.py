@@ -1,15 +1,15 @@
 """IEMOCAP (Busso et al., Language Resources and Evaluation 2008): 5 sessions of 2 actors, 151 dialogues, 10,039 turns.
 
-Labels are the means over the external raters of SessionN/dialog/EmoEvaluation/<dialogue>.txt, on 1 to 5; the brackets
-there hold valence, activation, dominance, in this order. The owners define no partitions: results are by
+Labels are the means over the external raters in SessionN/dialog/EmoEvaluation/<dialogue>.txt, on 1 to 5; the brackets
+there are valence, activation, dominance, in this order. The owners define no partitions: results are by
 leave-one-session-out. The speaker is the session with the letter in the last field of the turn's name: Ses01F_impro01_
-M000 is the man of session 1, and the F after Ses01 says who wore the markers. Dialogues are improvised or scripted.
+M000 is the man of session 1; the F after Ses01 says who wore the markers. Dialogues are improvised or scripted.
 
-Each rater's values come from the A- lines, and for raters who have none there from the Attribute and Self-evaluation
-files; A-F1, A-M1 and the like are the actors' own and are marked as self-reports.
+Each rater's values come from the A- lines, or from the Attribute and Self-evaluation files for raters without such
+lines. Ratings by the actors themselves (A-F1, A-M1, ...) are marked as self-reports.
 
-Every turn with a label is taken, the class xxx (no agreement) too: its three dimensions are as good as any.
-Dropped: a second label line of a turn, a label line that is not understood, and audio without a label line.
+Every turn with a label is used, also of class xxx (no agreement), since its activation, valence and dominance are
+valid. Dropped: a second label line of a turn, a label line that cannot be parsed, and audio without a label line.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class _Turn:
 
 
 def read(settings: CorpusConfig) -> Corpus:
-    """The corpus below `corpus.path`, the folder that holds Session1 to Session5 (or any of them, or one above).
+    """The corpus below `corpus.path`, the folder with Session1 to Session5 (or some of them), or one above it.
 
-    Raises UserError when there is no such folder or no label file, or for what `checked` refuses.
+    Raises UserError if there is no such folder or no label file, or for what `checked` refuses.
     """
     folder = require_path(settings)
     files = storage.list_files(folder)
@@ -86,12 +86,12 @@ def read(settings: CorpusConfig) -> Corpus:
 
 
 def recognises(files: Sequence[str]) -> bool:
-    """Whether there is a label file where IEMOCAP has its own."""
+    """Whether there is a label file at the place where IEMOCAP has them."""
     return any(_EVALUATION.fullmatch(name) for name in files)
 
 
 def _evaluated(text: str, name: str, before: dict[str, _Turn]) -> tuple[dict[str, _Turn], list[DroppedRow]]:
-    """The turns of one EmoEvaluation file that are not in `before`, each with its external raters' and own lines."""
+    """(the turns of one EmoEvaluation file with their ratings, dropped lines); turns in `before` count as second."""
     turns: dict[str, _Turn] = {}
     dropped = []
     turn: _Turn | None = None
@@ -124,7 +124,7 @@ def _rated(text: str) -> Iterator[re.Match[str]]:
 
 
 def _rating(rater: str, values: str) -> Rating:
-    # A value can be missing, and is then no number; what the rater wrote in brackets after the values is not read.
+    # A missing value becomes NaN; the rater's remarks in brackets after the values are ignored.
     given = {name: float(value) for name, value in _VALUE.findall(values.partition("(")[0])}
     activation, valence, dominance = (given.get(name, math.nan) for name in ("act", "val", "dom"))
     return Rating(rater, activation, valence, dominance, self_report=not rater.startswith("E"))

@@ -1,4 +1,4 @@
-"""Several corpora as one, to train on the first and test on the others. Pure."""
+"""Joins corpora into one, to train on one of them and test on the others. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cpcscale.emotion.corpora.corpus import Corpus, Utterance
 UNIT_SCALE = (-1.0, 1.0)
 
 
-def joined(corpora: Mapping[str, Corpus], train: str) -> Corpus:
-    """All utterances of these corpora, for the protocol `official`: `train` to train and choose by, the others tested.
+def join_corpora(corpora: Mapping[str, Corpus], train: str) -> Corpus:
+    """All utterances of these corpora, for the protocol `official`: corpus `train` is trained on, the others tested.
 
-    Labels are on [-1, 1], each corpus by its own stated scale. Keys, speakers and recordings have the name of their
-    corpus before them, as two corpora may use one name for different people; each tested corpus is the partition
-    `test NAME`. Marks are those of any of them.
+    Labels are mapped to [-1, 1] by each corpus's own stated scale. Keys, speakers and recordings are prefixed by the
+    name of their corpus, because two corpora may use one name for different people. Each tested corpus is the partition
+    `test NAME`. The marks are those of all corpora together.
     """
     return Corpus(
         name=f"{train} to {', '.join(name for name in corpora if name != train)}",
@@ -26,8 +26,8 @@ def joined(corpora: Mapping[str, Corpus], train: str) -> Corpus:
     )
 
 
-def key_in(name: str, key: str) -> str:
-    """The key that an utterance of the corpus `name` has in a joined one."""
+def joined_key(name: str, key: str) -> str:
+    """The key in a joined corpus of an utterance from the corpus `name`."""
     return f"{name}/{key}"
 
 
@@ -36,7 +36,7 @@ def _renamed(name: str, corpus: Corpus, trained: bool) -> Iterator[Utterance]:
     for row, (activation, valence, dominance) in zip(corpus.utterances, labels_UP, strict=True):
         yield dataclasses.replace(
             row,
-            key=key_in(name, row.key),
+            key=joined_key(name, row.key),
             labels=(activation, valence, dominance),
             speaker=f"{name}/{row.speaker}" if row.speaker else "",
             recording=f"{name}/{row.recording}" if row.recording else "",

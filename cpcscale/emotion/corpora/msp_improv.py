@@ -1,17 +1,17 @@
 """MSP-Improv (Busso et al., IEEE Trans. Affective Computing 2017): 6 sessions of 2 actors, 8,438 turns.
 
-Labels are the means of Evaluation.txt (Evalution.txt in the release), on 1 to 5. Its activation falls: 1 is the most
-active and 5 the calmest, so it is turned round here, 6 - A, for the means and for every worker. Whether it does fall is
-told from the file itself: where turns heard as angry have a higher A than those heard as neutral, A rises and is taken
-as it stands. A note of the corpus says which. Naturalness (N) is not used.
+Labels are the means in Evaluation.txt (Evalution.txt in the release), on 1 to 5. Its activation A is inverted (1 is the
+most active, 5 the calmest), so 6 - A is used, for the means and for every rater. The file itself decides: if turns
+rated angry have a higher mean A than neutral ones, A is not inverted and is used as it is. A note of the corpus says
+which. Naturalness (N) is not used.
 
-The table names videos, UTD-IMPROV-S01A-F01-S-FM01.avi, and the audio is MSP-IMPROV-S01A-F01-S-FM01.wav: sentence and
-target emotion, actor and session, scenario (S and T improvised, R read, P the actors between the takes), turn. The
-speaker is the actor field, as all published readers have it; whoever doubts it has leave-one-session-out. The owners
+The table lists videos, UTD-IMPROV-S01A-F01-S-FM01.avi; the audio is MSP-IMPROV-S01A-F01-S-FM01.wav. The fields are
+sentence and target emotion, actor and session, scenario (S and T improvised, R read, P the actors between the takes),
+and turn. The speaker is the actor field, as in all published readers; protocol=loso does not depend on that. The owners
 define no partitions.
 
 Dropped: turns without one of the three means (NaN; dominance is missing in an early part), a second label line of a
-turn, a name that is not understood, and audio without a label line.
+turn, a name that cannot be parsed, and audio without a label line.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _ENOUGH = 10
 def read(settings: CorpusConfig) -> Corpus:
     """The corpus below `corpus.path`: Evaluation.txt, and the audio anywhere below, by its name.
 
-    Raises UserError when there is no such table or no turn in it, or for what `checked` refuses.
+    Raises UserError if there is no such table or no turn in it, or for what `checked` refuses.
     """
     folder = require_path(settings)
     files = storage.list_files(folder)
@@ -81,7 +81,7 @@ def read(settings: CorpusConfig) -> Corpus:
 
 
 def recognises(files: Sequence[str]) -> bool:
-    """Whether there is a table, and audio named as MSP-Improv names it."""
+    """Whether there are such a table and audio named as in MSP-Improv."""
     named = any(_NAME.fullmatch(stem(name)) for name in acted_categories.audio_files(files))
     return named and _table(files) is not None
 
@@ -92,13 +92,13 @@ def _table(files: Sequence[str]) -> str | None:
 
 
 def _audio(found: re.Match[str], audio: Mapping[str, str]) -> str:
-    # Where it would be in the release, for the message about a file that is missing.
+    # The path in the release, for the message about a missing file.
     place = f"session{int(found['session'])}/{found['scenario']}/{found['style']}/MSP-IMPROV-{found['turn']}.wav"
     return audio.get(found["turn"], place)
 
 
 def _direction(rated: Mapping[str, RatedFile]) -> tuple[bool, str]:
-    """Whether A falls from active to calm, and the sentence that says so."""
+    """(whether A falls from active to calm, the note that says so)."""
     by_class: dict[str, list[float]] = {"A": [], "N": []}
     for one in rated.values():
         if one.letter in by_class and not math.isnan(one.labels[0]):

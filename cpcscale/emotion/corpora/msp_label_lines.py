@@ -1,9 +1,10 @@
-"""The label lines of the Multimodal Signal Processing laboratory, which MSP-Podcast, MSP-Improv and WHiSER share.
+"""Parses the label lines that MSP-Podcast, MSP-Improv and WHiSER (Multimodal Signal Processing laboratory) share.
 
     MSP-PODCAST_0001_0008.wav; N; A:2.200000; V:4.000000; D:2.600000;
     WORKER0000001; Neutral; Neutral,Confused; A:1.000000; V:4.000000; D:2.000000;
 
-A line with the mean of a file, then one line a worker; MSP-Improv has N (naturalness) after D. Values may be NaN.
+First a line with the means of a file, then a line for each worker (rater). MSP-Improv has N (naturalness) after D.
+Values may be NaN.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 
 from cpcscale.emotion.corpora.corpus import Rating
 
-# The values end the line: workers type words, and semicolons, of their own before them.
+# The values are at the end of the line: before them, workers may have typed any words and semicolons.
 _VALUES = re.compile(r"\bA:\s*(\S+?)\s*;\s*V:\s*(\S+?)\s*;\s*D:\s*(\S+?)\s*(?:;|$)")
 _FILE = re.compile(r"(\S+)\.(?:wav|avi|mp4|flac)\s*;\s*(\w)\s*;", re.IGNORECASE)
 
@@ -29,7 +30,7 @@ class RatedFile:
 
 
 def rated_files(text: str) -> tuple[dict[str, RatedFile], list[str]]:
-    """The files of a labels.txt or Evaluation.txt by name without suffix, and the names that come a second time."""
+    """(files of a labels.txt or Evaluation.txt by name without suffix, names that occur again)."""
     files: dict[str, RatedFile] = {}
     again = []
     current: RatedFile | None = None
@@ -47,7 +48,7 @@ def rated_files(text: str) -> tuple[dict[str, RatedFile], list[str]]:
 
 
 def rating(line: str) -> Rating | None:
-    """The values of a worker's line, or None when it is none."""
+    """The rating in a worker's line, or None for another line."""
     rater, semicolon, rest = line.partition(";")
     if not semicolon or not rater.strip() or not _VALUES.search(rest):
         return None
@@ -55,7 +56,7 @@ def rating(line: str) -> Rating | None:
 
 
 def number(text: object) -> float:
-    """A value as a float; NaN for what is missing, empty or no finite number."""
+    """The value as a float; NaN if missing, empty or not a finite number."""
     try:
         value = float(str(text))
     except ValueError:

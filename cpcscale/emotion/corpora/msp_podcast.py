@@ -1,11 +1,10 @@
 """MSP-Podcast (Lotfian & Busso, IEEE Trans. Affective Computing 2019), any release: segments of podcasts, on 1 to 7.
 
-Labels are those of labels_consensus.csv, spelled labels_concensus.csv up to release 1.8 at least, else of the JSON file
-of that name. The partitions are Split_Set, or Partitions.txt where the table has none, in one spelling: Validation and
-Development are dev, Test is test1. `Unknown` is no speaker, and the podcast's number in the file name is the recording.
-The labels of Test3 are held back by the owners. Audio lies in Audios/ or Audio/. Each worker's values come from
-labels_detailed.csv or .json or labels.txt, the first of them that is there; a form that is not known costs the single
-ratings, with a note, and not the corpus.
+Labels come from labels_consensus.csv (spelled labels_concensus.csv at least up to release 1.8), else from the JSON file
+of that name. Partitions come from Split_Set, else from Partitions.txt: Validation and Development are dev, Test is
+test1. Speaker `Unknown` is unknown, and the podcast's number in the file name is the recording. The owners hold back
+the labels of Test3. Audio lies in Audios/ or Audio/. Each worker's ratings come from the first of labels_detailed.csv,
+labels_detailed.json and labels.txt; if its form is unknown, the corpus has no single ratings, and a note says so.
 
 Dropped: rows without one of the three labels (held back), a second row of a file, and audio without a row.
 """
@@ -50,8 +49,8 @@ _RECORDING = re.compile(r"MSP-PODCAST_(\d+)_.*", re.IGNORECASE)
 def read(settings: CorpusConfig) -> Corpus:
     """The corpus below `corpus.path`, the folder of a release.
 
-    Raises UserError when there is no table, for one that is not of a known form, a partition that is none, or for what
-    `checked` refuses.
+    Raises UserError if there is no table or its form is unknown, for an unknown partition, and for what `checked`
+    refuses.
     """
     folder = require_path(settings)
     files = storage.list_files(folder)
@@ -83,12 +82,12 @@ def read(settings: CorpusConfig) -> Corpus:
 
 
 def recognises(files: Sequence[str]) -> bool:
-    """Whether there is a consensus table in any of its spellings."""
+    """Whether there is a consensus table, in any of its spellings."""
     return _first(files, _CONSENSUS) is not None
 
 
 def _first(files: Iterable[str], names: Sequence[str]) -> str | None:
-    """The file of one of these names, the earlier name and then the higher folder first."""
+    """The file with one of these names; earlier names first, then higher folders. None if there is none."""
     found = [name for name in files if name.rpartition("/")[2].lower() in names]
     return min(
         found, key=lambda name: (names.index(name.rpartition("/")[2].lower()), name.count("/"), name), default=None
@@ -96,7 +95,7 @@ def _first(files: Iterable[str], names: Sequence[str]) -> str | None:
 
 
 def _audio(files: Iterable[str]) -> dict[str, str]:
-    """The audio of each file name; of several copies that in Audios/ or Audio/."""
+    """The path of each audio file name; of several copies, the one in Audios/ or Audio/."""
     paths = sorted(
         acted_categories.audio_files(files), key=lambda path: path.lower().rpartition("/")[0].endswith(_FOLDERS)
     )
@@ -122,7 +121,7 @@ def _text(value: Any) -> str:
 
 
 def _ratings(folder: str, files: Sequence[str]) -> tuple[dict[str, tuple[Rating, ...]], tuple[str, ...]]:
-    """The ratings of each file name, and a note where there are none that can be read: labels do not need them."""
+    """(ratings of each file name, notes); if they cannot be read, a note says so, since labels do not need them."""
     detailed = _first(files, _DETAILED)
     if detailed is None:
         return {}, ()
@@ -153,7 +152,7 @@ def _utterance(
     partition = vocabulary.partition(row["Split_Set"])
     if partition is None:
         raise UserError(
-            f"{table}: {key} has Split_Set={row['Split_Set']!r}, which is no partition known of any release: "
+            f"{table}: {key} has Split_Set={row['Split_Set']!r}, which is no partition of any known release: "
             f"give one of {', '.join(vocabulary.PARTITIONS)}"
         )
     activation, valence, dominance = labels

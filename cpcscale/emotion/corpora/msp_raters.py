@@ -1,7 +1,8 @@
-"""What each worker of MSP-Podcast gave each file, from whichever of the owners' forms a release has.
+"""The ratings of single workers in MSP-Podcast, in any of the forms that releases have.
 
-labels_detailed.csv holds one line a worker, either as the text of labels.txt in a column EmoDetail, or (release 1.6,
-2.0) with columns of its own; labels_detailed.json is {file: {worker: {EmoAct: ...}}}; labels.txt is as msp.py says.
+labels_detailed.csv has a line for each worker, with the text of labels.txt in a column EmoDetail or (release 1.6, 2.0)
+with a column for each value. labels_detailed.json is {file: {worker: {EmoAct: ...}}}. labels.txt: see
+msp_label_lines.py.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ _WORKERS = ("Workers", "Worker", "WorkerID", "WorkerId", "Annotator", "Name")
 
 
 class UnknownFormError(UserError):
-    """A file of single ratings that no release known here has; the labels do not need it."""
+    """A file of single ratings is in no known form; labels do not need it."""
 
 
 def ratings_of(file: str) -> dict[str, tuple[Rating, ...]]:
-    """The ratings of each file name. Raises UnknownFormError when the file is of no known form."""
+    """The ratings of each file name. Raises UnknownFormError if the file is in no known form."""
     by_file: dict[str, list[Rating]] = defaultdict(list)
     numbers: dict[float, float] = {}
     for name, one in _lines(file):
-        # A release has over a million ratings of a few thousand workers on seven values: each is held once.
+        # A release has over a million ratings, but few distinct workers and values: each is kept in memory once.
         activation, valence, dominance = (numbers.setdefault(value, value) for value in one[1:4])
         by_file[name].append(Rating(sys.intern(one.rater), activation, valence, dominance))
     return {name: merged_ratings(ratings) for name, ratings in by_file.items()}

@@ -1,8 +1,8 @@
 """RAVDESS (Livingstone & Russo, PLoS ONE 2018): 24 actors, names such as 03-01-06-01-02-01-12.wav.
 
 The seven numbers are modality, channel (01 speech, 02 song), emotion, intensity, statement, repetition and actor (odd:
-male). Acted emotions, no ratings: the labels are stand-ins (see acted.py), on 1 to 5, and the corpus is
-`ravdess-proxy`. It has no official partitions, and all of it is read from a script.
+male). Acted emotions without ratings: labels are stand-ins (see acted_categories.py) on 1 to 5, and the corpus is named
+`ravdess-proxy`. There are no official partitions, and all speech is scripted.
 
 Dropped: song, `calm` (which has no stand-in point; so 192 of 1,440 speech files), and second copies of a file.
 """
@@ -33,19 +33,19 @@ _NAME = re.compile(r"0[1-3]-(?P<channel>0[12])-(?P<emotion>0[1-8])-0[12]-0[12]-0
 def read(settings: CorpusConfig) -> Corpus:
     """The corpus below `corpus.path`: `Actor_01/` to `Actor_24/`, or any tree that keeps the file names.
 
-    Raises UserError when no file is named as RAVDESS names them, or for what `checked` refuses.
+    Raises UserError if no file is named as in RAVDESS, or for what `checked` refuses.
     """
     folder = require_path(settings)
     files = storage.list_files(folder)
     paths = [name for name in acted_categories.audio_files(files) if _NAME.fullmatch(stem(name))]
     if not paths:
         raise UserError(f"{folder} holds no audio named as RAVDESS's is (03-01-06-01-02-01-12.wav): check corpus.path")
-    return acted_categories.gather("ravdess", settings, folder, paths, files, _utterance)
+    return acted_categories.read_acted("ravdess", settings, folder, paths, files, _utterance)
 
 
 def recognises(files: Sequence[str]) -> bool:
-    """Whether every audio file, and at least one, is named as RAVDESS names them."""
-    return acted_categories.all_named(files, _NAME)
+    """Whether there are audio files, all named as in RAVDESS."""
+    return acted_categories.all_match(files, _NAME)
 
 
 def _utterance(key: str, path: str) -> Utterance | str:
@@ -54,7 +54,7 @@ def _utterance(key: str, path: str) -> Utterance | str:
     if found["channel"] == "02":
         return "song, not speech"
     category = _CATEGORIES[found["emotion"]]
-    labels = acted_categories.stand_in(category)
+    labels = acted_categories.stand_in_labels(category)
     if labels is None:
         return f"no stand-in label for {category}"
     return Utterance(

@@ -1,4 +1,4 @@
-"""One spelling for what the owners of corpora spell in many ways: emotion classes, partitions, genders, speakers."""
+"""One spelling for emotion classes, partitions, genders and unknown speakers, which corpora spell in many ways."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PARTITIONS = {
     "test2": "test2",
     "test3": "test3",
 }
-# Raters whose majority fell on no class still gave the utterance its place in the three dimensions.
+# No class has a majority of the raters; the utterance still has ratings of its three dimensions.
 NO_AGREEMENT = "no-agreement"
 _CATEGORIES = {
     "angry": "anger",
@@ -41,7 +41,7 @@ _CATEGORIES = {
     "oth": "other",
     "xxx": NO_AGREEMENT,
 }
-# The letters that the Multimodal Signal Processing laboratory (MSP-Podcast, MSP-Improv) has for its classes.
+# The class letters in MSP-Podcast and MSP-Improv.
 MSP_CATEGORIES = {
     "A": "anger",
     "S": "sadness",
@@ -59,24 +59,24 @@ _NOBODY = frozenset({"", "unknown", "nan"})
 
 
 def category(text: str) -> str:
-    """The emotion class in one spelling (angry, ang -> anger); a word that is not known stays, in small letters."""
+    """The emotion class in one spelling (angry, ang -> anger); an unknown word stays, in lower case."""
     word = text.strip().lower()
     return _CATEGORIES.get(word, word)
 
 
 def partition(text: str) -> str | None:
-    """train, dev, test1, test2 or test3 for any of the owners' names; "" for none given (NA); None for another word."""
+    """train, dev, test1, test2 or test3 for an owner's name of it; "" for empty or NA; None for another word."""
     word = text.strip().lower().replace(" ", "").replace("_", "")
     return "" if word in ("", "na", "nan", "none") else _PARTITIONS.get(word)
 
 
 def gender(text: str) -> str:
-    """female or male; "" for Unknown; another word stays, in small letters."""
+    """female or male; "" for Unknown; another word stays, in lower case."""
     word = text.strip().lower()
     return _GENDERS.get(word, word)
 
 
 def speaker(text: str) -> str:
-    """The speaker's name, "" for nobody: `Unknown` is no speaker."""
+    """The speaker's name; "" for `Unknown`, `nan` and empty."""
     name = text.strip()
     return "" if name.lower() in _NOBODY else name

@@ -1,1 +1,1 @@
-"""Learnt networks under recognisers, and what is taken of them."""
+"""Pretrained networks whose layers are the input of recognisers."""

@@ -1,6 +1,6 @@
-"""wav2vec 2.0, HuBERT and WavLM networks under recognisers, by the optional extra `hf` (the transformers library).
+"""wav2vec 2.0, HuBERT and WavLM networks as encoders, by the optional extra `hf` (the transformers library).
 
-They hear 16 kHz and give 50 frames/s. B rows, S samples, T frames, C features, L hidden layers.
+They take audio at 16 kHz and give 50 frames/s. B rows, S samples, T frames, C features, L hidden layers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from cpcscale import audio, storage
 from cpcscale.errors import UserError
 
 PREFIX = "hf:"
-# What these networks draw at random in training. Off: the gradient of a batch would depend on how it is split over
-# micro-batches and ranks, and SpecAugment draws from numpy's global generator. The adapter changes the frame rate.
-_STILL = {
+# Random parts of these networks in training, switched off: they would make the gradient of a batch depend on how it is
+# split over micro-batches and ranks, and SpecAugment draws from numpy's global generator. The adapter changes the frame
+# rate.
+_DETERMINISTIC = {
     "hidden_dropout": 0.0,
     "attention_dropout": 0.0,
     "activation_dropout": 0.0,
@@ -34,16 +35,16 @@ _STILL = {
     "mask_feature_prob": 0.0,
     "add_adapter": False,
 }
-# What a config says of the file it came from, not of the network.
+# Entries of a config about the file it came from, not about the network.
 _PLACES = ("_name_or_path", "transformers_version", "architectures", "dtype")
 
 
 class HFEncoder(nn.Module):
-    """A network of the transformers library as an encoder: waveforms to frames of one of its layers.
+    """A network of the transformers library as an encoder, from waveforms to the frames of one of its layers.
 
     `z` is the output of its convolutions, `c` its last hidden state, `both` the two side by side, and `mix` all L + 1
-    hidden states side by side, each frame of each to zero mean and unit variance, as SUPERB weighs them (Yang et al.
-    2021, arXiv 2105.01051). `normalises` says whether it was pretrained on windows of zero mean and unit variance.
+    hidden states side by side, each frame normalised to zero mean and unit variance as in SUPERB (Yang et al. 2021,
+    arXiv 2105.01051). `normalises`: it was pretrained on windows of zero mean and unit variance.
     """
 
     network: Any
@@ -54,20 +55,20 @@ class HFEncoder(nn.Module):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides, beside the weights, what it computes."""
+        """All that decides its output besides the weights: the network's config and `normalises`."""
         values = {name: value for name, value in self._config.to_dict().items() if name not in _PLACES}
         return json.loads(json.dumps({"normalises": self.normalises, **values}, default=str))
 
     @property
     def least_samples(self) -> int:
-        """Samples of one frame, its receptive field: 400."""
+        """The receptive field of a frame in samples, 400: the fewest that give a frame."""
         samples = 1
         for kernel, stride in reversed(list(zip(self._config.conv_kernel, self._config.conv_stride, strict=True))):
             samples = (samples - 1) * stride + kernel
         return samples
 
     def frames(self, samples_B: Tensor) -> Tensor:
-        """Frames of so many samples: the convolutions are not padded."""
+        """The number of frames, [B], of rows with so many samples; the convolutions are not padded."""
         for kernel, stride in zip(self._config.conv_kernel, self._config.conv_stride, strict=True):
             samples_B = (samples_B - kernel) // stride + 1
         return samples_B
@@ -84,20 +85,21 @@ class HFEncoder(nn.Module):
 
     @property
     def hidden_states(self) -> int:
-        """How many there are, the one before the first hidden layer too: L + 1."""
+        """The number of hidden states, with the input of the first layer: L + 1."""
         return int(self._config.num_hidden_layers) + 1
 
-    def leave_unheard(self, name: Literal["c", "z", "both", "mix"]) -> None:
-        """What this layer is no function of gets no gradient."""
+    def freeze_unused(self, name: Literal["c", "z", "both", "mix"]) -> None:
+        """Switches off gradients of the parts that this layer does not depend on."""
         if name == "z":
             for part, module in self.network.named_children():
                 module.requires_grad_(part == "feature_extractor")
 
     def layer(self, wave_BS: Tensor, samples_B: Tensor, name: Literal["c", "z", "both", "mix"]) -> Tensor:
-        """x_BTC, of which the first `frames` of each row are what the row gives alone, to rounding.
+        """Features [B, T, C]; the first `frames` of each row are those of the row alone, up to rounding.
 
-        `wave_BS` is 0 from `samples_B` on. A network whose first convolution is normalised over time (wav2vec2-base,
-        hubert-base) knows no mask, padding would count: of it, rows of one length go through together, without padding.
+        `wave_BS` must be 0 from `samples_B` on. Networks whose first convolution is normalised over time
+        (wav2vec2-base, hubert-base) take no mask, so padding would change their output: rows of each length are
+        computed without it.
         """
         if self._config.feat_extract_norm == "layer":
             valid_BS = torch.arange(wave_BS.shape[1], device=wave_BS.device)[None] < samples_B[:, None]
@@ -117,7 +119,7 @@ class HFEncoder(nn.Module):
             found = self.network(wave_BS, attention_mask=valid_BS, output_hidden_states=name == "mix", return_dict=True)
         c_BTC = found.last_hidden_state
         if name == "mix":
-            # The last one as it leaves the network: some normalise it once more.
+            # The last state is taken from the output: some networks normalise it once more.
             states = (*found.hidden_states[:-1], c_BTC)
             return torch.cat([F.layer_norm(x_BTC, x_BTC.shape[-1:]) for x_BTC in states], dim=2)
         return torch.cat([z[0].transpose(1, 2), c_BTC], dim=2) if name == "both" else c_BTC
@@ -127,16 +129,16 @@ class HFEncoder(nn.Module):
         return self.network.config
 
     def __reduce__(self) -> tuple[Callable[..., HFEncoder], tuple[Any, ...]]:
-        """Weights that are computed from others, as those of the positions here, cannot be pickled."""
+        """Pickles weights and config: torch cannot pickle weights computed from others, as the positional ones here."""
         weights = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
         return _rebuilt, (self._config.model_type, self._config.to_dict(), self.normalises, weights)
 
 
 def open_hf(url: str) -> tuple[HFEncoder, dict[str, Any]]:
-    """(network, metadata) of `hf:FOLDER` or `hf:NAME`, a name on the hub; weights are read as safetensors only.
+    """(network, metadata) of `hf:FOLDER`, or of `hf:NAME` on the Hugging Face hub; reads safetensors only.
 
-    Raises UserError without the extra, for what is not there, for other kinds of networks, and for weights that are not
-    safetensors, are not all there, or want audio of another rate.
+    Raises UserError if the extra `hf` is not installed, for a missing checkpoint, other kinds of networks, weights that
+    are not safetensors or not complete, and networks for another sampling rate.
     """
     classes = _classes()
     from transformers import AutoConfig, Wav2Vec2FeatureExtractor
@@ -146,28 +148,33 @@ def open_hf(url: str) -> tuple[HFEncoder, dict[str, Any]]:
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in classes:
             raise UserError(
-                f"encoder.checkpoint={url} is a network of the kind {config.model_type}: known are {', '.join(classes)}"
+                f"encoder.checkpoint={url} is a network of the kind {config.model_type}: "
+                f"use one of {', '.join(classes)}"
             )
-        heard = Wav2Vec2FeatureExtractor.from_pretrained(name)
+        extractor = Wav2Vec2FeatureExtractor.from_pretrained(name)
         network, loaded = classes[config.model_type].from_pretrained(
-            name, config=_still(config), use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            name,
+            config=_without_randomness(config),
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     if loaded["missing_keys"]:
         raise UserError(
             f"encoder.checkpoint={url} lacks {len(loaded['missing_keys'])} weights of the network, such as "
             f"{min(loaded['missing_keys'])}, which would be random: save it whole with save_pretrained"
         )
-    if heard.sampling_rate != audio.RATE_HZ:
+    if extractor.sampling_rate != audio.RATE_HZ:
         raise UserError(
-            f"encoder.checkpoint={url} wants audio at {heard.sampling_rate} Hz, and recognisers hear {audio.RATE_HZ}: "
-            "use a network of that rate"
+            f"encoder.checkpoint={url} wants audio at {extractor.sampling_rate} Hz, but audio here is at "
+            f"{audio.RATE_HZ} Hz: use a network of that rate"
         )
-    # The owners of such networks do not say by a digest what they were pretrained on.
-    return HFEncoder(network, bool(heard.do_normalize)).eval(), {"url": url, "fingerprint": "unknown"}
+    # Such networks come without a digest of their pretraining data.
+    return HFEncoder(network, bool(extractor.do_normalize)).eval(), {"url": url, "fingerprint": "unknown"}
 
 
 def untrained_hf(known: HFEncoder, seed: int) -> HFEncoder:
-    """A network of the same architecture with new weights, which depend on `seed` alone."""
+    """A network of the same architecture with new weights that depend on `seed` alone."""
     config = known.network.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -175,13 +182,13 @@ def untrained_hf(known: HFEncoder, seed: int) -> HFEncoder:
 
 
 def absolute_hf(url: str) -> str:
-    """The same with a local folder made absolute; the name of a network on the hub as it is."""
+    """The URL with a local folder made absolute; a name on the hub stays as it is."""
     name = url.removeprefix(PREFIX)
     return PREFIX + storage.absolute(name) if Path(name).expanduser().is_dir() else url
 
 
 def library_version() -> str:
-    """The version of transformers, which decides what its networks compute."""
+    """The version of transformers; part of the cache key, as it may change the output of networks."""
     return f"transformers {version('transformers')}"
 
 
@@ -195,8 +202,8 @@ def _classes() -> dict[str, Any]:
     return {"wav2vec2": Wav2Vec2Model, "hubert": HubertModel, "wavlm": WavLMModel}
 
 
-def _still(config: Any) -> Any:
-    config.update({name: value for name, value in _STILL.items() if hasattr(config, name)})
+def _without_randomness(config: Any) -> Any:
+    config.update({name: value for name, value in _DETERMINISTIC.items() if hasattr(config, name)})
     return config
 
 
@@ -210,7 +217,7 @@ def _rebuilt(kind: str, values: dict[str, Any], normalises: bool, weights: dict[
 
 @contextmanager
 def _outputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What `module` returns inside."""
+    """A block that collects the outputs of `module` in a list."""
     found: list[Tensor] = []
     handle = module.register_forward_hook(lambda _module, _given, made: found.append(made))
     try:
@@ -221,7 +228,7 @@ def _outputs(module: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _refusing(url: str) -> Iterator[None]:
-    """What the library raises for a checkpoint that it cannot load, in one line."""
+    """A block that turns the library's error for a checkpoint it cannot load into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -236,7 +243,7 @@ def _refusing(url: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's bars and its list of weights that are not used, such as those of another task's head."""
+    """A block without the library's progress bars and its list of unused weights, such as another task's head."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

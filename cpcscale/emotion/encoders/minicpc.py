@@ -1,4 +1,4 @@
-"""miniCPC: the encoder pretrained on the labelled corpus's own audio, one network a fold (Li et al. 2021)."""
+"""miniCPC: an encoder pretrained on the audio of the labelled corpus itself, one a fold (Li et al. 2021)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.setup import Data
 
-# Raise it when the same audio, recipe and seed give other weights: networks that were kept are then trained again.
+# Raise it when the same audio, recipe and seed give other weights: cached networks are then trained again.
 VERSION = 1
 
 
 def pretrain_on(sources: Sequence[AudioFile], recipe: Recipe, folder: str) -> CPC:
-    """A network pretrained on these files alone, in this process, packed and checkpointed below `folder`.
+    """A network pretrained on these files alone, in this process; its shards and checkpoints are below `folder`.
 
-    The names of the sources key the order of training; where the files lie changes nothing.
-
-    The caller passes the training speakers of one outer fold and nobody else: an encoder that has heard a test speaker
-    is not a fair one. A folder that holds a finished pretraining of the same files and recipe is used again.
+    The order of training depends on the names of the sources, not on their paths. Pass only files of the training
+    speakers of one outer fold: an encoder trained on audio of a test speaker would make the test unfair. If `folder`
+    holds a finished pretraining of the same files and recipe, that is used.
     """
     packed = pack_sources(sources, storage.join(folder, "shards"), PackConfig())
     run_dir = storage.join(folder, "run")

@@ -1,4 +1,4 @@
-"""The networks under recognisers: from a checkpoint, untrained, or pretrained for a fold; and what they encode."""
+"""Opens, builds or pretrains the encoders of recognisers, and encodes windows with them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from cpcscale import config, storage
-from cpcscale.emotion.audio.array_cache import kind
+from cpcscale.emotion.audio.array_cache import cache_kind
 from cpcscale.emotion.audio.windows import Waves
-from cpcscale.emotion.batching import collate, like_lengths
+from cpcscale.emotion.batching import collate, group_by_length
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders import minicpc
 from cpcscale.emotion.encoders.huggingface import PREFIX, HFEncoder, absolute_hf, library_version, open_hf, untrained_hf
@@ -32,7 +32,7 @@ from cpcscale.train.checkpoint import load_encoder
 
 @dataclass(frozen=True)
 class WindowEncoder:
-    """int16 windows [S] to what an encoder makes of each at a layer, float32 [T, C]; no gradient."""
+    """Encodes int16 windows [S] to the frames of a layer, float32 [T, C] each, without gradient."""
 
     encoder: Encoder
     layer: EncoderLayer
@@ -41,26 +41,26 @@ class WindowEncoder:
 
     def __call__(self, windows: Sequence[np.ndarray]) -> list[np.ndarray]:
         self.encoder.to(self.where).eval()
-        hearing = LayerFeatures(self.encoder, self.layer, self.wave_norm)
+        layer_features = LayerFeatures(self.encoder, self.layer, self.wave_norm)
         found: dict[int, np.ndarray] = {}
         with torch.inference_mode():
-            for rows in like_lengths(windows):
+            for rows in group_by_length(windows):
                 wave_BS, samples_B = collate([windows[row] for row in rows], self.where)
-                x_BTC = hearing(wave_BS, samples_B).float().cpu().numpy()
-                frames = hearing.frames(samples_B).tolist()
+                x_BTC = layer_features(wave_BS, samples_B).float().cpu().numpy()
+                frames = layer_features.frames(samples_B).tolist()
                 # Copies: a slice would keep the padded batch alive.
                 found.update({row: x_BTC[place, : frames[place]].copy() for place, row in enumerate(rows)})
         return [found[row] for row in range(len(windows))]
 
 
-# A network, where there is one, and its metadata: see `open_encoder`.
+# (encoder or None, metadata), see `open_encoder`.
 OpenedEncoder: TypeAlias = "tuple[Encoder | None, dict[str, Any]]"
 
 
 def open_encoder(recipe: EmotionRecipe) -> OpenedEncoder:
-    """The network of `encoder.checkpoint` and its metadata, where the system uses one; else (None, {}).
+    """(the network of `encoder.checkpoint`, its metadata) if the system uses one, else (None, {}).
 
-    Raises UserError when there is none at the path, or none is given to a system that cannot do without.
+    Raises UserError if there is no checkpoint at the path, or if system=precpc has none.
     """
     url = recipe.encoder.checkpoint
     if not _uses_network(recipe):
@@ -84,7 +84,7 @@ def open_encoder(recipe: EmotionRecipe) -> OpenedEncoder:
 
 
 def open_encoders(recipes: Mapping[str, EmotionRecipe]) -> dict[str, OpenedEncoder]:
-    """`open_encoder` of each recipe, by name; a checkpoint that several of them use is read once."""
+    """`open_encoder` for each recipe, by name; a checkpoint that several use is read once."""
     known: dict[tuple[str, str], OpenedEncoder] = {}
     opened = {}
     for name, recipe in recipes.items():
@@ -100,30 +100,30 @@ def _uses_network(recipe: EmotionRecipe) -> bool:
 
 
 def absolute_checkpoint(url: str) -> str:
-    """`encoder.checkpoint` with a local path made absolute: workers stand in other folders."""
+    """`encoder.checkpoint` with a local path made absolute, because workers run in other folders."""
     if url.startswith(PREFIX):
         return absolute_hf(url)
     return storage.absolute(url) if url else ""
 
 
-def untrained(recipe: EmotionRecipe, known: Encoder | None, level: tuple[float, float]) -> Encoder:
-    """A new network of the checkpoint's architecture, or of `pretraining.model`, with this (offset, gain) if CPC."""
+def untrained_encoder(recipe: EmotionRecipe, known: Encoder | None, level: tuple[float, float]) -> Encoder:
+    """A new network with the architecture of `known`, else of `pretraining.model`; `level`: (offset, gain) of a CPC."""
     if isinstance(known, HFEncoder):
         return untrained_hf(known, recipe.seed)
     return build(_model(recipe, known), recipe.seed, offset=level[0], gain=level[1])
 
 
-def level_of(encoder: Encoder) -> tuple[float, float]:
-    """(offset, gain) of its input."""
+def input_level(encoder: Encoder) -> tuple[float, float]:
+    """The (offset, gain) that an encoder applies to its input; (0, 1) for networks other than CPC."""
     if isinstance(encoder, HFEncoder):
         return 0.0, 1.0
     return float(encoder.offset), float(encoder.gain)
 
 
-def wave_level(waves: Iterable[np.ndarray]) -> tuple[float, float]:
-    """(offset, gain) that bring these int16 waveforms, together, to zero mean and unit variance as floats.
+def measure_level(waves: Iterable[np.ndarray]) -> tuple[float, float]:
+    """The (offset, gain) that scale all these int16 waveforms together, as floats, to zero mean and unit variance.
 
-    Each is asked for once, so that no more than one need be in memory.
+    Each waveform is read once, so one at a time is in memory.
     """
     samples, total, total_square = 0, 0.0, 0.0
     for wave in waves:
@@ -135,8 +135,8 @@ def wave_level(waves: Iterable[np.ndarray]) -> tuple[float, float]:
     return mean / 32768, 32768 / deviation if deviation > 0 else 1.0
 
 
-def pretrained_on(recipe: EmotionRecipe, corpus: Corpus, known: Encoder | None, rows: Sequence[int]) -> CPC:
-    """A network pretrained on these utterances alone, in this process."""
+def pretrain_on_rows(recipe: EmotionRecipe, corpus: Corpus, known: Encoder | None, rows: Sequence[int]) -> CPC:
+    """Pretrains a network on these utterances alone, in this process."""
     chosen = [corpus.utterances[row] for row in rows]
     sources = [
         AudioFile(
@@ -144,7 +144,7 @@ def pretrained_on(recipe: EmotionRecipe, corpus: Corpus, known: Encoder | None, 
         )
         for one in chosen
     ]
-    # Other folds run beside this one: its share of the cores is what torch has here, not the whole machine.
+    # Other folds run at the same time: use the threads that torch has here, not all cores.
     train = dataclasses.replace(
         recipe.pretraining.train, threads=recipe.pretraining.train.threads or torch.get_num_threads()
     )
@@ -153,42 +153,42 @@ def pretrained_on(recipe: EmotionRecipe, corpus: Corpus, known: Encoder | None, 
         return minicpc.pretrain_on(sources, pretraining, folder)
 
 
-def pretrained_on_corpus(recipe: EmotionRecipe, waves: Waves, known: Encoder | None) -> CPC:
-    """A network pretrained on all utterances that can be used, those of test speakers too: TRANSDUCTIVE.
+def pretrain_on_corpus(recipe: EmotionRecipe, waves: Waves, known: Encoder | None) -> CPC:
+    """A network pretrained on all usable utterances, also of test speakers: results are marked TRANSDUCTIVE.
 
-    It is kept in the audio cache by what it follows from, so that runs with another head, layer or protocol share it;
-    of several processes one makes it and the others wait.
+    It is kept in the audio cache by its config and audio, so runs with another head, layer or protocol share it. If
+    several processes need it, one trains it and the others wait.
     """
     corpus, model = waves.corpus, _model(recipe, known)
-    heard = [
+    sources = [
         (one.key, one.speaker, one.language, digest)
         for one, digest in zip(corpus.utterances, waves.digests, strict=True)
     ]
     placeless = dataclasses.replace(
         recipe.pretraining, model=model, train=dataclasses.replace(recipe.pretraining.train, threads=0)
     )
-    what = kind(
-        "minicpc network", config.digest(placeless), json.dumps(heard), f"{minicpc.VERSION} torch {torch.__version__}"
+    kind = cache_kind(
+        "minicpc network", config.digest(placeless), json.dumps(sources), f"{minicpc.VERSION} torch {torch.__version__}"
     )
     blank = build(model, seed=0)
     names = list(blank.state_dict())
-    held = waves.cache.held(what)
-    if any(name not in held for name in names):
-        with waves.cache.filling(what) as filler:
-            # Anew: this process may have waited for one that made it.
-            if any(name not in filler.held for name in names):
+    cached = waves.cache.arrays(kind)
+    if any(name not in cached for name in names):
+        with waves.cache.writer(kind) as writer:
+            # Looked up again: this process may have waited for another that trained it.
+            if any(name not in writer.arrays for name in names):
                 note(f"minicpc: pretraining on all {len(corpus.utterances):,} utterances of {corpus.name}")
-                made = pretrained_on(recipe, corpus, known, range(len(corpus.utterances)))
+                made = pretrain_on_rows(recipe, corpus, known, range(len(corpus.utterances)))
                 for name, tensor in made.state_dict().items():
-                    filler.add(name, tensor.cpu().numpy())
-        held = filler.held
-    held.keep(names)
-    blank.load_state_dict({name: torch.from_numpy(held.read(name, _gone).copy()) for name in names})
+                    writer.add(name, tensor.cpu().numpy())
+        cached = writer.arrays
+    cached.keep_only(names)
+    blank.load_state_dict({name: torch.from_numpy(cached.read(name, _refuse_corrupt).copy()) for name in names})
     return blank
 
 
 def encoder_digest(encoder: Encoder | None) -> str:
-    """sha256 of a network's weights, and of another's than CPC its settings; an empty string without one."""
+    """sha256 of a network's weights (and its settings, if it is not CPC); "" without a network."""
     if encoder is None:
         return ""
     digest = hashlib.sha256()
@@ -199,14 +199,14 @@ def encoder_digest(encoder: Encoder | None) -> str:
     return digest.hexdigest()
 
 
-def features_digest(hearing: LayerFeatures) -> str:
-    """What decides the features of an encoder beside the waveform."""
-    library = library_version() if isinstance(hearing.encoder, HFEncoder) else ""
-    return f"{encoder_digest(hearing.encoder)} {hearing.features} torch {torch.__version__} {library}"
+def features_digest(layer_features: LayerFeatures) -> str:
+    """A text that changes when the same waveform may give other features; part of their cache key."""
+    library = library_version() if isinstance(layer_features.encoder, HFEncoder) else ""
+    return f"{encoder_digest(layer_features.encoder)} {layer_features.identity} torch {torch.__version__} {library}"
 
 
-def _gone() -> np.ndarray:
-    raise UserError("the network of minicpc in the audio cache was garbled, and is removed: start again")
+def _refuse_corrupt() -> np.ndarray:
+    raise UserError("the network of minicpc in the audio cache was corrupt, and is removed: start again")
 
 
 def _model(recipe: EmotionRecipe, known: Encoder | None) -> ModelConfig:

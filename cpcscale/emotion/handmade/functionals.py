@@ -1,7 +1,7 @@
 """The classic spectral features of an utterance: statistics of its MFCCs over time (Schuller et al., Interspeech 2009).
 
-Pure. They know the level of a recording (c0) and how it varies, the long-term spectrum and how fast it moves, and the
-duration; of pitch they know nothing: prosody.py does.
+Pure. They cover the level of a recording (c0) and its variation, the long-term spectrum and how fast it changes, and
+the duration, but not pitch, which prosody.py covers.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ NAMES = (
 
 
 def functionals(wave_S: np.ndarray) -> np.ndarray:
-    """float32 [F], F = 66 as NAMES has them, of a float waveform in [-1, 1) at 16 kHz.
+    """The features named by NAMES, float32 [66], of a float waveform in [-1, 1) at 16 kHz.
 
-    The deltas are Kaldi's: the slope of a line through five frames. Raises UserError under 0.1 s.
+    The deltas are Kaldi's: the slope of a line through five frames. Raises UserError for less than 0.1 s.
     """
     refuse_short(wave_S)
     c_TC = mfcc.mfcc(wave_S, COEFFICIENTS)
@@ -46,7 +46,7 @@ def functionals(wave_S: np.ndarray) -> np.ndarray:
 
 
 def version() -> str:
-    """What decides the values beside the waveform."""
+    """A text that changes when the same waveform may give other values: VERSION and that of mfcc.py."""
     return f"{VERSION} mfcc {mfcc.version()}"
 
 

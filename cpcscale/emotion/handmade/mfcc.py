@@ -8,18 +8,18 @@ import numpy as np
 from cpcscale import audio
 from cpcscale.errors import UserError
 
-# Raise it when `mfcc` or `log_mel` gives other values: cached features are then computed again. tests/golden watches
-# each VERSION of features.
+# Raise it when `mfcc` or `log_mel` gives other values: cached features are then computed again. tests/golden fails if
+# values change and VERSION does not.
 VERSION = 1
 _MELS = 80
-# Speech shorter than this has too few frames for a percentile or a rate to mean anything.
+# Shorter speech has too few frames for percentiles and rates.
 LEAST_S = 0.1
 
 
 def mfcc(wave_S: np.ndarray, coefficients: int = 40) -> np.ndarray:
-    """float32 [T, coefficients] of a float waveform in [-1, 1): Kaldi's MFCC, 25 ms windows every 10 ms, no dither.
+    """Kaldi's MFCC, float32 [T, coefficients], of a float waveform in [-1, 1): 25 ms windows every 10 ms, no dither.
 
-    T = S // 160 as for the CPC encoder: frames stand in the middle of their 10 ms, the ends are mirrored.
+    T = S // 160, as for the CPC encoder: each frame is centred on its 10 ms, and the ends are mirrored.
     """
     options = knf.MfccOptions()
     options.num_ceps = coefficients
@@ -29,7 +29,7 @@ def mfcc(wave_S: np.ndarray, coefficients: int = 40) -> np.ndarray:
 
 
 def log_mel(wave_S: np.ndarray, bands: int = 40) -> np.ndarray:
-    """float32 [T, bands] of a float waveform in [-1, 1): Kaldi's log mel filterbank energies, as `mfcc` frames them."""
+    """Kaldi's log mel filterbank energies, float32 [T, bands], of a float waveform in [-1, 1); frames as in `mfcc`."""
     options = knf.FbankOptions()
     _shared(options)
     options.mel_opts.num_bins = bands
@@ -37,23 +37,23 @@ def log_mel(wave_S: np.ndarray, bands: int = 40) -> np.ndarray:
 
 
 def refuse_short(wave_S: np.ndarray) -> None:
-    """Raises UserError for a waveform at 16 kHz of less than LEAST_S seconds."""
+    """Raises UserError for a waveform at 16 kHz shorter than LEAST_S seconds."""
     if len(wave_S) < LEAST_S * audio.RATE_HZ:
         raise UserError(
             f"an utterance of {len(wave_S) / audio.RATE_HZ:.3f} s is too short for functionals (at least {LEAST_S} s): "
-            "drop its row"
+            "drop its row from the corpus"
         )
 
 
 def version() -> str:
-    """What decides the values beside the waveform: this module's VERSION and the library's."""
+    """A text that changes when the same waveform may give other values: VERSION and the library's version."""
     return f"{VERSION} kaldi-native-fbank {knf.__version__}"
 
 
 def _shared(options: knf.MfccOptions | knf.FbankOptions) -> None:
     options.frame_opts.samp_freq = audio.RATE_HZ
     options.frame_opts.dither = 0.0
-    # False: frames centred on their 10 ms, mirrored at the ends, so that S samples give S / 160 frames, rounded.
+    # False: frames are centred on their 10 ms and mirrored at the ends, so S samples give S / 160 frames, rounded.
     options.frame_opts.snip_edges = False
     options.mel_opts.num_bins = _MELS
 

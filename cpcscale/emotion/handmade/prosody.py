@@ -1,6 +1,6 @@
-"""How an utterance is said, not what: functionals of pitch, energy, rate and voicing. Pure.
+"""Prosodic features of an utterance: statistics of pitch, energy, speaking rate and voicing. Pure.
 
-Two sets, and a result says which it had by `chosen`:
+There are two kinds; `choose_kind` says which is used, and results state it:
 
 - `egemaps`: the 88 functionals of eGeMAPS v02 (Eyben et al. 2016, IEEE Trans. Affective Computing 7), by openSMILE, the
   optional extra `opensmile`. Its licence is audEERING's: research and private use; no product without another licence.
@@ -29,7 +29,7 @@ LICENCE = (
     "openSMILE is under the audEERING research licence: not for commercial use, nor are models made from its features"
 )
 _SPREAD = ("mean", "deviation", "percentile_10", "percentile_50", "percentile_90", "range")
-# Slopes are over voiced frames next to each other, energy's over all; a run is voiced frames without a gap.
+# F0 slopes are between adjacent voiced frames, energy slopes between all; a run is voiced frames without a gap.
 NAMES = (
     *(f"f0_{name}_st" for name in _SPREAD),
     *(f"f0_{name}_st_per_frame" for name in ("rise", "fall", "slope", "slope_deviation", "slope_size")),
@@ -52,9 +52,9 @@ NAMES = (
 _HOP = audio.RATE_HZ // 100
 _WINDOW = audio.RATE_HZ // 40
 _LOWEST_HZ, _HIGHEST_HZ = 60.0, 500.0
-# Semitones are counted from here, as eGeMAPS counts them.
+# Semitones are relative to this, as in eGeMAPS.
 _BASE_HZ = 27.5
-# The square of one step of 16-bit audio: digital silence is no quieter than that.
+# The square of one step of 16-bit audio: the energy of digital silence.
 _FLOOR = 2.0**-30
 
 
@@ -62,10 +62,10 @@ _FLOOR = 2.0**-30
 VERSION = 1
 
 
-def chosen(kind: str) -> str:
-    """`egemaps` or `pitch`: for `auto` the first where openSMILE is installed. A result carries it.
+def choose_kind(kind: str) -> str:
+    """egemaps or pitch; `auto` is egemaps if openSMILE is installed, else pitch.
 
-    Raises UserError for another word, and for `egemaps` without the extra.
+    Raises UserError for another word, and for egemaps without openSMILE.
     """
     config.check_choice("prosody", kind, KINDS)
     match kind, _installed():
@@ -81,20 +81,21 @@ def chosen(kind: str) -> str:
 
 
 def version(kind: str) -> str:
-    """What decides the values beside the waveform: the set, VERSION and the version of the library."""
+    """A text that changes when the same waveform may give other values: VERSION, kind and the library's version."""
     library = "opensmile" if kind == "egemaps" else "kaldi-native-fbank"
     return f"{VERSION} {kind} {library} {importlib.metadata.version(library)}"
 
 
-def names(kind: str) -> tuple[str, ...]:
-    """The features of a set that `chosen` gave, in order."""
+def feature_names(kind: str) -> tuple[str, ...]:
+    """The names of the features of a kind, in the order of `prosody`."""
     return tuple(_smile().feature_names) if kind == "egemaps" else NAMES
 
 
 def prosody(wave_S: np.ndarray, kind: str) -> np.ndarray:
-    """float32 [F] of a float waveform in [-1, 1) at 16 kHz, as `names(kind)` has them, for a `kind` of `chosen`.
+    """The features `feature_names(kind)`, float32 [F], of a float waveform in [-1, 1) at 16 kHz.
 
-    What there is none of (the pitch of a whisper) is 0, as in eGeMAPS. Raises UserError under 0.1 s.
+    `kind` comes from `choose_kind`. Features that are undefined (the pitch of a whisper) are 0, as in eGeMAPS. Raises
+    UserError for less than 0.1 s.
     """
     match kind:
         case "egemaps":
@@ -105,14 +106,14 @@ def prosody(wave_S: np.ndarray, kind: str) -> np.ndarray:
             return np.array([measured[name] for name in NAMES], np.float32)
 
 
-def track(wave_S: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def track_pitch(wave_S: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(F0 in Hz, correlation, voiced) of each frame of 10 ms, [T] each, T = S // 160 or one less.
 
     Correlation is the normalised cross-correlation at the pitch lag, in [0, 1]. A frame is voiced when Kaldi's
-    probability of voicing, a function of it fitted to laryngograph data, is above one half. F0 goes on through frames
-    that are not voiced. Raises UserError under 0.1 s.
+    probability of voicing, a function of the correlation fitted to laryngograph data, is above one half. F0
+    has a value in unvoiced frames too. Raises UserError for less than 0.1 s.
     """
-    # On a few tens of milliseconds the tracker (1.23.0, snip_edges off) writes past its memory.
+    # On a few tens of milliseconds, the tracker (1.23.0, snip_edges off) writes out of bounds.
     refuse_short(wave_S)
     options = knf.PitchExtractionOptions()
     options.samp_freq = audio.RATE_HZ
@@ -133,15 +134,15 @@ def _voicing_logit(n: np.ndarray) -> np.ndarray:
     return -5.2 + 5.4 * np.exp(7.5 * (n - 1)) + 4.8 * n - 2 * np.exp(-10 * n) + 4.2 * np.exp(20 * (n - 1))
 
 
-def energy(wave_S: np.ndarray, frames: int) -> np.ndarray:
-    """dB re full scale of 25 ms in the middle of each of `frames` hops of 10 ms, [T]; at least -90.3."""
+def frame_energy(wave_S: np.ndarray, frames: int) -> np.ndarray:
+    """Energy in dB re full scale, [T], of 25 ms centred on each of `frames` hops of 10 ms; at least -90.3."""
     padded = np.pad(wave_S.astype(np.float64), (_WINDOW - _HOP) // 2)
     windows_TS = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_HOP][:frames]
     return 10 * np.log10(np.maximum(np.square(windows_TS).mean(axis=1), _FLOOR))
 
 
-def syllables(energy_T: np.ndarray, voiced_T: np.ndarray) -> int:
-    """The syllable nuclei: voiced peaks of the smoothed energy with dips of 2 dB beside them.
+def count_syllables(energy_T: np.ndarray, voiced_T: np.ndarray) -> int:
+    """The number of syllable nuclei: voiced peaks of the smoothed energy that rise 2 dB above the dips beside them.
 
     After de Jong & Wempe 2009, Behavior Research Methods 41.
     """
@@ -152,9 +153,9 @@ def syllables(energy_T: np.ndarray, voiced_T: np.ndarray) -> int:
 
 
 def _measure(wave_S: np.ndarray) -> dict[str, float]:
-    f0_T, correlation_T, voiced_T = track(wave_S)
+    f0_T, correlation_T, voiced_T = track_pitch(wave_S)
     seconds = len(wave_S) / audio.RATE_HZ
-    energy_T = energy(wave_S, len(f0_T))
+    energy_T = frame_energy(wave_S, len(f0_T))
     st_T = 12 * np.log2(f0_T / _BASE_HZ)
     slope_f0 = np.diff(st_T)[voiced_T[1:] & voiced_T[:-1]]
     slope_energy = np.diff(energy_T)
@@ -181,7 +182,7 @@ def _measure(wave_S: np.ndarray) -> dict[str, float]:
         "voiced_run_deviation_s": _deviation(runs_s),
         "pause_mean_s": _mean(pauses_s),
         "pause_deviation_s": _deviation(pauses_s),
-        "syllables_per_s": syllables(energy_T, voiced_T) / seconds,
+        "syllables_per_s": count_syllables(energy_T, voiced_T) / seconds,
         "duration_s": seconds,
     }
     return _spread("f0_{}_st", st_T[voiced_T]) | _spread("energy_{}_db", energy_T) | slopes | voicing

@@ -1,7 +1,8 @@
-"""The recogniser of arXiv 2102.06357: self-attention over frames, mean and deviation over time, a small dense head.
+"""The recogniser of arXiv 2102.06357: self-attention over frames, mean and deviation over time, two dense layers.
 
-The paper states no positional encoding, residual path or normalisation layer: there is none. "512 hidden" is read as
-the total over the heads. U utterances, B rows of a batch, T frames, C input features, H hidden units, P primitives.
+The paper mentions no positional encoding, residual path or normalisation layer, so there is none. We read its "512
+hidden" as the total over the heads. U utterances, B rows of a batch, T frames, C input features, H hidden units, P
+primitives.
 """
 
 from __future__ import annotations
@@ -27,34 +28,39 @@ _EPSILON = 1e-6
 class AttentionHeadConfig:
     """The head on top of the features; the defaults are the paper's."""
 
-    heads: int = 8  # of the self-attention
-    hidden: int = 512  # over all heads
-    dense: int = 128  # units of each of the two dense layers
-    dropout: float = 0.2  # share of units left out in training
-    pool_frames: int = 1  # this many consecutive frames are averaged before the attention; 1 is the paper's
+    # heads of the self-attention
+    heads: int = 8
+    # units of the self-attention, over all heads
+    hidden: int = 512
+    # units of each of the two dense layers
+    dense: int = 128
+    # share of units left out in training
+    dropout: float = 0.2
+    # this many consecutive frames are averaged before the attention; 1 is the paper's
+    pool_frames: int = 1
 
     def __post_init__(self) -> None:
         config.at_least(
             1, **{f"recogniser.{name}": getattr(self, name) for name in ("heads", "hidden", "dense", "pool_frames")}
         )
         if self.hidden % self.heads:
-            raise UserError(f"recogniser.hidden={self.hidden} does not divide by recogniser.heads={self.heads}")
+            raise UserError(f"recogniser.hidden={self.hidden} is not a multiple of recogniser.heads={self.heads}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"recogniser.dropout={self.dropout} is not in [0, 1)")
 
 
 class AttentionHead(nn.Module):
-    """Features of utterances to activation, valence and dominance on the unit scale of labels, [-1, 1].
+    """Predicts activation, valence and dominance, on [-1, 1], from the frames of an utterance.
 
-    A padded batch gives what its rows give one by one: frames from `frames_B` on reach neither attention nor pooling.
-    The features' mean and deviation are buffers, set by `standardise`, so that a saved recogniser carries them.
+    A padded batch gives the same as its rows one by one: padding reaches neither attention nor pooling. The mean and
+    deviation of the features are buffers, set by `standardise`, so they are saved with the weights.
     """
 
     mean_C: Tensor
     deviation_C: Tensor
 
     def __init__(self, settings: AttentionHeadConfig, width: int, layers: Sequence[int] = ()) -> None:
-        """`layers`, where they are to be mixed, are the widths of those that stand side by side in `width`."""
+        """`layers`: to mix encoder layers, the width of each; they lie side by side in the `width` input features."""
         super().__init__()
         self.config = settings
         self.register_buffer("mean_C", torch.zeros(width))
@@ -73,14 +79,14 @@ class AttentionHead(nn.Module):
         )
 
     def standardise(self, mean_C: Tensor, deviation_C: Tensor) -> None:
-        """From now on features are shifted and scaled by these; a feature that never varies is only shifted."""
+        """Sets the mean and deviation by which features are standardised; a constant feature is only shifted."""
         self.mean_C.copy_(mean_C)
         self.deviation_C.copy_(torch.where(deviation_C > _EPSILON, deviation_C, torch.ones_like(deviation_C)))
 
     def forward(self, x_BTC: Tensor, frames_B: Tensor, key_B: Tensor | None = None) -> Tensor:
         """[B, P] for features with `frames_B` valid frames a row, at least one each.
 
-        `key_B`, int64, keys the dropout of each row; in training with dropout there is a ValueError without.
+        `key_B`, int64, keys the dropout of each row. Raises ValueError without it in training with dropout.
         """
         x_BTC, frames_B = average_frames((x_BTC - self.mean_C) / self.deviation_C, frames_B, self.config.pool_frames)
         if self.layer_mix is not None:
@@ -101,18 +107,18 @@ class AttentionHead(nn.Module):
 
 
 class KeyedDropout(nn.Module):
-    """Dropout whose mask follows from each row's key alone: one and the same in any batch, order and on any device.
+    """Dropout whose mask depends on each row's key alone, not on the batch, its order or the device.
 
-    So a row that is pushed through twice, or on another rank, loses the same units.
+    So a second forward pass of a row, or one on another rank, drops the same units.
     """
 
     def __init__(self, p: float, number: int) -> None:
-        """`number` tells the dropouts of one network apart."""
+        """`number` gives each dropout of a network its own masks."""
         super().__init__()
         self.p, self.number = p, number
 
     def forward(self, x_BF: Tensor, key_B: Tensor | None) -> Tensor:
-        """Each unit 0 with probability p, else scaled by 1 / (1 - p); the input itself in evaluation or where p is 0.
+        """Sets each unit to 0 with probability p, else scales it by 1 / (1 - p); the identity in evaluation.
 
         Raises ValueError in training without keys (int64, one a row).
         """
@@ -129,11 +135,11 @@ class KeyedDropout(nn.Module):
 
 
 class LayerMix(nn.Module):
-    """Layers side by side to one: scale * sum over layers of share * layer, the shares a softmax of learnt weights.
+    """A learnt weighted sum of layers: scale * sum of share_l * layer_l; the shares are a softmax of learnt weights.
 
-    So SUPERB weighs the hidden states of a network (Yang et al. 2021, arXiv 2105.01051). Layers of one width are summed
-    as they are. Of several widths, such as z and c, each has a learnt map to the widest. Its rows are of unit length:
-    how much of a layer passes is said by its share alone, and how loud a frame is gets lost in no normalisation.
+    As SUPERB weighs the hidden states of a network (Yang et al. 2021, arXiv 2105.01051). Layers of one width are summed
+    as they are. Layers of several widths, such as z and c, are first mapped to the widest by learnt matrices whose rows
+    have unit length: then a layer's share alone says how much it counts, and the loudness of a frame is kept.
     """
 
     def __init__(self, widths: Sequence[int]) -> None:
@@ -146,7 +152,7 @@ class LayerMix(nn.Module):
 
     @property
     def share_L(self) -> Tensor:
-        """The part that each layer has, adding up to 1."""
+        """The weight of each layer [L]; they sum to 1."""
         return self.weight_L.softmax(dim=0)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
@@ -157,35 +163,35 @@ class LayerMix(nn.Module):
 
 
 class EncoderWithHead(nn.Module):
-    """An encoder of which the recogniser hears a layer, trained together; it takes waveforms."""
+    """An encoder and an attention head on one of its layers, trained together on waveforms."""
 
     def __init__(
         self, encoder: Encoder, recogniser: AttentionHead, layer: EncoderLayer = "c", wave_norm: WaveNorm = "corpus"
     ) -> None:
         super().__init__()
         self.encoder, self.recogniser = encoder, recogniser
-        self.hearing = LayerFeatures(encoder, layer, wave_norm)
-        self.hearing.leave_unheard()
+        self.layer_features = LayerFeatures(encoder, layer, wave_norm)
+        self.layer_features.freeze_unused()
 
     def forward(self, wave_BS: Tensor, samples_B: Tensor, key_B: Tensor | None = None) -> Tensor:
-        """[B, P] for waveforms in [-1, 1) with `samples_B` valid samples a row, at least `hearing.least_samples` each.
+        """[B, P] for waveforms in [-1, 1) with `samples_B` valid samples a row.
 
-        `key_B` keys the recogniser's dropout.
+        Each row has at least `layer_features.least_samples`. `key_B` keys the recogniser's dropout.
         """
-        return self.recogniser(self.hearing(wave_BS, samples_B), self.hearing.frames(samples_B), key_B)
+        return self.recogniser(self.layer_features(wave_BS, samples_B), self.layer_features.frames(samples_B), key_B)
 
 
 def learnt_mix(network: nn.Module) -> list[float]:
-    """The shares of a recogniser's layers, alone or over its encoder; empty where it mixes none."""
+    """The layer shares of a recogniser, with or without its encoder; empty if it mixes no layers."""
     recogniser = network.recogniser if isinstance(network, EncoderWithHead) else network
     mix = recogniser.layer_mix if isinstance(recogniser, AttentionHead) else None
     return [] if mix is None else [round(share, 6) for share in mix.share_L.tolist()]
 
 
 def average_frames(x_BTC: Tensor, frames_B: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Means of `count` consecutive valid frames and how many there are a row: ceil(frames / count).
+    """(means of `count` consecutive valid frames, their number in each row: ceil(frames / count)).
 
-    The last mean of a row is over the valid frames that are left, so padding never weighs in.
+    The last mean of a row is over its remaining valid frames, so padding has no weight.
     """
     if count == 1:
         return x_BTC, frames_B
@@ -200,7 +206,7 @@ def average_frames(x_BTC: Tensor, frames_B: Tensor, count: int) -> tuple[Tensor,
 
 
 def pool(x_BTC: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, standard deviation) over the valid frames, each [B, C]; the gradient is finite where x is constant."""
+    """(mean, standard deviation) over the valid frames, each [B, C]; the gradient is finite also for constant x."""
     weight_BT1 = valid_BT[..., None].to(x_BTC.dtype)
     count_B1 = weight_BT1.sum(dim=1)
     mean_BC = (x_BTC * weight_BT1).sum(dim=1) / count_B1

@@ -1,8 +1,8 @@
-"""The config of a trained recogniser, chosen among several by successive halving on development speakers.
+"""Chooses the config of an attention head by successive halving on development speakers.
 
-All candidates train for a few epochs, the better quarter goes on, and the best of these to the end: Jamieson and
-Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization" (arXiv 1502.07943), with a quarter
-kept in place of a half. A support vector regression is chosen in classic.py.
+All candidates train for a few epochs, the best quarter trains on, and the best of these to the end: Jamieson and
+Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization" (arXiv 1502.07943), keeping a
+quarter instead of a half. heads/svm.py chooses the config of a support vector machine.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from typing import Any
 from cpcscale.emotion.heads.training import EpochResult, HeadTraining
 from cpcscale.emotion.recipe import EmotionRecipe
 
-_KEPT = 4  # one in so many goes on
-_RUNGS = (0.1, 1 / 3)  # shares of the epochs after which candidates are compared
-# The paper's dropout or more, a slow and a fast rate; over features that stay also coarser frames and a heavier decay.
+# One candidate in so many trains on after each comparison.
+_KEPT = 4
+# Candidates are compared after these shares of the epochs.
+_RUNGS = (0.1, 1 / 3)
+# The paper's dropout or more, a slow and a fast rate; on fixed features also coarser frames and a stronger decay.
 _RATES, _DROPOUTS, _POOLS, _DECAYS = (3e-4, 1e-3), (0.2, 0.5), (4, 16), (1e-5, 1e-3)
 
 
 def candidates(recipe: EmotionRecipe) -> list[EmotionRecipe]:
-    """The recipes to try: 16 over features that stay, 4 where the encoder is trained, which takes many times as long.
+    """The recipes to try: 16 on fixed features, or 4 if the encoder is trained, which takes many times as long.
 
-    Without `fit_search` the recipe alone.
+    Without `fit_search`, the recipe alone.
     """
     if not recipe.fit_search:
         return [recipe]
@@ -40,8 +42,8 @@ def candidates(recipe: EmotionRecipe) -> list[EmotionRecipe]:
     ]
 
 
-def settings(recipe: EmotionRecipe) -> dict[str, Any]:
-    """What tells a candidate from the others, by config key."""
+def searched_settings(recipe: EmotionRecipe) -> dict[str, Any]:
+    """The values that differ between candidates, by config key."""
     return {
         "fit.learning_rate": recipe.fit.learning_rate,
         "fit.weight_decay": recipe.fit.weight_decay,
@@ -51,15 +53,14 @@ def settings(recipe: EmotionRecipe) -> dict[str, Any]:
 
 
 def rungs(epochs: int) -> list[int]:
-    """The epochs after which candidates are compared: distinct, rising, before the last."""
+    """The epochs after which candidates are compared: ascending, distinct, before the last."""
     return sorted({rung for share in _RUNGS if 0 < (rung := max(1, round(share * epochs))) < epochs})
 
 
-def halve(fits: Sequence[HeadTraining], epochs: int) -> Iterator[tuple[int, EpochResult]]:
-    """Trains them in turns up to `epochs`, fewer from rung to rung; yields each epoch with its fit's place.
+def successive_halving(fits: Sequence[HeadTraining], epochs: int) -> Iterator[tuple[int, EpochResult]]:
+    """Trains the fits in turns, fewer after each rung, up to `epochs`; yields (index of the fit, its epoch).
 
-    After it, the fit with the greatest development CCC at any epoch is the choice, see `best_of`. A single fit is just
-    trained. Of equals the first goes on.
+    At the end `best_fit` gives the choice. A single fit is just trained. On a tie the earlier fit trains on.
     """
     left = list(range(len(fits)))
     for rung in [*(rungs(epochs) if len(fits) > 1 else ()), epochs]:
@@ -69,8 +70,8 @@ def halve(fits: Sequence[HeadTraining], epochs: int) -> Iterator[tuple[int, Epoc
         left = sorted(left, key=lambda place: -_score(fits[place]))[: max(1, len(left) // _KEPT)]
 
 
-def best_of(fits: Sequence[HeadTraining]) -> int:
-    """The place of the fit whose best epoch has the greatest development CCC; of equals the first."""
+def best_fit(fits: Sequence[HeadTraining]) -> int:
+    """The index of the fit whose best epoch has the highest development CCC; on a tie the first."""
     return max(range(len(fits)), key=lambda place: (_score(fits[place]), -place))
 
 

@@ -1,7 +1,7 @@
-"""Classic systems: one vector an utterance, standardised, and support vector machines on it. Pure, and deterministic.
+"""Support vector machines on one standardised vector an utterance, for the classic systems. Pure and deterministic.
 
-U utterances, F features, P primitives, T frames, C channels. A support vector machine's time grows with the square of
-its training rows: hundreds to a few thousand utterances are what these systems are for.
+U utterances, F features, P primitives. The time of a support vector machine grows with the square of its training rows:
+use these systems for hundreds to a few thousand utterances.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from cpcscale.errors import UserError
 
 KERNELS = ("rbf", "linear")
 INNER_FOLDS = 4
-# Standardised features beyond it are drawn back to it: one wild ratio (eGeMAPS has some at 20 deviations) would else
-# put its utterance far from all others, where a radial kernel answers with the mean.
+# Standardised features are clipped to +-_REACH: one outlier (eGeMAPS has some at 20 deviations) would put its utterance
+# far from all others, where a radial kernel predicts the mean.
 _REACH = 3.0
 
 
@@ -32,10 +32,14 @@ _REACH = 3.0
 class SVMConfig:
     """A support vector machine, for regression (SVR) or classification (SVC); the defaults are scikit-learn's."""
 
-    C: float = 1.0  # cost of an error: the larger, the closer the fit
-    epsilon: float = 0.1  # regression: errors up to it cost nothing, on the label scale of [-1, 1]
-    kernel: str = "rbf"  # rbf, or linear, which has no gamma
-    gamma: float = 1.0  # rbf: exp(-gamma |x - y|^2 / F), so that one value suits any number of features
+    # cost of an error: the larger, the closer the fit
+    C: float = 1.0
+    # regression: errors up to it cost nothing, on the label scale of [-1, 1]
+    epsilon: float = 0.1
+    # rbf, or linear, which ignores gamma
+    kernel: str = "rbf"
+    # rbf: the kernel is exp(-gamma |x - y|^2 / F), so that one value suits any number of features F
+    gamma: float = 1.0
 
     def __post_init__(self) -> None:
         config.check_choice("svm.kernel", self.kernel, KERNELS)
@@ -45,7 +49,7 @@ class SVMConfig:
                 raise UserError(f"{name}=0 fits nothing: give a value above 0, such as 1")
 
 
-# 16 trials. Of equals the first wins, so the smoother machine comes first.
+# 16 configs. On a tie the first wins, so smoother machines come first.
 GRID = tuple(
     SVMConfig(C=cost, epsilon=epsilon, gamma=gamma)
     for cost, gamma, epsilon in product((0.3, 1.0, 3.0, 10.0), (0.3, 1.0), (0.1, 0.05))
@@ -53,14 +57,14 @@ GRID = tuple(
 
 
 class Regressor:
-    """One support vector regression a primitive, on features standardised by the rows it is fitted on."""
+    """A support vector regression for each primitive, on features standardised by the training rows."""
 
     def __init__(self, settings: SVMConfig) -> None:
         self._settings = settings
         self._machines: list[Pipeline] = []
 
     def fit(self, x_UF: np.ndarray, truth_UP: np.ndarray) -> Regressor:
-        """Itself, fitted to labels on [-1, 1]. Raises ValueError where a feature or label is not finite."""
+        """Fits to labels [U, P] on [-1, 1] and returns itself. Raises ValueError for values that are not finite."""
         gamma = self._settings.gamma / x_UF.shape[1]
         options: dict[str, Any] = {"C": self._settings.C, "kernel": self._settings.kernel, "gamma": gamma}
         self._machines = [
@@ -69,24 +73,24 @@ class Regressor:
         return self
 
     def predict(self, x_UF: np.ndarray) -> np.ndarray:
-        """float64 [U, P] on the labels' scale; not clipped to it."""
+        """Predictions float64 [U, P] on [-1, 1], not clipped."""
         assert self._machines, "predict before fit"
         return np.stack([machine.predict(x_UF) for machine in self._machines], axis=1)
 
 
 class Classifier:
-    """A support vector classification whose classes weigh the same, however many rows each has."""
+    """A support vector classifier in which all classes have the same weight, however many rows each has."""
 
     def __init__(self, settings: SVMConfig) -> None:
         self._settings = settings
         self._machine: Pipeline | None = None
 
     def fit(self, x_UF: np.ndarray, classes_U: Sequence[str]) -> Classifier:
-        """Itself, fitted. Raises UserError where all rows are of one class, ValueError for a feature not finite."""
+        """Fits and returns itself. Raises UserError for a single class, ValueError for a feature that is not finite."""
         if len(set(classes_U)) < 2:
             raise UserError(
-                f"{len(classes_U)} training rows have {len(set(classes_U))} class between them, and a classifier takes "
-                "two: use a corpus with more, or fewer folds"
+                f"the {len(classes_U)} training rows have {len(set(classes_U))} class, and a classifier needs 2: use a "
+                "corpus with more, or fewer folds"
             )
         gamma = self._settings.gamma / x_UF.shape[1]
         machine = SVC(C=self._settings.C, kernel=self._settings.kernel, gamma=gamma, class_weight="balanced")
@@ -99,7 +103,7 @@ class Classifier:
         return self._machine.predict(x_UF)
 
 
-def choose(
+def choose_regressor_config(
     x_UF: np.ndarray,
     truth_UP: np.ndarray,
     groups: Sequence[str],
@@ -107,11 +111,11 @@ def choose(
     folds: int = INNER_FOLDS,
     key: str = "0",
 ) -> SVMConfig:
-    """The config of `grid` with the greatest mean CCC, out of fold and pooled, on `folds` that share no group.
+    """The config of `grid` with the highest mean CCC in cross-validation over whole groups, predictions pooled.
 
-    Pass the training rows of an outer fold, with the speaker of each ("" for rows to leave out): the test speakers are
-    then no part of the choice. The folds are those of splits.speaker_folds for this `key`, or one a group where there
-    are fewer. A grid of one is not tried, just returned. Raises UserError for rows of fewer than two groups.
+    Pass only the training rows of an outer fold, so that test speakers play no part in the choice. `groups` is the
+    speaker of each row ("" leaves the row out). The inner folds are those of splits.speaker_folds for this `key`, at
+    most one for each group. A grid of one is returned untried. Raises UserError for fewer than two groups.
     """
 
     def score(settings: SVMConfig) -> float:
@@ -127,7 +131,7 @@ def choose(
     return max(grid, key=score)
 
 
-def choose_classifier(
+def choose_classifier_config(
     x_UF: np.ndarray,
     classes_U: Sequence[str],
     groups: Sequence[str],
@@ -135,7 +139,7 @@ def choose_classifier(
     folds: int = INNER_FOLDS,
     key: str = "0",
 ) -> SVMConfig:
-    """As `choose`, by the unweighted average recall. Configs that differ in `epsilon` alone are tried once."""
+    """As `choose_regressor_config`, but by unweighted average recall; `epsilon` is not searched."""
 
     def score(settings: SVMConfig) -> float:
         guess_U = np.full(len(classes_U), "", dtype=object)
@@ -161,13 +165,13 @@ def classify(
     folds: int = INNER_FOLDS,
     key: str = "0",
 ) -> list[str]:
-    """The class guessed for each of V test rows, by a classifier fitted to those of U training rows that have one.
+    """The predicted class of each of V test rows, by a classifier fitted to the training rows whose class is not "".
 
-    Its config is that of `choose_classifier` on the training rows. Raises UserError where they are of one class.
+    Its config is that of `choose_classifier_config` on the training rows. Raises UserError for a single class.
     """
     rows = [row for row, name in enumerate(classes_U) if name]
-    known, voices = [classes_U[row] for row in rows], [groups[row] for row in rows]
-    settings = choose_classifier(x_UF[rows], known, voices, grid, folds, key)
+    known, speakers = [classes_U[row] for row in rows], [groups[row] for row in rows]
+    settings = choose_classifier_config(x_UF[rows], known, speakers, grid, folds, key)
     return [str(name) for name in Classifier(settings).fit(x_UF[rows], known).predict(x_VF)]
 
 
@@ -183,9 +187,9 @@ def _inner(groups: Sequence[str], folds: int, key: str) -> list[tuple[np.ndarray
     count = len(set(known))
     if count < 2:
         raise UserError(
-            f"{len(groups)} training rows have {count} known speaker between them: choosing a config takes two, one to "
-            "fit and one to judge; use a corpus with more speakers, or give a grid of one config"
+            f"the {len(groups)} training rows have {count} known speaker, and choosing a config needs 2, one to fit "
+            "and one to judge: use a corpus with more speakers, or svm_search=false"
         )
     names = np.asarray(groups)
-    held = [np.isin(names, voices) for voices in speaker_folds(known, min(folds, count), key)]
+    held = [np.isin(names, part) for part in speaker_folds(known, min(folds, count), key)]
     return [(np.flatnonzero((names != "") & ~inside), np.flatnonzero(inside)) for inside in held]

@@ -1,13 +1,12 @@
-"""Training one recogniser: Adam on the CCC loss of each whole batch, the epoch chosen on development speakers.
+"""Trains one recogniser: Adam on the CCC loss of each whole batch; development speakers choose the epoch.
 
-The loss is that of the batch however it is split over micro-batches and ranks. Where not all of it fits at once, a
-first pass without graph makes every prediction, the CCC and its gradient by each prediction follow from all of them,
-and a second pass takes each part of that gradient back through the network, under the dropout masks of the first.
+The loss is that of the whole batch, however it is split over micro-batches and ranks. If the batch does not fit in
+memory at once, a first pass without graph makes all predictions and the gradient of the CCC by each; a second pass,
+with the same dropout masks, takes each part of that gradient back through the network.
 
-The whole of it is a function of its arguments and the seed. Shuffling has a generator of its own, and dropout and the
-choice of windows are keyed by (seed, epoch, utterance), so several fits may take turns epoch by epoch, as a sweep has
-them do, without touching each other. Augmentation, where there is any, changes what is trained on and nothing that is
-scored. U utterances, B rows of a batch, P primitives.
+The result depends on the arguments and the seed alone. Shuffling has its own generator; dropout and the choice of
+windows are keyed by (seed, epoch, utterance). So several fits can take turns epoch by epoch, as in a sweep, without
+changing each other. Augmentation changes training inputs only. U utterances, B rows of a batch, P primitives.
 """
 
 from __future__ import annotations
@@ -24,7 +23,15 @@ from torch import Tensor, nn
 
 from cpcscale import audio, config
 from cpcscale.emotion.audio.prefetch import read_ahead
-from cpcscale.emotion.batching import Utterance, batches, by_length, key, predict, seeded, windows
+from cpcscale.emotion.batching import (
+    Utterance,
+    derive_seed,
+    epoch_batches,
+    forward_by_length,
+    predict,
+    seeded,
+    windows_of,
+)
 from cpcscale.emotion.heads.attention import EncoderWithHead
 from cpcscale.emotion.scores.ccc import ccc
 from cpcscale.errors import UserError
@@ -38,34 +45,47 @@ _BATCHES_AHEAD = 4
 
 
 class DivergedError(UserError):
-    """A loss that is not finite."""
+    """The training loss is not finite."""
 
 
 @dataclass(kw_only=True)
 class FitAugmentConfig(EffectsConfig):
-    """What a recogniser that is trained on waveforms hears otherwise than it was, drawn anew in each epoch."""
+    """Augmentation of the waveforms on which an encoder and a recogniser are trained, drawn anew in each epoch."""
 
     PLACE: ClassVar[str] = "fit.augment"
 
-    enabled: bool = False  # of an encoder that is trained; what is scored stays as it is
+    # augment training waveforms, if the encoder is trained; development and test audio stays as it is
+    enabled: bool = False
 
 
 @dataclass(kw_only=True)
 class FitConfig:
     """How a recogniser is trained. The loss is 1 - a CCC_act - b CCC_val - g CCC_dom with g = 1 - a - b."""
 
-    epochs: int = 50  # passes over the training utterances, at most
-    batch: int = 32  # utterances, over all ranks; the CCC is that of the whole batch, so it is part of the loss
-    micro_batch: int = 0  # utterances of a rank whose graph is in memory at a time; 0: all. Never changes the gradient
-    learning_rate: float = 2e-4  # of Adam, constant
-    weight_decay: float = 1e-5  # an L2 term in the gradient, as in the paper
-    clip_norm: float = 0.0  # the gradient's largest norm; 0: any
-    thaw_epoch: int = 0  # a trained encoder's weights move from this epoch on, counted from 1; 0: from the start
-    patience: int = 0  # epochs without a better development CCC before it stops; 0: never
-    activation_weight: float = 1 / 3  # a
-    valence_weight: float = 1 / 3  # b
-    augment: FitAugmentConfig = field(default_factory=FitAugmentConfig)  # off in the paper's recipe
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU when this process has one
+    # passes over the training utterances, at most
+    epochs: int = 50
+    # utterances of a batch, over all ranks; the loss is the CCC of the whole batch, so its size changes the loss
+    batch: int = 32
+    # utterances of a rank whose graph is in memory at a time; 0: all. Never changes the gradient
+    micro_batch: int = 0
+    # learning rate of Adam, constant
+    learning_rate: float = 2e-4
+    # an L2 term in the gradient, as in the paper
+    weight_decay: float = 1e-5
+    # the gradient's largest norm; 0: no limit
+    clip_norm: float = 0.0
+    # a trained encoder's weights are updated from this epoch on, counted from 1; 0: from the start
+    thaw_epoch: int = 0
+    # stop after this many epochs without a better development CCC; 0: never
+    patience: int = 0
+    # a, the weight of activation in the loss
+    activation_weight: float = 1 / 3
+    # b, the weight of valence in the loss
+    valence_weight: float = 1 / 3
+    # augmentation of training waveforms; off in the paper's recipe
+    augment: FitAugmentConfig = field(default_factory=FitAugmentConfig)
+    # auto: a GPU if this process sees one
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
         config.at_least(1, **{"fit.epochs": self.epochs})
@@ -76,8 +96,8 @@ class FitConfig:
         config.at_least(0, **{f"fit.{name}": getattr(self, name) for name in names})
         if self.thaw_epoch > self.epochs:
             raise UserError(
-                f"fit.thaw_epoch={self.thaw_epoch} is after the last one, fit.epochs={self.epochs}: the encoder would "
-                "never move; lower it, or train with encoder.frozen=true"
+                f"fit.thaw_epoch={self.thaw_epoch} is after the last epoch, fit.epochs={self.epochs}, so the encoder "
+                "would never be trained: lower it, or use encoder.frozen=true"
             )
         if self.activation_weight + self.valence_weight > 1 + 1e-9:
             raise UserError(
@@ -87,7 +107,7 @@ class FitConfig:
 
     @property
     def weights(self) -> tuple[float, float, float]:
-        """(a, b, g), adding up to 1."""
+        """(a, b, g), with sum 1."""
         return (
             self.activation_weight,
             self.valence_weight,
@@ -97,13 +117,12 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class TrainingExamples:
-    """Utterances as a network takes them, and what it should say.
+    """The inputs and labels of U utterances.
 
-    `inputs` are float32 features [T, C] or int16 waveforms [S], an utterance's one or a tuple of its windows. They are
-    taken for a batch at a time, by threads: a sequence that reads or decodes them then is never in memory as a whole.
-    `truth_UP` the labels on [-1, 1]; `ids` name the utterances and key what is random about each: by default their
-    numbers. `shares` weighs the windows in what is said of an utterance, see `predict`. Raises ValueError where these
-    are not of one length.
+    `inputs` are float32 features [T, C] or int16 waveforms [S] of each utterance, or a tuple of its windows. Threads
+    read them batch by batch, so a sequence that decodes on access never has all of them in memory. `truth_UP` are the
+    labels on [-1, 1]. `ids` name the utterances and key the random draws of each; by default their numbers. `shares`
+    are the weights of an utterance's windows, see `predict`. Raises ValueError if these differ in length.
     """
 
     inputs: Sequence[Utterance]
@@ -115,12 +134,14 @@ class TrainingExamples:
         given = (each for each in (self.inputs, self.truth_UP, self.ids, self.shares) if each is not None)
         counts = {len(each) for each in given}
         if len(counts) > 1:
-            raise ValueError(f"inputs, labels, ids and shares are of {sorted(counts)} utterances: give one of each")
+            raise ValueError(
+                f"inputs, labels, ids and shares are for {sorted(counts)} utterances: give as many of each"
+            )
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one pass over the training part came to; `updates` and `best_dev_ccc` are since the start."""
+    """The figures of one epoch; `updates` and `best_dev_ccc` are since the start of training."""
 
     epoch: int
     updates: int
@@ -131,7 +152,7 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows whose graph is made at once: their places in the batch, inputs and keys, on the CPU."""
+    """A micro-batch: the places of its rows in the batch, their inputs and dropout keys, on the CPU."""
 
     places: list[int]
     inputs: list[np.ndarray]
@@ -139,10 +160,11 @@ class _Piece:
 
 
 class HeadTraining:
-    """Iterating trains, one Epoch a pass, until the last or until patience ends; `finish` gives the best epoch's net.
+    """The training of a network: each iteration trains one epoch and yields its EpochResult.
 
-    An epoch hears one window of each utterance. A network takes (x, lengths_B, key_B) in training, where the keys are
-    those of its dropout, and (x, lengths_B) in evaluation. Raises DivergedError when the loss is not finite.
+    It ends after the last epoch or when patience runs out; then `finish` gives the network of the best epoch. An epoch
+    takes one window of each utterance. The network is called with (x, lengths_B, key_B) in training, where the keys are
+    for dropout, and with (x, lengths_B) in evaluation. Raises DivergedError when the loss is not finite.
     """
 
     def __init__(
@@ -156,12 +178,12 @@ class HeadTraining:
         encoder_rate: float = 0.0,
         ranks: Ranks | None = None,
     ) -> None:
-        """`encoder_rate` is the learning rate of the CPC part of an EndToEnd network.
+        """`encoder_rate` is the learning rate of the encoder of an EncoderWithHead.
 
-        The `ranks` share each batch; all of them make the same fit from the same arguments and iterate it together.
-        On several, theirs is the device, and every parameter that requires a gradient must get one.
+        The `ranks` divide each batch; all of them make this object from the same arguments and iterate it together. The
+        device is theirs. On several ranks, every parameter that requires a gradient must get one.
         """
-        self.ranks = ranks or Ranks(0, 1, 1, device(settings))
+        self.ranks = ranks or Ranks(0, 1, 1, fit_device(settings))
         self.device = self.ranks.device
         self.network = network.to(self.device)
         self.curve: list[EpochResult] = []
@@ -169,7 +191,7 @@ class HeadTraining:
         self._best_weights: dict[str, Tensor] = {}
         self._train, self._dev, self._settings, self._seed = train, dev, settings, seed
         names = range(len(train.inputs)) if train.ids is None else train.ids
-        self._id_U = torch.tensor([key(0, f"utterance/{name}") for name in names])
+        self._id_U = torch.tensor([derive_seed(0, f"utterance/{name}") for name in names])
         self._optimizer = torch.optim.Adam(
             _groups(network, settings.learning_rate, encoder_rate), weight_decay=settings.weight_decay
         )
@@ -183,9 +205,9 @@ class HeadTraining:
         for number in range(len(self.curve) + 1, self._settings.epochs + 1):
             if self._patience_is_over(number):
                 return
-            updates, train_loss = self._pass(number)
+            updates, train_loss = self._train_epoch(number)
             guess_UP = predict(self.network, self._dev.inputs, self.device, self.ranks, self._dev.shares)
-            self._keep(number, updates, train_loss, float(ccc(self._dev.truth_UP, guess_UP).mean()))
+            self._record(number, updates, train_loss, float(ccc(self._dev.truth_UP, guess_UP).mean()))
             yield self.curve[-1]
 
     def finish(self) -> nn.Module:
@@ -194,16 +216,16 @@ class HeadTraining:
             self.network.load_state_dict(self._best_weights)
         return self.network.eval()
 
-    def _pass(self, number: int) -> tuple[int, float]:
-        """One epoch of updates: (how many, mean loss)."""
+    def _train_epoch(self, number: int) -> tuple[int, float]:
+        """Trains one epoch and returns (updates, mean loss)."""
         if self._frozen and number == self._settings.thaw_epoch:
             self._require_gradients(True)
         self.network.train()
         with seeded(self._seed, f"dropout/{number}", self.device):
-            rows = batches(len(self._train.inputs), self._settings.batch, self._seed, number)
-            # Threads read while the network learns: what a batch hears does not follow from the one before.
-            heard = read_ahead(lambda each: (each, self._heard(each, number)), rows, _BATCHES_AHEAD)
-            losses = [self._update(each, chosen, number) for each, chosen in heard]
+            rows = epoch_batches(len(self._train.inputs), self._settings.batch, self._seed, number)
+            # Threads read while the network trains: no batch depends on the one before.
+            inputs = read_ahead(lambda each: (each, self._batch_inputs(each, number)), rows, _BATCHES_AHEAD)
+            losses = [self._update(each, chosen, number) for each, chosen in inputs]
         mean = float(torch.stack(losses).mean())
         if not math.isfinite(mean):
             raise DivergedError(
@@ -213,28 +235,28 @@ class HeadTraining:
         return len(losses), mean
 
     def _require_gradients(self, required: bool) -> None:
-        """Of what is frozen until it thaws; DDP knows only the parameters that require one when it is made."""
+        """For the encoder before thaw_epoch; DDP is made anew, as it knows only parameters that required one then."""
         for parameter in self._frozen:
             parameter.requires_grad_(required)
         self._module = self.ranks.wrap_ddp(self.network)
 
-    def _own(self, rows: np.ndarray) -> list[int]:
-        """The places of a batch that are this rank's."""
+    def _own_places(self, rows: np.ndarray) -> list[int]:
+        """The places in a batch that this rank computes."""
         return list(range(len(rows)))[self.ranks.rank :: self.ranks.world]
 
-    def _heard(self, rows: np.ndarray, number: int) -> dict[int, np.ndarray]:
-        """The window that this epoch hears of each utterance of this rank, by its place in the batch."""
+    def _batch_inputs(self, rows: np.ndarray, number: int) -> dict[int, np.ndarray]:
+        """The window that this epoch takes of each of this rank's utterances, by the place in the batch."""
         window_B, augment_B = self._keys("window", rows, number), self._keys("augment", rows, number)
-        heard = {}
-        # A rank without rows pushes the first one through for nothing, as the others wait for its gradient.
-        for place in self._own(rows) or [0]:
-            choices = windows(self._train.inputs[rows[place]])
+        inputs = {}
+        # A rank without rows computes the first one in vain, because the others wait for its gradient.
+        for place in self._own_places(rows) or [0]:
+            choices = windows_of(self._train.inputs[rows[place]])
             window = choices[int(bounded(window_B[place], torch.tensor(len(choices))))]
-            heard[place] = self._augmented(window, augment_B[place]) if self._settings.augment.enabled else window
-        return heard
+            inputs[place] = self._augmented(window, augment_B[place]) if self._settings.augment.enabled else window
+        return inputs
 
     def _augmented(self, wave_S: np.ndarray, drawn_by: Tensor) -> np.ndarray:
-        """int16 [S]. Raises ValueError for features, which have no waveform to change."""
+        """The augmented waveform, int16 [S]. Raises ValueError for features."""
         if wave_S.ndim != 1:
             raise ValueError("augmentation takes waveforms [S], and these are features [T, C]")
         wave_BS = torch.from_numpy(wave_S.astype(np.float32) / 32768)[None]
@@ -242,17 +264,17 @@ class HeadTraining:
         return audio.to_int16(changed_BS[0].numpy())
 
     def _keys(self, what: str, rows: np.ndarray, number: int) -> Tensor:
-        """What an epoch draws of these rows by, whatever rank or batch they are in."""
-        return hashed(torch.tensor(key(self._seed, f"{what}/{number}")), self._id_U[torch.from_numpy(rows)])
+        """The random keys of these rows in an epoch; they depend on neither rank nor batch."""
+        return hashed(torch.tensor(derive_seed(self._seed, f"{what}/{number}")), self._id_U[torch.from_numpy(rows)])
 
-    def _update(self, rows: np.ndarray, heard: dict[int, np.ndarray], number: int) -> Tensor:
-        """One step of the optimiser on these rows, the batch of all ranks; the batch's loss."""
+    def _update(self, rows: np.ndarray, inputs: dict[int, np.ndarray], number: int) -> Tensor:
+        """One optimiser step on the batch of all ranks; returns its loss."""
         world, micro_batch = self.ranks.world, self._settings.micro_batch
-        own = self._own(rows)
-        # The largest share decides for all ranks, whose collectives must meet.
+        own = self._own_places(rows)
+        # By the largest share of any rank, because all ranks must make the same number of passes.
         once = not 0 < micro_batch < -(-len(rows) // world)
-        pieces = self._pieces(rows, heard, number)
-        made = [self._guess(piece, graph=once) for piece in pieces]
+        pieces = self._pieces(rows, inputs, number)
+        made = [self._forward(piece, graph=once) for piece in pieces]
         truth_BP = torch.from_numpy(self._train.truth_UP[rows]).to(self.device)
         guess_BP = torch.zeros_like(truth_BP, dtype=torch.float64)
         for piece, guess in zip(pieces, made, strict=True):
@@ -262,33 +284,33 @@ class HeadTraining:
         gradient_BP = ccc_loss_gradient(guess_BP, truth_BP, self._settings.weights) * (world if own else 0)
         self._optimizer.zero_grad(set_to_none=True)
         for place, (piece, guess) in enumerate(zip(pieces, made, strict=True)):
-            with self._gradients_stay(last=place == len(pieces) - 1):
-                again = guess if once else self._guess(piece, graph=True)
+            with self._gradient_sync(last=place == len(pieces) - 1):
+                again = guess if once else self._forward(piece, graph=True)
                 again.backward(gradient_BP[piece.places].to(again.dtype))
         if self._settings.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._settings.clip_norm)
         self._optimizer.step()
         return ccc_loss(guess_BP, truth_BP, self._settings.weights)
 
-    def _pieces(self, rows: np.ndarray, heard: dict[int, np.ndarray], number: int) -> list[_Piece]:
-        """The windows of a batch in micro-batches of like length."""
+    def _pieces(self, rows: np.ndarray, inputs: dict[int, np.ndarray], number: int) -> list[_Piece]:
+        """The batch in micro-batches of like length."""
         dropout_B = self._keys("dropout", rows, number)
-        order = sorted(heard, key=lambda place: len(heard[place]))
+        order = sorted(inputs, key=lambda place: len(inputs[place]))
         size = self._settings.micro_batch or len(order)
         parts = [order[start : start + size] for start in range(0, len(order), size)]
-        return [_Piece(part, [heard[place] for place in part], dropout_B[part]) for part in parts]
+        return [_Piece(part, [inputs[place] for place in part], dropout_B[part]) for part in parts]
 
-    def _guess(self, piece: _Piece, *, graph: bool) -> Tensor:
+    def _forward(self, piece: _Piece, *, graph: bool) -> Tensor:
         with torch.set_grad_enabled(graph):
-            return by_length(self._module if graph else self.network, piece.inputs, self.device, piece.key_B)
+            return forward_by_length(self._module if graph else self.network, piece.inputs, self.device, piece.key_B)
 
-    def _gradients_stay(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Ranks exchange gradients once a batch, with the last piece."""
+    def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Ranks exchange gradients once a batch: in the backward pass of the last piece."""
         if last or self.ranks.world == 1:
             return contextlib.nullcontext()
         return self._module.no_sync()  # type: ignore[operator]
 
-    def _keep(self, number: int, updates: int, train_loss: float, dev_ccc: float) -> None:
+    def _record(self, number: int, updates: int, train_loss: float, dev_ccc: float) -> None:
         done = self.curve[-1].updates if self.curve else 0
         better = self.best is None or dev_ccc > self.best.dev_ccc
         best_dev_ccc = dev_ccc if better or self.best is None else self.best.dev_ccc
@@ -302,13 +324,13 @@ class HeadTraining:
         patience = self._settings.patience
         if not patience or self.best is None:
             return False
-        # What is still frozen has not had its turn.
+        # While the encoder is frozen, patience counts from its first trained epoch.
         since = max(self.best.epoch, self._settings.thaw_epoch - 1) if self._frozen else self.best.epoch
         return number - since > patience
 
 
-def device(settings: FitConfig) -> torch.device:
-    """Where the fit runs. Raises UserError for fit.device=cuda in a process without a GPU."""
+def fit_device(settings: FitConfig) -> torch.device:
+    """The device of a fit. Raises UserError for fit.device=cuda in a process without a GPU."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("fit.device=cuda, but this process sees no GPU: use fit.device=auto or cpu")
     if settings.device == "cpu" or not torch.cuda.is_available():

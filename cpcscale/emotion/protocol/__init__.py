@@ -1,1 +1,1 @@
-"""Who is trained on, who chooses and who is tested."""
+"""Folds: which speakers train, which choose the epoch, and which are tested."""

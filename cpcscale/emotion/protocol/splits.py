@@ -1,16 +1,16 @@
-"""Who is trained on, chosen by and tested: the protocols. Pure.
+"""The protocols: which rows each fold trains on, chooses the epoch by (development part), and tests. Pure.
 
     speakers5   folds of whole speakers (any number of folds, as in speakers10)
     loso        leave one session out where the corpus has sessions, else one speaker
     official    the owner's partitions: one fold, which tests every test part
-    random5     folds of utterances: a speaker stands on both sides, so every figure is LEAKY
+    random5     folds of utterances: a speaker is in training and test, so every result is marked LEAKY
 
-All but random refuse a split in which a named speaker stands in two parts. Every choice is keyed by the seed and a name
-(of a speaker, or under random of an utterance), so it does not depend on the order of the rows.
+All but random refuse a split that has a named speaker in two parts. Every choice is keyed by the seed and a name (of a
+speaker, or under random of an utterance), so it does not depend on the order of the rows.
 
-An unknown speaker ("") is no speaker. Under speakers and loso its utterances are grouped by recording, or left out and
-counted where there is none; the owner does not say whether such a voice is that of a named speaker. Under official and
-random they stay where they are, and are counted.
+Speaker "" means unknown. Under speakers and loso, utterances of unknown speakers are grouped by recording; those
+without a recording are left out and counted. Such a voice may still be that of a named speaker: the owner does not say.
+Under official and random, they stay where they are and are counted.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ _WHOLE = ("loso", "official")
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRow:
-    """What a protocol asks of an utterance. `key` is unique in the corpus; any other field may be empty: unknown."""
+    """What a protocol needs to know of an utterance. `key` is unique in the corpus; other fields may be "": unknown."""
 
     key: str
     speaker: str
     session: str = ""
     recording: str = ""
-    partition: str = ""  # train, dev, or a name that begins with test
+    # train, dev, or a name that begins with test
+    partition: str = ""
 
 
 @dataclass(frozen=True)
 class Split:
-    """One fold: the row numbers of each part, ascending, and the groups in it, sorted.
+    """One fold. `train`, `dev` and `test` are the groups in each part, sorted; `*_rows` its row numbers, ascending.
 
-    A group is a speaker, or the unknown speakers of a recording; under official and random only speakers are listed.
-    Raises UserError for a group in two parts unless `leaky`, and for no row to train on or to choose the epoch by.
-    A split that `inner` made has no test part.
+    A group is a speaker, or the unknown speakers of one recording; under official and random only speakers are listed.
+    Raises UserError for a group in two parts, unless `leaky`, and for an empty training or development part. A split
+    from `inner_splits` has no test part.
     """
 
     fold: int
@@ -55,7 +56,8 @@ class Split:
     train_rows: tuple[int, ...]
     dev_rows: tuple[int, ...]
     test_rows: tuple[int, ...]
-    name: str = ""  # the session or speaker that is left out
+    # loso: the session or speaker that is left out
+    name: str = ""
     leaky: bool = False
 
     def __post_init__(self) -> None:
@@ -66,16 +68,16 @@ class Split:
             refuse_shared({"training": self.train, "development": self.dev, "test": self.test})
 
     def rows(self, speakers: Sequence[str] = ()) -> tuple[list[int], list[int], list[int]]:
-        """The row numbers of the training, development and test part. `speakers` is not needed."""
+        """The row numbers of the training, development and test part; `speakers` is not used."""
         return list(self.train_rows), list(self.dev_rows), list(self.test_rows)
 
 
 @dataclass(frozen=True)
 class Folds:
-    """A corpus under a protocol.
+    """All folds of a corpus under a protocol.
 
-    `groups` has the group of each row, by which intervals and paired tests are made: its speaker, else the unknown
-    speakers of its recording, else "". `unknown` counts the rows without a speaker; `dropped` are rows in no part.
+    `groups` is the group of each row, used for intervals and paired tests: the speaker; for an unknown speaker the
+    recording; else "". `unknown` counts the rows without a speaker; `dropped` lists the rows in no part.
     """
 
     protocol: str
@@ -87,14 +89,19 @@ class Folds:
 
 
 def make_folds(rows: Sequence[SplitRow], protocol: str, *, dev_share: float, seed: int) -> Folds:
-    """The folds of the protocol of this name. Each row not dropped is tested exactly once, under official at most once.
+    """The folds of the protocol. Each row not dropped is tested exactly once, under official at most once.
 
-    The development part is `dev_share` of what a fold does not test: of its groups, under random of its utterances,
-    under official the owner's where there is one. Raises UserError for an unknown protocol, too few speakers, sessions
-    or utterances for it, missing sessions or partitions, and a named speaker in two parts.
+    The development part is `dev_share` of the groups not tested; under random, of the utterances; under official, the
+    owner's development part if there is one. Raises UserError for an unknown protocol, too few speakers, sessions or
+    utterances, missing sessions or partitions, and a named speaker in two parts.
+
+    >>> rows = [SplitRow(key=f"{speaker}{take}", speaker=speaker) for speaker in "abcd" for take in range(2)]
+    >>> folds = make_folds(rows, "loso", dev_share=0.25, seed=0)
+    >>> [(split.test, split.test_rows) for split in folds.splits][:2]
+    [(('a',), (0, 1)), (('b',), (2, 3))]
     """
     kind, count = parse_protocol(protocol)
-    groups = voice_groups(rows)
+    groups = speaker_groups(rows)
     match kind:
         case "random":
             made = _random(rows, count, dev_share, seed)
@@ -117,7 +124,7 @@ def make_folds(rows: Sequence[SplitRow], protocol: str, *, dev_share: float, see
 
 
 def parse_protocol(name: str) -> tuple[str, int]:
-    """The kind of a protocol and its number of folds, 0 where the corpus decides. Raises UserError for another name."""
+    """(kind, number of folds) of a protocol name; 0 folds if the corpus decides. Raises UserError for another name."""
     if name in _WHOLE:
         return name, 0
     for kind in _FOLDED:
@@ -125,17 +132,17 @@ def parse_protocol(name: str) -> tuple[str, int]:
         if name.startswith(kind) and number.isdecimal() and str(int(number)) == number and int(number) >= 2:
             return kind, int(number)
     raise UserError(
-        f"protocol={name!r} is none: choose speakers5, loso, official or random5 (speakers and random with the number "
-        "of folds that you want, 2 or more)"
+        f"protocol={name!r} is unknown: choose speakers5, loso, official or random5 (speakers and random with the "
+        "number of folds that you want, 2 or more)"
     )
 
 
-def inner(split: Split, groups: Sequence[str], folds: int, seed: int) -> tuple[Split, ...]:
-    """Splits of what a fold does not test, for a nested search; none has a row of its test part.
+def inner_splits(split: Split, groups: Sequence[str], folds: int, seed: int) -> tuple[Split, ...]:
+    """Splits of the training and development rows of a fold, for a nested search; its test rows are in none.
 
-    One fold: the split's own training and development part, for a system that is dear to train. More: each group of
-    the two parts together is the development part of exactly one, whatever the protocol; rows without a group are left
-    out. Raises UserError for fewer groups than folds.
+    `folds=1` gives the split's own training and development part, for systems that take long to train. With more folds,
+    each group is in the development part of exactly one, whatever the protocol; rows without a group are left out.
+    Raises UserError for fewer groups than folds.
     """
     if folds == 1:
         return (dataclasses.replace(split, fold=0, test=(), test_rows=(), name=""),)
@@ -148,22 +155,22 @@ def inner(split: Split, groups: Sequence[str], folds: int, seed: int) -> tuple[S
     return tuple(made)
 
 
-def splits(speakers: Sequence[str], folds: int, dev_share: float, seed: int) -> list[Split]:
-    """The splits of `make_folds` under speakers, for the speaker of each row."""
+def speaker_splits(speakers: Sequence[str], folds: int, dev_share: float, seed: int) -> list[Split]:
+    """The folds of whole speakers, as `make_folds` gives them, from the speaker of each row alone."""
     rows = [SplitRow(key=str(number), speaker=speaker) for number, speaker in enumerate(speakers)]
     return list(make_folds(rows, f"speakers{folds}", dev_share=dev_share, seed=seed).splits)
 
 
 def share_marks(share: float) -> list[str]:
-    """What goes with every figure of less than all labels, as LABELS-0.25."""
+    """The mark of results trained on less than all labels, such as LABELS-0.25."""
     return [] if share == 1 else [f"LABELS-{share:g}"]
 
 
-def with_share(folds: Folds, keys: Sequence[str], share: float, seed: int) -> Folds:
-    """The folds with that share of the utterances of each training and development speaker, at least one of each.
+def with_label_share(folds: Folds, keys: Sequence[str], share: float, seed: int) -> Folds:
+    """The same folds with only a share of the utterances of each training and development speaker, at least one each.
 
-    `keys` has the key of each row. Test parts stay as they are. The draw is keyed by (seed, key), and nested: a share
-    holds all that a smaller one holds. Rows without a group are drawn from together.
+    `keys` are the utterances' keys. Test parts stay whole. The choice depends on (seed, key) alone and is nested: a
+    larger share contains a smaller one. Rows without a group are treated as one speaker.
     """
     if share == 1:
         return folds
@@ -187,8 +194,8 @@ def _first(rows: Sequence[int], keys: Sequence[str], share: float, seed: int) ->
     return order[: max(1, round(share * len(rows)))]
 
 
-def voice_groups(rows: Sequence[SplitRow]) -> list[str]:
-    """The group of each row: its speaker, else a name for its recording that is no speaker's, else ""."""
+def speaker_groups(rows: Sequence[SplitRow]) -> list[str]:
+    """The group of each row: its speaker; if unknown, a name for its recording that no speaker has; else ""."""
     speakers = {row.speaker for row in rows}
     mark = "recording "
     while any(speaker.startswith(mark) for speaker in speakers):
@@ -197,16 +204,16 @@ def voice_groups(rows: Sequence[SplitRow]) -> list[str]:
 
 
 def speaker_folds(groups: Iterable[str], folds: int, key: int | str) -> list[list[str]]:
-    """The held-out groups of each fold, sorted, for the group of each row.
+    """The test groups of each fold, sorted; `groups` has the group of each row.
 
-    Two folds differ by at most the rows of the largest group: each group goes to the fold that is lightest so far,
+    Fold sizes differ by at most the rows of the largest group: each group goes to the fold with the fewest rows so far,
     which keeps that bound for any order of the groups (list scheduling, Graham 1966). Raises UserError for fewer groups
     than folds.
     """
     counts = Counter(groups)
     if len(counts) < folds:
         raise UserError(
-            f"{len(counts)} speakers cannot fill {folds} folds: each fold holds out its own; use fewer folds"
+            f"{len(counts)} speakers cannot fill {folds} folds: each fold tests at least one; use fewer folds"
         )
     held: list[list[str]] = [[] for _ in range(folds)]
     load = [0] * folds
@@ -218,9 +225,9 @@ def speaker_folds(groups: Iterable[str], folds: int, key: int | str) -> list[lis
 
 
 def dev_speakers(groups: Collection[str], share: float, seed: int, fold: int) -> list[str]:
-    """The groups, sorted, that choose the epoch: the nearest whole number to `share` of them, at least one.
+    """The groups of the development part, sorted: `share` of them, rounded, at least one.
 
-    At least one is left to train on; raises UserError when there are not two.
+    At least one group is left to train on. Raises UserError for fewer than two groups.
     """
     distinct = set(groups)
     if len(distinct) < 2:
@@ -238,8 +245,8 @@ def refuse_shared(parts: dict[str, Sequence[str]]) -> None:
         for speaker in speakers:
             if seen.setdefault(speaker, name) != name:
                 raise UserError(
-                    f"speaker {speaker!r} is in the {seen[speaker]} and in the {name} part: a score on a known voice "
-                    "says nothing about new ones; give each speaker one part"
+                    f"speaker {speaker!r} is in the {seen[speaker]} and in the {name} part, so the score would not be "
+                    "of a new voice: put each speaker into one part"
                 )
 
 
@@ -258,22 +265,24 @@ def _loso(rows: Sequence[SplitRow], groups: Sequence[str], dev_share: float, see
         sessions = {group: {group} for group in groups if group}
     elif without:
         raise UserError(
-            f"utterance {rows[without[0]].key!r} has no session, as {len(without)} of {len(known)} have none: loso "
-            "wants one for each, or none at all to leave one speaker out"
+            f"{len(without)} of {len(known)} utterances have no session, the first {rows[without[0]].key!r}: loso "
+            "takes a session for each, or for none, to leave one speaker out"
         )
     else:
         sessions = {}
         for row in known:
             sessions.setdefault(rows[row].session, set()).add(groups[row])
-        owner = {group: session for session, voices in sessions.items() for group in voices}
+        owner = {group: session for session, members in sessions.items() for group in members}
         for row in known:
             if owner[groups[row]] != rows[row].session:
                 raise UserError(
                     f"speaker {groups[row]!r} is in the sessions {owner[groups[row]]!r} and {rows[row].session!r}: "
-                    "leaving one out leaves the voice in training; use protocol=speakers5"
+                    "with one left out, the voice stays in training; use protocol=speakers5"
                 )
     if len(sessions) < 2:
-        raise UserError(f"{len(sessions)} session or speaker: loso wants at least 2, or nothing is left to train on")
+        raise UserError(
+            f"loso takes at least 2 sessions or speakers, and this corpus has {len(sessions)}: use a larger corpus"
+        )
     return [
         _of_groups(fold, sessions[name], groups, dev_share, seed, name) for fold, name in enumerate(sorted(sessions))
     ]
@@ -284,7 +293,7 @@ def _official(rows: Sequence[SplitRow], groups: Sequence[str], dev_share: float,
     for number, row in enumerate(rows):
         if row.partition not in ("", "train", "dev") and not row.partition.startswith("test"):
             raise UserError(
-                f"utterance {row.key!r} has the partition {row.partition!r}: official knows train, dev, and names that "
+                f"utterance {row.key!r} has the partition {row.partition!r}: official takes train, dev, and names that "
                 "begin with test"
             )
         parts.setdefault(row.partition, []).append(number)
@@ -295,11 +304,11 @@ def _official(rows: Sequence[SplitRow], groups: Sequence[str], dev_share: float,
             f"protocol=official: this corpus has no {'test' if train else 'train'} partition; use speakers5 or loso"
         )
     if not dev:
-        voices = {groups[row] for row in train} - {""}
-        chosen = dev_speakers(voices, dev_share, seed, 0)
-        # A voice without a group may be one of the chosen, so it is on neither side.
-        train, dev = _rows_in(groups, voices - set(chosen), train), _rows_in(groups, chosen, train)
-    # One fit serves all test parts.
+        speakers = {groups[row] for row in train} - {""}
+        chosen = dev_speakers(speakers, dev_share, seed, 0)
+        # An unknown speaker may be one of the chosen, so its rows are in neither part.
+        train, dev = _rows_in(groups, speakers - set(chosen), train), _rows_in(groups, chosen, train)
+    # One fit is tested on all test parts.
     tested = [row for name in tests for row in parts[name]]
     return [_split(0, [row.speaker for row in rows], (train, dev, tested))]
 
@@ -308,15 +317,15 @@ def _random(rows: Sequence[SplitRow], folds: int, dev_share: float, seed: int) -
     number = {row.key: place for place, row in enumerate(rows)}
     if len(number) < len(rows):
         twice = next(key for key, count in Counter(row.key for row in rows).items() if count > 1)
-        raise UserError(f"utterance {twice!r} is there twice: the keys of a corpus are unique; drop one")
+        raise UserError(f"utterance {twice!r} is there twice, and keys must be unique: drop one")
     if len(rows) < max(folds, 3):
         raise UserError(f"{len(rows)} utterances cannot fill protocol=random{folds}: use fewer folds or more data")
     order = [number[key] for key in _keyed_order(number, f"random/{seed}")]
     speakers = [row.speaker for row in rows]
     made = []
     for fold in range(folds):
-        # The test parts of the folds that follow, in turn: no fold chooses by the same utterances as another, unless
-        # the share is above a fold's.
+        # Taken from the test parts of the next folds in turn: two folds share development utterances only if the share
+        # is larger than one fold.
         rest = [row for step in range(1, folds) for row in order[(fold + step) % folds :: folds]]
         dev = _nearest_count(dev_share, len(rest))
         made.append(_split(fold, speakers, (rest[dev:], rest[:dev], order[fold::folds]), leaky=True))
@@ -326,7 +335,7 @@ def _random(rows: Sequence[SplitRow], folds: int, dev_share: float, seed: int) -
 def _split(
     fold: int, names: Sequence[str], parts: Sequence[Iterable[int]], *, name: str = "", leaky: bool = False
 ) -> Split:
-    """`names` has what a row is listed by, or "" for nothing; `parts` are the rows to train, choose and test by."""
+    """`names` is the group of each row, or ""; `parts` are the training, development and test rows."""
     train, dev, test = (tuple(sorted(part)) for part in parts)
     listed = [tuple(sorted({names[row] for row in part} - {""})) for part in (train, dev, test)]
     return Split(fold, listed[0], listed[1], listed[2], train, dev, test, name=name, leaky=leaky)

@@ -1,1 +1,1 @@
-"""What predictions are worth: CCC with intervals, tests between systems, tables."""
+"""Scores of predictions: CCC with intervals, tests between systems, tables."""

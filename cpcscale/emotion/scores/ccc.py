@@ -3,14 +3,14 @@ objective/ccc.py.
 
     CCC(x, y) = 2 cov(x, y) / (var x + var y + (mean x - mean y)^2)        with biased (1/n) moments, as in Lin
 
-The formula leaves three cases open: for a constant x, a constant y and a single sample the CCC is 0.
+The CCC of a constant x, a constant y or a single sample is 0 here; the formula leaves these cases open.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# The order of the columns wherever labels or predictions stand in one array.
+# The order of the columns in every array of labels or predictions.
 PRIMITIVES = ("activation", "valence", "dominance")
 
 
@@ -30,6 +30,6 @@ def ccc(truth_UP: np.ndarray, guess_UP: np.ndarray) -> np.ndarray:
     mean_t, mean_g = truth.mean(axis=0), guess.mean(axis=0)
     covariance = ((truth - mean_t) * (guess - mean_g)).mean(axis=0)
     spread = truth.var(axis=0) + guess.var(axis=0) + (mean_t - mean_g) ** 2
-    # A constant column is told by its range: its computed variance is rounding noise, not always 0.
+    # A constant column is found by its range: its computed variance is rounding noise, not always 0.
     constant = (np.ptp(truth, axis=0) == 0) | (np.ptp(guess, axis=0) == 0)
     return np.where(constant, 0.0, 2 * covariance / np.where(constant, 1.0, spread))

@@ -1,9 +1,8 @@
-"""Figures for a set of predictions: CCC for each primitive and its mean, its parts, and intervals over speakers.
+"""CCC of each primitive and their mean, the measures a CCC is made of, and intervals over speakers.
 
-Predictions are guess_UP [U, P], or guess_SUP [S, U, P] of S seeds of one system. Several seeds are averaged inside
-every figure and every replicate: the mean over seeds of the CCC pooled over all rows. They are never counted as
-samples; `seed_deviation` shows how far they lie apart. `speakers` are the groups that a protocol gives the rows, so
-that unknown speakers of one recording go together.
+Predictions are guess_UP [U, P], or guess_SUP [S, U, P] of S seeds of one system. Every figure and every replicate is
+the mean over seeds of the CCC over all rows pooled. Seeds are never counted as samples; `seed_deviation` is their
+spread. `speakers` is the group of each row under the protocol, so unknown speakers of one recording count as one.
 """
 
 from __future__ import annotations
@@ -21,29 +20,29 @@ Intervals = dict[str, list[float]]
 
 # The columns of every table: each primitive, then the mean over primitives.
 FIGURES = (*PRIMITIVES, "mean")
-# Under this many speakers a deviation over speakers says nothing, so there is no interval.
+# Under this many speakers a deviation over speakers is too uncertain, so there is no interval.
 LEAST_SPEAKERS = 6
 LEVEL = 0.95
 REPLICATES = 2000
 # Fisher's z is infinite at a CCC of 1 or -1.
 _CLIP = 1 - 1e-12
-# A column whose variance is under this share of the second moments is constant: what is left of it is rounding.
+# A column whose variance is under this share of its second moment is constant; the rest is rounding.
 _CONSTANT = 1e-13
 
 
 def scores(truth_UP: np.ndarray, guess: np.ndarray) -> Figures:
-    """The CCC of each primitive over all rows pooled, and `mean`, their mean."""
+    """The CCC of each primitive over all rows pooled, and `mean`, the mean of the three."""
     return _named(_pooled(truth_UP, with_seeds(truth_UP, guess)).mean(axis=0))
 
 
 def seed_deviation(truth_UP: np.ndarray, guess: np.ndarray) -> Figures | None:
-    """The standard deviation over seeds (S - 1 degrees of freedom) of what `scores` gives, or None for one seed."""
+    """The standard deviation over seeds (S - 1 degrees of freedom) of each of `scores`, or None for one seed."""
     guess_SUP = with_seeds(truth_UP, guess)
     return None if len(guess_SUP) < 2 else _named(_pooled(truth_UP, guess_SUP).std(axis=0, ddof=1))
 
 
 def by_group(truth_UP: np.ndarray, guess: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, Figures]:
-    """`scores` of the rows of each group (a fold, a gender, a style) by itself, groups sorted; "" is no group."""
+    """`scores` of each group (a fold, a gender, a style) alone, sorted by group; rows of group "" are left out."""
     guess_SUP = with_seeds(truth_UP, guess)
     labels = np.asarray(groups)
     return {
@@ -54,12 +53,12 @@ def by_group(truth_UP: np.ndarray, guess: np.ndarray, groups: Sequence[Hashable]
 
 
 def mean_of_folds(folds: Sequence[Figures]) -> Figures:
-    """The mean over folds of each figure that `scores` gave: another quantity than the pooled one."""
+    """The mean over folds of each of `scores`; this is not the score over all folds pooled."""
     return {name: float(np.mean([fold[name] for fold in folds])) for name in FIGURES}
 
 
 def agreement(truth_UP: np.ndarray, guess: np.ndarray) -> dict[str, Figures]:
-    """What a CCC is made of, over all rows pooled: for each measure a figure for each primitive, and their mean.
+    """The measures behind a CCC, over all rows pooled: {measure: {primitive: value, ..., "mean": their mean}}.
 
     pearson          Pearson's r
     bias_correction  C_b = 2 / (v + 1 / v + u^2) for a scale ratio v and the bias u over the geometric mean of the two
@@ -67,9 +66,9 @@ def agreement(truth_UP: np.ndarray, guess: np.ndarray) -> dict[str, Figures]:
     scale_ratio      v, the deviation of the guess over that of the truth
     bias             mean guess - mean truth, in units of the labels
     rmse             in units of the labels
-    slope            of the truth regressed on the guess: 1 is calibrated, under 1 the guess spreads too far
+    slope            of the truth regressed on the guess: 1 is calibrated, under 1 the guess varies too much
 
-    What a constant column leaves open is 0.
+    Measures that a constant column leaves undefined are 0.
     """
     guess_SUP = with_seeds(truth_UP, guess)
     truth = np.asarray(truth_UP, np.float64)
@@ -91,11 +90,10 @@ def agreement(truth_UP: np.ndarray, guess: np.ndarray) -> dict[str, Figures]:
 
 
 def interval(truth_UP: np.ndarray, guess: np.ndarray, speakers: Sequence[str]) -> Intervals | None:
-    """95 % intervals [low, high] over speakers of what `scores` gives, or None under LEAST_SPEAKERS.
+    """95 % intervals [low, high] over speakers for each of `scores`, or None under LEAST_SPEAKERS speakers.
 
     Delete-one-speaker jackknife of Fisher's z of the pooled CCC, around its estimate, by Student's t with n - 1 degrees
-    of freedom for n speakers (Efron & Tibshirani 1993, ch. 11). A constant prediction has a CCC of 0 whoever is left
-    out, and the interval [0, 0].
+    of freedom for n speakers (Efron & Tibshirani 1993, ch. 11). A constant prediction has the interval [0, 0].
     """
     sums_GSP6 = speaker_sums(truth_UP, guess, speakers)
     count = len(sums_GSP6)
@@ -111,8 +109,8 @@ def bootstrap_interval(
 ) -> Intervals | None:
     """95 % percentile intervals over whole speakers drawn with replacement, or None under LEAST_SPEAKERS.
 
-    The draws are keyed by `seed` and the names of the speakers in order, not by the order of the rows. With few
-    speakers it is too short (at 10 it holds the true value about nine times in ten): `interval` is the primary one.
+    The draws depend on `seed` and the sorted names of the speakers, not on the order of the rows. With few speakers the
+    interval is too short (at 10 it holds the true value about nine times in ten): `interval` is the primary one.
     """
     sums_GSP6 = speaker_sums(truth_UP, guess, speakers)
     count = len(sums_GSP6)
@@ -123,13 +121,13 @@ def bootstrap_interval(
     return _bounds(low, high)
 
 
-def change(
+def ccc_change(
     truth_UP: np.ndarray, before: np.ndarray, after: np.ndarray, speakers: Sequence[str]
 ) -> tuple[Figures, Intervals | None]:
-    """The CCC of the predictions `after` less that of `before`, of the same rows, with its 95 % interval over speakers.
+    """(CCC of `after` minus CCC of `before`, its 95 % interval over speakers), for predictions of the same rows.
 
-    The interval is that of a delete-one-speaker jackknife of the difference, by Student's t with n - 1 degrees of
-    freedom; there is none under LEAST_SPEAKERS.
+    The interval is a delete-one-speaker jackknife of the difference, by Student's t with n - 1 degrees of freedom; None
+    under LEAST_SPEAKERS speakers.
     """
     sums = [speaker_sums(truth_UP, guess, speakers) for guess in (before, after)]
     difference = np.subtract(*(figures_of(part.sum(axis=0, keepdims=True))[0] for part in reversed(sums)))
@@ -142,7 +140,7 @@ def change(
 
 @dataclass(frozen=True)
 class ScoreGap:
-    """How much better `first` is scored than `second`: the difference of their pooled CCCs, with its 95 % interval."""
+    """The pooled CCC of group `first` minus that of `second`, with its 95 % interval; `speakers` in each group."""
 
     first: str
     second: str
@@ -151,7 +149,7 @@ class ScoreGap:
     speakers: tuple[int, int]
 
 
-def gap(
+def ccc_gap(
     truth_UP: np.ndarray,
     guess: np.ndarray,
     speakers: Sequence[str],
@@ -160,11 +158,11 @@ def gap(
     first: str,
     second: str,
 ) -> ScoreGap:
-    """The CCC of the rows of group `first` less that of `second`, for groups by gender or by style.
+    """The CCC of the rows of group `first` minus that of `second`, for groups by gender or by style.
 
-    The interval is that of a delete-one-speaker jackknife of the difference, by Student's t with n - 1 degrees of
-    freedom; one with rows in both groups is left out of both at once. There is none under LEAST_SPEAKERS in all, or two
-    in either group. Raises ValueError for a group without a row.
+    The interval is a delete-one-speaker jackknife of the difference, by Student's t with n - 1 degrees of freedom; a
+    speaker with rows in both groups is left out of both at once. It is None under LEAST_SPEAKERS speakers in all, or
+    under two in either group. Raises ValueError for a group without rows.
     """
     guess_SUP, labels, names = with_seeds(truth_UP, guess), np.asarray(groups), np.asarray(speakers)
     chosen = [labels == first, labels == second]
@@ -187,12 +185,12 @@ def gap(
 
 
 def unweighted_average_recall(truth: Sequence[Hashable], guess: Sequence[Hashable]) -> float:
-    """The mean over the classes of `truth` of the share of their rows that `guess` has right (UAR, balanced accuracy).
+    """Unweighted average recall (UAR, balanced accuracy): the mean over the classes of `truth` of their recall.
 
-    Raises ValueError for two of different length, or no row.
+    Raises ValueError for different lengths, or no row.
     """
     if len(truth) != len(guess) or not len(truth):
-        raise ValueError(f"recall wants two of the same length with at least one row, not {len(truth)}, {len(guess)}")
+        raise ValueError(f"recall takes two lists of one length with at least one row, not {len(truth)}, {len(guess)}")
     rows: dict[Hashable, list[bool]] = {}
     for true, guessed in zip(truth, guess, strict=True):
         rows.setdefault(true, []).append(true == guessed)
@@ -200,13 +198,13 @@ def unweighted_average_recall(truth: Sequence[Hashable], guess: Sequence[Hashabl
 
 
 def with_seeds(truth_UP: np.ndarray, guess: np.ndarray) -> np.ndarray:
-    """guess_SUP in float64 for [S, U, P] or [U, P]. Raises ValueError for another shape than the truth's, or no row."""
+    """Predictions [S, U, P] or [U, P] as float64 [S, U, P]. Raises ValueError if U, P are 0 or not the truth's."""
     guess_SUP = np.asarray(guess, np.float64)
     guess_SUP = guess_SUP[None] if guess_SUP.ndim == 2 else guess_SUP
     if guess_SUP.ndim != 3 or guess_SUP.shape[1:] != np.shape(truth_UP) or 0 in guess_SUP.shape:
         raise ValueError(
-            f"predictions of shape {np.shape(guess)} do not fit labels of shape {np.shape(truth_UP)}: both want at "
-            "least one row, [U, P], and predictions of several seeds [S, U, P]"
+            f"predictions of shape {np.shape(guess)} do not fit labels of shape {np.shape(truth_UP)}: give both as "
+            "[U, P] with at least one row, or predictions of several seeds as [S, U, P]"
         )
     return guess_SUP
 
@@ -214,9 +212,9 @@ def with_seeds(truth_UP: np.ndarray, guess: np.ndarray) -> np.ndarray:
 def speaker_sums(
     truth_UP: np.ndarray, guess: np.ndarray, speakers: Sequence[str] | np.ndarray, weight_U: np.ndarray | None = None
 ) -> np.ndarray:
-    """[G, S, P, 6]: n, sum x, sum y, sum xx, sum yy, sum xy for each of G speakers, sorted; x the truth, y the guess.
+    """Sums over the rows of each of G speakers, sorted, [G, S, P, 6]: n, x, y, xx, yy, xy for x truth and y guess.
 
-    Both less the mean of the truth, for accuracy; sums of speakers give the CCC of their rows together, see `ccc_of`.
+    The mean of the truth is subtracted from both, for accuracy. Summed over speakers they give a CCC, see `ccc_of`.
     """
     truth_UP = np.asarray(truth_UP, np.float64)
     x, y = np.broadcast_arrays(truth_UP, with_seeds(truth_UP, guess)) - truth_UP.mean(axis=0)
@@ -228,7 +226,7 @@ def speaker_sums(
 
 
 def weighted_sums(weight_RG: np.ndarray, sums_GSP6: np.ndarray) -> np.ndarray:
-    """[R, S, P, 6]: for each of R replicates the sums of the speakers by their weights."""
+    """[R, S, P, 6]: for each of R replicates the sums of the speakers, weighted."""
     return (weight_RG @ sums_GSP6.reshape(len(sums_GSP6), -1)).reshape(-1, *sums_GSP6.shape[1:])
 
 

@@ -1,6 +1,6 @@
-"""What a labelled corpus holds, in plain values: labels, people, parts, durations, and how well people agree.
+"""Statistics of a labelled corpus: labels, speakers, partitions, durations, and agreement of raters.
 
-Figures are of the rows that were taken. Durations come from the headers of the audio; nothing is decoded.
+They cover the utterances that the adapter took. Durations come from the audio headers; nothing is decoded.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.scores.ccc import PRIMITIVES, ccc
 from cpcscale.emotion.scores.system_table import label_correlation
 
-# The owners write means with two to six decimals.
+# A label within this of the raters' mean is that mean: owners write two to six decimals.
 _SAME = 0.01
 _PROBES = 8
 
 
 def describe(corpus: Corpus) -> dict[str, Any]:
-    """The corpus as JSON would hold it: numbers, strings, lists and mappings, and None where there is no figure.
+    """The statistics as values for JSON; None where there is no figure.
 
-    `labels` by primitive: see `label_figures`. `correlation`: Pearson's, 3x3 as PRIMITIVES. `speakers`, `gender`,
-    `partitions`, `styles`, `sessions`, `categories`, `languages`: utterances of each, "" where the owners do not say.
-    `duration_s`: see `durations`. `dropped`: rows left out by reason. `human`: see `human_ceiling`.
+    `labels`, by primitive: see `label_figures`. `correlation`: see `label_correlation`. `speakers`, `gender`,
+    `partitions`, `styles`, `sessions`, `categories`, `languages`: number of utterances for each value, "" if unknown.
+    `duration_s`: see `durations`. `dropped`: rows left out, by reason. `human`: see `human_ceiling`.
     """
     rows = corpus.utterances
     speakers = Counter(row.speaker for row in rows)
@@ -60,10 +60,11 @@ def describe(corpus: Corpus) -> dict[str, Any]:
 
 
 def label_figures(labels_U: np.ndarray, scale: tuple[float, float]) -> dict[str, Any]:
-    """Moments and a histogram over the stated scale of one primitive, float64 [U] in the corpus's units.
+    """Moments of one primitive's labels, float64 [U] in the corpus's units, and a histogram over the stated scale.
 
     `deviation` is that of the population; `skewness` and `excess_kurtosis` are None for constant labels. Bins are half
-    a unit wide on a scale of up to 10 whole units, else a tenth of the scale; each holds its lower edge, the last both.
+    a unit wide on a scale of up to 10 whole units, else a tenth of the scale. A bin includes its lower edge, the last
+    bin both.
     """
     least, greatest = scale
     span = greatest - least
@@ -88,9 +89,9 @@ def label_figures(labels_U: np.ndarray, scale: tuple[float, float]) -> dict[str,
 
 
 def durations(paths: Sequence[str]) -> dict[str, Any]:
-    """Seconds of the files by their headers: total, mean, least, median and greatest, and how many were `unreadable`.
+    """Durations of audio files in seconds, by their headers: total, mean, least, median, greatest; and `unreadable`.
 
-    Raises UserError only where a store fails; a file that is missing, empty or no audio counts as unreadable.
+    A file that is missing, empty or not audio counts as unreadable. Raises UserError only when a store fails.
     """
 
     def probed(path: str) -> float:
@@ -114,16 +115,15 @@ def durations(paths: Sequence[str]) -> dict[str, Any]:
 
 
 def human_ceiling(corpus: Corpus) -> dict[str, Any] | None:
-    """How well one person agrees with the others: the leave-one-rater-out CCC of each primitive. None without ratings.
+    """Agreement of one rater with the others: the leave-one-rater-out CCC of each primitive. None without ratings.
 
-    Each rating of an external rater is paired with the mean of the other raters of that utterance, and the CCC is that
-    of all pairs, pooled over raters and utterances. Only utterances with at least `others` other raters take part: 2,
-    or 1 where fewer than half of the rated utterances have three raters (as in IEMOCAP). `pairs` says how many there
-    were. Self-reports take no part. A model is scored against the mean of all raters, which is steadier than one
-    rater, so that it may come out above this figure.
+    Each rating is paired with the mean of the other raters of that utterance; the CCC is over all pairs of all raters
+    and utterances pooled. Only utterances with at least `others` other raters are used: 2, or 1 if fewer than half of
+    the rated utterances have three raters (as in IEMOCAP). `pairs` is their number. Self-reports are not used. A model
+    may score above this figure, because it is scored against the mean of all raters, which varies less than one rater.
 
-    `label_is_mean` is the share of rated utterances whose label is the mean of their ratings to 0.01: near 1 where the
-    owners average, and low where columns are mixed up.
+    `label_is_mean` is the share of rated utterances whose label is the mean of their ratings to 0.01: near 1 if the
+    owners average, low if columns are mixed up.
     """
     found = [(at, *one[1:4]) for at, row in enumerate(corpus.utterances) for one in row.ratings if not one.self_report]
     if not found:

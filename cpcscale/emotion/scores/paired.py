@@ -1,9 +1,9 @@
-"""Whether one system is better than another on the same utterances: exact swaps of their predictions by speaker.
+"""Paired permutation test by speaker: is one system better than another on the same utterances?
 
-Under the null hypothesis the two systems are alike, so a speaker's predictions may change hands. Each assignment of the
-speakers' two sets of predictions to the two systems gives a difference of the pooled CCCs; p is the share of
-assignments whose difference is at least as large, in either direction, as the one seen (a permutation test for paired
-data, Good 2005, ch. 3). Speakers change hands whole: utterances of one speaker are not independent.
+Under the null hypothesis the two systems are alike, so their predictions for a speaker can be swapped. Each choice of
+the speakers to swap gives a difference of the pooled CCCs; p is the share of choices whose difference is at least as
+large, in either direction, as the observed one (a permutation test for paired data, Good 2005, ch. 3). All predictions
+for a speaker are swapped together, because utterances of one speaker are not independent.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import numpy as np
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.ccc_intervals import FIGURES, Figures, figures_of, speaker_sums, weighted_sums, with_seeds
 
-# Up to this many speakers all 2^n assignments are gone through.
+# Up to this many speakers, all 2^n assignments are computed.
 EXACT_SPEAKERS = 16
-# Random assignments for more speakers; the least p is then one in so many, and one.
+# Random assignments for more speakers; the least p is then 1 / (DRAWS + 1).
 DRAWS = 20_000
 # Assignments at a time: bounds the memory for sums of many seeds.
 _BLOCK = 4096
-# A difference that is only rounded otherwise is the same difference.
+# Differences that differ by rounding count as equal.
 _ROUNDING = 1e-10
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """How two systems compare: the figures of the first less those of the second, and a two-sided p for each.
+    """The figures of the first system minus those of the second, and a two-sided p for each.
 
-    `exact` says that all 2^speakers assignments were gone through; `least_p` is the smallest p that could come out.
+    `exact`: all 2^speakers assignments were computed. `least_p`: the smallest p possible with so many.
     """
 
     difference: Figures
@@ -44,12 +44,17 @@ class PairedTest:
 def paired_test(
     truth_UP: np.ndarray, first: np.ndarray, second: np.ndarray, speakers: Sequence[str], *, seed: int = 0
 ) -> PairedTest:
-    """The paired test of two systems' predictions [U, P] or [S, U, P] of the same rows, swapped by `speakers`.
+    """Tests two systems' predictions of the same rows, [U, P] or [S, U, P], by swapping them for whole `speakers`.
 
-    Several seeds are averaged inside each assignment: all seeds of a speaker change hands together. Beyond
-    EXACT_SPEAKERS speakers there are DRAWS random assignments keyed by `seed`, and p counts the one seen among them
-    (Phipson & Smyth 2010). One of the systems may have one seed and the other several. Raises ValueError for
-    predictions that do not fit the truth or are not finite, or different numbers of seeds beyond that.
+    Seeds are averaged inside each assignment: all seeds of a speaker are swapped together. Beyond EXACT_SPEAKERS
+    speakers, DRAWS random assignments keyed by `seed` are used, and p counts the observed one too (Phipson & Smyth
+    2010). The systems have as many seeds, or one of them a single seed. Raises ValueError for other numbers of seeds,
+    and for predictions that do not fit the truth or are not finite.
+
+    >>> truth_UP = np.linspace([-1, -1, -1], [1, 1, 1], 12)
+    >>> test = paired_test(truth_UP, truth_UP, truth_UP / 2, ["ann", "bob", "cem", "dan"] * 3)
+    >>> round(test.difference["mean"], 3), test.p["mean"], test.least_p
+    (0.2, 0.125, 0.125)
     """
     first_SUP, second_SUP = _same_seeds(with_seeds(truth_UP, first), with_seeds(truth_UP, second))
     sums_first, sums_second = (speaker_sums(truth_UP, guess_SUP, speakers) for guess_SUP in (first_SUP, second_SUP))
@@ -57,12 +62,12 @@ def paired_test(
     count = len(sums_first)
     exact = count <= EXACT_SPEAKERS
     (seen_F,) = figures_of(whole_first[None]) - figures_of(whole_second[None])
-    # No comparison with a NaN holds, which would read as p = 0.
+    # Comparisons with NaN are false, which would give p = 0.
     if not np.isfinite(seen_F).all():
         raise ValueError("a label or a prediction is not finite: the two systems cannot be compared")
     reached_F, total = np.zeros(len(FIGURES), np.int64), 0
     rng = np.random.default_rng(seed)
-    # An assignment and its mirror image differ in the sign alone, so the first speaker stays where it is.
+    # Swapping all speakers changes only the sign of the difference, so the first speaker is never swapped.
     todo = 2 ** (count - 1) if exact else DRAWS
     for start in range(0, todo, _BLOCK):
         block = np.arange(start, min(start + _BLOCK, todo))
@@ -86,10 +91,13 @@ def paired_test(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of a family, corrected for its size and in the same order (Holm 1979, Scand. J. Statist. 6).
+    """The p-values of a family of tests, corrected for its size, in the same order (Holm 1979, Scand. J. Statist. 6).
 
-    Rejecting those at or under a level keeps the chance of any false rejection at or under that level, however the
+    Rejecting corrected values up to a level keeps the probability of any false rejection within that level, however the
     tests depend on each other. Raises ValueError for a value outside [0, 1].
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
     """
     values = np.asarray(p_values, np.float64)
     if not ((values >= 0) & (values <= 1)).all():
@@ -101,9 +109,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def corrected(tests: Mapping[str, PairedTest]) -> dict[str, Figures]:
-    """The p of each test after Holm's correction, by the name that `tests` has for it.
+    """{name of the test: its p-values after Holm's correction}.
 
-    The primitives of all tests are one family. The mean, which sums them up, is corrected over the tests alone.
+    The primitives of all tests are one family; the means of all tests are another.
     """
     of_primitives = iter(holm([test.p[name] for test in tests.values() for name in PRIMITIVES]))
     of_mean = iter(holm([test.p["mean"] for test in tests.values()]))

@@ -1,7 +1,7 @@
-"""The results table of several systems over seeds: what each scores, and whether it is better than another. Pure.
+"""The results table of several systems: the scores of each, and paired tests between them. Pure.
 
-Every figure of a system is the mean over its seeds, and so is every replicate of an interval or a test; seeds are never
-counted as samples, see score.py. U utterances, S seeds, P primitives.
+Every figure of a system, and every replicate of an interval or a test, is the mean over its seeds. Seeds are never
+counted as samples, see scores/ccc_intervals.py. U utterances, S seeds, P primitives.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cpcscale.emotion.scores.ccc_intervals import (
 )
 from cpcscale.emotion.scores.paired import PairedTest, corrected, paired_test
 
-# The classic system that a learnt one has to beat to be worth using.
+# The classic system that a learnt one should beat.
 BASELINE = "functionals"
 # The four systems of the paper, in its order.
 PAPER_SYSTEMS = ("mfcc", "raw", "minicpc", "precpc")
@@ -36,9 +36,9 @@ PAPER_SYSTEMS = ("mfcc", "raw", "minicpc", "precpc")
 
 @dataclass(frozen=True)
 class SystemPredictions:
-    """One system's predictions of the same utterances by several seeds: guess_SUP [S, U, P], a seed each of `seeds`.
+    """The predictions of one system, guess_SUP [S, U, P], with one seed of `seeds` each.
 
-    `recalls` has the unweighted average recall of the seeds that classified too.
+    `recalls` has the unweighted average recall of each seed that also classified.
     """
 
     seeds: tuple[int, ...]
@@ -47,16 +47,16 @@ class SystemPredictions:
 
     def __post_init__(self) -> None:
         if len(self.seeds) != len(self.guess_SUP):
-            raise ValueError(f"{len(self.guess_SUP)} sets of predictions do not go with the seeds {list(self.seeds)}")
+            raise ValueError(f"{len(self.guess_SUP)} sets of predictions do not fit the seeds {list(self.seeds)}")
 
 
 @dataclass(frozen=True)
 class SystemRow:
-    """One system: its pooled CCCs, how sure they are, and what else is said of the same predictions.
+    """One system: its CCCs over all folds pooled, their intervals, and other figures of the same predictions.
 
     `interval` is the jackknife over speakers, the primary one; `bootstrap` is shown beside it. `seed_deviation` and
-    `recall_deviation` are over seeds, None for a single one. `recall` is None where no categories were guessed.
-    `groups` are those of traits.by_trait, for the traits that were given.
+    `recall_deviation` are over seeds, None for a single seed. `recall` is None if no categories were predicted.
+    `groups` are those of by_group.by_trait.
     """
 
     system: str
@@ -74,7 +74,7 @@ class SystemRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The paired test of `first` against `second`: the difference of their figures, its p, and p after Holm."""
+    """The paired test of `first` against `second`: difference of their figures, p, and p after Holm's correction."""
 
     first: str
     second: str
@@ -89,7 +89,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class PublishedScores:
-    """What a paper says of this corpus: CCCs by system, where they are known, its source and its protocol."""
+    """The CCCs that a paper reports on this corpus, by system, with its source and its protocol."""
 
     source: str
     protocol: str
@@ -98,9 +98,9 @@ class PublishedScores:
 
 @dataclass(frozen=True)
 class TableSubject:
-    """What the figures are of. `part` is the owner's test part under `official`, else "".
+    """The data behind a table. `part` is the owner's test part under `official`, else "".
 
-    `left_out` counts utterances that not every system could hear: the table is of those that all did.
+    `left_out` counts utterances that some system could not use: the table is over those that all systems predicted.
     """
 
     corpus: str
@@ -114,9 +114,9 @@ class TableSubject:
 
 @dataclass(frozen=True)
 class SystemTable:
-    """The whole table. `tests` holds families of comparisons by the system that all are compared with.
+    """The whole table. `tests` has, for each system compared against, the comparisons of all others with it.
 
-    `correlation` is Pearson's of each two primitives of the labels, None where one is constant.
+    `correlation` is `label_correlation` of the labels.
     """
 
     subject: TableSubject
@@ -145,11 +145,10 @@ def system_table(
 ) -> SystemTable:
     """The table of these systems, by name, in their order.
 
-    `groups` are the speakers of the rows, `folds` the fold that tested each, `traits` what else is known of them by
-    name, such as a gender each. All systems are compared with
-    `reference`, and with BASELINE where it is among them; each of the two is a family for Holm's correction, over the
-    primitives of all its tests. `seed` keys the random draws. Raises ValueError for a reference that is not there, and
-    for systems that differ in their seeds, but for those that have one.
+    `groups` is the speaker of each row, `folds` the fold that tested it, `traits` other values by name, such as a
+    gender for each row. All systems are tested against `reference`, and against BASELINE if it is among them; each of
+    the two is a family for Holm's correction. `seed` keys the random draws. Raises ValueError if `reference` is not
+    among the systems, or if systems with several seeds have different ones.
     """
     if reference not in systems:
         raise ValueError(f"reference={reference!r} is not among the systems {list(systems)}")
@@ -161,16 +160,16 @@ def system_table(
         subject=subject,
         rows=[_row(name, each, truth_UP, groups, folds, traits or {}, seed) for name, each in systems.items()],
         reference=reference,
-        tests={second: compared(truth_UP, groups, systems, second, seed=seed) for second in against},
+        tests={second: compare_systems(truth_UP, groups, systems, second, seed=seed) for second in against},
         correlation=label_correlation(truth_UP),
         published=published,
     )
 
 
-def compared(
+def compare_systems(
     truth_UP: np.ndarray, groups: Sequence[str], systems: Mapping[str, SystemPredictions], second: str, *, seed: int = 0
 ) -> list[Comparison]:
-    """Each other system against `second`, corrected as one family."""
+    """The comparison of each other system with `second`, corrected as one family."""
     tests: dict[str, PairedTest] = {
         first: paired_test(truth_UP, each.guess_SUP, systems[second].guess_SUP, groups, seed=seed)
         for first, each in systems.items()
@@ -181,7 +180,7 @@ def compared(
 
 
 def label_correlation(truth_UP: np.ndarray) -> list[list[float | None]]:
-    """Pearson's r of each two primitives of the labels, 3x3 as PRIMITIVES; None where one is constant."""
+    """Pearson's r between the primitives of the labels, 3x3 in the order of PRIMITIVES; None if one is constant."""
     truth_UP = np.asarray(truth_UP, np.float64)
     varies_P = np.ptp(truth_UP, axis=0) > 0
     deviation_P = np.where(varies_P, truth_UP.std(axis=0), 1.0)
@@ -192,9 +191,9 @@ def label_correlation(truth_UP: np.ndarray) -> list[list[float | None]]:
 
 
 def published_scores(kind: str) -> PublishedScores | None:
-    """What Li et al. (ICASSP 2021, arXiv 2102.06357) report for this kind of corpus, as CorpusConfig.kind has it.
+    """The scores that Li et al. (ICASSP 2021, arXiv 2102.06357) report for a `CorpusConfig.kind`, or None.
 
-    Of their four systems only preCPC's figures are known here, as another publication quotes them.
+    Only those of preCPC, one of their four systems, are known here, as quoted in another publication.
     """
     match kind:
         case "iemocap":

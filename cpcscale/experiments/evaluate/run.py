@@ -18,7 +18,7 @@ from cpcscale import config as configs
 from cpcscale import storage
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
-from cpcscale.emotion.corpora.joined import joined
+from cpcscale.emotion.corpora.joined import join_corpora
 from cpcscale.emotion.encoders.networks import encoder_digest, open_encoders
 from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.probe_selection import refuse_selected
@@ -111,7 +111,7 @@ def _variants(
             for name, corpus in corpora.items():
                 yield f"{name}-", (name, name), dataclasses.replace(recipe, corpus=settings[name]), corpus
                 across = dataclasses.replace(recipe, protocol=official)
-                yield f"{name}-to-others-", (name, None), across, joined(corpora, name)
+                yield f"{name}-to-others-", (name, None), across, join_corpora(corpora, name)
 
 
 def _refuse_twice(corpora: Mapping[str, Corpus]) -> None:

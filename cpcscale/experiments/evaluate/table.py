@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.corpora.joined import key_in
+from cpcscale.emotion.corpora.joined import joined_key
 from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.protocol.splits import share_marks
-from cpcscale.emotion.scores.ccc_intervals import change, interval, scores
+from cpcscale.emotion.scores.ccc_intervals import ccc_change, interval, scores
 from cpcscale.experiments.many_runs import FinetuneRun, UtterancePrediction, predictions
 
 CLEAN = "clean"
@@ -124,7 +124,7 @@ def _robustness(
     yield _figures(runs, said, keys) | {"at": CLEAN, "change": None, "change_interval": None}
     truth_UP, clean_SUP, voices = _arrays(runs[0], said, keys, "")
     for condition in runs[0].config.test_conditions:
-        difference, bounds = change(truth_UP, clean_SUP, _arrays(runs[0], said, keys, condition)[1], voices)
+        difference, bounds = ccc_change(truth_UP, clean_SUP, _arrays(runs[0], said, keys, condition)[1], voices)
         place = {"at": condition, "change": difference, "change_interval": bounds}
         yield _figures(runs, said, keys, condition) | place
 
@@ -140,6 +140,6 @@ def _cross(
         if test:
             keys = _judged(runs[0], said)
         else:
-            own = (key_in(name, one.key) for one in corpora[name].utterances)
+            own = (joined_key(name, one.key) for one in corpora[name].utterances)
             keys = sorted(key for key in own if all(key in each for each in said))
         yield _figures(runs, said, keys) | {"at": f"{train} to {name}", "train": train, "test": name}

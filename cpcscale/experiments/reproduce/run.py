@@ -16,7 +16,7 @@ import numpy as np
 
 from cpcscale import config as configs
 from cpcscale import storage
-from cpcscale.emotion.corpora import open_corpus, recognised
+from cpcscale.emotion.corpora import detect_kind, open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders.networks import encoder_digest, open_encoders
 from cpcscale.emotion.finetune_result import FinetuneResult
@@ -90,7 +90,7 @@ def _planned(config: ReproduceConfig) -> _Plan:
             made = single(recipe, f"{system}-seed{seed}", config.run_dir, config.workers, config.tracking)
             identity = identify(made, corpus) | {"encoder": digests[system]}
             runs.append(FinetuneRun(made, corpus, opened[system], identity))
-    kind = recognised(config.corpus) if config.corpus.kind == "auto" else config.corpus.kind
+    kind = detect_kind(config.corpus) if config.corpus.kind == "auto" else config.corpus.kind
     return _Plan(config, corpus, kind, fold_splits(config, corpus), runs)
 
 

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as nst
 from safetensors.numpy import load_file
 
 from cpcscale.emotion.audio import array_cache
-from cpcscale.emotion.audio.array_cache import ArrayCache, AudioCacheConfig, CachedArrays, kind
+from cpcscale.emotion.audio.array_cache import ArrayCache, AudioCacheConfig, CachedArrays, cache_kind
 from cpcscale.errors import UserError
 
 ARRAYS = nst.arrays(
@@ -38,8 +38,8 @@ def half(arrays, path, checksums):
     time.sleep(600)
 
 array_cache.save_file = half
-with array_cache.ArrayCache(array_cache.AudioCacheConfig(path=sys.argv[1])).filling("a") as filler:
-    filler.add("one", np.zeros(500_000, np.int16))
+with array_cache.ArrayCache(array_cache.AudioCacheConfig(path=sys.argv[1])).writer("a") as writer:
+    writer.add("one", np.zeros(500_000, np.int16))
 """
 # A process that makes what it does not find, says what it made, and keeps others waiting until it is told to go on.
 MAKING = """
@@ -49,14 +49,14 @@ from cpcscale.emotion.audio import array_cache
 
 kept = array_cache.ArrayCache(array_cache.AudioCacheConfig(path=sys.argv[1]))
 print("begun", flush=True)
-with kept.filling("a") as filler:
+with kept.writer("a") as writer:
     for number in range(200):
-        if str(number) not in filler.held:
-            filler.add(str(number), np.full(1000, number, np.int16))
+        if str(number) not in writer.arrays:
+            writer.add(str(number), np.full(1000, number, np.int16))
             print(number)
     print("added", flush=True)
     sys.stdin.readline()
-held = kept.held("a")
+held = kept.arrays("a")
 assert all((held.read(str(number), lambda: None) == number).all() for number in range(200))
 """
 # Long enough for a process that does not wait to end.
@@ -68,10 +68,10 @@ def opened(folder: Path, limit_bytes: float = 1e9) -> ArrayCache:
 
 
 def fill(kept: ArrayCache, what: str, arrays: dict[str, np.ndarray]) -> CachedArrays:
-    with kept.filling(what) as filler:
+    with kept.writer(what) as writer:
         for key, array in arrays.items():
-            filler.add(key, array)
-    return filler.held
+            writer.add(key, array)
+    return writer.arrays
 
 
 def never() -> np.ndarray:
@@ -91,7 +91,7 @@ def process(text: str, folder: Path) -> subprocess.Popen[str]:
 def test_what_comes_out_is_what_went_in(arrays, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     fill(opened(folder), "a", arrays)
-    held = opened(folder).held("a")
+    held = opened(folder).arrays("a")
     assert len(held) == len(arrays)
     for key, array in arrays.items():
         got = held.read(key, never)
@@ -101,7 +101,7 @@ def test_what_comes_out_is_what_went_in(arrays, tmp_path_factory):
 
 def test_an_array_is_mapped_and_not_for_writing(tmp_path):
     fill(opened(tmp_path), "a", {"one": np.arange(6.0)})
-    array = opened(tmp_path).held("a").read("one", never)
+    array = opened(tmp_path).arrays("a").read("one", never)
     assert isinstance(array.base, mmap.mmap)
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 1
@@ -117,10 +117,10 @@ def test_a_pack_is_a_safetensors_file_that_others_read(tmp_path):
 
 def test_an_array_is_taken_as_it_is_when_it_is_added(tmp_path):
     buffer_TC = np.arange(12, dtype=np.float32).reshape(3, 4)
-    with opened(tmp_path).filling("a") as filler:
-        filler.add("part", buffer_TC[:, 1:3])
+    with opened(tmp_path).writer("a") as writer:
+        writer.add("part", buffer_TC[:, 1:3])
         buffer_TC[:] = 0
-    np.testing.assert_array_equal(opened(tmp_path).held("a").read("part", never), [[1, 2], [5, 6], [9, 10]])
+    np.testing.assert_array_equal(opened(tmp_path).arrays("a").read("part", never), [[1, 2], [5, 6], [9, 10]])
 
 
 @pytest.mark.parametrize("place", [0, 7, 8, 20, 60, -1])
@@ -131,7 +131,7 @@ def test_a_garbled_pack_gives_no_wrong_array_and_is_removed(place, tmp_path, cap
     data = bytearray(pack.read_bytes())
     data[place] ^= 0x15
     pack.write_bytes(data)
-    held = opened(tmp_path).held("a")
+    held = opened(tmp_path).arrays("a")
     if "one" in held:
         np.testing.assert_array_equal(held.read("one", array.copy), array)
         np.testing.assert_array_equal(held.read("one", never), array)
@@ -146,7 +146,7 @@ def test_a_pack_that_was_cut_is_removed(kept_bytes, tmp_path_factory):
     (pack,) = packs(folder)
     assert pack.stat().st_size < 4300
     pack.write_bytes(pack.read_bytes()[: min(kept_bytes, pack.stat().st_size - 1)])
-    assert "one" not in opened(folder).held("a")
+    assert "one" not in opened(folder).arrays("a")
     assert packs(folder) == []
 
 
@@ -156,7 +156,7 @@ def test_the_least_recently_used_kind_goes_first(tmp_path):
         fill(kept, what, {"one": array})
         (pack,) = packs(tmp_path, what)
         os.utime(pack, (pack.stat().st_atime - age, pack.stat().st_mtime - age))
-    kept.held("old").keep(["one"])
+    kept.arrays("old").keep_only(["one"])
     fill(opened(tmp_path, 2.5 * 80_000), "third", {"one": array})
     assert [path.parent.name for path in packs(tmp_path)] == ["old", "third"]
 
@@ -173,11 +173,11 @@ def test_a_run_that_needs_more_than_the_limit_works_leaves_no_more_and_says_so_o
 
 def test_what_was_added_before_a_failure_stays_as_far_as_packs_were_full(tmp_path, monkeypatch):
     monkeypatch.setattr(array_cache, "_PACK_BYTES", 80_000)
-    with pytest.raises(RuntimeError), opened(tmp_path).filling("a") as filler:
+    with pytest.raises(RuntimeError), opened(tmp_path).writer("a") as writer:
         for number in range(3):
-            filler.add(str(number), np.full(6_000, float(number)))
+            writer.add(str(number), np.full(6_000, float(number)))
         raise RuntimeError
-    held = opened(tmp_path).held("a")
+    held = opened(tmp_path).arrays("a")
     assert [key in held for key in ("0", "1", "2")] == [True, True, False]
 
 
@@ -209,7 +209,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing_and_holds_up_no
         dying.send_signal(signal.SIGKILL)
         dying.communicate(timeout=60)
     assert len(waiting.communicate("go on\n", timeout=120)[0].split()) == 202
-    assert "one" not in opened(tmp_path).held("a")
+    assert "one" not in opened(tmp_path).arrays("a")
     assert sorted(path.name for path in (tmp_path / "emotion" / "a").iterdir()) == sorted(
         ["lock", *(path.name for path in packs(tmp_path))]
     )
@@ -227,19 +227,25 @@ def test_a_pack_that_another_process_evicts_is_passed_over(tmp_path, monkeypatch
 
 def test_a_table_is_kept_and_a_garbled_one_is_empty(tmp_path):
     kept = opened(tmp_path)
-    assert kept.table("corpus") == {}
-    kept.keep_table("corpus", {"a.wav": ["stamp", "digest"]})
-    assert opened(tmp_path).table("corpus") == {"a.wav": ["stamp", "digest"]}
+    assert kept.load_table("corpus") == {}
+    kept.save_table("corpus", {"a.wav": ["stamp", "digest"]})
+    assert opened(tmp_path).load_table("corpus") == {"a.wav": ["stamp", "digest"]}
     (path,) = tmp_path.glob("emotion/tables/*")
     path.write_bytes(path.read_bytes()[:-4])
-    assert kept.table("corpus") == {}
+    assert kept.load_table("corpus") == {}
 
 
 def test_kinds_differ_where_anything_does_and_are_plain_folder_names():
-    kinds = [kind("a", "b", "c"), kind("a", "bc"), kind("ab", "c"), kind("a", "c", "b"), kind("a", "b", "c ")]
+    kinds = [
+        cache_kind("a", "b", "c"),
+        cache_kind("a", "bc"),
+        cache_kind("ab", "c"),
+        cache_kind("a", "c", "b"),
+        cache_kind("a", "b", "c "),
+    ]
     assert len(set(kinds)) == len(kinds)
-    assert kind("a", "b") == kind("a", "b")
-    assert "/" not in kind("hf:facebook/wav2vec2/../x", "1")
+    assert cache_kind("a", "b") == cache_kind("a", "b")
+    assert "/" not in cache_kind("hf:facebook/wav2vec2/../x", "1")
 
 
 def test_a_cache_that_is_turned_off_leaves_nothing(tmp_path, monkeypatch):

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_voices import recipe
 
-from cpcscale.emotion.audio.degraded import CONDITIONS, DegradedWaves, degraded, parse_condition
+from cpcscale.emotion.audio.degraded import CONDITIONS, DegradedWaves, degrade, parse_condition
 from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import run_fold
-from cpcscale.emotion.finetune_result import combine
+from cpcscale.emotion.finetune_result import combine_folds
 from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.scores.ccc import PRIMITIVES
-from cpcscale.emotion.scores.ccc_intervals import change, interval, scores
+from cpcscale.emotion.scores.ccc_intervals import ccc_change, interval, scores
 from cpcscale.errors import UserError
 
 RATE_HZ = 16_000
@@ -41,17 +41,17 @@ def db(ratio: float) -> float:
 @given(st.integers(0, 99), st.floats(-5, 30), st.integers(800, 20_000), st.floats(500, 3000))
 def test_noise_lies_as_many_db_below_the_whole_utterance_as_asked(seed, snr_db, samples, level):
     wave = speech_like(seed, samples, level)
-    noise = degraded(wave, parse_condition(f"noise{snr_db:.2f}"), seed, "u").astype(int) - wave
+    noise = degrade(wave, parse_condition(f"noise{snr_db:.2f}"), seed, "u").astype(int) - wave
     assert db(power(wave) / power(noise)) == pytest.approx(snr_db, abs=0.1)
 
 
 @given(st.integers(0, 99), st.floats(-30, 12))
 def test_a_gain_is_exact_to_the_rounding_and_clips_at_full_scale(seed, gain_db):
     wave = speech_like(seed)
-    heard = degraded(wave, parse_condition(f"gain{gain_db:.3f}"), 0, "u")
+    heard = degrade(wave, parse_condition(f"gain{gain_db:.3f}"), 0, "u")
     expected = np.rint(wave * 10 ** (float(f"{gain_db:.3f}") / 20)).clip(-32768, 32767)
     assert np.abs(heard - expected).max() <= 1
-    loud = degraded(np.full(100, 20_000, np.int16), parse_condition("gain+12"), 0, "u")
+    loud = degrade(np.full(100, 20_000, np.int16), parse_condition("gain+12"), 0, "u")
     assert (loud == 32767).all()
 
 
@@ -59,7 +59,7 @@ def test_the_telephone_keeps_its_band_and_nothing_beyond():
     wave = np.rint(np.random.default_rng(0).normal(0, 3000, RATE_HZ)).astype(np.int16)
     before, after = (
         np.square(np.abs(np.fft.rfft(each.astype(float))))
-        for each in (wave, degraded(wave, parse_condition("telephone"), 0, "u"))
+        for each in (wave, degrade(wave, parse_condition("telephone"), 0, "u"))
     )
     hz = np.fft.rfftfreq(len(wave), 1 / RATE_HZ)
     inside, outside = (hz > 400) & (hz < 3000), (hz < 200) | (hz > 4500)
@@ -70,7 +70,7 @@ def test_the_telephone_keeps_its_band_and_nothing_beyond():
 def test_a_room_rings_on_after_the_sound_and_keeps_the_level():
     wave = np.zeros(RATE_HZ, np.int16)
     wave[:4000] = speech_like(0, 4000)
-    heard = degraded(wave, parse_condition("reverb"), 0, "u")
+    heard = degrade(wave, parse_condition("reverb"), 0, "u")
     assert power(heard) == pytest.approx(power(wave), rel=0.01)
     tail = [power(heard[start : start + 1600]) for start in (4800, 8000, 11_200)]
     assert tail[0] > 10 * tail[1] > 100 * tail[2] > 0
@@ -78,20 +78,20 @@ def test_a_room_rings_on_after_the_sound_and_keeps_the_level():
 
 def test_silence_stays_silence_and_lengths_stay(tmp_path):
     for name in CONDITIONS:
-        assert not degraded(np.zeros(900, np.int16), parse_condition(name), 0, "u").any()
-        heard = degraded(speech_like(1, 901), parse_condition(name), 0, "u")
+        assert not degrade(np.zeros(900, np.int16), parse_condition(name), 0, "u").any()
+        heard = degrade(speech_like(1, 901), parse_condition(name), 0, "u")
         assert (heard.shape, heard.dtype) == ((901,), np.int16)
 
 
 def test_what_is_drawn_follows_from_the_seed_the_kind_and_the_utterance_alone():
     wave = speech_like(3)
     for name in ("noise10", "reverb"):
-        first = degraded(wave, parse_condition(name), 0, "u")
-        degraded(speech_like(4, 333), parse_condition("noise0"), 5, "v")
-        np.testing.assert_array_equal(degraded(wave, parse_condition(name), 0, "u"), first)
-        assert (degraded(wave, parse_condition(name), 1, "u") != first).any()
-        assert (degraded(wave, parse_condition(name), 0, "v") != first).any()
-    loud, soft = (degraded(wave, parse_condition(name), 0, "u").astype(float) - wave for name in ("noise0", "noise20"))
+        first = degrade(wave, parse_condition(name), 0, "u")
+        degrade(speech_like(4, 333), parse_condition("noise0"), 5, "v")
+        np.testing.assert_array_equal(degrade(wave, parse_condition(name), 0, "u"), first)
+        assert (degrade(wave, parse_condition(name), 1, "u") != first).any()
+        assert (degrade(wave, parse_condition(name), 0, "v") != first).any()
+    loud, soft = (degrade(wave, parse_condition(name), 0, "u").astype(float) - wave for name in ("noise0", "noise20"))
     assert np.abs(loud / 10 - soft).max() <= 1  # the same noise, 20 dB apart
 
 
@@ -109,10 +109,10 @@ def test_degraded_waves_are_the_same_in_any_order_in_windows_and_in_another_proc
     waves = DegradedWaves(clean, parse_condition("noise0"), 7)
     whole = [waves.whole(row) for row in range(len(waves))]
     for row in (5, 0, 35, 5):
-        expected = degraded(clean.whole(row), parse_condition("noise0"), 7, clean.corpus.utterances[row].key)
+        expected = degrade(clean.whole(row), parse_condition("noise0"), 7, clean.corpus.utterances[row].key)
         np.testing.assert_array_equal(waves[row][0], expected)
         np.testing.assert_array_equal(waves.take([3, row])[1][0], expected)
-    parts = waves.spanning(0.1)
+    parts = waves.with_max_s(0.1)
     assert all(len(window) == 1600 for window in parts[2])
     np.testing.assert_array_equal(parts[2][1], whole[2][800:2400])
     assert len(waves.at_least(10_000)[0][0]) == 10_000
@@ -144,10 +144,10 @@ def test_a_recogniser_trained_on_clean_audio_is_tested_on_degraded(folder, check
     corpus = open_corpus(settings.corpus)
     prepared = prepare(settings, corpus)
     folds = [run_fold(settings, prepared, fold) for fold in range(3)]
-    result = combine(settings, prepared, folds)
+    result = combine_folds(settings, prepared, folds)
     if system != "raw":
         alone = prepare(base, corpus)
-        untouched = combine(base, prepared, [run_fold(base, alone, fold) for fold in range(3)])
+        untouched = combine_folds(base, prepared, [run_fold(base, alone, fold) for fold in range(3)])
         assert (result.ccc, result.curves) == (untouched.ccc, untouched.curves)
     table = list(csv.DictReader(io.StringIO(result.predictions_csv)))
     truth, clean, same, noisy = (
@@ -165,14 +165,14 @@ def test_a_recogniser_trained_on_clean_audio_is_tested_on_degraded(folder, check
         assert value == pytest.approx(found["ccc"][name] - result.ccc[name], abs=1e-9)
         low, high = found["change_interval"][name]
         assert low <= value <= high
-    assert found["change"] == pytest.approx(change(truth, clean, noisy, voices)[0], abs=1e-4)
+    assert found["change"] == pytest.approx(ccc_change(truth, clean, noisy, voices)[0], abs=1e-4)
 
 
 def test_the_change_is_the_jackknife_of_the_difference_written_out():
     rng = np.random.default_rng(0)
     truth, voices = rng.normal(0, 1, (80, 3)), np.repeat([f"voice{number}" for number in range(8)], 10)
     before, after = truth + rng.normal(0, 0.5, truth.shape), truth + rng.normal(0, 2, truth.shape)
-    difference, bounds = change(truth, before, after, list(voices))
+    difference, bounds = ccc_change(truth, before, after, list(voices))
     assert difference["mean"] == pytest.approx(scores(truth, after)["mean"] - scores(truth, before)["mean"])
     left_out = [
         scores(truth[rest], after[rest])["mean"] - scores(truth[rest], before[rest])["mean"]
@@ -181,4 +181,4 @@ def test_the_change_is_the_jackknife_of_the_difference_written_out():
     error = np.sqrt(7 / 8 * np.square(np.array(left_out) - np.mean(left_out)).sum())
     assert bounds is not None
     assert bounds["mean"] == pytest.approx([difference["mean"] + sign * 2.364624 * error for sign in (-1, 1)], rel=1e-5)
-    assert change(truth[:50], before[:50], after[:50], list(voices[:50]))[1] is None
+    assert ccc_change(truth[:50], before[:50], after[:50], list(voices[:50]))[1] is None

@@ -201,7 +201,7 @@ def test_a_shard_that_is_missing_or_cut_is_refused_before_anything_is_read(spoil
     assert len(tars) > 2
     data = tars[1].read_bytes()
     tars[1].write_bytes(data[:-1])
-    with pytest.raises(UserError, match=rf"{tars[1]} has {len(data) - 1} bytes, and its index says {len(data)}"):
+    with pytest.raises(UserError, match=rf"{tars[1]} has {len(data) - 1} bytes, but its index says {len(data)}"):
         prepare(settings, open_corpus(settings.corpus))
     tars[1].unlink()
     with pytest.raises(UserError, match=rf"{tars[1]} is missing: restore the shard") as raised:

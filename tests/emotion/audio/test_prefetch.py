@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpcscale.emotion.audio.prefetch import SelectedRows, flat, in_chunks, read_ahead
+from cpcscale.emotion.audio.prefetch import SelectedRows, flatten_windows, map_in_chunks, read_ahead
 from cpcscale.errors import UserError
 
 
@@ -48,7 +48,7 @@ def test_windows_of_many_utterances_are_never_alive_together():
             return windows
 
     heard = []
-    for window in flat(Decoded(range(1000))):
+    for window in flatten_windows(Decoded(range(1000))):
         heard.append(int(window[0]))
         most = max(most, len(alive))
     assert heard == list(range(2000))
@@ -63,7 +63,7 @@ def test_chunks_give_what_all_at_once_gives(count, size):
         sizes.append(len(chunk))
         return [number + 1 for number in chunk]
 
-    assert list(in_chunks(compute, iter(range(count)), size)) == list(range(1, count + 1))
+    assert list(map_in_chunks(compute, iter(range(count)), size)) == list(range(1, count + 1))
     assert all(number == size for number in sizes[:-1]) and all(0 < number <= size for number in sizes)
 
 

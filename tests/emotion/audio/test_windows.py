@@ -18,7 +18,7 @@ from trees import noise, write_tree
 from cpcscale import audio, storage
 from cpcscale.emotion.audio import from_files
 from cpcscale.emotion.audio.array_cache import AudioCacheConfig
-from cpcscale.emotion.audio.windows import Features, Waves, features, shares, spans
+from cpcscale.emotion.audio.windows import CachedFeatures, Waves, compute_features, window_shares, window_spans
 from cpcscale.emotion.corpora.corpus import NO_AUDIO, Corpus, DroppedRow, Utterance
 from cpcscale.errors import UserError
 
@@ -84,7 +84,7 @@ def doubled_all(windows: list[np.ndarray]) -> list[np.ndarray]:
     return [doubled(window) for window in windows]
 
 
-def same(made: Features, waves: Waves) -> None:
+def same(made: CachedFeatures, waves: Waves) -> None:
     for row, windows in enumerate(waves):
         assert len(made[row]) == len(windows)
         for got, window in zip(made[row], windows, strict=True):
@@ -93,7 +93,7 @@ def same(made: Features, waves: Waves) -> None:
 
 @given(samples=st.integers(1, 2000), most=st.integers(1, 300))
 def test_windows_cover_every_sample_overlap_by_half_and_end_with_the_utterance(samples, most):
-    windows = spans(samples, most)
+    windows = window_spans(samples, most)
     counts = np.zeros(samples, int)
     for start, stop in windows:
         assert stop - start == min(most, samples)
@@ -108,9 +108,9 @@ def test_windows_cover_every_sample_overlap_by_half_and_end_with_the_utterance(s
 
 @given(samples=st.integers(1, 2000), most=st.integers(2, 300))
 def test_shares_give_each_sample_the_same_weight(samples, most):
-    windows = spans(samples, most)
+    windows = window_spans(samples, most)
     held_WS = np.array([(start <= np.arange(samples)) & (np.arange(samples) < stop) for start, stop in windows])
-    np.testing.assert_allclose(shares(windows), (held_WS / held_WS.sum(axis=0)).mean(axis=1))
+    np.testing.assert_allclose(window_shares(windows), (held_WS / held_WS.sum(axis=0)).mean(axis=1))
 
 
 def test_utterances_come_in_the_corpuss_order_as_they_decode(corpus, settings):
@@ -191,11 +191,11 @@ def test_moved_and_copied_files_are_not_decoded_again(corpus, settings, settled,
 
 
 def test_only_added_utterances_are_decoded_and_computed(corpus, settings, settled, counted, tmp_path):
-    features("double", "1", Waves.open(corpus, settings), counted.compute)
+    compute_features("double", "1", Waves.open(corpus, settings), counted.compute)
     assert (counted.decoded, sum(map(len, counted.computed))) == (5, 5)
     write_tree(tmp_path / "audio", {"new.flac": noise(0.5, 9)})
     waves = Waves.open(corpus_of(tmp_path / "audio", ["new", *SECONDS]), settings)
-    made = features("double", "1", waves, counted.compute)
+    made = compute_features("double", "1", waves, counted.compute)
     assert counted.decoded == 6
     assert counted.computed[1:] == [[8_000]]
     same(made, waves)
@@ -213,7 +213,7 @@ def test_features_are_computed_once_for_each_thing_they_depend_on(corpus, settin
         ("double", "1", Waves.open(corpus, settings, max_s=1.0), 6),
     ]:
         for _ in range(2):
-            same(features(name, digest, heard, counted.compute), heard)
+            same(compute_features(name, digest, heard, counted.compute), heard)
         assert sum(map(len, counted.computed)) == windows
         counted.computed.clear()
 
@@ -223,7 +223,7 @@ def test_batches_are_of_like_length_and_of_a_minute_at_most(tmp_path, settings, 
     files = {f"{number}.wav": noise(length, number) for number, length in enumerate(seconds)}
     names = [str(number) for number in range(len(seconds))]
     waves = Waves.open(corpus_of(write_tree(tmp_path / "audio", files), names, "wav"), settings, max_s=90.0)
-    same(features("double", "1", waves, counted.compute), waves)
+    same(compute_features("double", "1", waves, counted.compute), waves)
     short, rest = [16_000] * 10, [144_000] * 6
     assert counted.computed == [short, rest, rest[:4], [1_280_000]]
 
@@ -235,14 +235,14 @@ def test_a_flipped_bit_changes_nothing(what, place, bit, tmp_path_factory):
     files = {"one.wav": noise(0.2, 1), "two.wav": noise(0.15, 2)}
     corpus = corpus_of(write_tree(root / "audio", files), ["one", "two"], "wav")
     settings = AudioCacheConfig(path=str(root / "cache"))
-    features("double", "1", Waves.open(corpus, settings), doubled_all)
+    compute_features("double", "1", Waves.open(corpus, settings), doubled_all)
     (pack,) = (root / "cache").glob(f"emotion/{what}-*/*.safetensors")
     data = bytearray(pack.read_bytes())
     data[int(place * len(data))] ^= 1 << bit
     pack.write_bytes(data)
     for _ in range(2):
         waves = Waves.open(corpus, settings)
-        made = features("double", "1", waves, doubled_all)
+        made = compute_features("double", "1", waves, doubled_all)
         for row, wave in enumerate(files.values()):
             np.testing.assert_array_equal(waves[row][0], wave)
             np.testing.assert_array_equal(made[row][0], doubled(wave))
@@ -310,11 +310,11 @@ def test_a_corpus_without_one_good_file_is_refused_also_where_bad_ones_are_skipp
 
 def test_pickled_waves_and_features_are_small_and_open_again_where_they_arrive(corpus, settings, settled):
     waves = Waves.open(corpus, settings, max_s=1.0).at_least(8_000)
-    made = features("double", "1", waves, doubled_all)
+    made = compute_features("double", "1", waves, doubled_all)
     sent = pickle.dumps(made)
     assert len(sent) < 5_000
     arrived = pickle.loads(sent)  # noqa: S301 - our own bytes
-    assert isinstance(arrived, Features)
+    assert isinstance(arrived, CachedFeatures)
     assert arrived.waves.least_samples == 8_000
     for row in range(5):
         for one, two in zip(arrived[row], made[row], strict=True):

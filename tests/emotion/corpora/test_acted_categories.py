@@ -5,8 +5,8 @@ import pytest
 import soundfile
 from made_corpora import put_crema_d, put_emodb, put_ravdess, put_tone
 
-from cpcscale.emotion.corpora import open_corpus, recognised
-from cpcscale.emotion.corpora.acted_categories import stand_in
+from cpcscale.emotion.corpora import detect_kind, open_corpus
+from cpcscale.emotion.corpora.acted_categories import stand_in_labels
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.errors import UserError
 
@@ -99,21 +99,21 @@ def test_one_emotion_has_one_point_in_all_acted_corpora(tmp_path):
 
 
 def test_stand_in_points_are_on_the_scale_and_in_its_order():
-    anger, sadness, happiness = stand_in("anger"), stand_in("sadness"), stand_in("happiness")
+    anger, sadness, happiness = stand_in_labels("anger"), stand_in_labels("sadness"), stand_in_labels("happiness")
     assert anger is not None and sadness is not None and happiness is not None
     assert anger[0] > sadness[0], "anger is the more active"
     assert happiness[1] > anger[1], "happiness is the more pleasant"
     assert anger[2] > sadness[2], "anger is the more dominant"
-    assert stand_in("neutral") == (3, 3, 3)
-    assert stand_in("calm") is None
+    assert stand_in_labels("neutral") == (3, 3, 3)
+    assert stand_in_labels("calm") is None
 
 
 @pytest.mark.parametrize(("put", "kind"), [(put_emodb, "emodb"), (put_ravdess, "ravdess"), (put_crema_d, "crema-d")])
 def test_an_acted_corpus_is_told_by_its_file_names_alone_and_one_stray_name_makes_it_none(tmp_path, put, kind):
     put(tmp_path)
-    assert recognised(CorpusConfig(path=str(tmp_path))) == kind
+    assert detect_kind(CorpusConfig(path=str(tmp_path))) == kind
     put_tone(tmp_path / "hello.wav", (0, 0, 0), 0)
-    assert recognised(CorpusConfig(path=str(tmp_path))) == "csv"
+    assert detect_kind(CorpusConfig(path=str(tmp_path))) == "csv"
     assert len(read(tmp_path, kind=kind).utterances) > 0
 
 

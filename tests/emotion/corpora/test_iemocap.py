@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from made_corpora import IEMOCAP_HEAD, iemocap_block, put_iemocap, put_text, put_tone
 
-from cpcscale.emotion.corpora import open_corpus, recognised
+from cpcscale.emotion.corpora import detect_kind, open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Rating
 from cpcscale.errors import UserError
 
@@ -164,4 +164,4 @@ def test_comments_in_another_encoding_do_no_harm(tmp_path):
 
 
 def test_iemocap_is_told_by_its_folders(tmp_path):
-    assert recognised(CorpusConfig(path=str(put_iemocap(tmp_path, sessions=1)))) == "iemocap"
+    assert detect_kind(CorpusConfig(path=str(put_iemocap(tmp_path, sessions=1)))) == "iemocap"

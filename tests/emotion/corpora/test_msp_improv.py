@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from made_corpora import msp_improv_block, put_msp_improv, put_text, put_tone
 
-from cpcscale.emotion.corpora import open_corpus, recognised
+from cpcscale.emotion.corpora import detect_kind, open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Rating
 from cpcscale.errors import UserError
 
@@ -38,7 +38,7 @@ def test_a_table_that_names_videos_gives_the_audio_with_speaker_session_and_styl
 
 @pytest.mark.parametrize("table", ["Evaluation.txt", "Evalution.txt"])
 def test_both_spellings_of_the_table_are_known(tmp_path, table):
-    assert recognised(CorpusConfig(path=str(put_msp_improv(tmp_path, table=table)))) == "msp-improv"
+    assert detect_kind(CorpusConfig(path=str(put_msp_improv(tmp_path, table=table)))) == "msp-improv"
     assert len(read(tmp_path).utterances) == 24
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_corpora import MSP_NEW, MSP_OLD, put_msp_podcast, put_text, put_tone
 
-from cpcscale.emotion.corpora import open_corpus, recognised
+from cpcscale.emotion.corpora import detect_kind, open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Rating
 from cpcscale.emotion.corpora.msp_label_lines import number, rated_files
 from cpcscale.errors import UserError
@@ -32,7 +32,7 @@ def test_rows_are_on_the_owners_scale_with_their_podcast_and_partition(tmp_path)
 def test_every_spelling_and_form_of_the_table_is_the_same_corpus(tmp_path, consensus):
     usual = read(put_msp_podcast(tmp_path / "usual", podcasts=4))
     put_msp_podcast(tmp_path / "other", podcasts=4, consensus=consensus, audio="Audio")
-    assert recognised(CorpusConfig(path=str(tmp_path / "other"))) == "msp-podcast"
+    assert detect_kind(CorpusConfig(path=str(tmp_path / "other"))) == "msp-podcast"
     other = read(tmp_path / "other")
     assert other.digest == usual.digest
     assert [row.ratings for row in other.utterances] == [row.ratings for row in usual.utterances]

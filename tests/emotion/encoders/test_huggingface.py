@@ -183,7 +183,7 @@ def test_every_system_takes_it_with_the_same_head_and_protocol(folder, url, syst
 
 
 def test_a_window_shorter_than_one_frame_repeats_itself(tmp_path, url):
-    settings = recipe(put_corpus(tmp_path / "tones", speakers=2, each=1), "precpc", url)
+    settings = recipe(put_corpus(tmp_path / "tones", speakers=3, each=1), "precpc", url)
     settings.corpus.max_s = 0.02
     prepared = prepare(settings, open_corpus(settings.corpus))
     assert all(len(window) == 320 for window in prepared.waves[0][:-1])
@@ -227,7 +227,7 @@ def broken(url: str, folder: Path, name: str, change: dict | bytes | None) -> st
     ("name", "change", "message"),
     [
         ("config.json", None, "cannot be loaded"),
-        ("config.json", {"model_type": "bert"}, "a network of the kind bert: known are wav2vec2, hubert, wavlm"),
+        ("config.json", {"model_type": "bert"}, "a network of the kind bert: use one of wav2vec2, hubert, wavlm"),
         ("preprocessor_config.json", None, "preprocessor_config"),
         ("preprocessor_config.json", {"sampling_rate": 8000}, "wants audio at 8000 Hz"),
         ("model.safetensors", b"\x00" * 40, "cannot be loaded"),

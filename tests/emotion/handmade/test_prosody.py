@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpcscale.emotion.handmade.prosody import NAMES, chosen, energy, names, prosody, syllables, track
+from cpcscale.emotion.handmade.prosody import (
+    NAMES,
+    choose_kind,
+    count_syllables,
+    feature_names,
+    frame_energy,
+    prosody,
+    track_pitch,
+)
 from cpcscale.errors import UserError
 
 
@@ -34,7 +42,7 @@ def semitones(hertz: float) -> float:
 def test_each_feature_has_a_name_of_its_own():
     assert prosody(noise(8000), "pitch").shape == (len(NAMES),) == (32,)
     assert prosody(noise(8000), "pitch").dtype == np.float32
-    assert len(set(NAMES)) == len(NAMES) and names("pitch") == NAMES
+    assert len(set(NAMES)) == len(NAMES) and feature_names("pitch") == NAMES
 
 
 @settings(max_examples=20, deadline=None)
@@ -83,15 +91,15 @@ def test_the_beats_of_a_voice_are_its_syllables(rate):
 
 def test_peaks_that_are_not_voiced_or_not_deep_are_no_syllables():
     energy_T = -40 + 10 * np.sin(2 * np.pi * np.arange(100) / 25)
-    assert syllables(energy_T, np.ones(100, bool)) == 4
-    assert syllables(energy_T, np.arange(100) < 50) == 2
-    assert syllables(-40 + 0.05 * (energy_T + 40), np.ones(100, bool)) == 0
+    assert count_syllables(energy_T, np.ones(100, bool)) == 4
+    assert count_syllables(energy_T, np.arange(100) < 50) == 2
+    assert count_syllables(-40 + 0.05 * (energy_T + 40), np.ones(100, bool)) == 0
 
 
 def test_energy_is_in_decibels_of_full_scale():
-    assert energy(np.ones(16_000, np.float32), 100)[50] == pytest.approx(0)
-    assert energy(np.full(16_000, 0.1, np.float32), 100)[50] == pytest.approx(-20, abs=1e-3)
-    np.testing.assert_allclose(energy(np.zeros(16_000, np.float32), 100), -90.3, atol=0.01)
+    assert frame_energy(np.ones(16_000, np.float32), 100)[50] == pytest.approx(0)
+    assert frame_energy(np.full(16_000, 0.1, np.float32), 100)[50] == pytest.approx(-20, abs=1e-3)
+    np.testing.assert_allclose(frame_energy(np.zeros(16_000, np.float32), 100), -90.3, atol=0.01)
 
 
 def test_ten_decibels_more_are_ten_decibels_more_and_nothing_else():
@@ -107,8 +115,8 @@ def test_ten_decibels_more_are_ten_decibels_more_and_nothing_else():
 
 @pytest.mark.parametrize("samples", [1600, 1679, 1680, 1759, 16_000, 20_481])
 def test_frames_of_pitch_and_energy_stand_side_by_side(samples):
-    f0_T, correlation_T, voiced_T = track(noise(samples))
-    assert len(f0_T) == len(correlation_T) == len(voiced_T) == len(energy(noise(samples), len(f0_T)))
+    f0_T, correlation_T, voiced_T = track_pitch(noise(samples))
+    assert len(f0_T) == len(correlation_T) == len(voiced_T) == len(frame_energy(noise(samples), len(f0_T)))
     assert samples // 160 - 1 <= len(f0_T) <= samples // 160
     assert ((correlation_T >= 0) & (correlation_T <= 1)).all()
 
@@ -128,37 +136,37 @@ def test_an_utterance_under_a_tenth_of_a_second_is_refused(samples):
     with pytest.raises(UserError, match="too short"):
         prosody(noise(samples), "pitch")
     with pytest.raises(UserError, match="too short"):
-        track(noise(samples))
+        track_pitch(noise(samples))
 
 
 def test_without_opensmile_auto_is_pitch_and_egemaps_is_refused_with_its_licence(monkeypatch):
     # None in sys.modules is how Python itself says that a package cannot be imported.
     monkeypatch.setitem(sys.modules, "opensmile", None)
-    assert chosen("auto") == chosen("pitch") == "pitch"
+    assert choose_kind("auto") == choose_kind("pitch") == "pitch"
     with pytest.raises(UserError, match=r"pip install 'cpcscale\[opensmile\]'.*not for commercial use"):
-        chosen("egemaps")
+        choose_kind("egemaps")
 
 
 def test_a_word_that_is_no_set_is_refused():
     with pytest.raises(UserError, match=r"prosody='egemap' is not one of .*did you mean egemaps"):
-        chosen("egemap")
+        choose_kind("egemap")
 
 
 def test_with_opensmile_auto_is_egemaps_and_its_licence_is_said(caplog):
     pytest.importorskip("opensmile")
     with caplog.at_level("INFO"):
-        assert chosen("auto") == chosen("egemaps") == "egemaps"
+        assert choose_kind("auto") == choose_kind("egemaps") == "egemaps"
     assert "not for commercial use" in caplog.text
-    assert chosen("pitch") == "pitch"
+    assert choose_kind("pitch") == "pitch"
 
 
 def test_egemaps_has_88_finite_features_of_any_utterance():
     pytest.importorskip("opensmile")
-    assert len(names("egemaps")) == 88
+    assert len(feature_names("egemaps")) == 88
     for wave_S in (voice(150, 1.0), noise(1600), np.zeros(16_000, np.float32)):
         features = prosody(wave_S, "egemaps")
         assert features.shape == (88,) and features.dtype == np.float32 and np.isfinite(features).all()
-    pitch = dict(zip(names("egemaps"), prosody(voice(150, 1.0), "egemaps"), strict=True))
+    pitch = dict(zip(feature_names("egemaps"), prosody(voice(150, 1.0), "egemaps"), strict=True))
     assert pitch["F0semitoneFrom27.5Hz_sma3nz_percentile50.0"] == pytest.approx(semitones(150), abs=0.5)
     with pytest.raises(UserError, match="too short"):
         prosody(noise(1599), "egemaps")

@@ -161,7 +161,7 @@ def test_every_parameter_that_requires_a_gradient_gets_one(layer, width, unheard
 
 
 def test_impossible_heads_are_refused():
-    with pytest.raises(UserError, match=r"hidden=10 does not divide by recogniser\.heads=4"):
+    with pytest.raises(UserError, match=r"hidden=10 is not a multiple of recogniser\.heads=4"):
         AttentionHeadConfig(hidden=10, heads=4)
     with pytest.raises(UserError, match=r"dropout=1\.5"):
         AttentionHeadConfig(dropout=1.5)

@@ -9,11 +9,11 @@ from cpcscale.emotion.heads.svm import (
     Classifier,
     Regressor,
     SVMConfig,
-    choose,
-    choose_classifier,
+    choose_classifier_config,
+    choose_regressor_config,
     classify,
 )
-from cpcscale.emotion.protocol.splits import inner, splits
+from cpcscale.emotion.protocol.splits import inner_splits, speaker_splits
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.ccc_intervals import scores, unweighted_average_recall
 from cpcscale.errors import UserError
@@ -112,8 +112,8 @@ def test_the_grid_is_16_trials_and_has_the_default():
 def test_the_choice_is_the_config_that_does_best_on_held_out_speakers():
     x_UF, truth_UP = made(noise=0.02)
     useless, useful = SVMConfig(C=1e-6), SVMConfig(C=10)
-    assert choose(x_UF, truth_UP, SPEAKERS, [useless, useful]) == useful
-    assert choose(x_UF, truth_UP, SPEAKERS, [useful, useless]) == useful
+    assert choose_regressor_config(x_UF, truth_UP, SPEAKERS, [useless, useful]) == useful
+    assert choose_regressor_config(x_UF, truth_UP, SPEAKERS, [useful, useless]) == useful
 
 
 def test_no_inner_fold_is_judged_on_a_voice_it_is_fitted_on():
@@ -125,8 +125,8 @@ def test_no_inner_fold_is_judged_on_a_voice_it_is_fitted_on():
     x_UF = np.stack([who_U, who_U**2, who_U**3], axis=1)
     mixed = [f"s{row % 5}" for row in draw.permutation(120)]
     sharp, flat = SVMConfig(C=100, gamma=30), SVMConfig(C=1e-6)
-    assert choose(x_UF, truth_UP, mixed, [flat, sharp]) == sharp
-    judged = choose(x_UF, truth_UP, SPEAKERS, [flat, sharp], folds=6)
+    assert choose_regressor_config(x_UF, truth_UP, mixed, [flat, sharp]) == sharp
+    judged = choose_regressor_config(x_UF, truth_UP, SPEAKERS, [flat, sharp], folds=6)
     assert judged == flat
 
 
@@ -136,41 +136,43 @@ def test_the_inner_folds_are_those_of_every_other_system(draw):
     random = np.random.default_rng(draw)
     x_UF, truth_UP = random.standard_normal((120, 4)), random.uniform(-1, 1, (120, 3))
     speakers = [f"s{row % 12}" for row in range(120)]
-    split = splits(speakers, 3, 0.25, seed=5)[1]
+    split = speaker_splits(speakers, 3, 0.25, seed=5)[1]
     rows = sorted(split.train_rows + split.dev_rows)
     grid = [SVMConfig(C=cost, gamma=gamma) for cost in (0.1, 1, 10) for gamma in (0.1, 1)]
 
     def by_splits(settings: SVMConfig) -> float:
         guess_UP = np.full((120, 3), np.nan)
-        for part in inner(split, speakers, 3, seed=5):
+        for part in inner_splits(split, speakers, 3, seed=5):
             known, held = list(part.train_rows), list(part.dev_rows)
             guess_UP[held] = Regressor(settings).fit(x_UF[known], truth_UP[known]).predict(x_UF[held])
         return scores(truth_UP[rows], guess_UP[rows])["mean"]
 
     voices = [speakers[row] for row in rows]
-    assert choose(x_UF[rows], truth_UP[rows], voices, grid, 3, "5/inner/1") == max(grid, key=by_splits)
+    assert choose_regressor_config(x_UF[rows], truth_UP[rows], voices, grid, 3, "5/inner/1") == max(grid, key=by_splits)
 
 
 def test_rows_without_a_speaker_have_no_say_in_the_choice():
     x_UF, truth_UP = made()
     unknown = [*SPEAKERS, *[""] * 30]
     more_UF, more_UP = np.vstack([x_UF, x_UF[:30]]), np.vstack([truth_UP, -truth_UP[:30]])
-    assert choose(more_UF, more_UP, unknown, GRID[::3]) == choose(x_UF, truth_UP, SPEAKERS, GRID[::3])
+    assert choose_regressor_config(more_UF, more_UP, unknown, GRID[::3]) == choose_regressor_config(
+        x_UF, truth_UP, SPEAKERS, GRID[::3]
+    )
 
 
 def test_one_voice_is_too_few_to_choose_by_and_one_config_needs_no_choice():
     x_UF, truth_UP = made(20)
     with pytest.raises(UserError, match="20 training rows have 1 known speaker"):
-        choose(x_UF, truth_UP, ["s0"] * 20)
+        choose_regressor_config(x_UF, truth_UP, ["s0"] * 20)
     only = SVMConfig(C=3)
-    assert choose(x_UF, truth_UP, ["s0"] * 20, [only]) == only
-    assert choose(x_UF, truth_UP, ["s0"] * 10 + ["s1"] * 10, GRID[:2]) in GRID
+    assert choose_regressor_config(x_UF, truth_UP, ["s0"] * 20, [only]) == only
+    assert choose_regressor_config(x_UF, truth_UP, ["s0"] * 10 + ["s1"] * 10, GRID[:2]) in GRID
 
 
 def test_classes_are_guessed_for_new_speakers():
     x_UF, classes = made_classes()
     guesses = [""] * len(classes)
-    for split in splits(SPEAKERS, 3, 0.25, seed=0):
+    for split in speaker_splits(SPEAKERS, 3, 0.25, seed=0):
         train, _, test = split.rows()
         known = [classes[row] for row in train]
         found = classify(x_UF[train], known, [SPEAKERS[row] for row in train], x_UF[test], GRID[:4], folds=3)
@@ -208,7 +210,7 @@ def test_a_classifier_is_chosen_by_recall_and_epsilon_is_none_of_its_business():
     x_UF, classes = made_classes()
     useless = SVMConfig(C=1e-6, gamma=1e-6)
     useful = SVMConfig(C=1, epsilon=0.05)
-    assert choose_classifier(x_UF, classes, SPEAKERS, [useless, useful, SVMConfig(C=1, epsilon=0.1)]) == useful
+    assert choose_classifier_config(x_UF, classes, SPEAKERS, [useless, useful, SVMConfig(C=1, epsilon=0.1)]) == useful
 
 
 def test_a_summary_is_mean_deviation_and_percentiles_of_each_channel():

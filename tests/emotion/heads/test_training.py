@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cpcscale.emotion.batching import batches, by_length, collate, predict, seeded
+from cpcscale.emotion.batching import collate, epoch_batches, forward_by_length, predict, seeded
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
 from cpcscale.emotion.heads.training import (
     DivergedError,
@@ -12,7 +12,7 @@ from cpcscale.emotion.heads.training import (
     FitConfig,
     HeadTraining,
     TrainingExamples,
-    device,
+    fit_device,
 )
 from cpcscale.errors import UserError
 from cpcscale.model.context import ContextConfig
@@ -139,17 +139,17 @@ def test_patience_stops_after_so_many_epochs_without_a_better_one():
 
 
 def test_every_row_is_in_one_batch_and_batches_are_even():
-    parts = batches(33, 16, seed=0, epoch=1)
+    parts = epoch_batches(33, 16, seed=0, epoch=1)
     assert sorted(np.concatenate(parts)) == list(range(33))
     assert [len(part) for part in parts] == [11, 11, 11]
-    assert not np.array_equal(parts[0], batches(33, 16, seed=0, epoch=2)[0])
+    assert not np.array_equal(parts[0], epoch_batches(33, 16, seed=0, epoch=2)[0])
 
 
 def test_groups_of_like_length_give_the_gradient_of_one_padded_batch():
     network, data = head().double().eval(), examples(21, 0)
     weights, truth_BP = (0.2, 0.5, 0.3), torch.from_numpy(data.truth_UP)
     gradients = []
-    for guess in (lambda: by_length(network, data.inputs, CPU), lambda: network(*collate(data.inputs, CPU))):
+    for guess in (lambda: forward_by_length(network, data.inputs, CPU), lambda: network(*collate(data.inputs, CPU))):
         network.zero_grad()
         ccc_loss(guess(), truth_BP, weights).backward()
         gradients.append([parameter.grad.clone() for parameter in network.parameters()])
@@ -208,7 +208,7 @@ def test_the_mean_over_micro_batches_of_their_ccc_has_another_gradient():
     for rows in ([np.arange(32)], parts):
         network.zero_grad()
         for part in rows:
-            guess_BP = by_length(network, [data.inputs[row] for row in part], CPU)
+            guess_BP = forward_by_length(network, [data.inputs[row] for row in part], CPU)
             (ccc_loss(guess_BP, torch.from_numpy(data.truth_UP[part]), (1 / 3, 1 / 3, 1 / 3)) / len(rows)).backward()
         gradients.append({name: each.grad.clone() for name, each in network.named_parameters()})
     assert furthest(*gradients) > 0.1
@@ -336,7 +336,7 @@ def test_features_have_no_waveform_to_augment():
 def test_an_utterance_without_a_window_and_uneven_examples_are_refused():
     with pytest.raises(ValueError, match="has no window"):
         predict(Levels(), [()], CPU)
-    with pytest.raises(ValueError, match=r"of \[2, 3\] utterances"):
+    with pytest.raises(ValueError, match=r"for \[2, 3\] utterances"):
         TrainingExamples(windowed(), np.zeros((3, 3)), ["a", "b"])
 
 
@@ -393,7 +393,7 @@ def test_bad_settings_are_refused():
         FitConfig(activation_weight=0.7, valence_weight=0.7)
     with pytest.raises(UserError, match=r"fit\.batch=1"):
         FitConfig(batch=1)
-    with pytest.raises(UserError, match=r"fit\.thaw_epoch=51 is after the last one, fit\.epochs=50"):
+    with pytest.raises(UserError, match=r"fit\.thaw_epoch=51 is after the last epoch, fit\.epochs=50"):
         FitConfig(thaw_epoch=51)
     with pytest.raises(UserError, match=r"fit\.augment\.noise_p=2\.0 is not a probability"):
         FitConfig(augment=FitAugmentConfig(noise_p=2.0))
@@ -403,4 +403,4 @@ def test_bad_settings_are_refused():
     assert sum(FitConfig(activation_weight=0.2, valence_weight=0.5).weights) == pytest.approx(1)
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="sees no GPU"):
-            device(FitConfig(device="cuda"))
+            fit_device(FitConfig(device="cuda"))

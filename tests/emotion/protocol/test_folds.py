@@ -8,7 +8,7 @@ from made_voices import put_corpus, recipe
 
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.protocol.folds import fold_splits
-from cpcscale.emotion.protocol.splits import SplitRow, make_folds, with_share
+from cpcscale.emotion.protocol.splits import SplitRow, make_folds, with_label_share
 from cpcscale.emotion.recipe import ProtocolConfig
 from cpcscale.errors import UserError
 
@@ -25,7 +25,7 @@ def folds(protocol: str):
 @given(st.sampled_from(PROTOCOLS), st.floats(0.01, 1), st.floats(0.01, 1), st.integers(0, 3))
 def test_a_share_holds_every_smaller_one_and_the_test_part_stays(protocol, one, other, seed):
     whole = folds(protocol)
-    small, large = (with_share(whole, KEYS, share, seed) for share in sorted((one, other)))
+    small, large = (with_label_share(whole, KEYS, share, seed) for share in sorted((one, other)))
     for before, less, more in zip(whole.splits, small.splits, large.splits, strict=True):
         assert set(less.train_rows) <= set(more.train_rows) <= set(before.train_rows)
         assert set(less.dev_rows) <= set(more.dev_rows) <= set(before.dev_rows)
@@ -36,7 +36,7 @@ def test_a_share_holds_every_smaller_one_and_the_test_part_stays(protocol, one, 
 @given(st.sampled_from(PROTOCOLS), st.floats(0.01, 1))
 def test_each_speaker_keeps_that_share_and_at_least_one(protocol, share):
     whole = folds(protocol)
-    for before, after in zip(whole.splits, with_share(whole, KEYS, share, 0).splits, strict=True):
+    for before, after in zip(whole.splits, with_label_share(whole, KEYS, share, 0).splits, strict=True):
         for part in ("train_rows", "dev_rows"):
             had, has = (Counter(SPEAKERS[row] for row in getattr(split, part)) for split in (before, after))
             assert has == {speaker: max(1, round(share * count)) for speaker, count in had.items()}
@@ -44,10 +44,10 @@ def test_each_speaker_keeps_that_share_and_at_least_one(protocol, share):
 
 def test_all_is_what_it_was_and_the_draw_is_keyed_by_the_seed_and_the_names_not_by_their_order():
     whole = folds("speakers3")
-    assert with_share(whole, KEYS, 1.0, 0) is whole
-    half = with_share(whole, KEYS, 0.5, 0)
-    assert half.splits[0].train_rows != with_share(whole, KEYS, 0.5, 1).splits[0].train_rows
-    again = with_share(make_folds(ROWS[::-1], "speakers3", dev_share=0.25, seed=0), KEYS[::-1], 0.5, 0)
+    assert with_label_share(whole, KEYS, 1.0, 0) is whole
+    half = with_label_share(whole, KEYS, 0.5, 0)
+    assert half.splits[0].train_rows != with_label_share(whole, KEYS, 0.5, 1).splits[0].train_rows
+    again = with_label_share(make_folds(ROWS[::-1], "speakers3", dev_share=0.25, seed=0), KEYS[::-1], 0.5, 0)
     for split, turned in zip(half.splits, again.splits, strict=True):
         assert {KEYS[row] for row in split.train_rows} == {KEYS[::-1][row] for row in turned.train_rows}
 
@@ -63,5 +63,5 @@ def test_a_recipe_is_trained_on_the_share_of_its_protocol(tmp_path):
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.01])
 def test_what_is_no_share_is_refused(share):
-    with pytest.raises(UserError, match=r"protocol\.train_share=.* is no share"):
+    with pytest.raises(UserError, match=r"protocol\.train_share=.* is not a share"):
         ProtocolConfig(train_share=share)

@@ -11,13 +11,13 @@ from cpcscale.emotion.protocol.splits import (
     Split,
     SplitRow,
     dev_speakers,
-    inner,
+    inner_splits,
     make_folds,
     parse_protocol,
     refuse_shared,
     speaker_folds,
-    splits,
-    voice_groups,
+    speaker_groups,
+    speaker_splits,
 )
 from cpcscale.errors import UserError
 
@@ -130,8 +130,8 @@ def test_the_seed_decides_the_folds():
 def test_splits_of_a_list_of_speakers_are_those_of_the_speakers_protocol():
     speakers = [f"s{number % 7}" for number in range(30)]
     rows = [SplitRow(key=str(number), speaker=speaker) for number, speaker in enumerate(speakers)]
-    assert splits(speakers, 3, 0.25, 5) == list(make_folds(rows, "speakers3", dev_share=0.25, seed=5).splits)
-    train, dev, test = splits(speakers, 3, 0.25, 5)[0].rows(speakers)
+    assert speaker_splits(speakers, 3, 0.25, 5) == list(make_folds(rows, "speakers3", dev_share=0.25, seed=5).splits)
+    train, dev, test = speaker_splits(speakers, 3, 0.25, 5)[0].rows(speakers)
     assert sorted(train + dev + test) == list(range(30))
 
 
@@ -143,9 +143,9 @@ def test_the_group_of_an_unknown_speaker_is_its_recording_and_never_the_name_of_
         SplitRow(key="4", speaker="", recording=""),
         SplitRow(key="5", speaker="ann", recording="7"),
     ]
-    groups = voice_groups(rows)
+    groups = speaker_groups(rows)
     assert groups == ["recording 7", "unknown, recording 7", "unknown, recording 7", "", "ann"]
-    assert voice_groups(rows[1:]) == ["recording 7", "recording 7", "", "ann"]
+    assert speaker_groups(rows[1:]) == ["recording 7", "recording 7", "", "ann"]
 
 
 def test_development_speakers_are_the_nearest_share_but_never_none_and_never_all():
@@ -205,11 +205,11 @@ def test_loso_refuses_a_missing_session_one_session_and_a_speaker_in_two():
         make_folds([*rows, *more], "loso", dev_share=0.2, seed=0)
 
     loso()
-    with pytest.raises(UserError, match="'x' has no session, as 1 of 9"):
+    with pytest.raises(UserError, match="1 of 9 utterances have no session, the first 'x'"):
         loso(SplitRow(key="x", speaker="new"))
     with pytest.raises(UserError, match="speaker 's0' is in the sessions 'S1' and 'S0'"):
         loso(SplitRow(key="x", speaker="s0", session="S1"))
-    with pytest.raises(UserError, match="1 session or speaker"):
+    with pytest.raises(UserError, match="2 sessions or speakers, and this corpus has 1"):
         make_folds(rows[::2], "loso", dev_share=0.2, seed=0)
 
 
@@ -272,7 +272,7 @@ def test_inner_folds_are_speaker_disjoint_and_never_touch_a_test_row(data, proto
     folds = make_folds(rows, protocol, dev_share=0.2, seed=seed)
     for split in folds.splits:
         known = sorted(row for row in split.train_rows + split.dev_rows if folds.groups[row])
-        made = inner(split, folds.groups, count, seed)
+        made = inner_splits(split, folds.groups, count, seed)
         assert sorted(chain(*(each.dev_rows for each in made))) == known
         for each in made:
             assert sorted(each.train_rows + each.dev_rows) == known and each.test_rows == ()
@@ -283,20 +283,24 @@ def test_inner_folds_are_speaker_disjoint_and_never_touch_a_test_row(data, proto
 
 def test_one_inner_fold_is_the_splits_own_development_part():
     speakers = [f"s{number % 7}" for number in range(30)]
-    for split in splits(speakers, 3, 0.25, 0):
-        (one,) = inner(split, speakers, 1, 0)
+    for split in speaker_splits(speakers, 3, 0.25, 0):
+        (one,) = inner_splits(split, speakers, 1, 0)
         assert (one.train_rows, one.dev_rows, one.test_rows) == (split.train_rows, split.dev_rows, ())
         assert (one.train, one.dev, one.test) == (split.train, split.dev, ())
 
 
 def test_inner_folds_are_keyed_by_the_seed_and_the_fold():
     speakers = [f"s{number % 20}" for number in range(60)]
-    first = splits(speakers, 5, 0.25, 0)[0]
+    first = speaker_splits(speakers, 5, 0.25, 0)[0]
     second = replace(first, fold=1)
-    assert inner(first, speakers, 3, 0) == inner(first, speakers, 3, 0) != inner(first, speakers, 3, 1)
-    assert inner(first, speakers, 3, 0) != inner(second, speakers, 3, 0)
+    assert (
+        inner_splits(first, speakers, 3, 0)
+        == inner_splits(first, speakers, 3, 0)
+        != inner_splits(first, speakers, 3, 1)
+    )
+    assert inner_splits(first, speakers, 3, 0) != inner_splits(second, speakers, 3, 0)
     with pytest.raises(UserError, match="16 speakers cannot fill 17 folds"):
-        inner(first, speakers, 17, 0)
+        inner_splits(first, speakers, 17, 0)
 
 
 # What is refused.
@@ -320,7 +324,7 @@ def test_fewer_speakers_than_folds_or_nobody_to_choose_by_is_refused():
     with pytest.raises(UserError, match="2 speakers cannot fill 3 folds"):
         speaker_folds(["a", "b", "b"], 3, "0")
     with pytest.raises(UserError, match="needs one to train on"):
-        splits(["a", "b"], 2, 0.25, 0)
+        speaker_splits(["a", "b"], 2, 0.25, 0)
 
 
 def test_a_protocol_is_told_by_its_name():

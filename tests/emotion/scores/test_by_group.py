@@ -7,7 +7,7 @@ from made_corpora import put_iemocap
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import CorpusConfig
 from cpcscale.emotion.scores.by_group import by_trait, traits_of
-from cpcscale.emotion.scores.ccc_intervals import gap, interval, scores
+from cpcscale.emotion.scores.ccc_intervals import ccc_gap, interval, scores
 
 ROWS, SPEAKERS = 96, 16
 RNG = np.random.default_rng(0)
@@ -35,7 +35,7 @@ def test_a_group_is_scored_by_its_own_rows_and_who_is_in_none_is_counted():
 
 def test_the_gap_is_that_of_the_score_with_its_interval():
     (made,) = found(GENDER)["gaps"]
-    expected = gap(TRUTH_UP, GUESS_SUP, VOICES, GENDER, first="female", second="male")
+    expected = ccc_gap(TRUTH_UP, GUESS_SUP, VOICES, GENDER, first="female", second="male")
     assert (made["first"], made["second"], made["speakers"]) == ("female", "male", [7, 7])
     assert made["difference"] == expected.difference and made["interval"] == expected.interval is not None
     assert made["difference"]["mean"] == pytest.approx(

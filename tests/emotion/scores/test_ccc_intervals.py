@@ -13,8 +13,8 @@ from cpcscale.emotion.scores.ccc_intervals import (
     agreement,
     bootstrap_interval,
     by_group,
+    ccc_gap,
     ccc_of,
-    gap,
     interval,
     mean_of_folds,
     scores,
@@ -224,7 +224,7 @@ def test_the_gap_between_groups_is_the_jackknife_written_out():
     truth, guess, speakers = voices(9)
     names = np.array(speakers)
     gender = np.array(["female", "male", "female", "", "male", "male", "female", "female", "male"]).repeat(20)
-    found = gap(truth, guess, speakers, list(gender), first="female", second="male")
+    found = ccc_gap(truth, guess, speakers, list(gender), first="female", second="male")
 
     def difference(keep: np.ndarray) -> np.ndarray:
         female, male = (
@@ -245,10 +245,10 @@ def test_the_gap_between_groups_is_the_jackknife_written_out():
 def test_a_speaker_in_both_groups_is_left_out_of_both_at_once():
     truth, guess, speakers = voices(7)
     style = ["improvised", "scripted"] * 70
-    found = gap(truth, guess, speakers, style, first="improvised", second="scripted")
+    found = ccc_gap(truth, guess, speakers, style, first="improvised", second="scripted")
     assert found.speakers == (7, 7) and found.interval is not None
     # Only what a speaker says is said twice: no speaker makes a difference between the two.
-    twice = gap(
+    twice = ccc_gap(
         truth.repeat(2, axis=0),
         guess.repeat(2, axis=0),
         np.repeat(speakers, 2).tolist(),
@@ -263,12 +263,14 @@ def test_a_speaker_in_both_groups_is_left_out_of_both_at_once():
 def test_too_few_speakers_for_a_gap_give_none_and_a_group_of_nobody_is_an_error():
     truth, guess, speakers = voices(6)
     gender = ["female"] * 20 + ["male"] * 100
-    assert gap(truth, guess, speakers, gender, first="female", second="male").interval is None
+    assert ccc_gap(truth, guess, speakers, gender, first="female", second="male").interval is None
     gender = ["female"] * 40 + ["male"] * 80
-    assert gap(truth, guess, speakers, gender, first="female", second="male").interval is not None
-    assert gap(truth[:100], guess[:100], speakers[:100], gender[:100], first="female", second="male").interval is None
+    assert ccc_gap(truth, guess, speakers, gender, first="female", second="male").interval is not None
+    assert (
+        ccc_gap(truth[:100], guess[:100], speakers[:100], gender[:100], first="female", second="male").interval is None
+    )
     with pytest.raises(ValueError, match="no row is of group 'other'"):
-        gap(truth, guess, speakers, gender, first="female", second="other")
+        ccc_gap(truth, guess, speakers, gender, first="female", second="other")
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=5, max_size=50))

@@ -134,7 +134,7 @@ def test_systems_of_other_seeds_and_a_reference_that_is_not_there_are_refused():
         table(FOUR | {"mfcc": guesses(1, 0, 2)})
     with pytest.raises(ValueError, match="reference='raw' is not among the systems"):
         table(FOUR, reference="raw")
-    with pytest.raises(ValueError, match=r"2 sets of predictions do not go with the seeds \[0\]"):
+    with pytest.raises(ValueError, match=r"2 sets of predictions do not fit the seeds \[0\]"):
         replace(FOUR["random"], seeds=(0,))
 
 
