@@ -25,25 +25,25 @@ from cpcscale.cluster import session
 from cpcscale.errors import UserError
 from cpcscale.experiments.sweep.journal import Journal, TrialRecord
 from cpcscale.experiments.sweep.run import sweep
-from cpcscale.experiments.sweep.schedule import Trials
-from cpcscale.experiments.sweep.space import Dimension
+from cpcscale.experiments.sweep.schedule import TrialSchedule
+from cpcscale.experiments.sweep.space import SearchDimension
 from cpcscale.experiments.sweep.suggest import suggest
-from cpcscale.experiments.sweep.tracked_trials import Children
-from cpcscale.experiments.sweep.tune import scheduler
+from cpcscale.experiments.sweep.tracked_trials import TrackedTrials
+from cpcscale.experiments.sweep.tune import make_scheduler
 from cpcscale.runs.lease import HeldError, LeaseConfig, hold
 from cpcscale.tracking.outbox import always
 from cpcscale.tracking.tracker import Tracker
 
 FORMS = [
-    Dimension("fit.activation_weight", "uniform", (0.2, 0.5)),
-    Dimension("fit.batch", "choice", (8, 16, 32)),
-    Dimension("fit.learning_rate", "loguniform", (1e-4, 1e-2)),
-    Dimension("recogniser.dense", "randint", (8, 12)),
-    Dimension("recogniser.dropout", "quniform", (0.0, 0.6, 0.1)),
+    SearchDimension("fit.activation_weight", "uniform", (0.2, 0.5)),
+    SearchDimension("fit.batch", "choice", (8, 16, 32)),
+    SearchDimension("fit.learning_rate", "loguniform", (1e-4, 1e-2)),
+    SearchDimension("recogniser.dense", "randint", (8, 12)),
+    SearchDimension("recogniser.dropout", "quniform", (0.0, 0.6, 0.1)),
 ]
 
 
-def is_drawn_from(dimension: Dimension, value) -> bool:
+def is_drawn_from(dimension: SearchDimension, value) -> bool:
     arguments = dimension.arguments
     match dimension.form:
         case "choice":
@@ -108,7 +108,7 @@ def test_asha_has_seen_the_trials_that_are_over(tmp_path):
     report = {"epoch": 1, "inner_ccc": 0.1}
     for over, decision in (([], "CONTINUE"), ([record(0, 0.5), record(1, 0.6, "stopped")], "STOP")):
         stopped: set[int] = set()
-        asha = scheduler(config, over, stopped)
+        asha = make_scheduler(config, over, stopped)
         trial = SimpleNamespace(config={"number": 7})
         asha.on_trial_add(None, trial)
         assert asha.on_trial_result(None, trial, report) == decision
@@ -166,12 +166,12 @@ def test_a_second_driver_of_a_sweep_that_lives_is_refused(tmp_path):
         sweep(config)
 
 
-def tracked(config, journal: Journal) -> tuple[Tracker, Children]:
+def tracked(config, journal: Journal) -> tuple[Tracker, TrackedTrials]:
     parent = Tracker.start(config.tracking, kind="sweep", name="s", run_dir=config.run_dir, tags={}, params={})
-    return parent, Children(config.tracking, parent.run_id, journal, lambda _: {}, 3, always)
+    return parent, TrackedTrials(config.tracking, parent.run_id, journal, lambda _: {}, 3, always)
 
 
-def begun(config) -> tuple[Journal, Tracker, Children]:
+def begun(config) -> tuple[Journal, Tracker, TrackedTrials]:
     journal = Journal(config.run_dir)
     journal.begin({})
     return journal, *tracked(config, journal)
@@ -216,7 +216,7 @@ def test_a_trial_that_was_over_before_its_run_was_closed_is_closed(tmp_path):
 def test_epochs_that_come_again_after_a_death_are_on_record_once(tmp_path):
     config = settings(tmp_path)
     journal, _, children = begun(config)
-    trials = Trials(config, FORMS, journal, children, deque([0, 1]))
+    trials = TrialSchedule(config, FORMS, journal, children, deque([0, 1]))
     first = trials.begin()
     for epoch in (1, 2):
         trials.report(0, {"epoch": epoch, "inner_ccc": 0.5})

@@ -1,6 +1,6 @@
 """The lines that end `cpcscale pretrain`."""
 
-from cpcscale.report.terminal.pretrain import pretrain_lines, shares
+from cpcscale.report.terminal.pretrain import percentages, pretrain_lines
 
 SUMMARY = {
     "steps": 60,
@@ -33,6 +33,6 @@ def test_a_finished_run_says_how_fast_it_was_where_the_time_went_and_how_it_scor
 
 
 def test_what_took_next_to_no_time_is_left_out():
-    assert shares({"a": 0.0009, "b": 0.001, "c": 0.5}) == "c 50.0%, b 0.1%"
+    assert percentages({"a": 0.0009, "b": 0.001, "c": 0.5}) == "c 50.0%, b 0.1%"
     quiet = {**SUMMARY, "hidden": {"store": 0.0}}
     assert not any(line.lstrip().startswith("hidden") for line in pretrain_lines(quiet))

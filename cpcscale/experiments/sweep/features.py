@@ -15,12 +15,12 @@ from cpcscale.emotion.heads.attention import AttentionHeadConfig
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.inputs import PreparedCorpus, prepare
 from cpcscale.emotion.recipe import FRAMES, EmotionRecipe, PretrainedConfig
-from cpcscale.experiments.sweep.space import Dimension, apply
+from cpcscale.experiments.sweep.space import SearchDimension, with_values
 from cpcscale.progress import note
 
 
 @dataclass(frozen=True)
-class Heard:
+class FeatureVariant:
     """One way of hearing the corpus: a recipe that has it, the encoder that it opened, and its digest."""
 
     recipe: EmotionRecipe
@@ -41,28 +41,28 @@ def feature_key(recipe: EmotionRecipe) -> str:
     )
 
 
-def heard_by(config: EmotionRecipe, dimensions: Sequence[Dimension]) -> dict[str, Heard]:
+def feature_variants(config: EmotionRecipe, dimensions: Sequence[SearchDimension]) -> dict[str, FeatureVariant]:
     """Every way of hearing that the space can draw, by feature_key.
 
     Raises UserError for a combination of them that no recogniser can be trained with, such as a missing checkpoint.
     """
     choices = [[(each.key, value) for value in each.arguments] for each in dimensions if each.is_heard]
-    ways: dict[str, Heard] = {}
+    ways: dict[str, FeatureVariant] = {}
     for values in itertools.product(*choices):
-        recipe = apply(config, dict(values))
+        recipe = with_values(config, dict(values))
         if (key := feature_key(recipe)) not in ways:
             opened = open_encoder(recipe)
-            ways[key] = Heard(recipe, opened, encoder_digest(opened[0]))
+            ways[key] = FeatureVariant(recipe, opened, encoder_digest(opened[0]))
     return ways
 
 
-def encoders_digest(ways: Mapping[str, Heard]) -> str:
+def encoders_digest(ways: Mapping[str, FeatureVariant]) -> str:
     """The digest of the encoder of all ways, in their order; over several of them, that of their digests."""
     digests = list(dict.fromkeys(way.digest for way in ways.values()))
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def prepare_all(ways: Mapping[str, Heard], corpus: Corpus) -> dict[str, PreparedCorpus]:
+def prepare_variants(ways: Mapping[str, FeatureVariant], corpus: Corpus) -> dict[str, PreparedCorpus]:
     """What recognisers hear, by feature_key. Raises UserError for audio that cannot be used."""
     prepared: dict[str, PreparedCorpus] = {}
     for number, (key, way) in enumerate(ways.items(), 1):

@@ -12,7 +12,7 @@ _MOST_A_CORE, _MOST_A_GPU = 4, 8
 
 
 @dataclass(frozen=True)
-class Share:
+class TrialResources:
     """`trials` at a time, each with so many cores and GPUs, or parts of one."""
 
     trials: int
@@ -30,7 +30,9 @@ class Share:
         return f"{self.trials} at a time, each with {_amount(self.cpus, 'core')}{gpus}"
 
 
-def share(workers: int, trials: int, device: str, cpus: Sequence[float], gpus: Sequence[float]) -> Share:
+def plan_resources(
+    workers: int, trials: int, device: str, cpus: Sequence[float], gpus: Sequence[float]
+) -> TrialResources:
     """The share of each of `trials` where `workers` run at a time, 0 for as many as there is room for.
 
     `cpus` and `gpus` are what each node has. Room is for one trial a GPU where there is one and `device` allows it,
@@ -52,7 +54,7 @@ def share(workers: int, trials: int, device: str, cpus: Sequence[float], gpus: S
     # Parts that fill a GPU, rounded down so that the last of them has room.
     on_a_card = -(-side_by_side // cards) if cards else 0
     part = 0.0 if not cards else 1.0 if on_a_card == 1 else int(1000 / on_a_card) / 1000
-    return Share(side_by_side, float(int(each)) if each >= 1 else int(each * 1000) / 1000, part)
+    return TrialResources(side_by_side, float(int(each)) if each >= 1 else int(each * 1000) / 1000, part)
 
 
 def _amount(number: float, what: str) -> str:

@@ -27,14 +27,20 @@ from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.protocol.folds import fold_splits, marks
 from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.errors import UserError
-from cpcscale.experiments.finetune import absolute_inputs, describe, identify
+from cpcscale.experiments.finetune import absolute_inputs, identify, run_tags
 from cpcscale.experiments.sweep.config import SweepConfig
-from cpcscale.experiments.sweep.features import Heard, encoders_digest, feature_key, heard_by, prepare_all
+from cpcscale.experiments.sweep.features import (
+    FeatureVariant,
+    encoders_digest,
+    feature_key,
+    feature_variants,
+    prepare_variants,
+)
 from cpcscale.experiments.sweep.journal import METRIC, Journal, TrialRecord
-from cpcscale.experiments.sweep.resources import Share, share
-from cpcscale.experiments.sweep.schedule import Trials
-from cpcscale.experiments.sweep.space import Dimension, apply, parse
-from cpcscale.experiments.sweep.tracked_trials import Children
+from cpcscale.experiments.sweep.resources import TrialResources, plan_resources
+from cpcscale.experiments.sweep.schedule import TrialSchedule
+from cpcscale.experiments.sweep.space import SearchDimension, parse_space, with_values
+from cpcscale.experiments.sweep.tracked_trials import TrackedTrials
 from cpcscale.experiments.sweep.tune import run_trials
 from cpcscale.progress import note
 from cpcscale.runs.lease import Lease, free, hold
@@ -52,21 +58,21 @@ class _Plan:
     """A sweep that was checked: its dimensions, the corpus and how it is heard, and digests of what it follows from."""
 
     config: SweepConfig
-    dimensions: list[Dimension]
+    dimensions: list[SearchDimension]
     corpus: Corpus
     folds: Folds
-    ways: dict[str, Heard]
+    ways: dict[str, FeatureVariant]
     identity: dict[str, str]
 
     def tags(self, values: Mapping[str, Any] | None = None) -> dict[str, str]:
         """The tags of a trial, or of the whole sweep: an encoder that is searched is not among those."""
         if values is None and len(self.ways) > 1:
-            return describe(self.config, self.corpus, self.folds, self.identity, {})
+            return run_tags(self.config, self.corpus, self.folds, self.identity, {})
         # Of the rest of its values a trial may find that they do not go together.
         heard = {each.key: values[each.key] for each in self.dimensions if each.is_heard} if values else {}
-        recipe = apply(self.config, heard)
+        recipe = with_values(self.config, heard)
         way = self.ways[feature_key(recipe)] if values else next(iter(self.ways.values()))
-        return describe(recipe, self.corpus, self.folds, self.identity, way.opened[1])
+        return run_tags(recipe, self.corpus, self.folds, self.identity, way.opened[1])
 
 
 def sweep(config: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -90,7 +96,7 @@ def sweep(config: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
     started = time.monotonic()
     with session.connected(1):
         mine = _share(config)
-        prepared = prepare_all(plan.ways, plan.corpus)
+        prepared = prepare_variants(plan.ways, plan.corpus)
         gone = before.holder.id if before.holder else ""
         with hold(config.run_dir, config.lease, take_over=False, say=_say, gone=gone) as lease:
             journal.begin(plan.identity)
@@ -100,10 +106,10 @@ def sweep(config: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
 
 def _planned(config: SweepConfig) -> _Plan:
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
-    dimensions = parse(config.space, config)
+    dimensions = parse_space(config.space, config)
     corpus = open_corpus(config.corpus)
     folds = fold_splits(config, corpus)
-    ways = heard_by(config, dimensions)
+    ways = feature_variants(config, dimensions)
     # Checkpoints count by their weights, wherever they lie.
     placeless = [each for each in dimensions if each.key != "encoder.checkpoint"]
     space = {each.key: {each.form: list(each.arguments)} for each in placeless}
@@ -126,9 +132,9 @@ def _check_unfinished(journal: Journal, identity: Mapping[str, str], resume: boo
         )
 
 
-def _share(config: SweepConfig) -> Share:
+def _share(config: SweepConfig) -> TrialResources:
     cpus, gpus = ([node.get(name, 0.0) for node in session.nodes()] for name in ("CPU", "GPU"))
-    return share(config.workers, config.trials, config.fit.device, cpus, gpus)
+    return plan_resources(config.workers, config.trials, config.fit.device, cpus, gpus)
 
 
 def _say(text: str) -> None:
@@ -140,7 +146,7 @@ def _folds(config: SweepConfig, prepared: Mapping[str, PreparedCorpus]) -> Folds
     return next(iter(prepared.values())).folds
 
 
-def _say_plan(config: SweepConfig, mine: Share, journal: Journal, folds: Folds) -> None:
+def _say_plan(config: SweepConfig, mine: TrialResources, journal: Journal, folds: Folds) -> None:
     over = len(journal.over())
     begun = f", {over} of them over already" if over else ""
     rungs = ", ".join(str(rung) for rung in config.rungs)
@@ -154,7 +160,12 @@ def _say_plan(config: SweepConfig, mine: Share, journal: Journal, folds: Folds) 
 
 
 def _tracked(
-    plan: _Plan, journal: Journal, prepared: Mapping[str, PreparedCorpus], mine: Share, lease: Lease, started: float
+    plan: _Plan,
+    journal: Journal,
+    prepared: Mapping[str, PreparedCorpus],
+    mine: TrialResources,
+    lease: Lease,
+    started: float,
 ) -> dict[str, Any]:
     config = plan.config
     tracker = Tracker.start(
@@ -166,11 +177,11 @@ def _tracked(
         params=configs.flat(config),
         allowed=lease.held,
     )
-    children = Children(config.tracking, tracker.run_id, journal, plan.tags, config.trials, lease.held)
+    children = TrackedTrials(config.tracking, tracker.run_id, journal, plan.tags, config.trials, lease.held)
     status, summary = "FAILED", {}
     try:
         children.take_up()
-        run_trials(Trials(config, plan.dimensions, journal, children), prepared, mine)
+        run_trials(TrialSchedule(config, plan.dimensions, journal, children), prepared, mine)
         best = _best(journal)
         children.folds(best)
         result = _summary(config, plan.corpus, _folds(config, prepared), journal.over(), best) | {
@@ -209,7 +220,7 @@ def _settle(plan: _Plan, journal: Journal, done: Mapping[str, Any]) -> None:
         tracker.finish("FINISHED")
     if journal.begun() is not None:
         journal.begin(plan.identity)
-        children = Children(config.tracking, done["run_id"], journal, plan.tags, config.trials, always)
+        children = TrackedTrials(config.tracking, done["run_id"], journal, plan.tags, config.trials, always)
         children.take_up()
         children.folds(_best(journal))
         children.close()
@@ -230,7 +241,7 @@ def _summary(
     config: SweepConfig, corpus: Corpus, folds: Folds, records: Sequence[TrialRecord], best: TrialRecord
 ) -> dict[str, Any]:
     return {
-        "system": apply(config, best.values).system,
+        "system": with_values(config, best.values).system,
         "corpus": corpus.name,
         "protocol": folds.protocol,
         "marks": marks(config, corpus, folds),
@@ -259,7 +270,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
 
 def _files(config: SweepConfig, result: Mapping[str, Any]) -> dict[str, str]:
     """The files of a finished sweep by name, the result last."""
-    winner = configs.to_dict(apply(config, result["best"])) | {"run_dir": storage.join(config.run_dir, "best")}
+    winner = configs.to_dict(with_values(config, result["best"])) | {"run_dir": storage.join(config.run_dir, "best")}
     head = f"# The best of {result['trials']} trials: inner_ccc {result[METRIC]:.4f}, on development speakers alone.\n"
     return {
         BEST: head + yaml.safe_dump(winner, sort_keys=False),

@@ -12,21 +12,21 @@ from typing import Any
 
 from cpcscale.experiments.sweep.config import SweepConfig
 from cpcscale.experiments.sweep.journal import METRIC, Journal, TrialRecord
-from cpcscale.experiments.sweep.space import Dimension
+from cpcscale.experiments.sweep.space import SearchDimension
 from cpcscale.experiments.sweep.suggest import suggest
-from cpcscale.experiments.sweep.tracked_trials import Children
+from cpcscale.experiments.sweep.tracked_trials import TrackedTrials
 from cpcscale.progress import note
 
 
 @dataclass(frozen=True)
-class Trials:
+class TrialSchedule:
     """The trials of one sweep: what they draw from, where they are on record and tracked, and which are left or under
     way, by number."""
 
     config: SweepConfig
-    dimensions: Sequence[Dimension]
+    dimensions: Sequence[SearchDimension]
     journal: Journal
-    children: Children
+    children: TrackedTrials
     left: deque[int] = field(default_factory=deque)
     under_way: set[int] = field(default_factory=set)
 

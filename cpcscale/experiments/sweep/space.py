@@ -51,7 +51,7 @@ _CHECKPOINT = "encoder.checkpoint"
 
 
 @dataclass(frozen=True)
-class Dimension:
+class SearchDimension:
     """One searched key: its `form` and that form's arguments (for choice, the values)."""
 
     key: str
@@ -64,7 +64,7 @@ class Dimension:
         return _is_heard(self.key)
 
 
-def parse(space: Mapping[str, Any], recipe: EmotionRecipe) -> list[Dimension]:
+def parse_space(space: Mapping[str, Any], recipe: EmotionRecipe) -> list[SearchDimension]:
     """The dimensions of a space, by key; checkpoints as absolute paths.
 
     Raises UserError for an unknown key or form, a key that is not searched, and values that do not fit the key.
@@ -77,7 +77,7 @@ def parse(space: Mapping[str, Any], recipe: EmotionRecipe) -> list[Dimension]:
     return found
 
 
-def apply(recipe: EmotionRecipe, values: Mapping[str, Any]) -> EmotionRecipe:
+def with_values(recipe: EmotionRecipe, values: Mapping[str, Any]) -> EmotionRecipe:
     """The recipe with these keys changed. Raises UserError for what the config itself refuses."""
     fields = {field.name for field in dataclasses.fields(EmotionRecipe)}
     tree = {name: value for name, value in dataclasses.asdict(recipe).items() if name in fields}
@@ -113,7 +113,7 @@ def _is_group(entry: Mapping[str, Any]) -> bool:
     return bool(entry) and all(isinstance(value, Mapping) for value in entry.values())
 
 
-def _dimension(key: str, entry: Any, known: Mapping[str, Any]) -> Dimension:
+def _dimension(key: str, entry: Any, known: Mapping[str, Any]) -> SearchDimension:
     if why := _why_not(key):
         raise UserError(f"space: {key} cannot be searched: {why}; give it one value in the config")
     if key not in known:
@@ -135,7 +135,7 @@ def _dimension(key: str, entry: Any, known: Mapping[str, Any]) -> Dimension:
             raise UserError(f"space: system={value} is not swept: {NOT_SWEPT[value]}; leave it out")
     if key == _CHECKPOINT:
         arguments = tuple(absolute_checkpoint(value) for value in arguments)
-    return Dimension(key, form, arguments)
+    return SearchDimension(key, form, arguments)
 
 
 def _check_range(key: str, form: str, arguments: tuple[Any, ...]) -> None:

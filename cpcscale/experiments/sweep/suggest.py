@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from cpcscale.experiments.sweep.journal import TrialRecord
-from cpcscale.experiments.sweep.space import Dimension
+from cpcscale.experiments.sweep.space import SearchDimension
 
 # Multiples of a step without what binary fractions add to them: 0.3, not 0.30000000000000004.
 _DIGITS = 12
 
 
 def suggest(
-    dimensions: Sequence[Dimension], search: str, seed: int, number: int, known: Sequence[TrialRecord]
+    dimensions: Sequence[SearchDimension], search: str, seed: int, number: int, known: Sequence[TrialRecord]
 ) -> dict[str, Any]:
     """The values by key of the trial of this number. `known` are the other trials, running or over; random has no use
     for them."""
@@ -32,7 +32,7 @@ def suggest(
             return {each.key: _draw(each, generator) for each in dimensions}
 
 
-def _draw(dimension: Dimension, generator: np.random.Generator) -> Any:
+def _draw(dimension: SearchDimension, generator: np.random.Generator) -> Any:
     arguments = dimension.arguments
     match dimension.form:
         case "uniform":
@@ -48,7 +48,7 @@ def _draw(dimension: Dimension, generator: np.random.Generator) -> Any:
             return arguments[int(generator.integers(len(arguments)))]
 
 
-def _tpe(dimensions: Sequence[Dimension], seed: int, number: int, known: Sequence[TrialRecord]) -> dict[str, Any]:
+def _tpe(dimensions: Sequence[SearchDimension], seed: int, number: int, known: Sequence[TrialRecord]) -> dict[str, Any]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -63,7 +63,7 @@ def _tpe(dimensions: Sequence[Dimension], seed: int, number: int, known: Sequenc
     return {each.key: _shown(each, drawn[each.key]) for each in dimensions}
 
 
-def _seen(record: TrialRecord, dimensions: Sequence[Dimension], distributions: dict[str, Any]) -> Any:
+def _seen(record: TrialRecord, dimensions: Sequence[SearchDimension], distributions: dict[str, Any]) -> Any:
     from optuna.trial import TrialState, create_trial
 
     params = {
@@ -85,7 +85,7 @@ def _seen(record: TrialRecord, dimensions: Sequence[Dimension], distributions: d
             return create_trial(value=record.score, params=params, distributions=distributions)
 
 
-def _shown(dimension: Dimension, drawn: Any) -> Any:
+def _shown(dimension: SearchDimension, drawn: Any) -> Any:
     match dimension.form:
         case "choice":
             return dimension.arguments[drawn]
@@ -95,7 +95,7 @@ def _shown(dimension: Dimension, drawn: Any) -> Any:
             return drawn
 
 
-def _distribution(dimension: Dimension) -> Any:
+def _distribution(dimension: SearchDimension) -> Any:
     from optuna import distributions
 
     arguments = dimension.arguments

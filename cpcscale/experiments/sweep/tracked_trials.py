@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _ENDS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 
 
-class Children:
+class TrackedTrials:
     """The child runs of one sweep, `trials` in all. `tags` gives those of a trial from its values."""
 
     def __init__(

@@ -15,10 +15,10 @@ from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.experiments.sweep.features import feature_key
 from cpcscale.experiments.sweep.journal import METRIC, WORST
-from cpcscale.experiments.sweep.space import apply
+from cpcscale.experiments.sweep.space import with_values
 
 
-def trial(assigned: Mapping[str, Any], config: EmotionRecipe, features: Mapping[str, Any], threads: int) -> None:
+def run_trial(assigned: Mapping[str, Any], config: EmotionRecipe, features: Mapping[str, Any], threads: int) -> None:
     """One trial under Tune: all folds epoch by epoch side by side, inner_ccc reported after each epoch.
 
     `assigned` holds its `number` and `values`; `features` are references to what is in Ray's object store, by
@@ -31,8 +31,8 @@ def trial(assigned: Mapping[str, Any], config: EmotionRecipe, features: Mapping[
     torch.set_num_threads(threads)
     started = time.monotonic()
     try:
-        recipe = apply(config, assigned["values"])
-        for report in folds_in_step(recipe, ray.get(features[feature_key(recipe)])):
+        recipe = with_values(config, assigned["values"])
+        for report in train_folds_by_epoch(recipe, ray.get(features[feature_key(recipe)])):
             tune.report(report | {"seconds": time.monotonic() - started})
     except UserError as error:
         # A combination that cannot be trained is a bad trial, not the end of the sweep.
@@ -40,7 +40,7 @@ def trial(assigned: Mapping[str, Any], config: EmotionRecipe, features: Mapping[
         tune.report({METRIC: WORST, "epoch": 0, "seconds": time.monotonic() - started, "error": why})
 
 
-def folds_in_step(recipe: EmotionRecipe, prepared: PreparedCorpus) -> Iterator[dict[str, Any]]:
+def train_folds_by_epoch(recipe: EmotionRecipe, prepared: PreparedCorpus) -> Iterator[dict[str, Any]]:
     """Yields {inner_ccc, epoch, train_loss, folds} after each epoch of all folds. Hears no test speaker.
 
     `folds` are the last Epoch of each fold as plain values. A fold whose patience has ended keeps its best.

@@ -20,10 +20,10 @@ from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.errors import Terminated, UserError
 from cpcscale.experiments.sweep.config import SweepConfig
 from cpcscale.experiments.sweep.journal import METRIC, TrialRecord
-from cpcscale.experiments.sweep.resources import Share
-from cpcscale.experiments.sweep.schedule import Trials
-from cpcscale.experiments.sweep.space import apply
-from cpcscale.experiments.sweep.trial import trial
+from cpcscale.experiments.sweep.resources import TrialResources
+from cpcscale.experiments.sweep.schedule import TrialSchedule
+from cpcscale.experiments.sweep.space import with_values
+from cpcscale.experiments.sweep.trial import run_trial
 
 # Tune's own output goes to stdout whatever its verbosity, its loggers write a folder a trial, and its handler of
 # interrupts swallows them.
@@ -34,7 +34,7 @@ _QUIET_TUNE = {
 }
 
 
-def run_trials(trials: Trials, prepared: Mapping[str, PreparedCorpus], share: Share) -> None:
+def run_trials(trials: TrialSchedule, prepared: Mapping[str, PreparedCorpus], share: TrialResources) -> None:
     """Runs the trials that are not over; the journal then has them all. `prepared` is by feature_key."""
     config, journal = trials.config, trials.journal
     over = {record.number for record in journal.over()}
@@ -49,7 +49,9 @@ def run_trials(trials: Trials, prepared: Mapping[str, PreparedCorpus], share: Sh
     from ray import tune
 
     features = {key: ray.put(each) for key, each in prepared.items()}
-    trainable = tune.with_parameters(trial, config=apply(config, {}), features=features, threads=share.threads)
+    trainable = tune.with_parameters(
+        run_trial, config=with_values(config, {}), features=features, threads=share.threads
+    )
     asked = _Asked()
     with tempfile.TemporaryDirectory(prefix="cpcscale-sweep-", ignore_cleanup_errors=True) as folder, asked:
         stopped: set[int] = set()
@@ -61,7 +63,7 @@ def run_trials(trials: Trials, prepared: Mapping[str, PreparedCorpus], share: Sh
                 # A process of its own for each trial would import torch for longer than it trains.
                 reuse_actors=True,
                 search_alg=_searcher(trials),
-                scheduler=scheduler(config, journal.over(), stopped),
+                scheduler=make_scheduler(config, journal.over(), stopped),
                 trial_name_creator=lambda each: f"trial-{each.trial_id}",
             ),
             run_config=tune.RunConfig(
@@ -128,7 +130,7 @@ def _stopper(asked: _Asked) -> Any:
     return Stopper()
 
 
-def scheduler(config: SweepConfig, over: Sequence[TrialRecord], stopped: set[int]) -> Any:
+def make_scheduler(config: SweepConfig, over: Sequence[TrialRecord], stopped: set[int]) -> Any:
     """ASHA (Li et al., MLSys 2020) that has seen the trials that are over, or one that lets all end.
 
     The numbers of trials that it stops before their last epoch are put into `stopped`.
@@ -177,7 +179,7 @@ def _numbered(trial: Any) -> Any:
     return SimpleNamespace(trial_id=trial.config["number"])
 
 
-def _searcher(ours: Trials) -> Any:
+def _searcher(ours: TrialSchedule) -> Any:
     from ray.tune.search import Searcher
 
     class Numbers(Searcher):
@@ -202,7 +204,7 @@ def _searcher(ours: Trials) -> Any:
     return Numbers()
 
 
-def _callback(ours: Trials, stopped: set[int]) -> Any:
+def _callback(ours: TrialSchedule, stopped: set[int]) -> Any:
     from ray import tune
 
     class Callback(tune.Callback):

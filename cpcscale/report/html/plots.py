@@ -131,7 +131,7 @@ def interval_plot(
             if interval:
                 axes.plot(interval, [place, place], color=colour, linewidth=2.2, alpha=0.55)
             axes.plot([value], [place], "o", color=colour, markersize=6, markeredgecolor="white", markeredgewidth=0.9)
-        axes.set_yticks(range(len(rows)), [plain(label) for label, *_ in rows])
+        axes.set_yticks(range(len(rows)), [escape_dollars(label) for label, *_ in rows])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set(xlim=limits, ylim=(len(rows) - 0.4, -0.6), xlabel="CCC")
         axes.grid(axis="y", visible=False)
@@ -177,11 +177,11 @@ def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
 def _panel(width: float, height: float, title: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), dpi=220, layout="constrained")
     axes = figure.subplots()
-    axes.set_title(plain(title))
+    axes.set_title(escape_dollars(title))
     return figure, axes
 
 
-def plain(text: str) -> str:
+def escape_dollars(text: str) -> str:
     """A dollar sign would begin a formula."""
     return text.replace("$", r"\$")
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from cpcscale import storage
 from cpcscale.errors import UserError
-from cpcscale.report.html.plots import BLUE, GREEN, INK, ORANGE, PURPLE, STYLE, plain
+from cpcscale.report.html.plots import BLUE, GREEN, INK, ORANGE, PURPLE, STYLE, escape_dollars
 
 _LONGEST_NAME = 24
 
@@ -33,7 +33,7 @@ def _figure(values: Mapping[str, Any]) -> Figure:
     rows = max(len(languages), len(groups), 4)
     figure = Figure(figsize=(9, 3.1 + 0.6 + 0.2 * rows), layout="constrained")
     figure.suptitle(
-        plain(
+        escape_dollars(
             f"{storage.shown(values['shards'])}   {values['tars']:,} tars, {values['utterances']:,} utterances, "
             f"{values['hours']:,.1f} h"
         ),
@@ -95,7 +95,7 @@ def _horizontal(axes: Any, title: str, bars: Mapping[str, float], rest: str, col
     """One bar of hours for each name, the first on top, in room for `rows`; `rest` says what is not drawn."""
     axes.set_title(title)
     axes.barh(range(len(bars)), bars.values(), color=colour)
-    axes.set_yticks(range(len(bars)), [plain(_short(name)) for name in bars])
+    axes.set_yticks(range(len(bars)), [escape_dollars(_short(name)) for name in bars])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set(ylim=(rows - 0.4, -0.6), xlabel=f"hours{rest}")
     axes.set_xlim(0, 1.15 * max(bars.values(), default=1.0))

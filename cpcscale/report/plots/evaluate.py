@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from cpcscale.report.compare import FIGURES
-from cpcscale.report.html.plots import FAINT, STYLE, colour_of, plain
+from cpcscale.report.html.plots import FAINT, STYLE, colour_of, escape_dollars
 
 _STEP = 0.08  # between systems at the same condition
 
@@ -22,7 +22,7 @@ def curves_png(table: Mapping[str, Any]) -> bytes:
         figure = Figure(figsize=(9, 5.4), layout="constrained")
         names = ", ".join(each["corpus"] for each in table["corpora"].values())
         marks = f" [{', '.join(table['marks'])}]" if table["marks"] else ""
-        figure.suptitle(plain(f"{names}{marks}, protocol {table['protocol']}"), fontsize=10, x=0.01, ha="left")
+        figure.suptitle(escape_dollars(f"{names}{marks}, protocol {table['protocol']}"), fontsize=10, x=0.01, ha="left")
         panels = figure.subplots(2, 2, sharex=True, sharey=True)
         for axes, name in zip(panels.flat, FIGURES, strict=True):
             axes.set_title(name)

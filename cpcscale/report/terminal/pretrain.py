@@ -17,9 +17,9 @@ def pretrain_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         f"pretrained {summary['steps']} steps on {summary['audio_s'] / 3600:.2f} h of audio at "
         f"{summary['audio_s_per_s']:.0f} audio s/s ({summary['data_wait_share']:.1%} waiting for data)"
     )
-    yield f"  time           {shares(summary['time'])}"
+    yield f"  time           {percentages(summary['time'])}"
     if any(share >= _LEAST_SHARE for share in summary["hidden"].values()):
-        yield f"  hidden         {shares(summary['hidden'])}"
+        yield f"  hidden         {percentages(summary['hidden'])}"
     scored: dict[str, Mapping[str, Any]] = {
         "training batch": summary,
         **{name: summary[name] for name in ("heldout", "unseen") if name in summary},
@@ -50,7 +50,7 @@ def _probe_lines(probe: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"  step {failed['step']} has no probe: {failed['why']}" for failed in probe["failed"])
 
 
-def shares(by_name: Mapping[str, float]) -> str:
+def percentages(by_name: Mapping[str, float]) -> str:
     """`backward 61.4 %, forward 30.2 %, ...`: what is worth a word, the largest first."""
     largest = sorted(by_name.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {share:.1%}" for name, share in largest if share >= _LEAST_SHARE)
