@@ -250,7 +250,7 @@ def test_another_config_in_the_same_place_and_the_same_corpus_twice_are_refused(
         evaluate(replace(learning.config, svm=replace(learning.config.svm, C=9.0)))
     copy = put_corpus(tmp_path / "tones")
     corpora = {"one": {"path": str(folder / "tones")}, "two": {"path": str(copy)}}
-    with pytest.raises(UserError, match=r"corpora\.two holds the same as corpora\.one"):
+    with pytest.raises(UserError, match=r"corpora\.two holds the same utterances as corpora\.one"):
         evaluate(crossed(folder, corpora=corpora, run_dir=str(tmp_path / "cross")))
     assert [path.name for path in tmp_path.iterdir()] == ["tones"]
 

@@ -202,7 +202,10 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path, changes
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["overrides.raw.fit.epoch=3"], r"unknown key|overrides\.raw: fit\.epoch is not a key .*did you mean fit\.epochs"),
+        (
+            ["overrides.raw.fit.epoch=3"],
+            r"unknown key|overrides\.raw: fit\.epoch is not a key .*did you mean fit\.epochs",
+        ),
         (["system=mfcc"], r"give systems=\[\.\.\.\]"),
         (["seed=3"], r"seed=3 are for a single run"),
         (["systems=[mean,mfcc]"], "reference='random' is not one of mean, mfcc"),
@@ -222,7 +225,10 @@ def test_a_config_that_makes_no_table_is_refused_with_the_way_out(changes, messa
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"mfcc": {"fit": {"epoch": 3}}}, r"overrides\.mfcc: fit\.epoch is not a key of the recipe \(did you mean fit\."),
+        (
+            {"mfcc": {"fit": {"epoch": 3}}},
+            r"overrides\.mfcc: fit\.epoch is not a key of the recipe \(did you mean fit\.",
+        ),
         ({"mfcc": {"fit.epochs": 0}}, r"system mfcc: .*overrides\.mfcc\.KEY"),
         ({"mfcc": {"protocol.split": "loso"}}, r"protocol\.split has to be the same for all systems"),
         ({"mfcc": {"corpus": {"max_s": 3.0}}}, r"corpus\.max_s has to be the same"),

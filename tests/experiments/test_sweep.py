@@ -108,7 +108,7 @@ def test_a_finished_sweep_is_given_back_and_another_config_is_refused(finished, 
     config, result = finished
     monkeypatch.setattr(session, "connect", lambda workers: pytest.fail("Ray was asked for"))
     assert sweep(config) == result
-    with pytest.raises(UserError, match="holds a finished run of another config"):
+    with pytest.raises(UserError, match="holds a finished run with another config"):
         sweep(replace(config, trials=4))
 
 
@@ -126,7 +126,7 @@ def test_it_says_how_many_run_at_a_time_and_what_asha_sees(tmp_path, capfd):
     assert result["share"]["trials"] == 2 and result["rungs"] == [1, 2]
     said = capfd.readouterr().err
     assert "sweep: 2 trials, 2 at a time, each with " in said
-    assert "3 folds side by side, 3 epochs at most; asha compares inner_ccc after epoch 1, 2 and lets" in said
+    assert "3 folds of a trial train together, at most 3 epochs; asha compares inner_ccc after epoch 1, 2 and" in said
 
 
 def test_checkpoints_are_searched_with_their_features_computed_once(tmp_path, monkeypatch):
@@ -219,7 +219,7 @@ def test_a_sweep_of_which_no_trial_can_be_trained_says_why_and_tries_again(tmp_p
     put_corpus(tmp_path / "tones")
     config = settings(tmp_path, space={"recogniser.hidden": {"choice": [15]}}, trials=2)
     for _ in range(2):
-        with pytest.raises(UserError, match=r"none of the 2 trials could be trained; the first: .*does not divide"):
+        with pytest.raises(UserError, match=r"none of the 2 trials could be trained. Trial 0: .*does not divide"):
             sweep(config)
         parent, children, _ = family(config)
         assert parent.status == "FAILED" and [child.status for child in children] == ["FAILED"] * 2
@@ -244,27 +244,27 @@ def test_a_space_may_be_dotted_or_nested():
     [
         ({}, "space is empty"),
         ({"fit.learning_rat": {"uniform": [0, 1]}}, r"did you mean fit\.learning_rate"),
-        ({"run_dir": {"choice": ["a", "b"]}}, "run_dir is no key of the recipe"),
+        ({"run_dir": {"choice": ["a", "b"]}}, "run_dir is not a key of the recipe"),
         ({"corpus.path": {"choice": ["a", "b"]}}, r"corpus\.path cannot be searched: trials on other data"),
         ({"protocol.split": {"choice": ["loso", "official"]}}, r"protocol\.split cannot be searched: trials on other"),
         ({"head": {"choice": ["svr", "attention"]}}, "head cannot be searched: only the attention head"),
-        ({"svm.c": {"loguniform": [0.1, 10]}}, r"svm\.c cannot be searched: it is chosen on inner folds"),
+        ({"svm.c": {"loguniform": [0.1, 10]}}, r"svm\.c cannot be searched: its settings are chosen on inner folds"),
         ({"seed": {"randint": [0, 9]}}, "seed cannot be searched: the luckiest seed"),
         ({"fit.epochs": {"choice": [1, 2]}}, r"fit\.epochs cannot be searched: each trial chooses"),
         ({"pretraining.train.steps": {"choice": [1, 2]}}, r"pretraining\.train\.steps cannot be searched"),
-        ({"pretraining.model.context.width": {"randint": [8, 16]}}, "decides what recognisers hear"),
-        ({"system": {"choice": ["mfcc", "minicpc"]}}, "system=minicpc is not swept: every trial"),
-        ({"fit.learning_rate": {"normal": [0, 1]}}, "not one of the forms uniform"),
-        ({"fit.learning_rate": 0.1}, "not one of the forms"),
-        ({"fit.learning_rate": {"uniform": [0, 1], "choice": [1]}}, "not one of the forms"),
+        ({"pretraining.model.context.width": {"randint": [8, 16]}}, "changes the features, .* use choice, not randint"),
+        ({"system": {"choice": ["mfcc", "minicpc"]}}, "system=minicpc cannot be swept: each trial"),
+        ({"fit.learning_rate": {"normal": [0, 1]}}, "forms: uniform"),
+        ({"fit.learning_rate": 0.1}, "forms: uniform"),
+        ({"fit.learning_rate": {"uniform": [0, 1], "choice": [1]}}, "forms: uniform"),
         ({"fit.learning_rate": {"uniform": [1, 0]}}, "low below high"),
         ({"fit.learning_rate": {"uniform": ["a", "b"]}}, "low below high"),
         ({"fit.learning_rate": {"loguniform": [0, 1]}}, "above 0"),
         ({"fit.learning_rate": {"quniform": [0, 1]}}, r"\[low, high, step\]"),
-        ({"fit.learning_rate": {"quniform": [0, 1, 0.3]}}, "a step above 0 that leads from 0 to 1"),
+        ({"fit.learning_rate": {"quniform": [0, 1, 0.3]}}, "a step above 0 that divides 1 - 0"),
         ({"fit.batch": {"uniform": [8, 16]}}, "whole number: draw it by randint or choice"),
         ({"fit.batch": {"choice": [8, "many"]}}, "'many' is not of the type of"),
-        ({"fit.batch": {"choice": 8}}, "wants a list"),
+        ({"fit.batch": {"choice": 8}}, "takes a list"),
     ],
 )
 def test_a_bad_space_is_refused(space, message):
@@ -275,10 +275,10 @@ def test_a_bad_space_is_refused(space, message):
 
 def test_systems_without_a_sweep_and_bad_settings_are_refused(tmp_path):
     for changes, message in (
-        ({"system": "minicpc"}, "minicpc is not swept: every trial would pretrain"),
-        ({"system": "mean"}, "nothing to set"),
-        ({"system": "functionals"}, "functionals is not swept: its support vector machine is chosen on inner folds"),
-        ({"head": "svr"}, "head=svr is not swept"),
+        ({"system": "minicpc"}, "minicpc cannot be swept: each trial would pretrain"),
+        ({"system": "mean"}, "no settings"),
+        ({"system": "functionals"}, "functionals cannot be swept: the settings of its support vector machine"),
+        ({"head": "svr"}, "head=svr cannot be swept"),
         ({"scheduler": "ash"}, "did you mean asha"),
         ({"grace_epochs": 9}, "above fit.epochs=2"),
         ({"workers": -1}, "workers=-1 is below 0"),
@@ -319,9 +319,9 @@ def test_what_a_trial_gets_is_said_in_words():
 
 
 def test_absurd_numbers_of_trials_at_a_time_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"workers=200: so many trials at a time on 2 core\(s\) .* give 8 at most"):
+    with pytest.raises(UserError, match=r"workers=200: so many trials at a time on 2 core\(s\) .* give at most 8"):
         plan_resources(200, 1000, "auto", [2], [0])
-    with pytest.raises(UserError, match=r"workers=9: .* 1 GPU\(s\) .* give 8 at most, or 0 for one a GPU"):
+    with pytest.raises(UserError, match=r"workers=9: .* 1 GPU\(s\) .* give at most 8, or 0 for one trial a GPU"):
         plan_resources(9, 16, "auto", [16], [1])
     with pytest.raises(UserError, match=r"the cluster has no GPU: use fit\.device=auto or cpu"):
         plan_resources(0, 16, "cuda", [16], [0])
