@@ -158,7 +158,7 @@ def test_the_table_is_of_the_utterances_that_every_system_heard(stopped):
     assert (subject["utterances"], subject["left_out"], subject["speakers"]) == (35, 1, 6)
     text = Path(stopped.config.run_dir, "mean-seed0", "predictions.csv").read_text().splitlines()
     assert len(list(csv.DictReader(text))) == 36
-    assert "1 left out that not every system could hear" in results_markdown(stopped.table)
+    assert "1 left out because not every system could read them" in results_markdown(stopped.table)
 
 
 @pytest.mark.usefixtures("no_ray")

@@ -84,7 +84,7 @@ def test_who_speaks_in_which_part_and_what_was_left_out_are_said(tmp_path, capsy
 def test_a_stand_in_corpus_says_so_first_and_has_no_ceiling(tmp_path, capsys):
     text = said(capsys, put_emodb(tmp_path))
     assert text.startswith("emodb-proxy [PROXY]: 4 utterances")
-    assert line(text, "human") == "no ceiling: the corpus ships no ratings by single raters"
+    assert line(text, "human") == "agreement not known: the corpus has no ratings of single raters"
 
 
 def test_a_table_of_any_scale_is_described_and_its_labels_outside_are_counted(tmp_path, capsys):

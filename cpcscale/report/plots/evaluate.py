@@ -1,4 +1,4 @@
-"""The curves of an evaluation as one picture: CCC under each condition, or by the share of labels."""
+"""The results of an evaluation as one PNG: CCC under each condition, or by the share of labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from cpcscale.report.compare import FIGURES
 from cpcscale.report.html.plots import FAINT, STYLE, colour_of, escape_dollars
 
-_STEP = 0.08  # between systems at the same condition
+# Distance between the points of two systems at the same condition.
+_STEP = 0.08
 
 
 def curves_png(table: Mapping[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""The figures of `cpcscale bench scale` as lines for a person."""
+"""What `cpcscale bench scale` prints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def scale_lines(result: dict[str, Any]) -> list[str]:
-    """What is held and by whom, then what a step costs."""
+    """The memory of each process, then the time of a step."""
     rank, many, feeders, actors = (result[name] for name in ("rank", "rank_of_many", "feeders", "actors"))
     position, step = result["position"], result["step"]
     lines = [
