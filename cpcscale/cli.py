@@ -182,7 +182,7 @@ def _corpus(options: argparse.Namespace) -> None:
     path = options.path.removeprefix("corpus.path=")
     settings = config.load(CorpusConfig, None, [text.removeprefix("corpus.") for text in options.overrides])
     if settings.path:
-        raise UserError(f"path={settings.path} is given beside {path}: `corpus {options.what}` takes one path")
+        raise UserError(f"path={settings.path} and {path} are both given: `corpus {options.what}` takes one path")
     values = describe(open_corpus(replace(settings, path=path)))
     if options.json:
         _emit(values)

@@ -94,19 +94,19 @@ def format_table(rows: Sequence[Row]) -> str:
     """The rows for a terminal: grouped by kind, fine-tunes by corpus and protocol with the best mean CCC first."""
     parts = []
     for kind in KINDS:
-        mine = sorted((row for row in rows if row["kind"] == kind), key=sort_key)
-        if not mine:
+        of_kind = sorted((row for row in rows if row["kind"] == kind), key=sort_key)
+        if not of_kind:
             continue
         parts.append(TITLES[kind])
         match kind:
             case "finetune":
-                for corpus in dict.fromkeys(row["corpus"] for row in mine):
-                    parts.append(_finetune_table([row for row in mine if row["corpus"] == corpus]))
+                for corpus in dict.fromkeys(row["corpus"] for row in of_kind):
+                    parts.append(_finetune_table([row for row in of_kind if row["corpus"] == corpus]))
                 parts.append(_wrapped(INTERVAL_LEGEND))
             case "sweep":
-                parts += [_aligned(mine, _SWEEP_CELLS), _wrapped(SWEEP_LEGEND)]
+                parts += [_aligned(of_kind, _SWEEP_CELLS), _wrapped(SWEEP_LEGEND)]
             case "pretrain":
-                parts += [_aligned(mine, _PRETRAIN_CELLS), _wrapped(PRETRAIN_LEGEND)]
+                parts += [_aligned(of_kind, _PRETRAIN_CELLS), _wrapped(PRETRAIN_LEGEND)]
     marks = [f"{mark}: {MARKS[mark]}" for mark in marks_of(rows) if mark in MARKS]
     return "\n\n".join([*parts, *(["\n".join(marks)] if marks else [])]) + "\n"
 

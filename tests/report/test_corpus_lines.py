@@ -133,7 +133,7 @@ def test_bars_grow_with_their_counts_and_only_an_empty_bin_has_none(rows):
         ([__file__], "is not a folder"),
         (["nowhere", "corpus.kind=iemocp"], "did you mean iemocap?"),
         (["nowhere", "knd=csv"], "unknown key knd (did you mean kind?)"),
-        (["nowhere", "path=elsewhere"], "path=elsewhere is given beside nowhere"),
+        (["nowhere", "path=elsewhere"], "path=elsewhere and nowhere are both given"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(capsys, arguments, words):

@@ -131,6 +131,6 @@ class TrackedTrials:
         return None
 
     def _show_progress(self) -> None:
-        over = self._journal.ended()
-        best = max((record.score for record in over), default=WORST)
-        self._progress.at(len(over), f"best {METRIC} {best:.3f}")
+        ended = self._journal.ended()
+        best = max((record.score for record in ended), default=WORST)
+        self._progress.at(len(ended), f"best {METRIC} {best:.3f}")

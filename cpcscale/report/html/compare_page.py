@@ -45,8 +45,8 @@ def _page(runs: Sequence[TrackedRun]) -> str:
     tuned = [run for run in latest if run.kind == "finetune"]
     parts: list[tuple[str, str, str, str]] = []  # anchor, title of its link, heading, markup
     for corpus, protocol in sorted({(run.tag("corpus"), run.tag("protocol")) for run in tuned}):
-        mine = [run for run in tuned if (run.tag("corpus"), run.tag("protocol")) == (corpus, protocol)]
-        name, markup = f"{corpus}, {protocol}", _Recognisers(mine, rows).markup()
+        group = [run for run in tuned if (run.tag("corpus"), run.tag("protocol")) == (corpus, protocol)]
+        name, markup = f"{corpus}, {protocol}", _Recognisers(group, rows).markup()
         parts.append((f"recognisers-{len(parts)}", name, f"Recognisers on {corpus}", markup))
     if sweeps := [rows[run.run_id] for run in latest if run.kind == "sweep"]:
         parts.append(("sweeps", "Sweeps", "Sweeps", _sweeps(sweeps)))

@@ -50,14 +50,14 @@ def _panel(axes: Any, table: Mapping[str, Any], name: str) -> None:
         conditions = list(dict.fromkeys(row["at"] for row in rows))
         axes.set_xticks(range(len(conditions)), conditions, rotation=45, ha="right")
     for number, system in enumerate(systems):
-        mine = [row for row in rows if row["system"] == system]
+        of_system = [row for row in rows if row["system"] == system]
         if table["kind"] == "learning":
-            mine.sort(key=lambda row: row["share"])
-            places = [row["share"] * (1 + _STEP / 2 * (number - (len(systems) - 1) / 2)) for row in mine]
+            of_system.sort(key=lambda row: row["share"])
+            places = [row["share"] * (1 + _STEP / 2 * (number - (len(systems) - 1) / 2)) for row in of_system]
         else:
             shift = _STEP * (number - (len(systems) - 1) / 2)
-            places = [place + shift for place in range(len(mine))]
-        _curve(axes, places, mine, name, system, joined=table["kind"] == "learning")
+            places = [place + shift for place in range(len(of_system))]
+        _curve(axes, places, of_system, name, system, joined=table["kind"] == "learning")
 
 
 def _curve(

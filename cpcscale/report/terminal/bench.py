@@ -118,10 +118,12 @@ def _seconds_lines(result: dict[str, Any]) -> list[str]:
     for place, spent in seconds.items():
         cells = "".join(f"{spent[name]:>{width}.3f}" for name, width in widths.items())
         lines.append(f"  {place.replace('_', ' '):18}{cells}")
-    beside = {place: {name: spent for name, spent in each.items() if spent >= 0.0005} for place, each in hidden.items()}
+    parallel = {
+        place: {name: spent for name, spent in each.items() if spent >= 0.0005} for place, each in hidden.items()
+    }
     words = [
         f"{place.replace('_', ' ')}: " + ", ".join(f"{name} {spent:.3f}" for name, spent in each.items())
-        for place, each in beside.items()
+        for place, each in parallel.items()
         if each
     ]
     return lines + ([f"  in parallel       {'; '.join(words)}"] if words else [])

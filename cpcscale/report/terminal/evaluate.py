@@ -93,17 +93,17 @@ def _cells(rows: Sequence[Mapping[str, Any]], figure: str, bounds: str, places: 
 
 def _matrices(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     """A matrix for each system and figure; the mean over primitives comes first."""
-    made = []
+    tables = []
     for system in dict.fromkeys(row["system"] for row in rows):
-        mine = {(row["train"], row["test"]): row for row in rows if row["system"] == system}
-        names = list(dict.fromkeys(test for _, test in mine))
+        of_system = {(row["train"], row["test"]): row for row in rows if row["system"] == system}
+        names = list(dict.fromkeys(test for _, test in of_system))
         for figure in (FIGURES[-1], *FIGURES[:-1]):
             cells = [["trained on \\ tested on", *names]]
             for train in names:
-                found = [mine.get((train, test)) for test in names]
+                found = [of_system.get((train, test)) for test in names]
                 cells.append([train, *(_figure(row, figure) for row in found)])
-            made.append(Table(f"{system}, {figure}", cells))
-    return [*made[:-1], Table(made[-1].title, made[-1].cells, f"{_CCC} {_LEGENDS['cross']}")]
+            tables.append(Table(f"{system}, {figure}", cells))
+    return [*tables[:-1], Table(tables[-1].title, tables[-1].cells, f"{_CCC} {_LEGENDS['cross']}")]
 
 
 def _figure(row: Mapping[str, Any] | None, figure: str) -> str:

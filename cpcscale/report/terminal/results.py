@@ -62,7 +62,7 @@ def _subject(table: Mapping[str, Any]) -> str:
 def _tables(table: Mapping[str, Any]) -> list[Table]:
     rows = table["rows"]
     names = [row["system"] for row in rows]
-    made = [
+    tables = [
         Table("Systems", [["system", "seeds", *FIGURES, "recall"], *map(_main_cells, rows)], _CCC),
         Table(
             "More figures of the same predictions",
@@ -70,13 +70,13 @@ def _tables(table: Mapping[str, Any]) -> list[Table]:
             _MORE,
         ),
     ]
-    made += [_slopes(rows), *_by_traits(rows)]
-    made += [_tests(second, tests) for second, tests in table["tests"].items() if tests]
+    tables += [_slopes(rows), *_by_traits(rows)]
+    tables += [_tests(second, tests) for second, tests in table["tests"].items() if tests]
     if table["published"]:
-        made.append(_paper_table(table["published"], {name: rows[names.index(name)] for name in names}))
+        tables.append(_paper_table(table["published"], {name: rows[names.index(name)] for name in names}))
     correlation = zip(PRIMITIVES, table["correlation"], strict=True)
     cells = [["", *PRIMITIVES], *([name, *(short(value) for value in values)] for name, values in correlation)]
-    return [*made, Table("Correlation of the labels (Pearson)", cells)]
+    return [*tables, Table("Correlation of the labels (Pearson)", cells)]
 
 
 def _main_cells(row: Mapping[str, Any]) -> list[str]:
@@ -135,10 +135,10 @@ def _p(value: float) -> str:
 
 
 def _paper_table(paper: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    cells = [["system", *(f"{name}, {whose}" for name in FIGURES for whose in ("ours", "theirs"))]]
+    cells = [["system", *(f"{name}, {side}" for name in FIGURES for side in ("ours", "theirs"))]]
     for system in PAPER_SYSTEMS:
         ours, theirs = rows.get(system, {}).get("ccc", {}), paper["ccc"].get(system, {})
-        cells.append([system, *(short(whose.get(name)) for name in FIGURES for whose in (ours, theirs))])
+        cells.append([system, *(short(side.get(name)) for name in FIGURES for side in (ours, theirs))])
     legend = (
         f"theirs: {paper['source']}; {paper['protocol']}. Our protocol is in the title; figures of different protocols "
         "do not compare."
