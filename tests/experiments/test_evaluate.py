@@ -224,7 +224,7 @@ def test_the_page_has_every_row_and_says_how_to_read_it(name, request):
     for row in one.table["rows"]:
         figure = f"{row['ccc']['mean']:.3f}".replace("0.", ".")
         assert figure in text and figure in page
-    words = {"robustness": "of the same utterances", "learning": "at least one of each", "cross": "raters"}[name]
+    words = {"robustness": "of the same utterances", "learning": "at least one each", "cross": "raters"}[name]
     assert words in " ".join(text.split()) and words in page
     assert "protocol speakers3" in text.splitlines()[0]
     if name != "cross":
