@@ -1,4 +1,4 @@
-"""The command line: which verbs there are, and what each takes; a mistyped one is answered before any import."""
+"""The command line: the verbs and their arguments. It imports little, so that a mistyped one is answered at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from typing import TypeAlias
 from cpcscale import __version__
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+# An override of each verb that takes any, for its help.
+_EXAMPLES = {
+    "pack": "shard_mb=64",
+    "index": "language=de",
+    "audit": "share=0.1",
+    "pretrain": "train.steps=60",
+    "finetune": "fit.epochs=10",
+    "sweep": "trials=8",
+    "evaluate": "seeds=[0,1]",
+    "size": "train.batch=64",
+    "reproduce": "seeds=[0,1]",
+    "corpus": "kind=csv",
+    "compare": "experiment=NAME",
+    "bench": "runs=3",
+}
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -21,11 +37,10 @@ def command_line() -> argparse.ArgumentParser:
     _of_runs(verbs)
     _of_figures(verbs)
     for verb, subparser in verbs.choices.items():
-        subparser.add_argument(
-            "overrides", nargs="*", metavar="key=value", default=[], help="overrides, such as train.steps=60"
-        )
+        text = f"overrides of config keys, such as {_EXAMPLES[verb]}" if verb in _EXAMPLES else argparse.SUPPRESS
+        subparser.add_argument("overrides", nargs="*", metavar="key=value", default=[], help=text)
         if verb != "compare":
-            subparser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
+            subparser.add_argument("--json", action="store_true", help="print one JSON object on stdout, not text")
     return parser
 
 
@@ -33,11 +48,14 @@ def _of_data(verbs: Verbs) -> None:
     pack = verbs.add_parser("pack", help="audio files -> WebDataset tar shards and their index")
     pack.add_argument("source", help="folder of audio, or s3://")
     pack.add_argument("target", help="folder or s3:// prefix for the shard sets")
-    index = verbs.add_parser("index", help="tars that others made -> an index beside them, or a new version of it")
+    index = verbs.add_parser("index", help="existing tar shards -> an index beside them, or a new version of it")
     index.add_argument("shards", help="folder of tars, or s3:// prefix")
-    index.add_argument("--append", action="store_true", help="add the tars that the index lacks")
+    index.add_argument("--append", action="store_true", help="add tars that are not in the index yet")
     index.add_argument(
-        "--exclude", action="append", metavar="KEYS|@FILE", help="KEY or SHARD:KEY of utterances that count for nothing"
+        "--exclude",
+        action="append",
+        metavar="KEYS|@FILE",
+        help="utterances that runs should not use: KEY or SHARD:KEY, with commas between, or a file with one a line",
     )
     audit = verbs.add_parser("audit", help="shard set -> what is in it, and what is wrong with it")
     audit.add_argument("shards", help="folder of an indexed set, or s3:// prefix")
@@ -48,7 +66,7 @@ def _of_runs(verbs: Verbs) -> None:
     for verb, text in (
         ("pretrain", "shards -> CPC encoder, on Ray Train"),
         ("finetune", "encoder and labelled corpus -> emotion recogniser, cross-validated"),
-        ("sweep", "hyper-parameters of fine-tuning, on Ray Tune"),
+        ("sweep", "search space -> best hyper-parameters of a fine-tuning, on Ray Tune"),
         ("evaluate", "recognisers on degraded audio, with fewer labels, or on other corpora"),
     ):
         verbs.add_parser(verb, help=text).add_argument(
@@ -56,50 +74,68 @@ def _of_runs(verbs: Verbs) -> None:
             help=f"YAML file, such as configs/{verb}/{'robustness' if verb == 'evaluate' else 'quickstart'}.yaml",
         )
     verbs.choices["sweep"].add_argument(
-        "--resume", action="store_true", help="only go on with an unfinished sweep (the same command does so anyway)"
+        "--resume", action="store_true", help="refuse to start a new sweep (an unfinished one is continued in any case)"
     )
-    verbs.choices["evaluate"].add_argument("--dry-run", action="store_true", help="only list the runs, done and to do")
+    dry_run = "only list the runs that are done and that are left"
+    verbs.choices["evaluate"].add_argument("--dry-run", action="store_true", help=dry_run)
     verbs.choices["pretrain"].add_argument(
-        "--take-over", action="store_true", help="go on with a run that another driver holds, and stop that one"
+        "--take-over", action="store_true", help="continue a run that another driver holds, and stop that driver"
     )
     _size(verbs)
-    checkpoint = verbs.add_parser(
-        "checkpoint", help="a pretraining's checkpoints -> which there are, and whether whole"
+    checkpoint = verbs.add_parser("checkpoint", help="pretraining -> its checkpoints: list, show or verify them")
+    checkpoint.add_argument(
+        "what",
+        choices=("ls", "show", "verify"),
+        help="ls: list them; show: what is in one, or in the newest; verify: read every byte",
     )
-    checkpoint.add_argument("what", choices=("ls", "show", "verify"))
     checkpoint.add_argument("path", help="run_dir of a pretraining, or one of its checkpoints/step-* folders")
     reproduce = verbs.add_parser("reproduce", help="labelled corpus -> the table of all systems over several seeds")
     reproduce.add_argument(
-        "config", nargs="?", help="YAML file, such as configs/reproduce/emodb.yaml; without one, the paper's recogniser"
+        "config",
+        nargs="?",
+        help="YAML file, such as configs/reproduce/emodb.yaml; without one, the defaults (the paper's recogniser)",
     )
-    reproduce.add_argument("--dry-run", action="store_true", help="only list the runs, done and to do")
+    reproduce.add_argument("--dry-run", action="store_true", help=dry_run)
 
 
 def _size(verbs: Verbs) -> None:
-    size = verbs.add_parser("size", help="a pretraining's config -> what it takes of a cluster, before it takes it")
+    size = verbs.add_parser("size", help="pretraining config -> its speed, bottleneck and memory on a cluster")
     size.add_argument("config", help="YAML file, such as configs/pretrain/paper.yaml")
-    size.add_argument("--nodes", type=int, default=1, help="machines of one kind")
-    size.add_argument("--gpus-per-node", type=int, default=0, help="a worker each; 0: the config's workers on CPUs")
-    size.add_argument("--cores-per-node", type=int, default=0, help="0: as many as this machine has")
-    size.add_argument("--store-mb-s", type=float, default=0.0, help="that a node reads from the object store; 0: any")
-    size.add_argument("--network-gbit-s", type=float, default=25.0, help="of a node's card")
-    rate = "audio seconds a second, 0: measured here"
-    size.add_argument("--update-rate", type=float, default=0.0, help=f"of one worker, as `bench train` has it: {rate}")
-    size.add_argument("--decode-rate", type=float, default=0.0, help=f"of one core: {rate}")
+    for name, kind, default, metavar, text in (
+        ("nodes", int, 1, "N", "number of machines, all alike"),
+        ("gpus-per-node", int, 0, "N", "GPUs of a node, one worker on each; 0: the config's workers, on CPUs"),
+        ("cores-per-node", int, 0, "N", "CPU cores of a node; 0: as many as this machine has"),
+        ("store-mb-s", float, 0.0, "MB/S", "rate at which a node reads from the object store; 0: unlimited"),
+        ("network-gbit-s", float, 25.0, "GBIT/S", "rate of a node's network card"),
+        ("update-rate", float, 0.0, "RATE", "seconds of audio that a worker trains on in a second (see `bench train`)"),
+        ("decode-rate", float, 0.0, "RATE", "seconds of audio that a core decodes in a second"),
+    ):
+        measured = "; 0: measured here" if metavar == "RATE" else ""
+        size.add_argument(
+            f"--{name}", type=kind, default=default, metavar=metavar, help=f"{text}{measured} (default: %(default)s)"
+        )
 
 
 def _of_figures(verbs: Verbs) -> None:
     corpus = verbs.add_parser("corpus", help="labelled corpus -> what it holds: labels, speakers, splits, durations")
-    corpus.add_argument("what", choices=("describe",))
-    corpus.add_argument("path", help="folder as its owners ship it, or a CSV file; local or s3://")
+    corpus.add_argument("what", choices=("describe",), help="print what the corpus holds")
+    corpus.add_argument("path", help="folder as its owners publish it, or a CSV file; local or s3://")
     compare = verbs.add_parser("compare", help="tracked runs -> table and one HTML page")
-    compare.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    compare.add_argument(
+        "--format", choices=("table", "json", "csv"), default="table", help="how to print the runs (default: table)"
+    )
     compare.add_argument("--html", metavar="PATH", help="also write one self-contained page with plots")
-    bench = verbs.add_parser("bench", help="how fast: `feed CONFIG`, `train CONFIG`; `plan`, `scale` at any size")
-    bench.add_argument("what", choices=("feed", "train", "plan", "scale"))
-    bench.add_argument("config", nargs="?", help="of all but plan: YAML file, such as configs/bench/feed.yaml")
-    bench.add_argument("--profile", default="", help="of train: a file for the trace of an update, for a browser")
-    bench.add_argument("--peers", action="store_true", help="of feed: also the other loaders that are installed")
-    bench.add_argument("--shards", type=int, default=1_000_000, help="of plan: shards of the made set")
-    bench.add_argument("--lanes", type=int, default=1024, help="of plan: lanes of the run")
-    bench.add_argument("--rows", type=int, default=24_000_000, help="of plan: utterances whose windows are counted")
+    bench = verbs.add_parser("bench", help="measure speed: of the feed, of updates, or of a run of any size")
+    bench.add_argument(
+        "what",
+        choices=("feed", "train", "plan", "scale"),
+        help="feed: reading and decoding; train: updates; plan: the order of windows; scale: a run without audio",
+    )
+    bench.add_argument("config", nargs="?", help="YAML file, such as configs/bench/feed.yaml (not for plan)")
+    bench.add_argument("--profile", default="", metavar="FILE", help="train: write a trace of an update, for a browser")
+    bench.add_argument("--peers", action="store_true", help="feed: also measure the other loaders that are installed")
+    bench.add_argument("--shards", type=int, default=1_000_000, metavar="N", help="plan: shards of the made set")
+    bench.add_argument("--lanes", type=int, default=1024, metavar="N", help="plan: lanes of the run")
+    bench.add_argument(
+        "--rows", type=int, default=24_000_000, metavar="N", help="plan: utterances whose windows are counted"
+    )

@@ -1,7 +1,7 @@
-"""`cpcscale VERB CONFIG [key=value ...]`: one verb a job. Results go to stdout, progress and errors to stderr.
+"""`cpcscale VERB CONFIG [key=value ...]`: results go to stdout, progress and errors to stderr.
 
-A user's mistake is one line and exit status 2; a traceback means a bug. Verbs import what they need when they run, so
-that `--help` and a mistyped config answer at once.
+A mistake of the user ends with one line and exit status 2; a traceback means a bug. A verb imports what it needs when
+it runs, so that `--help` and a mistyped config answer at once.
 """
 
 from __future__ import annotations
@@ -26,61 +26,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status."""
     parser = command_line()
     options, rest = parser.parse_known_args(arguments)
-    # argparse takes no more overrides after a flag that stands among them.
+    # argparse returns overrides that follow a flag in `rest`.
     if any(text.startswith("-") or "=" not in text for text in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides += rest
+    # These two run without a config: a first argument with a `=` is then an override.
+    if options.verb in ("bench", "reproduce") and options.config and "=" in options.config:
+        options.config, options.overrides = None, [options.config, *options.overrides]
     freed_memory.keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        match options.verb:
-            case "pack":
-                _pack(options)
-            case "index":
-                _index(options)
-            case "audit":
-                return _audit(options)
-            case "pretrain":
-                _pretrain(options)
-            case "size":
-                _size(options)
-            case "checkpoint":
-                return _checkpoint(options)
-            case "corpus":
-                _corpus(options)
-            case "finetune":
-                _finetune(options)
-            case "sweep":
-                _sweep(options)
-            case "reproduce":
-                _reproduce(options)
-            case "evaluate":
-                _evaluate(options)
-            case "compare":
-                _compare(options)
-            case "bench":
-                _bench(options)
+        return VERBS[options.verb](options) or 0
     except UserError as error:
         print(f"cpcscale: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        goes_on = "goes on from the last checkpoint" if options.verb == "pretrain" else "begins again"
         goes_on = {
             "pack": "goes on where it was",
+            "pretrain": "goes on from the last checkpoint",
             "sweep": "goes on with the trials that are left",
             "reproduce": "goes on with the runs that are left",
             "evaluate": "goes on with the runs that are left",
-        }.get(options.verb, goes_on)
+        }.get(options.verb, "begins again")
         print(f"cpcscale: {str(stopped) or 'stopped'}; the same command {goes_on}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 0
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """At SIGTERM what is open is closed, as at Ctrl-C."""
+    """Raises Terminated, so that SIGTERM closes what is open, as Ctrl-C does."""
     raise Terminated
 
 
@@ -109,7 +85,7 @@ def _pack(options: argparse.Namespace) -> None:
             f"  {name:8} {row['shards']:4} shards {row['utterances']:7} utterances {row['hours']:9.2f} h  "
             f"fingerprint {str(row['fingerprint'])[:12]}"
         )
-    pieces = f", and {packed.pieces_left_out} pieces of others" if packed.pieces_left_out else ""
+    pieces = f", and {packed.pieces_left_out} pieces of other files" if packed.pieces_left_out else ""
     left = f"listed in {options.target}/quarantine.csv" if packed.files_left_out or pieces else "none"
     print(f"  files left out: {packed.files_left_out}{pieces} ({left})")
 
@@ -123,7 +99,9 @@ def _index(options: argparse.Namespace) -> None:
 
     spec = config.load(IndexConfig, None, options.overrides)
     if options.exclude and (options.append or options.overrides):
-        raise UserError("--exclude makes a version of its own: give neither --append nor settings with it")
+        raise UserError(
+            "--exclude only removes utterances from an index: give it without --append and without settings"
+        )
     adopted = (
         exclude_from(options.shards, options.exclude)
         if options.exclude
@@ -147,7 +125,7 @@ def _audit(options: argparse.Namespace) -> int:
     else:
         print("\n".join(audit_lines(values)))
     if options.plot:
-        # It brings matplotlib, which a table does not need.
+        # Imported here: it loads matplotlib, which a table does not need.
         from cpcscale.report.plots.audit import write_plot
 
         write_plot(values, options.plot)
@@ -200,11 +178,11 @@ def _corpus(options: argparse.Namespace) -> None:
     from cpcscale.emotion.scores.describe import describe
     from cpcscale.report.terminal.corpus import corpus_lines
 
-    # What a run is told as corpus.kind=..., and so what an error says to pass, is known here too.
+    # In a run these keys are corpus.kind=... and so on, as error messages show them: both spellings are taken.
     path = options.path.removeprefix("corpus.path=")
     settings = config.load(CorpusConfig, None, [text.removeprefix("corpus.") for text in options.overrides])
     if settings.path:
-        raise UserError(f"path={settings.path} is given beside {path}: `corpus {options.what}` takes one path")
+        raise UserError(f"path={settings.path} and {path} are both given: `corpus {options.what}` takes one path")
     values = describe(open_corpus(replace(settings, path=path)))
     if options.json:
         _emit(values)
@@ -244,9 +222,6 @@ def _reproduce(options: argparse.Namespace) -> None:
     from cpcscale.experiments.reproduce.run import reproduce
     from cpcscale.report.terminal.results import results_lines
 
-    # Without a config the first override stands in its place.
-    if options.config and "=" in options.config:
-        options.config, options.overrides = None, [options.config, *options.overrides]
     overrides = [*options.overrides, *(["dry_run=true"] if options.dry_run else [])]
     spec = config.load(ReproduceConfig, options.config, overrides)
     result = reproduce(spec)
@@ -268,7 +243,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _show_table(
     options: argparse.Namespace, result: dict[str, Any], lines: Callable[[Mapping[str, Any]], list[str]]
 ) -> None:
-    """A table of several runs by its `lines`, or the runs that a dry run lists."""
+    """Prints the table of many runs by `lines`, or for a dry run the list of runs."""
     from cpcscale.report.terminal.results import run_lines
 
     if options.json:
@@ -294,7 +269,7 @@ def _compare(options: argparse.Namespace) -> None:
         case _:
             print(compare.format_table(rows))
     if options.html:
-        # It brings matplotlib, which a table does not need.
+        # Imported here: it loads matplotlib, which a table does not need.
         from cpcscale.report.html.compare_page import write_html
 
         write_html(runs, options.html)
@@ -306,12 +281,9 @@ def _bench(options: argparse.Namespace) -> None:
     from cpcscale.report.terminal import bench as report
 
     if options.profile and options.what != "train":
-        raise UserError(f"--profile is of `bench train`, not of `bench {options.what}`: leave it out")
+        raise UserError(f"--profile is only for `bench train`, not for `bench {options.what}`: leave it out")
     if options.peers and options.what != "feed":
-        raise UserError(f"--peers is of `bench feed`, not of `bench {options.what}`: leave it out")
-    # Without a config the first override stands in its place.
-    if options.config and "=" in options.config:
-        options.config, options.overrides = None, [options.config, *options.overrides]
+        raise UserError(f"--peers is only for `bench feed`, not for `bench {options.what}`: leave it out")
     if options.what == "plan":
         if options.config or options.overrides:
             raise UserError("`bench plan` takes no config: give --shards, --lanes and --rows")
@@ -368,3 +340,20 @@ def _size(options: argparse.Namespace) -> None:
 
 def _emit(result: dict[str, Any]) -> None:
     print(json.dumps(result))
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "pack": _pack,
+    "index": _index,
+    "audit": _audit,
+    "pretrain": _pretrain,
+    "size": _size,
+    "checkpoint": _checkpoint,
+    "corpus": _corpus,
+    "finetune": _finetune,
+    "sweep": _sweep,
+    "reproduce": _reproduce,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "bench": _bench,
+}

@@ -1,1 +1,1 @@
-"""What the verbs drive: checks, leases and tracked runs around the rooms below."""
+"""The drivers of the verbs: each checks its config, holds the run's lease and starts the tracked run."""

@@ -1,4 +1,4 @@
-"""Cross-validated fine-tuning: checked and prepared in the driver, the folds as Ray tasks, one tracked run."""
+"""Cross-validated fine-tuning: the driver checks and prepares, the folds run as Ray tasks, in one tracked run."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ PREDICTIONS = "predictions.csv"
 class FinetuneConfig(EmotionRecipe):
     """A fine-tuning run: the recipe and where it runs."""
 
-    run_dir: str = field(
-        default="runs/finetune", metadata=configs.PLACE
-    )  # folder (or s3:// prefix) of the run; a finished one is not run again
-    workers: int = field(default=2, metadata=configs.PLACE)  # folds at a time; each gets its share of the cores
-    # Processes that train one fold together, on a GPU each where there are GPUs: they share its batches, and the CCC is
-    # still that of the whole batch.
+    # Folder (or s3:// prefix) of the run. If it holds the finished result, nothing is run again.
+    run_dir: str = field(default="runs/finetune", metadata=configs.PLACE)
+    # Folds that run at the same time; the cores are divided among them.
+    workers: int = field(default=2, metadata=configs.PLACE)
+    # Processes that train one fold together, each on a GPU of its own where there are GPUs. They divide each batch; the
+    # CCC loss is still that of the whole batch.
     ranks: int = field(default=1, metadata=configs.PLACE)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=configs.PLACE)
 
@@ -57,11 +57,11 @@ def finetune(
     corpus: Corpus | None = None,
     opened: OpenedEncoder | None = None,
 ) -> FinetuneResult:
-    """Runs all folds and returns their result, which `run_dir` then holds as result.json and predictions.csv.
+    """Runs all folds, writes result.json and predictions.csv to `run_dir`, and returns the result.
 
-    A run_dir that holds the finished result of the same config, corpus and encoder gives that one back. `parent` is the
-    id of the tracked run that this one is a part of; `corpus` and `opened` are the corpus and the encoder of the config
-    where they are open already. Whatever a user can get wrong raises UserError before Ray starts or a file is written.
+    If `run_dir` already holds the result of the same config, corpus and encoder, that one is returned. `parent` is the
+    id of the tracked run that this one belongs to; `corpus` and `opened` are the config's corpus and encoder, if they
+    are open already. Mistakes of the user raise UserError before Ray starts or a file is written.
     """
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
     corpus = open_corpus(config.corpus) if corpus is None else corpus
@@ -69,7 +69,7 @@ def finetune(
     opened = encoder, source = open_encoder(config) if opened is None else opened
     refuse_selected(config, corpus, source)
     identity = identify(config, corpus) | {"encoder": encoder_digest(encoder)}
-    if (done := finished(config.run_dir, identity)) is not None:
+    if (done := finished_result(config.run_dir, identity)) is not None:
         log.warning("%s holds this run, finished: it is not run again", config.run_dir)
         return done
     started = time.monotonic()
@@ -81,7 +81,7 @@ def finetune(
         kind="finetune",
         name=config.name or config.system,
         run_dir=config.run_dir,
-        tags=environment_tags() | describe(config, corpus, folds, identity, source),
+        tags=environment_tags() | run_tags(config, corpus, folds, identity, source),
         params=configs.flat(config),
         parent=parent,
     )
@@ -107,7 +107,7 @@ def finetune(
 
 
 def absolute_inputs(recipe: EmotionRecipe) -> dict[str, Any]:
-    """The fields of a recipe that name local paths, these made absolute: workers stand in other folders."""
+    """The fields of a recipe that hold local paths, made absolute, because workers run in other folders."""
     path, checkpoint = recipe.corpus.path, recipe.encoder.checkpoint
     return {
         "corpus": dataclasses.replace(recipe.corpus, path=storage.absolute(path) if path else ""),
@@ -116,7 +116,7 @@ def absolute_inputs(recipe: EmotionRecipe) -> dict[str, Any]:
 
 
 def identify(recipe: EmotionRecipe, corpus: Corpus) -> dict[str, str]:
-    """Digests of what a result follows from, with no path or name of the run in them."""
+    """Digests of the config and the corpus, on which a result depends; paths and the run's name do not count."""
     placeless = dataclasses.replace(
         recipe,
         name="",
@@ -126,10 +126,10 @@ def identify(recipe: EmotionRecipe, corpus: Corpus) -> dict[str, str]:
     return {"config": configs.digest(placeless), "corpus": corpus.digest}
 
 
-def describe(
+def run_tags(
     recipe: EmotionRecipe, corpus: Corpus, folds: Folds, identity: dict[str, str], source: dict[str, Any]
 ) -> dict[str, str]:
-    """The tags of a run on this corpus."""
+    """The MLflow tags of a run on this corpus; `source` describes the encoder's checkpoint (empty: none)."""
     tags = {
         "cpcscale.system": recipe.system,
         "cpcscale.corpus": corpus.name,
@@ -141,13 +141,13 @@ def describe(
     if source:
         tags["cpcscale.encoder"] = str(source["url"])
         tags["cpcscale.encoder_chosen"] = str(source.get("chosen", ""))
-    # The others take no more than the architecture from the checkpoint: its data is not theirs.
+    # Other systems take only the architecture from the checkpoint, nothing that was learnt from its data.
     if source and recipe.system == "precpc":
         tags["cpcscale.fingerprint"] = str(source["fingerprint"])
     return tags
 
 
-def finished(run_dir: str, identity: dict[str, str]) -> FinetuneResult | None:
+def finished_result(run_dir: str, identity: dict[str, str]) -> FinetuneResult | None:
     """The result that `run_dir` holds, or None. Raises UserError when it is of another config, corpus or encoder."""
     url = storage.join(run_dir, RESULT)
     if not storage.exists(url):
@@ -171,7 +171,7 @@ def _publish(run_dir: str, result: FinetuneResult, tracker: Tracker) -> None:
         names = {f"fold{row['fold']}_{name}": row[name] for name in ("train_loss", "dev_ccc")}
         tracker.log(row["epoch"], names)
     text = json.dumps(result.as_dict(), indent=1) + "\n"
-    # The result comes last: where it stands, the run is whole.
+    # result.json is written last: a run folder that has it is complete.
     for name, data in ((PREDICTIONS, result.predictions_csv), (RESULT, text)):
         tracker.artifact(name, data)
         storage.write(storage.join(run_dir, name), data.encode())

@@ -1,7 +1,7 @@
-"""Several fine-tunings below one tracked run: which are done, and what is left.
+"""Many fine-tunings below one tracked run: which are finished, and running the rest.
 
-Each run has a folder of its own, by which a driver that comes after a kill knows what is finished; what another config
-put there is refused, never mixed in.
+Each run has its own folder, so after a kill the next driver finds the finished results there. A folder with the result
+of another config is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cpcscale.emotion.encoders.networks import OpenedEncoder
 from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.scores.ccc import PRIMITIVES
-from cpcscale.experiments.finetune import FinetuneConfig, finished
+from cpcscale.experiments.finetune import FinetuneConfig, finished_result
 from cpcscale.experiments.many_runs_config import RECIPE_FIELDS
 from cpcscale.progress import duration
 from cpcscale.tracking.tracker import Tracker, TrackingConfig
@@ -31,7 +31,7 @@ from cpcscale.tracking.tracker import Tracker, TrackingConfig
 
 @dataclass(frozen=True)
 class FinetuneRun:
-    """One fine-tuning: its config, its corpus and encoder, and digests of what its result follows from."""
+    """One fine-tuning: its config, its opened corpus and encoder, and the digests that its result depends on."""
 
     config: FinetuneConfig
     corpus: Corpus
@@ -43,22 +43,24 @@ class FinetuneRun:
         return self.config.name
 
 
-def single(recipe: EmotionRecipe, name: str, run_dir: str, workers: int, tracking: TrackingConfig) -> FinetuneConfig:
-    """The run of this recipe, in its place below `run_dir`."""
+def run_config(
+    recipe: EmotionRecipe, name: str, run_dir: str, workers: int, tracking: TrackingConfig
+) -> FinetuneConfig:
+    """The config of one run with this recipe, in the folder `name` below `run_dir`."""
     values = {field: getattr(recipe, field) for field in RECIPE_FIELDS}
     place = {"run_dir": storage.join(run_dir, name), "workers": workers, "tracking": tracking}
     return FinetuneConfig(**values | place | {"name": name})
 
 
-def done_of(runs: Sequence[FinetuneRun]) -> dict[str, FinetuneResult]:
-    """The results of those that are finished, by name. Raises UserError for what another config put in their place."""
-    found = {run.name: finished(run.config.run_dir, run.identity) for run in runs}
+def finished_results(runs: Sequence[FinetuneRun]) -> dict[str, FinetuneResult]:
+    """The results of the finished runs, by name. Raises UserError for a folder with the result of another config."""
+    found = {run.name: finished_result(run.config.run_dir, run.identity) for run in runs}
     return {name: result for name, result in found.items() if result is not None}
 
 
-def listed(runs: Sequence[FinetuneRun], done: Mapping[str, FinetuneResult]) -> dict[str, Any]:
-    """{dry_run, runs, done}: how many are done, and a row a run with `name`, `system`, `seed`, `done` and `seconds`,
-    which are null where it is to come."""
+def dry_run_table(runs: Sequence[FinetuneRun], done: Mapping[str, FinetuneResult]) -> dict[str, Any]:
+    """{dry_run, runs, done}: a row for each run with `name`, `system`, `seed`, `done` and `seconds` (None if not done),
+    and how many are done."""
     rows = [
         {"name": run.name, "system": run.config.system, "seed": run.config.seed, "done": run.name in done}
         | {"seconds": done[run.name].seconds if run.name in done else None}
@@ -67,14 +69,14 @@ def listed(runs: Sequence[FinetuneRun], done: Mapping[str, FinetuneResult]) -> d
     return {"dry_run": True, "runs": rows, "done": sum(row["done"] for row in rows)}
 
 
-def run_left(
+def run_remaining(
     runs: Sequence[FinetuneRun],
     done: dict[str, FinetuneResult],
     start: Callable[[FinetuneRun], FinetuneResult],
     workers: int,
     say: Callable[[str], None],
 ) -> None:
-    """Adds the results of the runs that are not in `done` to it, one run after the other in one Ray session."""
+    """Runs those that are not in `done`, one after the other in one Ray session, and adds their results to `done`."""
     todo = [run for run in runs if run.name not in done]
     with session.connected(workers) if todo else contextlib.nullcontext():
         for place, run in enumerate(todo):
@@ -83,7 +85,7 @@ def run_left(
 
 
 def publish(run_dir: str, tracker: Tracker, table: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-    """Puts the table as results.json, after the `files` that show it, into the folder and the tracked run."""
+    """Writes `files`, and then the table as results.json, to the run folder and to the tracked run."""
     for name, data in {**files, "results.json": (json.dumps(table, indent=1) + "\n").encode()}.items():
         tracker.artifact(name, data)
         storage.write(storage.join(run_dir, name), data)
@@ -91,15 +93,15 @@ def publish(run_dir: str, tracker: Tracker, table: Mapping[str, Any], files: Map
 
 @dataclass(frozen=True)
 class UtterancePrediction:
-    """What a run said of one utterance: the fold that tested it, truth_P and, by condition ("" is clean), guess_P."""
+    """A run's prediction for one utterance: its test fold, truth_P, and guess_P by condition ("" is clean audio)."""
 
     fold: int
     truth_P: np.ndarray
     guess_P: dict[str, np.ndarray]
 
 
-def predictions(text: str) -> Iterator[tuple[str, UtterancePrediction]]:
-    """The rows of a predictions.csv, by the key of the utterance."""
+def read_predictions(text: str) -> Iterator[tuple[str, UtterancePrediction]]:
+    """Yields (key of the utterance, its prediction) for each row of a predictions.csv."""
     for row in csv.DictReader(io.StringIO(text)):
         ends = {"": "", **{name.partition("@")[2]: name[name.index("@") :] for name in row if "@" in name}}
         guess_P = {
@@ -112,8 +114,8 @@ def predictions(text: str) -> Iterator[tuple[str, UtterancePrediction]]:
         )
 
 
-def seconds_of(runs: Sequence[FinetuneRun], done: Mapping[str, FinetuneResult]) -> dict[str, float]:
-    """What the runs of each system took together."""
+def seconds_by_system(runs: Sequence[FinetuneRun], done: Mapping[str, FinetuneResult]) -> dict[str, float]:
+    """The seconds that all runs of each system took together."""
     total: dict[str, float] = {}
     for run in runs:
         total[run.config.system] = total.get(run.config.system, 0.0) + done[run.name].seconds

@@ -1,4 +1,4 @@
-"""`cpcscale pretrain`: checks, the run's lease and its tracked run, around the workers of cluster/trainer.py."""
+"""`cpcscale pretrain`: checks config and data, takes the run's lease, starts its tracked run, then the workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cpcscale.cluster.pretrain_config import PretrainConfig, with_absolute_paths
 from cpcscale.cluster.pretrain_data import checked_data, pack_if_missing
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.errors import UserError
-from cpcscale.experiments.tracked_run import tracked
+from cpcscale.experiments.tracked_run import tracked_run
 from cpcscale.progress import note
 from cpcscale.runs.lease import Lease, hold, wait_until_free
 from cpcscale.runs.ledger import Ledger
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, Any]:
-    """Runs or resumes a pretraining and returns its summary: that of train.loop.pretrain, with run_id and run_dir.
+    """Runs or resumes a pretraining and returns the summary of train.loop.pretrain, with `run_id` and `run_dir`.
 
-    Everything a user can get wrong is refused here, before a worker starts or a file is written; so is a run that
-    another driver holds and that lives, unless `take_over`. Raises OvertakenError when another one takes this run over.
+    Mistakes of the user raise UserError before a worker starts or a file is written; so does a run that another live
+    driver holds, unless `take_over`. Raises OvertakenError when another driver takes this run over.
     """
     config = with_absolute_paths(config)
     storage.configure(config.storage)
@@ -41,7 +41,7 @@ def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, An
     ledger = Ledger(config.run_dir)
     restored = checkpoint.load_newest(ledger, ledger.head())
     origin = _origin(config, restored)
-    # A set that is there is refused before Ray starts, one that is packed first after it.
+    # An existing shard set is checked before Ray starts; one that has to be packed first, after that.
     data = None if config.data.audio else checked_data(config, restored)
     labelled = _probe_set(config)
     before = wait_until_free(ledger, take_over=take_over, say=_say)
@@ -60,18 +60,18 @@ def _say(text: str) -> None:
 
 
 def _origin(config: PretrainConfig, restored: RestoredCheckpoint | None) -> dict[str, str]:
-    """Tags that say whose weights a new run begins with; none for a run from scratch, or that goes on."""
-    begun = resume.initial_network(restored, config)
-    if not begun:
+    """Tags that name the checkpoint a new run starts from; none for a run from scratch or a resumed one."""
+    initial = resume.initial_network(restored, config)
+    if not initial:
         return {}
-    return {f"cpcscale.init_{name}": str(begun[1][name]) for name in ("url", "step", "fingerprint")}
+    return {f"cpcscale.init_{name}": str(initial[1][name]) for name in ("url", "step", "fingerprint")}
 
 
 def _probe_set(config: PretrainConfig) -> tuple[Corpus, ProbeSet] | None:
     """The labelled set that checkpoints are probed on, checked; None where there is none."""
     if not config.probe.is_on:
         return None
-    # It brings what recognisers need, which a run without a probe does not.
+    # Imported here: it loads the code of recognisers, which a run without a probe does not need.
     from cpcscale.cluster.probe_beside import check_probe
 
     return check_probe(config)
@@ -96,12 +96,12 @@ def _tracked(
     gpu: bool,
     lease: Lease,
 ) -> dict[str, Any]:
-    # It brings Ray Train, which a mistyped config does not need.
+    # Imported here: it loads Ray Train, which takes seconds that a mistyped config should not wait for.
     from cpcscale.cluster.trainer import fit
 
     own = {"cpcscale.config_hash": configs.digest(config), "cpcscale.fingerprint": fingerprint}
     with (
-        tracked(
+        tracked_run(
             config.tracking,
             lease,
             config.run_dir,

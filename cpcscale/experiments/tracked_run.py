@@ -1,4 +1,4 @@
-"""The tracked run of a driver that holds a lease: it ends as the driver's work does."""
+"""The tracked run of a driver that holds the lease of its run folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
 
 
 @contextlib.contextmanager
-def tracked(
+def tracked_run(
     tracking: TrackingConfig,
     lease: Lease,
     run_dir: str,
@@ -21,7 +21,11 @@ def tracked(
     tags: Mapping[str, str],
     params: Mapping[str, Any],
 ) -> Iterator[tuple[Tracker, dict[str, float]]]:
-    """The parent run for the block, and a summary to fill. It ends FINISHED, KILLED or FAILED as the block does."""
+    """Starts a tracked run for the `with` block; yields its tracker and a dict to fill with summary metrics.
+
+    The run ends as FINISHED, KILLED (on Ctrl-C or SIGTERM) or FAILED. If another driver took the lease over meanwhile,
+    the run is that driver's, and is left as it is.
+    """
     tracker = Tracker.start(
         tracking,
         kind=kind,
@@ -40,6 +44,5 @@ def tracked(
         status = "KILLED"
         raise
     finally:
-        # The tracked run is another driver's when this one was overtaken.
         if lease.held(now=True):
             tracker.finish(status, summary if status == "FINISHED" else {})

@@ -1,1 +1,1 @@
-"""Tracked runs as a table, JSON, CSV and one self-contained HTML page."""
+"""What verbs show of plain values: text for a terminal, plots, and the comparison of tracked runs as one HTML page."""

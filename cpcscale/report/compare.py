@@ -15,20 +15,24 @@ from cpcscale.tracking.runs import TrackedRun
 
 PRIMITIVES = ("activation", "valence", "dominance")
 FIGURES = (*PRIMITIVES, "mean")
-NONE = "-"  # shown for a figure that a run has not
+# Shown for a figure that a run does not have.
+NONE = "-"
 KINDS = ("finetune", "sweep", "pretrain")
 TITLES = {"finetune": "Fine-tuned recognisers", "sweep": "Sweeps", "pretrain": "Pretraining"}
 INTERVAL_LEGEND = (
     "CCC: concordance correlation pooled over the test folds. [low, high]: its 95 % interval over speakers "
     "(delete-one-speaker jackknife on Fisher z, t with n - 1 degrees of freedom; none below 6 speakers)."
 )
-SWEEP_LEGEND = "inner_ccc: best mean CCC on inner folds, on which the settings were chosen; it is not a test figure."
+SWEEP_LEGEND = (
+    "inner_ccc: best mean CCC on development speakers, on which the settings were chosen; it is not a test score."
+)
 PRETRAIN_LEGEND = (
-    "accuracy: share of predictions whose true frame beats every negative, mean over the steps k (a tie is wrong); "
-    "held-out: utterances kept apart; unseen: a voice left out whole."
+    "accuracy: share of predictions whose true frame beats every negative, mean over the prediction steps k (a tie "
+    "counts as wrong). held-out: on utterances kept out of training. unseen: on voices kept out of training. data "
+    "wait: share of the time spent waiting for data."
 )
 MARKS = {
-    "MADE": "speech and labels are synthetic: it shows the machinery, not science.",
+    "MADE": "speech and labels are synthetic: figures show that the software works, nothing about emotion.",
     "PROXY": "labels are mapped from emotion categories, not rated.",
     "LEAKY": "a test speaker was seen in training.",
     "TRANSDUCTIVE": "unlabelled audio of the test speakers was used in training.",
@@ -51,7 +55,7 @@ Row = dict[str, Any]
 
 
 def compare_rows(runs: Sequence[TrackedRun]) -> list[Row]:
-    """One row a run, in the order given. What a run has not, and what is not finite, is None.
+    """One row a run, in the order given. Figures that a run does not have, or that are not finite, are None.
 
     All kinds: run_id, name, kind, status, started (ISO 8601, UTC), seconds. finetune: system, corpus, protocol, marks,
     speakers, utterances, `ccc` {activation, valence, dominance, mean}, `interval` (same keys, [low, high]; or None).
@@ -62,7 +66,7 @@ def compare_rows(runs: Sequence[TrackedRun]) -> list[Row]:
 
 
 def result_of(run: TrackedRun) -> dict[str, Any]:
-    """The run's `result.json`; empty when it has none (it did not finish)."""
+    """The run's `result.json`; empty if it did not finish and has none."""
     data = run.artifact("result.json")
     return json.loads(data) if data else {}
 
@@ -90,19 +94,19 @@ def format_table(rows: Sequence[Row]) -> str:
     """The rows for a terminal: grouped by kind, fine-tunes by corpus and protocol with the best mean CCC first."""
     parts = []
     for kind in KINDS:
-        mine = sorted((row for row in rows if row["kind"] == kind), key=sort_key)
-        if not mine:
+        of_kind = sorted((row for row in rows if row["kind"] == kind), key=sort_key)
+        if not of_kind:
             continue
         parts.append(TITLES[kind])
         match kind:
             case "finetune":
-                for corpus in dict.fromkeys(row["corpus"] for row in mine):
-                    parts.append(_finetune_table([row for row in mine if row["corpus"] == corpus]))
+                for corpus in dict.fromkeys(row["corpus"] for row in of_kind):
+                    parts.append(_finetune_table([row for row in of_kind if row["corpus"] == corpus]))
                 parts.append(_wrapped(INTERVAL_LEGEND))
             case "sweep":
-                parts += [_aligned(mine, _SWEEP_CELLS), _wrapped(SWEEP_LEGEND)]
+                parts += [_aligned(of_kind, _SWEEP_CELLS), _wrapped(SWEEP_LEGEND)]
             case "pretrain":
-                parts += [_aligned(mine, _PRETRAIN_CELLS), _wrapped(PRETRAIN_LEGEND)]
+                parts += [_aligned(of_kind, _PRETRAIN_CELLS), _wrapped(PRETRAIN_LEGEND)]
     marks = [f"{mark}: {MARKS[mark]}" for mark in marks_of(rows) if mark in MARKS]
     return "\n\n".join([*parts, *(["\n".join(marks)] if marks else [])]) + "\n"
 
@@ -214,7 +218,7 @@ def _finetune_table(rows: list[Row]) -> str:
 
 
 def _interval_cell(rows: list[Row], figure: str) -> _Cell:
-    """Writes `.312 [ .21, .41]` with brackets and commas in one line down the column."""
+    """A cell such as `.312 [ .21, .41]`, with brackets and commas aligned over the rows."""
     figure_width = max(len(short(row["ccc"][figure])) for row in rows)
     ends = [[short(end, 2) for end in row["interval"][figure]] for row in rows if row["interval"]]
     widths = [max((len(end) for end in column), default=0) for column in zip(*ends, strict=True)] or [0, 0]

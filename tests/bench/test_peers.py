@@ -138,8 +138,8 @@ def test_a_peer_that_is_not_installed_is_absent(monkeypatch):
     for module in MODULES.values():
         monkeypatch.setitem(sys.modules, module, None)
     for name in ("webdataset", "lhotse", "ray", "litdata", "streaming"):
-        monkeypatch.delitem(sys.modules, f"cpcscale.bench.peer_{name}", raising=False)
-        monkeypatch.delattr(f"cpcscale.bench.peer_{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"cpcscale.bench.peers.{name}", raising=False)
+        monkeypatch.delattr(f"cpcscale.bench.peers.{name}", raising=False)
     assert peers.installed_peers() == {}
 
 

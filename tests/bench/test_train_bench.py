@@ -102,7 +102,7 @@ def test_every_account_adds_up_to_wall_time_and_has_all_phases(made):
 def test_what_is_printed_has_all_of_it_but_phases_that_none_has(made):
     result, _ = made
     text = "\n".join(train_lines(result))
-    for words in ("2 ranks, in memory", "2 ranks, on the feed", "the loop without its network", "the meter's"):
+    for words in ("2 ranks, in memory", "2 ranks, on the feed", "the loop without its network", "the time account's"):
         assert words in text
     heads = next(line for line in train_lines(result) if "unattributed" in line).split()
     assert heads[0] == "seconds" and heads[-1] == "wall"
@@ -216,4 +216,4 @@ def test_more_ranks_than_gpus_are_refused_where_there_are_gpus(capfd, monkeypatc
 )
 def test_a_flag_of_another_bench_is_refused(capfd, arguments, words):
     assert main(["bench", *arguments]) == 2
-    assert f"is of `bench {words}`" in capfd.readouterr().err.splitlines()[-1]
+    assert f"is only for `bench {words}`" in capfd.readouterr().err.splitlines()[-1]

@@ -141,7 +141,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_is_tracked_once(drill):
     drill.kill(process)
     before = drill.records()
     result = drill.stated(drill.start())
-    assert f"{TRIALS} trials, " in drill.err.read_text() and " of them over already" in drill.err.read_text()
+    assert f"{TRIALS} trials, " in drill.err.read_text() and " of them done before" in drill.err.read_text()
     assert "Traceback" not in drill.err.read_text()
     drill.check(result, before)
 

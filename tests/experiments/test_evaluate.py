@@ -18,7 +18,7 @@ from cpcscale.experiments.evaluate import run as module
 from cpcscale.experiments.evaluate.config import EvaluateConfig
 from cpcscale.experiments.evaluate.run import evaluate
 from cpcscale.experiments.finetune import FinetuneConfig, finetune
-from cpcscale.experiments.many_runs import predictions
+from cpcscale.experiments.many_runs import read_predictions
 from cpcscale.report.terminal.evaluate import evaluate_files, evaluate_lines
 from cpcscale.tracking.runs import read_runs
 from cpcscale.tracking.tracker import TrackingConfig
@@ -77,7 +77,7 @@ class Stopped:
         return {row["at"]: row for row in self.table["rows"] if row["system"] == system}
 
     def said(self, name: str):
-        return dict(predictions(Path(self.config.run_dir, name, "predictions.csv").read_text()))
+        return dict(read_predictions(Path(self.config.run_dir, name, "predictions.csv").read_text()))
 
 
 def stopped_once(config: EvaluateConfig, after: int) -> Stopped:
@@ -224,7 +224,7 @@ def test_the_page_has_every_row_and_says_how_to_read_it(name, request):
     for row in one.table["rows"]:
         figure = f"{row['ccc']['mean']:.3f}".replace("0.", ".")
         assert figure in text and figure in page
-    words = {"robustness": "of the same utterances", "learning": "at least one of each", "cross": "raters"}[name]
+    words = {"robustness": "of the same utterances", "learning": "at least one each", "cross": "raters"}[name]
     assert words in " ".join(text.split()) and words in page
     assert "protocol speakers3" in text.splitlines()[0]
     if name != "cross":
@@ -250,7 +250,7 @@ def test_another_config_in_the_same_place_and_the_same_corpus_twice_are_refused(
         evaluate(replace(learning.config, svm=replace(learning.config.svm, C=9.0)))
     copy = put_corpus(tmp_path / "tones")
     corpora = {"one": {"path": str(folder / "tones")}, "two": {"path": str(copy)}}
-    with pytest.raises(UserError, match=r"corpora\.two holds the same as corpora\.one"):
+    with pytest.raises(UserError, match=r"corpora\.two holds the same utterances as corpora\.one"):
         evaluate(crossed(folder, corpora=corpora, run_dir=str(tmp_path / "cross")))
     assert [path.name for path in tmp_path.iterdir()] == ["tones"]
 
@@ -259,12 +259,12 @@ def test_another_config_in_the_same_place_and_the_same_corpus_twice_are_refused(
     ("kind", "changes", "message"),
     [
         ("robustnes", {}, "did you mean robustness"),
-        ("learning", {"shares": []}, r"shares=\[\] names none"),
+        ("learning", {"shares": []}, r"shares=\[\] is empty"),
         ("learning", {"shares": [0.5, 1.5]}, r"train_share=1\.5 is not a share"),
-        ("learning", {"test_conditions": ["reverb"]}, "test_conditions is of kind=robustness"),
+        ("learning", {"test_conditions": ["reverb"]}, "test_conditions is only for kind=robustness"),
         ("robustness", {"test_conditions": ["hall"]}, "condition 'hall' is unknown"),
-        ("robustness", {"corpora": {"a": {}}}, "corpora is of kind=cross"),
-        ("robustness", {"overrides": {"mfcc": {"test_conditions": ["reverb"]}}}, "test_conditions is shared"),
+        ("robustness", {"corpora": {"a": {}}}, "corpora is only for kind=cross"),
+        ("robustness", {"overrides": {"mfcc": {"test_conditions": ["reverb"]}}}, "test_conditions has to be the same"),
         ("cross", {}, r"give corpora=.*not corpus\.path"),
     ],
 )
@@ -277,12 +277,12 @@ def test_what_makes_no_evaluation_is_refused_with_the_way_out(tmp_path, kind, ch
     ("changes", "message"),
     [
         ({"corpora": {"a": {"path": "x"}}}, "takes two corpora or more"),
-        ({"corpora": {"a": {"path": "x"}, "b": {"path": "./x/"}}}, "a corpus is no test of itself"),
-        ({"corpora": {"a": {"path": "x"}, "b/c": {"path": "y"}}}, "is to name a folder"),
-        ({"corpora": {"a": {"path": "x"}, "b": {"kind": "csv"}}}, r"corpora\.b=.*is not given as a corpus is"),
-        ({"corpora": {"a": {"path": "x"}, "b": {"path": "y", "max_s": 3}}}, "max_s and on_bad are those of `corpus`"),
-        ({"corpora": {"a": {"path": "x"}, "b": {"path": "y", "shards": "z"}}}, "hears audio files"),
-        ({"protocol": replace(recipe(Path("x"), "mfcc").protocol, split="random5")}, "keeps speakers apart"),
+        ({"corpora": {"a": {"path": "x"}, "b": {"path": "./x/"}}}, "are both at"),
+        ({"corpora": {"a": {"path": "x"}, "b/c": {"path": "y"}}}, "cannot name a folder"),
+        ({"corpora": {"a": {"path": "x"}, "b": {"kind": "csv"}}}, r"corpora\.b=.*does not describe a corpus"),
+        ({"corpora": {"a": {"path": "x"}, "b": {"path": "y", "max_s": 3}}}, "max_s and on_bad as corpus.max_s"),
+        ({"corpora": {"a": {"path": "x"}, "b": {"path": "y", "shards": "z"}}}, "reads audio files"),
+        ({"protocol": replace(recipe(Path("x"), "mfcc").protocol, split="random5")}, "speaker-disjoint"),
     ],
 )
 def test_corpora_that_make_no_matrix_are_refused_with_the_way_out(tmp_path, changes, message):

@@ -15,7 +15,7 @@ from cpcscale.emotion.corpora.corpus import CorpusConfig
 from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.experiments.finetune import finetune
-from cpcscale.experiments.many_runs_config import draws, with_seed
+from cpcscale.experiments.many_runs_config import depends_on_seed, with_seed
 from cpcscale.experiments.reproduce import run as module
 from cpcscale.experiments.reproduce.run import ReproduceConfig, reproduce
 from cpcscale.report.terminal.results import results_markdown
@@ -158,7 +158,7 @@ def test_the_table_is_of_the_utterances_that_every_system_heard(stopped):
     assert (subject["utterances"], subject["left_out"], subject["speakers"]) == (35, 1, 6)
     text = Path(stopped.config.run_dir, "mean-seed0", "predictions.csv").read_text().splitlines()
     assert len(list(csv.DictReader(text))) == 36
-    assert "1 left out that not every system could hear" in results_markdown(stopped.table)
+    assert "1 left out because not every system could read them" in results_markdown(stopped.table)
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -202,13 +202,16 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path, changes
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["overrides.raw.fit.epoch=3"], r"unknown key|overrides\.raw: fit\.epoch is no key .*did you mean fit\.epochs"),
-        (["system=mfcc"], r"give lists of them, systems=\[\.\.\.\]"),
-        (["seed=3"], r"seed=3 are of single runs"),
+        (
+            ["overrides.raw.fit.epoch=3"],
+            r"unknown key|overrides\.raw: fit\.epoch is not a key .*did you mean fit\.epochs",
+        ),
+        (["system=mfcc"], r"give systems=\[\.\.\.\]"),
+        (["seed=3"], r"seed=3 are for a single run"),
         (["systems=[mean,mfcc]"], "reference='random' is not one of mean, mfcc"),
         (["systems=[random,mfc]"], r"systems='mfc' is not one of .*did you mean mfcc"),
-        (["seeds=[1,1]"], r"seeds=\[1, 1\] names none, or one twice"),
-        (["seeds=[]"], r"seeds=\[\] names none"),
+        (["seeds=[1,1]"], r"seeds=\[1, 1\] is empty or has a value twice"),
+        (["seeds=[]"], r"seeds=\[\] is empty"),
         (["workers=0"], "workers=0 is below 1"),
         (["run_dir="], "run_dir is empty"),
         (["overrides.raw.classify=true"], r"system raw: classify=true takes fixed features"),
@@ -222,12 +225,15 @@ def test_a_config_that_makes_no_table_is_refused_with_the_way_out(changes, messa
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"mfcc": {"fit": {"epoch": 3}}}, r"overrides\.mfcc: fit\.epoch is no key of the recipe \(did you mean fit\."),
+        (
+            {"mfcc": {"fit": {"epoch": 3}}},
+            r"overrides\.mfcc: fit\.epoch is not a key of the recipe \(did you mean fit\.",
+        ),
         ({"mfcc": {"fit.epochs": 0}}, r"system mfcc: .*overrides\.mfcc\.KEY"),
-        ({"mfcc": {"protocol.split": "loso"}}, r"protocol\.split is shared by all systems"),
-        ({"mfcc": {"corpus": {"max_s": 3.0}}}, r"corpus\.max_s is shared"),
-        ({"mfcc": {"pretraining": {"seed": 3}}}, r"pretraining\.seed is shared"),
-        ({"mfcc": 3}, r"overrides\.mfcc=3 is no mapping"),
+        ({"mfcc": {"protocol.split": "loso"}}, r"protocol\.split has to be the same for all systems"),
+        ({"mfcc": {"corpus": {"max_s": 3.0}}}, r"corpus\.max_s has to be the same"),
+        ({"mfcc": {"pretraining": {"seed": 3}}}, r"pretraining\.seed has to be the same"),
+        ({"mfcc": 3}, r"overrides\.mfcc=3 is not a mapping"),
         ({"mfc": {}}, r"overrides='mfc' is not one of .*did you mean mfcc"),
     ],
 )
@@ -246,10 +252,10 @@ def test_the_seed_keys_all_that_is_drawn_and_only_systems_that_draw_run_with_eac
     config = settings(tmp_path)
     seeded = with_seed(config.recipe("random"), 5)
     assert (seeded.seed, seeded.pretraining.seed) == (5, 5)
-    drawing = [system for system in SYSTEMS if draws(config.recipe(system))]
+    drawing = [system for system in SYSTEMS if depends_on_seed(config.recipe(system))]
     assert drawing == ["random", "mfcc", "logmel", "raw", "minicpc", "precpc"]
     by_svr = {name: replace(config.recipe(name), head="svr") for name in SYSTEMS if name != "raw"}
-    assert [name for name, each in by_svr.items() if draws(each)] == ["random", "minicpc"]
+    assert [name for name, each in by_svr.items() if depends_on_seed(each)] == ["random", "minicpc"]
 
 
 def test_the_emodb_table_has_all_nine_systems_and_follows_the_quickstart_pretraining():

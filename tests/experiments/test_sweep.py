@@ -18,11 +18,11 @@ from cpcscale.errors import UserError
 from cpcscale.experiments.finetune import FinetuneConfig
 from cpcscale.experiments.sweep import features
 from cpcscale.experiments.sweep.config import SweepConfig
-from cpcscale.experiments.sweep.features import feature_key, heard_by
-from cpcscale.experiments.sweep.resources import Share, share
+from cpcscale.experiments.sweep.features import feature_key, feature_variants
+from cpcscale.experiments.sweep.resources import TrialResources, plan_resources
 from cpcscale.experiments.sweep.run import sweep
-from cpcscale.experiments.sweep.space import apply, parse
-from cpcscale.experiments.sweep.trial import folds_in_step
+from cpcscale.experiments.sweep.space import parse_space, with_values
+from cpcscale.experiments.sweep.trial import train_folds_by_epoch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -108,7 +108,7 @@ def test_a_finished_sweep_is_given_back_and_another_config_is_refused(finished, 
     config, result = finished
     monkeypatch.setattr(session, "connect", lambda workers: pytest.fail("Ray was asked for"))
     assert sweep(config) == result
-    with pytest.raises(UserError, match="holds a finished run of another config"):
+    with pytest.raises(UserError, match="holds a finished run with another config"):
         sweep(replace(config, trials=4))
 
 
@@ -126,7 +126,7 @@ def test_it_says_how_many_run_at_a_time_and_what_asha_sees(tmp_path, capfd):
     assert result["share"]["trials"] == 2 and result["rungs"] == [1, 2]
     said = capfd.readouterr().err
     assert "sweep: 2 trials, 2 at a time, each with " in said
-    assert "3 folds side by side, 3 epochs at most; asha compares inner_ccc after epoch 1, 2 and lets" in said
+    assert "3 folds of a trial train together, at most 3 epochs; asha compares inner_ccc after epoch 1, 2 and" in said
 
 
 def test_checkpoints_are_searched_with_their_features_computed_once(tmp_path, monkeypatch):
@@ -141,8 +141,8 @@ def test_checkpoints_are_searched_with_their_features_computed_once(tmp_path, mo
     tried = {row["values"]["encoder.checkpoint"] for row in result["results"]}
     assert tried == set(checkpoints) and not any("error" in row for row in result["results"])
     row = result["results"][0]
-    recipe_of = apply(config, row["values"])
-    *_, last = folds_in_step(recipe_of, prepare(recipe_of, open_corpus(recipe_of.corpus)))
+    recipe_of = with_values(config, row["values"])
+    *_, last = train_folds_by_epoch(recipe_of, prepare(recipe_of, open_corpus(recipe_of.corpus)))
     assert last["inner_ccc"] == pytest.approx(row["inner_ccc"], abs=1e-4)
     for trial, tried in zip(family(config)[1], result["results"], strict=True):
         assert trial.tag("encoder").startswith(tried["values"]["encoder.checkpoint"])
@@ -161,13 +161,13 @@ def test_a_searched_encoder_may_be_frozen_or_not_and_each_trial_trains_what_it_d
 def test_features_are_one_for_all_that_does_not_change_them(tmp_path):
     checkpoints = [put_checkpoint(tmp_path / name, seed) for name, seed in (("a", 7), ("b", 8))]
     base = recipe(tmp_path, "precpc", checkpoints[0])
-    same = apply(base, {"fit.batch": 9, "recogniser.dropout": 0.4, "encoder.learning_rate": 0.1})
+    same = with_values(base, {"fit.batch": 9, "recogniser.dropout": 0.4, "encoder.learning_rate": 0.1})
     assert feature_key(same) == feature_key(base)
     for values in ({"encoder.checkpoint": checkpoints[1]}, {"encoder.frozen": False}, {"system": "random"}):
-        assert feature_key(apply(base, values)) != feature_key(base), values
+        assert feature_key(with_values(base, values)) != feature_key(base), values
     space = {"encoder.checkpoint": {"choice": checkpoints}, "system": {"choice": ["mfcc", "precpc"]}}
     # mfcc hears the same whatever the checkpoint.
-    assert len(heard_by(base, parse(space, base))) == 3
+    assert len(feature_variants(base, parse_space(space, base))) == 3
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_before_ray_starts(tmp_path, monkeypatch):
@@ -183,7 +183,7 @@ def test_inner_ccc_is_the_mean_over_folds_of_the_best_development_score_so_far(t
     settings = recipe(put_corpus(tmp_path / "tones"), "mfcc", epochs=5, learning_rate=0.03)
     prepared = prepare(settings, open_corpus(settings.corpus))
     folds = [run_fold(settings, prepared, fold) for fold in range(3)]
-    for number, report in enumerate(folds_in_step(settings, prepared), 1):
+    for number, report in enumerate(train_folds_by_epoch(settings, prepared), 1):
         best = [max(epoch.dev_ccc for epoch in fold.curve[:number]) for fold in folds]
         assert report["inner_ccc"] == pytest.approx(np.mean(best)) and report["epoch"] == number
         assert [fold["dev_ccc"] for fold in report["folds"]] == [fold.curve[number - 1].dev_ccc for fold in folds]
@@ -197,7 +197,9 @@ def test_a_trial_never_hears_a_test_speaker(tmp_path):
     silent = list(prepared.inputs)
     for row in one_fold.splits[0].test_rows:
         silent[row] = tuple(np.zeros_like(window) for window in silent[row])
-    assert list(folds_in_step(settings, replace(prepared, inputs=silent))) == list(folds_in_step(settings, prepared))
+    assert list(train_folds_by_epoch(settings, replace(prepared, inputs=silent))) == list(
+        train_folds_by_epoch(settings, prepared)
+    )
 
 
 def test_a_combination_that_cannot_be_trained_is_a_bad_trial_and_not_the_end(tmp_path):
@@ -217,7 +219,7 @@ def test_a_sweep_of_which_no_trial_can_be_trained_says_why_and_tries_again(tmp_p
     put_corpus(tmp_path / "tones")
     config = settings(tmp_path, space={"recogniser.hidden": {"choice": [15]}}, trials=2)
     for _ in range(2):
-        with pytest.raises(UserError, match=r"none of the 2 trials could be trained; the first: .*does not divide"):
+        with pytest.raises(UserError, match=r"none of the 2 trials could be trained. Trial 0: .*does not divide"):
             sweep(config)
         parent, children, _ = family(config)
         assert parent.status == "FAILED" and [child.status for child in children] == ["FAILED"] * 2
@@ -226,14 +228,14 @@ def test_a_sweep_of_which_no_trial_can_be_trained_says_why_and_tries_again(tmp_p
 
 def test_values_are_put_where_their_keys_say():
     before = EmotionRecipe()
-    after = apply(before, {"fit.batch": 8, "encoder.learning_rate": 1e-5})
+    after = with_values(before, {"fit.batch": 8, "encoder.learning_rate": 1e-5})
     assert (after.fit.batch, after.encoder.learning_rate) == (8, 1e-5)
     assert replace(after, fit=before.fit, encoder=before.encoder) == before
 
 
 def test_a_space_may_be_dotted_or_nested():
-    dotted = parse({"fit.batch": {"choice": [8, 16]}, "fit.learning_rate": {"uniform": [0, 1]}}, EmotionRecipe())
-    nested = parse({"fit": {"batch": {"choice": [8, 16]}, "learning_rate": {"uniform": [0, 1]}}}, EmotionRecipe())
+    dotted = parse_space({"fit.batch": {"choice": [8, 16]}, "fit.learning_rate": {"uniform": [0, 1]}}, EmotionRecipe())
+    nested = parse_space({"fit": {"batch": {"choice": [8, 16]}, "learning_rate": {"uniform": [0, 1]}}}, EmotionRecipe())
     assert dotted == nested
 
 
@@ -242,41 +244,41 @@ def test_a_space_may_be_dotted_or_nested():
     [
         ({}, "space is empty"),
         ({"fit.learning_rat": {"uniform": [0, 1]}}, r"did you mean fit\.learning_rate"),
-        ({"run_dir": {"choice": ["a", "b"]}}, "run_dir is no key of the recipe"),
+        ({"run_dir": {"choice": ["a", "b"]}}, "run_dir is not a key of the recipe"),
         ({"corpus.path": {"choice": ["a", "b"]}}, r"corpus\.path cannot be searched: trials on other data"),
         ({"protocol.split": {"choice": ["loso", "official"]}}, r"protocol\.split cannot be searched: trials on other"),
         ({"head": {"choice": ["svr", "attention"]}}, "head cannot be searched: only the attention head"),
-        ({"svm.c": {"loguniform": [0.1, 10]}}, r"svm\.c cannot be searched: it is chosen on inner folds"),
+        ({"svm.c": {"loguniform": [0.1, 10]}}, r"svm\.c cannot be searched: its settings are chosen on inner folds"),
         ({"seed": {"randint": [0, 9]}}, "seed cannot be searched: the luckiest seed"),
         ({"fit.epochs": {"choice": [1, 2]}}, r"fit\.epochs cannot be searched: each trial chooses"),
         ({"pretraining.train.steps": {"choice": [1, 2]}}, r"pretraining\.train\.steps cannot be searched"),
-        ({"pretraining.model.context.width": {"randint": [8, 16]}}, "decides what recognisers hear"),
-        ({"system": {"choice": ["mfcc", "minicpc"]}}, "system=minicpc is not swept: every trial"),
-        ({"fit.learning_rate": {"normal": [0, 1]}}, "not one of the forms uniform"),
-        ({"fit.learning_rate": 0.1}, "not one of the forms"),
-        ({"fit.learning_rate": {"uniform": [0, 1], "choice": [1]}}, "not one of the forms"),
+        ({"pretraining.model.context.width": {"randint": [8, 16]}}, "changes the features, .* use choice, not randint"),
+        ({"system": {"choice": ["mfcc", "minicpc"]}}, "system=minicpc cannot be swept: each trial"),
+        ({"fit.learning_rate": {"normal": [0, 1]}}, "forms: uniform"),
+        ({"fit.learning_rate": 0.1}, "forms: uniform"),
+        ({"fit.learning_rate": {"uniform": [0, 1], "choice": [1]}}, "forms: uniform"),
         ({"fit.learning_rate": {"uniform": [1, 0]}}, "low below high"),
         ({"fit.learning_rate": {"uniform": ["a", "b"]}}, "low below high"),
         ({"fit.learning_rate": {"loguniform": [0, 1]}}, "above 0"),
         ({"fit.learning_rate": {"quniform": [0, 1]}}, r"\[low, high, step\]"),
-        ({"fit.learning_rate": {"quniform": [0, 1, 0.3]}}, "a step above 0 that leads from 0 to 1"),
+        ({"fit.learning_rate": {"quniform": [0, 1, 0.3]}}, "a step above 0 that divides 1 - 0"),
         ({"fit.batch": {"uniform": [8, 16]}}, "whole number: draw it by randint or choice"),
         ({"fit.batch": {"choice": [8, "many"]}}, "'many' is not of the type of"),
-        ({"fit.batch": {"choice": 8}}, "wants a list"),
+        ({"fit.batch": {"choice": 8}}, "takes a list"),
     ],
 )
 def test_a_bad_space_is_refused(space, message):
     with pytest.raises(UserError, match=message) as error:
-        parse(space, EmotionRecipe())
+        parse_space(space, EmotionRecipe())
     assert "\n" not in str(error.value)
 
 
 def test_systems_without_a_sweep_and_bad_settings_are_refused(tmp_path):
     for changes, message in (
-        ({"system": "minicpc"}, "minicpc is not swept: every trial would pretrain"),
-        ({"system": "mean"}, "nothing to set"),
-        ({"system": "functionals"}, "functionals is not swept: its support vector machine is chosen on inner folds"),
-        ({"head": "svr"}, "head=svr is not swept"),
+        ({"system": "minicpc"}, "minicpc cannot be swept: each trial would pretrain"),
+        ({"system": "mean"}, "no settings"),
+        ({"system": "functionals"}, "functionals cannot be swept: the settings of its support vector machine"),
+        ({"head": "svr"}, "head=svr cannot be swept"),
         ({"scheduler": "ash"}, "did you mean asha"),
         ({"grace_epochs": 9}, "above fit.epochs=2"),
         ({"workers": -1}, "workers=-1 is below 0"),
@@ -290,37 +292,40 @@ def test_systems_without_a_sweep_and_bad_settings_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("workers", "device", "cpus", "gpus", "expected"),
     [
-        (0, "auto", [2], [0], Share(2, 1, 0)),
-        (0, "auto", [64], [0], Share(16, 4, 0)),  # 16 trials in all
-        (1, "auto", [2], [0], Share(1, 2, 0)),
-        (3, "auto", [4], [0], Share(3, 1, 0)),
-        (4, "auto", [2], [0], Share(4, 0.5, 0)),
-        (1, "auto", [2, 8], [0, 0], Share(1, 8, 0)),  # a trial has no more than a node
-        (0, "auto", [16], [1], Share(1, 16, 1)),
-        (0, "cuda", [16, 16], [4, 4], Share(8, 4, 1)),
-        (0, "cpu", [8], [4], Share(8, 1, 0)),
-        (6, "auto", [16], [2], Share(6, 2, 0.333)),
-        (3, "auto", [16], [2], Share(3, 5, 0.5)),
+        (0, "auto", [2], [0], TrialResources(2, 1, 0)),
+        (0, "auto", [64], [0], TrialResources(16, 4, 0)),  # 16 trials in all
+        (1, "auto", [2], [0], TrialResources(1, 2, 0)),
+        (3, "auto", [4], [0], TrialResources(3, 1, 0)),
+        (4, "auto", [2], [0], TrialResources(4, 0.5, 0)),
+        (1, "auto", [2, 8], [0, 0], TrialResources(1, 8, 0)),  # a trial has no more than a node
+        (0, "auto", [16], [1], TrialResources(1, 16, 1)),
+        (0, "cuda", [16, 16], [4, 4], TrialResources(8, 4, 1)),
+        (0, "cpu", [8], [4], TrialResources(8, 1, 0)),
+        (6, "auto", [16], [2], TrialResources(6, 2, 0.333)),
+        (3, "auto", [16], [2], TrialResources(3, 5, 0.5)),
     ],
 )
 def test_trials_at_a_time_follow_from_what_the_cluster_has(workers, device, cpus, gpus, expected):
-    assert share(workers, 16, device, cpus, gpus) == expected
+    assert plan_resources(workers, 16, device, cpus, gpus) == expected
 
 
 def test_what_a_trial_gets_is_said_in_words():
-    assert share(0, 16, "auto", [2], [0]).described() == "2 at a time, each with 1 core"
-    assert share(8, 16, "auto", [2], [1]).described() == "8 at a time, each with 0.25 of a core and 0.125 of a GPU"
-    assert share(0, 1, "auto", [4], [1]).described() == "1 at a time, each with 4 cores and 1 GPU"
+    assert plan_resources(0, 16, "auto", [2], [0]).described() == "2 at a time, each with 1 core"
+    assert (
+        plan_resources(8, 16, "auto", [2], [1]).described()
+        == "8 at a time, each with 0.25 of a core and 0.125 of a GPU"
+    )
+    assert plan_resources(0, 1, "auto", [4], [1]).described() == "1 at a time, each with 4 cores and 1 GPU"
 
 
 def test_absurd_numbers_of_trials_at_a_time_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"workers=200: so many trials at a time on 2 core\(s\) .* give 8 at most"):
-        share(200, 1000, "auto", [2], [0])
-    with pytest.raises(UserError, match=r"workers=9: .* 1 GPU\(s\) .* give 8 at most, or 0 for one a GPU"):
-        share(9, 16, "auto", [16], [1])
+    with pytest.raises(UserError, match=r"workers=200: so many trials at a time on 2 core\(s\) .* give at most 8"):
+        plan_resources(200, 1000, "auto", [2], [0])
+    with pytest.raises(UserError, match=r"workers=9: .* 1 GPU\(s\) .* give at most 8, or 0 for one trial a GPU"):
+        plan_resources(9, 16, "auto", [16], [1])
     with pytest.raises(UserError, match=r"the cluster has no GPU: use fit\.device=auto or cpu"):
-        share(0, 16, "cuda", [16], [0])
-    assert share(200, 8, "auto", [2], [0]).trials == 8
+        plan_resources(0, 16, "cuda", [16], [0])
+    assert plan_resources(200, 8, "auto", [2], [0]).trials == 8
     put_corpus(tmp_path / "tones")
     with pytest.raises(UserError, match="workers=5000: so many trials"):
         sweep(settings(tmp_path, workers=5000, trials=5000))
@@ -333,13 +338,13 @@ def test_the_quickstart_sweep_is_over_the_quickstart_fine_tuning():
     for name in ("system", "seed", "corpus", "protocol", "encoder", "recogniser"):
         assert getattr(swept, name) == getattr(tuned, name)
     assert replace(swept.fit, epochs=tuned.fit.epochs) == tuned.fit
-    assert parse(swept.space, swept)
+    assert parse_space(swept.space, swept)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "sweep").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_sweep_that_comes_with_the_project_is_one(path):
     config = configs.load(SweepConfig, str(path))
-    dimensions = parse(config.space, config)
+    dimensions = parse_space(config.space, config)
     text = path.read_text()
     assert config.system == "precpc" and config.encoder.frozen and text.startswith("# ")
     for rung in config.rungs:

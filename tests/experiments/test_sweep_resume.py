@@ -25,25 +25,25 @@ from cpcscale.cluster import session
 from cpcscale.errors import UserError
 from cpcscale.experiments.sweep.journal import Journal, TrialRecord
 from cpcscale.experiments.sweep.run import sweep
-from cpcscale.experiments.sweep.schedule import Trials
-from cpcscale.experiments.sweep.space import Dimension
+from cpcscale.experiments.sweep.schedule import TrialSchedule
+from cpcscale.experiments.sweep.space import SearchDimension
 from cpcscale.experiments.sweep.suggest import suggest
-from cpcscale.experiments.sweep.tracked_trials import Children
-from cpcscale.experiments.sweep.tune import scheduler
+from cpcscale.experiments.sweep.tracked_trials import TrackedTrials
+from cpcscale.experiments.sweep.tune import make_scheduler
 from cpcscale.runs.lease import HeldError, LeaseConfig, hold
 from cpcscale.tracking.outbox import always
 from cpcscale.tracking.tracker import Tracker
 
 FORMS = [
-    Dimension("fit.activation_weight", "uniform", (0.2, 0.5)),
-    Dimension("fit.batch", "choice", (8, 16, 32)),
-    Dimension("fit.learning_rate", "loguniform", (1e-4, 1e-2)),
-    Dimension("recogniser.dense", "randint", (8, 12)),
-    Dimension("recogniser.dropout", "quniform", (0.0, 0.6, 0.1)),
+    SearchDimension("fit.activation_weight", "uniform", (0.2, 0.5)),
+    SearchDimension("fit.batch", "choice", (8, 16, 32)),
+    SearchDimension("fit.learning_rate", "loguniform", (1e-4, 1e-2)),
+    SearchDimension("recogniser.dense", "randint", (8, 12)),
+    SearchDimension("recogniser.dropout", "quniform", (0.0, 0.6, 0.1)),
 ]
 
 
-def is_drawn_from(dimension: Dimension, value) -> bool:
+def is_drawn_from(dimension: SearchDimension, value) -> bool:
     arguments = dimension.arguments
     match dimension.form:
         case "choice":
@@ -108,7 +108,7 @@ def test_asha_has_seen_the_trials_that_are_over(tmp_path):
     report = {"epoch": 1, "inner_ccc": 0.1}
     for over, decision in (([], "CONTINUE"), ([record(0, 0.5), record(1, 0.6, "stopped")], "STOP")):
         stopped: set[int] = set()
-        asha = scheduler(config, over, stopped)
+        asha = make_scheduler(config, over, stopped)
         trial = SimpleNamespace(config={"number": 7})
         asha.on_trial_add(None, trial)
         assert asha.on_trial_result(None, trial, report) == decision
@@ -117,16 +117,16 @@ def test_asha_has_seen_the_trials_that_are_over(tmp_path):
 
 def test_a_trial_on_record_is_read_back_and_one_under_way_begins_anew(tmp_path):
     journal = Journal(str(tmp_path))
-    journal.begin({"config": "a"})
+    journal.open({"config": "a"})
     over, running = record(0, 0.5, "stopped"), record(1, 0.4)
     running.status, running.restarts = "running", 2
     for each in (over, running):
         journal.write(each)
     again = Journal(str(tmp_path))
-    assert again.begun() == {"config": "a"}
-    again.begin({"config": "a"})
+    assert again.identity() == {"config": "a"}
+    again.open({"config": "a"})
     assert again.records == {0: over, 1: replace(running, reports=[])}
-    assert again.over() == [over] and over.epochs == 2 and over.score == 0.5
+    assert again.ended() == [over] and over.epochs == 2 and over.score == 0.5
     again.clear()
     assert list(tmp_path.iterdir()) == []
 
@@ -134,17 +134,17 @@ def test_a_trial_on_record_is_read_back_and_one_under_way_begins_anew(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"number": 0, "values": {}, "status": "odd"}', '{"number": 0'])
 def test_a_damaged_record_is_one_line_that_names_it(tmp_path, text):
     journal = Journal(str(tmp_path))
-    journal.begin({})
+    journal.open({})
     storage.write(f"{journal.folder}/trial-0000/trial.json", text.encode())
     with pytest.raises(UserError, match=r"trial-0000/trial\.json is .*: remove it") as error:
-        Journal(str(tmp_path)).begin({})
+        Journal(str(tmp_path)).open({})
     assert "\n" not in str(error.value)
 
 
 def test_a_sweep_of_another_config_or_data_does_not_go_on(tmp_path):
     put_corpus(tmp_path / "tones")
     config = settings(tmp_path)
-    Journal(config.run_dir).begin({"config": "other", "corpus": "other", "encoder": ""})
+    Journal(config.run_dir).open({"config": "other", "corpus": "other", "encoder": ""})
     with pytest.raises(UserError, match="holds an unfinished sweep with another config and corpus: pass run_dir="):
         sweep(config)
 
@@ -166,14 +166,14 @@ def test_a_second_driver_of_a_sweep_that_lives_is_refused(tmp_path):
         sweep(config)
 
 
-def tracked(config, journal: Journal) -> tuple[Tracker, Children]:
+def tracked(config, journal: Journal) -> tuple[Tracker, TrackedTrials]:
     parent = Tracker.start(config.tracking, kind="sweep", name="s", run_dir=config.run_dir, tags={}, params={})
-    return parent, Children(config.tracking, parent.run_id, journal, lambda _: {}, 3, always)
+    return parent, TrackedTrials(config.tracking, parent.run_id, journal, lambda _: {}, 3, always)
 
 
-def begun(config) -> tuple[Journal, Tracker, Children]:
+def begun(config) -> tuple[Journal, Tracker, TrackedTrials]:
     journal = Journal(config.run_dir)
-    journal.begin({})
+    journal.open({})
     return journal, *tracked(config, journal)
 
 
@@ -188,9 +188,9 @@ def test_the_run_of_a_trial_that_a_dead_driver_left_is_gone_on_with(tmp_path, no
     assert dead._open[0].flush()
     _, before, _ = family(config)
     if not noted:  # It was killed between the two.
-        storage.remove(f"{journal.place(running)}/run.json")
+        storage.remove(f"{journal.trial_folder(running)}/run.json")
     _, again = tracked(config, journal)
-    again.take_up()
+    again.adopt_existing()
     again.start(running)
     for epoch in (1, 2):
         again.report(running, {"epoch": epoch, "inner_ccc": 0.25 * epoch, "train_loss": 1.0})
@@ -208,7 +208,7 @@ def test_a_trial_that_was_over_before_its_run_was_closed_is_closed(tmp_path):
     dead.start(over)
     journal.write(over)
     _, again = tracked(config, journal)
-    again.take_up()
+    again.adopt_existing()
     _, [trial], _ = family(config)
     assert trial.status == "FINISHED" and trial.history("inner_ccc") == [(1, 0.5), (2, 0.5)]
 
@@ -216,16 +216,16 @@ def test_a_trial_that_was_over_before_its_run_was_closed_is_closed(tmp_path):
 def test_epochs_that_come_again_after_a_death_are_on_record_once(tmp_path):
     config = settings(tmp_path)
     journal, _, children = begun(config)
-    trials = Trials(config, FORMS, journal, children, deque([0, 1]))
-    first = trials.begin()
+    trials = TrialSchedule(config, FORMS, journal, children, deque([0, 1]))
+    first = trials.start_next()
     for epoch in (1, 2):
         trials.report(0, {"epoch": epoch, "inner_ccc": 0.5})
-    trials.died(0, "why")
-    assert trials.begin() is first and first.restarts == 1, "it comes next, with the same values"
+    trials.process_died(0, "why")
+    assert trials.start_next() is first and first.restarts == 1, "it comes next, with the same values"
     for epoch in (1, 2, 3):
         trials.report(0, {"epoch": epoch, "inner_ccc": 0.5})
     assert [report["epoch"] for report in first.reports] == [1, 2, 3]
-    assert (list(trials.left), trials.under_way) == ([1], {0})
+    assert (list(trials.left), trials.running) == ([1], {0})
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def when_over(config, count: int, act) -> threading.Thread:
         journal, deadline = Journal(config.run_dir), time.monotonic() + 300
         while time.monotonic() < deadline:
             journal.read()
-            if len(journal.over()) >= count:
+            if len(journal.ended()) >= count:
                 act()
                 return
             time.sleep(0.02)
@@ -274,13 +274,13 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_trials_that_are_left(one_r
     assert parent.status == "KILLED" and {child.status for child in children} <= {"FINISHED", "KILLED"}
     journal = Journal(config.run_dir)
     journal.read()
-    over = {each.number: each for each in journal.over()}
+    over = {each.number: each for each in journal.ended()}
     assert 1 <= len(over) < 4 and not storage.exists(storage.join(run_dir, "result.json"))
     # What the next start reads is never unpickled.
     assert {name.rpartition(".")[2] for name in storage.list_files(run_dir)} == {"json"}
 
     result = sweep(config, resume=True)
-    assert f"4 trials, {len(over)} of them over already" in capfd.readouterr().err
+    assert f"4 trials, {len(over)} of them done before" in capfd.readouterr().err
     for number, before in over.items():
         row = result["results"][number]
         assert (row["values"], row["seconds"]) == (before.values, round(before.seconds, 3)), "it was run again"
@@ -343,7 +343,7 @@ def test_a_trial_that_dies_past_what_is_allowed_is_a_bad_trial_and_not_the_end(o
     watching.join()
     good, bad = result["results"]
     assert (good["status"], bad["status"]) == ("finished", "failed") and result["best_trial"] == 0
-    assert bad["error"].startswith("its process died or failed, past max_failures=0: The actor ")
+    assert bad["error"].startswith("its process died or failed more than max_failures=0 times: The actor ")
     assert "\n" not in bad["error"] and bad["inner_ccc"] == -1
 
 

@@ -84,7 +84,7 @@ def test_who_speaks_in_which_part_and_what_was_left_out_are_said(tmp_path, capsy
 def test_a_stand_in_corpus_says_so_first_and_has_no_ceiling(tmp_path, capsys):
     text = said(capsys, put_emodb(tmp_path))
     assert text.startswith("emodb-proxy [PROXY]: 4 utterances")
-    assert line(text, "human") == "no ceiling: the corpus ships no ratings by single raters"
+    assert line(text, "human") == "agreement not known: the corpus has no ratings of single raters"
 
 
 def test_a_table_of_any_scale_is_described_and_its_labels_outside_are_counted(tmp_path, capsys):
@@ -133,7 +133,7 @@ def test_bars_grow_with_their_counts_and_only_an_empty_bin_has_none(rows):
         ([__file__], "is not a folder"),
         (["nowhere", "corpus.kind=iemocp"], "did you mean iemocap?"),
         (["nowhere", "knd=csv"], "unknown key knd (did you mean kind?)"),
-        (["nowhere", "path=elsewhere"], "path=elsewhere is given beside nowhere"),
+        (["nowhere", "path=elsewhere"], "path=elsewhere and nowhere are both given"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(capsys, arguments, words):

@@ -48,7 +48,7 @@ def test_what_was_left_out_unknown_or_not_to_be_had_is_said():
     assert lines[0] == "mfcc on tones [PROXY, LEAKY], protocol speakers5, pooled over the test folds"
     assert lines[1].endswith(", 12 utterances of unknown speakers in the corpus")
     assert lines[-4:] == [
-        "  no interval: it takes 6 speakers",
+        "  no intervals: they need at least 6 speakers",
         SLOPES,
         "  unweighted average recall of the categories 0.612",
         "  left out: 3 no audio file, 1,000 no label",

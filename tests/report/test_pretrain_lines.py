@@ -1,6 +1,6 @@
 """The lines that end `cpcscale pretrain`."""
 
-from cpcscale.report.terminal.pretrain import pretrain_lines, shares
+from cpcscale.report.terminal.pretrain import percentages, pretrain_lines
 
 SUMMARY = {
     "steps": 60,
@@ -23,7 +23,7 @@ def test_a_finished_run_says_how_fast_it_was_where_the_time_went_and_how_it_scor
     assert lines == [
         "pretrained 60 steps on 2.00 h of audio at 512 audio s/s (1.2% waiting for data)",
         "  time           backward 60.0%, forward 30.0%, unattributed 10.0%",
-        "  hidden         decode 25.0%",
+        "  in parallel    decode 25.0%",
         "  InfoNCE accuracy (ties count as wrong; chance 0.0196)",
         "  training batch mean 0.300, loss 2.500",
         "  heldout        mean 0.200, loss 2.600; k=1..2: 0.70 0.10",
@@ -33,6 +33,6 @@ def test_a_finished_run_says_how_fast_it_was_where_the_time_went_and_how_it_scor
 
 
 def test_what_took_next_to_no_time_is_left_out():
-    assert shares({"a": 0.0009, "b": 0.001, "c": 0.5}) == "c 50.0%, b 0.1%"
+    assert percentages({"a": 0.0009, "b": 0.001, "c": 0.5}) == "c 50.0%, b 0.1%"
     quiet = {**SUMMARY, "hidden": {"store": 0.0}}
-    assert not any(line.lstrip().startswith("hidden") for line in pretrain_lines(quiet))
+    assert not any(line.lstrip().startswith("in parallel") for line in pretrain_lines(quiet))

@@ -40,7 +40,7 @@ def test_the_end_of_a_run_says_its_last_probe_and_its_best_with_the_marks_of_the
         "  probe on tones (loso, 6 speakers, MADE)",
         "  last           CCC mean 0.400, activation 0.400, valence 0.400, dominance 0.400 (step 30, 3.00 h)",
         "  best           CCC mean 0.500, activation 0.500, valence 0.500, dominance 0.500 (step 10, 1.00 h)",
-        "  step 20 has no probe: 03.wav is bad",
+        "  the probe of step 20 failed: 03.wav is bad",
     ]
     lines = list(pretrain_lines({**SUMMARY, "probe": {**probe, "scores": [], "best_step": None}}))
     assert not any("CCC" in line for line in lines)

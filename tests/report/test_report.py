@@ -151,7 +151,7 @@ def test_the_table_is_aligned_and_names_protocol_marks_and_interval(runs: list[T
         assert second[header.index(word) :].startswith(shown)
     assert second[header.index("valence") :].startswith("-.022 [-.12, .08]")
     assert "95 % interval over speakers" in text
-    assert "not science" in text
+    assert "nothing about emotion" in text
     assert all(run.run_id[:8] in text for run in runs)
 
 
@@ -213,7 +213,7 @@ def test_the_page_draws_each_part_and_explains_the_marks(markup: str) -> None:
     assert len(page.ids) == len(set(page.ids))
     for phrase in ("chance, ln(N+1)", "Predicted against true", "Dev. CCC", "protocol speakers3", "nats", "epoch"):
         assert phrase in page.text
-    for phrase in ("not science", "not rated"):
+    for phrase in ("nothing about emotion", "not rated"):
         assert page.text.count(phrase) == 1
 
 

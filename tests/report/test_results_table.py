@@ -73,7 +73,10 @@ def test_a_test_shows_the_difference_p_after_holm_and_how_it_was_made():
     (test,) = [test for test in made["tests"]["random"] if test["first"] == "precpc"]
     p = [f"{test[name]['mean']:.3f}".replace("0.", ".") for name in ("p_holm", "p")]
     assert f"+{test['difference']['mean']:.3f} p {p[0]} ({p[1]})".replace("+0.", "+.") in page
-    assert "by all 128 assignments of the predictions of 7 speakers to the two systems; no p is below 0.016" in page
+    assert (
+        "over all 128 assignments of the predictions of 7 speakers to the two systems; the smallest possible p is 0.016"
+        in page
+    )
     assert "## Against functionals" in page and "has to beat" in page
 
 
@@ -83,7 +86,7 @@ def test_the_papers_figures_stand_beside_ours_on_its_corpora_and_nowhere_else():
     assert [cell.strip() for cell in row.strip("|").split("|")][2::2] == [".752", ".752", ".691", ".731"]
     assert "| minicpc | - | - |" in page
     assert "by session or at random not stated" in page and "2102.06357" in page
-    assert "Beside the paper" not in results_markdown(table("emodb"))
+    assert "Compared with the paper" not in results_markdown(table("emodb"))
 
 
 def test_a_dry_run_says_which_runs_are_done_and_which_are_to_do():

@@ -30,14 +30,14 @@ def test_a_recogniser_is_said_by_gender_with_the_gap_and_its_interval():
     assert head == "  by gender (1 utterances without a gender are in no group)"
     assert female.startswith("    female, 39 utterances of 4 speakers: activation .")
     assert "[" not in female and male.startswith("    male, 40 utterances of 4 speakers: ")
-    assert gap.startswith("    female less male: activation ") and gap.count("[") == 4
+    assert gap.startswith("    female minus male: activation ") and gap.count("[") == 4
 
 
 def test_a_gap_without_an_interval_says_what_it_takes():
     alone = ["female" if voice == "voice0" else "male" for voice in VOICES]
     lines = list(trait_lines(by_trait(TRUTH_UP, guesses(0.5), VOICES, {"gender": alone})))
     assert lines[1].startswith("    female, 10 utterances of 1 speaker: ")
-    assert lines[-1].endswith("(no interval: it takes 6 speakers in all and 2 in each group)") and "[" not in lines[-1]
+    assert lines[-1].endswith("(no interval: it needs 6 speakers in all and 2 in each group)") and "[" not in lines[-1]
 
 
 def test_a_reproductions_page_has_a_table_by_gender_and_the_slopes_and_none_of_what_is_not_known():
@@ -51,7 +51,7 @@ def test_a_reproductions_page_has_a_table_by_gender_and_the_slopes_and_none_of_w
             for cells in (
                 [system, "female", "40", "4"],
                 [system, "male", "40", "4"],
-                [system, "female less male", "", ""],
+                [system, "female minus male", "", ""],
             )
         ),
     ]

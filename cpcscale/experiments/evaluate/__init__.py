@@ -1,1 +1,1 @@
-"""Evaluation beyond one number: degraded audio, fewer labels, other corpora."""
+"""`cpcscale evaluate`: recognisers on degraded audio, with fewer labels, or on other corpora."""

@@ -1,4 +1,4 @@
-"""The config of an evaluation beyond one number: its kind, the recipe that all runs share, and where they run."""
+"""The config of `cpcscale evaluate`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cpcscale.emotion.corpora.corpus import CorpusConfig
 from cpcscale.emotion.protocol.splits import parse_protocol
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
-from cpcscale.experiments.many_runs_config import check_lists, recipe_of
+from cpcscale.experiments.many_runs_config import check_systems_and_seeds, system_recipe
 from cpcscale.runs.lease import LeaseConfig
 from cpcscale.tracking.tracker import TrackingConfig
 
@@ -25,40 +25,43 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(kw_only=True)
 class EvaluateConfig(EmotionRecipe):
-    """What is asked of which systems, and where it runs. `system` and `seed` stay unset."""
+    """The kind of evaluation, the recipe that all runs share, the systems and seeds. `system` and `seed` stay unset."""
 
-    # robustness: trained on clean audio, tested on degraded, under `test_conditions` (none: all that there are).
+    # robustness: trained on clean audio, tested on audio degraded by `test_conditions` (empty: all conditions).
     # learning: trained on `shares` of the training speakers' utterances. cross: trained on each of `corpora`, tested on
     # the others.
     kind: str = "robustness"
-    run_dir: str = field(
-        default="runs/evaluate", metadata=configs.PLACE
-    )  # folder (or s3:// prefix); each run has a folder below it
-    workers: int = field(default=2, metadata=configs.PLACE)  # folds at a time
-    # Of those that `cpcscale reproduce` knows.
+    # Folder (or s3:// prefix); each run has a folder below it.
+    run_dir: str = field(default="runs/evaluate", metadata=configs.PLACE)
+    # Folds that run at the same time.
+    workers: int = field(default=2, metadata=configs.PLACE)
+    # Any of the systems of `cpcscale reproduce`.
     systems: list[str] = field(default_factory=lambda: ["functionals", "precpc"])
-    seeds: list[int] = field(default_factory=lambda: [0])  # a system that draws nothing runs with the first
-    # Of learning: how much of the training speakers' utterances.
+    # A system whose result does not depend on the seed runs once, with the first.
+    seeds: list[int] = field(default_factory=lambda: [0])
+    # For kind=learning: shares of the training speakers' utterances.
     shares: list[float] = field(default_factory=lambda: [0.1, 0.25, 0.5, 1.0])
-    # Of cross: by a name of yours, each as `corpus` is given, as {emodb: {path: data/emodb}, mine: {path: mine.csv}}.
+    # For kind=cross: corpora by names of your choice, each with the keys of `corpus`, such as
+    # {emodb: {path: data/emodb}, mine: {path: mine.csv}}.
     corpora: dict[str, Any] = field(default_factory=dict)
-    # What one system has otherwise, by key of the recipe, as {precpc: {fit.epochs: 20}}.
+    # Changes for one system alone, by key of the recipe, such as {precpc: {fit.epochs: 20}}.
     overrides: dict[str, Any] = field(default_factory=dict)
-    dry_run: bool = False  # only list the runs, done and to do
+    # Only list the runs that are done and that are left.
+    dry_run: bool = False
     lease: LeaseConfig = field(default_factory=LeaseConfig, metadata=configs.PLACE)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=configs.PLACE)
 
     def __post_init__(self) -> None:
-        # Not the checks of the recipe as it stands: they are of one system, and each of several is checked below.
+        # The checks of EmotionRecipe are for one system: the recipe of each system is checked below instead.
         configs.check_choice("kind", self.kind, KINDS)
         configs.at_least(1, workers=self.workers)
         if not self.run_dir:
             raise UserError("run_dir is empty: name the folder of the evaluation")
-        check_lists(self, self.systems, self.seeds, self.overrides)
+        check_systems_and_seeds(self, self.systems, self.seeds, self.overrides)
         for given, kind in ((self.test_conditions, "robustness"), (self.corpora, "cross")):
             if given and self.kind != kind:
                 name = "test_conditions" if kind == "robustness" else "corpora"
-                raise UserError(f"{name} is of kind={kind}, not of kind={self.kind}: leave it out")
+                raise UserError(f"{name} is only for kind={kind}, not for kind={self.kind}: leave it out")
         if self.kind == "learning":
             self._check_shares()
         if self.kind == "cross":
@@ -67,36 +70,38 @@ class EvaluateConfig(EmotionRecipe):
             self.recipe(system)
 
     def recipe(self, system: str) -> EmotionRecipe:
-        """What one system's runs compute, but for the seed, the share and the corpus. Raises UserError for overrides
-        that are no keys of it, or that it refuses."""
-        found = recipe_of(self, self.overrides, system)
+        """The recipe of one system, with seed, share and corpus unset. Raises UserError for overrides that do not fit
+        it."""
+        found = system_recipe(self, self.overrides, system)
         if self.kind != "robustness":
             return found
         return dataclasses.replace(found, test_conditions=self.test_conditions or list(CONDITIONS))
 
     def corpus_configs(self) -> dict[str, CorpusConfig]:
-        """`corpora` by name, local paths absolute, each heard as `corpus.max_s` and `corpus.on_bad` say."""
+        """`corpora` by name with absolute paths; all take `max_s` and `on_bad` from `corpus`."""
         shared = {"max_s": self.corpus.max_s, "on_bad": self.corpus.on_bad}
         found = {}
         for name, values in self.corpora.items():
             if not _NAME.fullmatch(str(name)):
-                raise UserError(f"corpora: {name!r} is to name a folder: use letters, digits, and _ . - in it")
+                raise UserError(f"corpora: {name!r} cannot name a folder: use letters, digits, and _ . - in it")
             if not isinstance(values, Mapping) or not values.get("path") or set(shared) & set(values):
                 raise UserError(
-                    f"corpora.{name}={values!r} is not given as a corpus is: {{path: FOLDER}}, with kind, name and "
-                    "scale where it needs them (max_s and on_bad are those of `corpus`, for all)"
+                    f"corpora.{name}={values!r} does not describe a corpus: give {{path: FOLDER}}, with kind, name and "
+                    "scale if needed (but max_s and on_bad as corpus.max_s and corpus.on_bad, for all corpora)"
                 )
             if values.get("shards"):
-                raise UserError(f"corpora.{name}.shards: kind=cross hears audio files; leave it out")
+                raise UserError(f"corpora.{name}.shards: kind=cross reads audio files, not shards; leave it out")
             made = configs.build(CorpusConfig, {**values, **shared})
             found[name] = dataclasses.replace(made, path=storage.absolute(made.path))
         return found
 
     def _check_shares(self) -> None:
         if not self.shares or len(set(self.shares)) < len(self.shares):
-            raise UserError(f"shares={self.shares} names none, or one twice: give each once")
+            raise UserError(f"shares={self.shares} is empty or has a value twice: give each value once")
         if self.protocol.train_share != 1:
-            raise UserError("protocol.train_share is what kind=learning varies: give shares=[...] and leave it out")
+            raise UserError(
+                "protocol.train_share is set, which kind=learning varies itself: leave it out and give shares=[...]"
+            )
         for share in self.shares:
             dataclasses.replace(self.protocol, train_share=share)
 
@@ -107,10 +112,10 @@ class EvaluateConfig(EmotionRecipe):
             raise UserError("kind=cross takes two corpora or more: give corpora={NAME: {path: FOLDER}, ...}")
         if parse_protocol(self.protocol.split)[0] not in ("speakers", "loso"):
             raise UserError(
-                f"protocol.split={self.protocol.split}: the diagonal of kind=cross keeps speakers apart; use speakers5 "
-                "or loso"
+                f"protocol.split={self.protocol.split} is not for kind=cross, whose diagonal needs speaker-disjoint "
+                "folds: use speakers5 or loso"
             )
         paths = [each.path.rstrip("/") for each in self.corpus_configs().values()]
         for name, path in zip(self.corpora, paths, strict=True):
             if paths.count(path) > 1:
-                raise UserError(f"corpora.{name} is at {path}, and so is another: a corpus is no test of itself")
+                raise UserError(f"corpora.{name} and another corpus are both at {path}: leave one out")

@@ -1,10 +1,10 @@
-"""Evaluation beyond one number: many fine-tunings below one parent run, and what they come to together.
+"""`cpcscale evaluate`: many fine-tunings below one tracked parent run, and a table of their results.
 
     robustness  each system trained on clean audio and tested on degraded
     learning    each system trained on shares of the training speakers' utterances
     cross       each system trained on all of one corpus and tested on all of the others
 
-An evaluation that was killed or stopped goes on with the runs that are left, by the same command.
+After a kill, the same command runs what is left.
 """
 
 from __future__ import annotations
@@ -26,11 +26,19 @@ from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.experiments.evaluate.config import EvaluateConfig
-from cpcscale.experiments.evaluate.table import table_of
+from cpcscale.experiments.evaluate.table import evaluation_table
 from cpcscale.experiments.finetune import absolute_inputs, finetune, identify
-from cpcscale.experiments.many_runs import FinetuneRun, done_of, listed, publish, run_left, seconds_of, single
-from cpcscale.experiments.many_runs_config import draws, with_seed
-from cpcscale.experiments.tracked_run import tracked
+from cpcscale.experiments.many_runs import (
+    FinetuneRun,
+    dry_run_table,
+    finished_results,
+    publish,
+    run_config,
+    run_remaining,
+    seconds_by_system,
+)
+from cpcscale.experiments.many_runs_config import depends_on_seed, with_seed
+from cpcscale.experiments.tracked_run import tracked_run
 from cpcscale.progress import note
 from cpcscale.report.terminal.evaluate import evaluate_files
 from cpcscale.runs.lease import Lease, hold
@@ -38,24 +46,25 @@ from cpcscale.runs.lease import Lease, hold
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """An evaluation that was checked: its corpora by name, and its runs, each with what it is a figure of."""
+    """A checked evaluation: its corpora by name, its runs, and the point of the table that each run belongs to."""
 
     config: EvaluateConfig
     corpora: dict[str, Corpus]
     runs: list[FinetuneRun]
-    points: dict[str, Any]  # by the name of the run: None, the share, or the corpora (train, test), test None for all
+    # By the run's name. robustness: None; learning: the share; cross: (train, test), where test None means all others.
+    points: dict[str, Any]
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Runs what is not done yet and returns the table, which `run_dir` then holds as results.json, page and plot.
+    """Runs what is not done yet, writes results.json, a page and a plot to `run_dir`, and returns the table.
 
-    The table is that of `table_of` with `seconds` (of all runs, by system) and `run_id`. With `dry_run` nothing is run
-    or written, and what comes back is `listed`. Raises UserError before a file is written for whatever a user can get
-    wrong, and HeldError when another driver is at this evaluation.
+    The table is that of `evaluation_table` with `seconds` (of all runs, by system) and `run_id`. With `dry_run` nothing
+    is run or written, and `dry_run_table` is returned. Mistakes of the user raise UserError before a file is written;
+    raises HeldError when another driver holds this run folder.
     """
     plan = _planned(config)
     if plan.config.dry_run:
-        return listed(plan.runs, done_of(plan.runs))
+        return dry_run_table(plan.runs, finished_results(plan.runs))
     with hold(plan.config.run_dir, plan.config.lease, take_over=False, say=_say) as lease:
         return _tracked(plan, lease)
 
@@ -64,31 +73,31 @@ def _planned(config: EvaluateConfig) -> _Evaluation:
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
     settings = config.corpus_configs() if config.kind == "cross" else {"": config.corpus}
     corpora = {name: open_corpus(each) for name, each in settings.items()}
-    _refuse_twice(corpora)
+    _refuse_same_corpus(corpora)
     recipes = {system: config.recipe(system) for system in config.systems}
     opened, digests = open_encoders(recipes), {}
     for system, (encoder, source) in opened.items():
         digests[system] = encoder_digest(encoder)
-        # Here, by the names that the owners give: in joined corpora they are others.
+        # Checked on each corpus alone, because joining corpora changes the names of speakers and utterances.
         for corpus in corpora.values():
             refuse_selected(recipes[system], corpus, source)
     runs, points = [], {}
     for recipe in _recipes(config, recipes):
         for label, point, changed, corpus in _variants(config, recipe, settings, corpora):
             name = f"{label}{recipe.system}-seed{recipe.seed}"
-            made = single(changed, name, config.run_dir, config.workers, config.tracking)
-            fold_splits(made, corpus)
-            identity = identify(made, corpus) | {"encoder": digests[recipe.system]}
-            runs.append(FinetuneRun(made, corpus, opened[recipe.system], identity))
+            single = run_config(changed, name, config.run_dir, config.workers, config.tracking)
+            fold_splits(single, corpus)
+            identity = identify(single, corpus) | {"encoder": digests[recipe.system]}
+            runs.append(FinetuneRun(single, corpus, opened[recipe.system], identity))
             points[name] = point
     return _Evaluation(config, corpora, runs, points)
 
 
 def _recipes(config: EvaluateConfig, recipes: Mapping[str, EmotionRecipe]) -> Iterator[EmotionRecipe]:
-    """Seed by seed, so that after the first the rest can be foretold."""
+    """In order of seeds, so that after the first the time of the rest can be estimated."""
     for number, seed in enumerate(config.seeds):
         for recipe in recipes.values():
-            if number == 0 or draws(recipe):
+            if number == 0 or depends_on_seed(recipe):
                 yield with_seed(recipe, seed)
 
 
@@ -98,7 +107,7 @@ def _variants(
     settings: Mapping[str, CorpusConfig],
     corpora: Mapping[str, Corpus],
 ) -> Iterator[tuple[str, Any, EmotionRecipe, Corpus]]:
-    """The runs of one system with one seed: how its name begins, its point, its recipe and its corpus."""
+    """The runs of one system with one seed: (prefix of the name, point of the table, recipe, corpus)."""
     match config.kind:
         case "robustness":
             yield "", None, recipe, corpora[""]
@@ -114,18 +123,18 @@ def _variants(
                 yield f"{name}-to-others-", (name, None), across, join_corpora(corpora, name)
 
 
-def _refuse_twice(corpora: Mapping[str, Corpus]) -> None:
+def _refuse_same_corpus(corpora: Mapping[str, Corpus]) -> None:
     seen: dict[str, str] = {}
     for name, corpus in corpora.items():
         if (other := seen.setdefault(corpus.digest, name)) != name:
             raise UserError(
-                f"corpora.{name} holds the same as corpora.{other}: a corpus is no test of itself; leave one out"
+                f"corpora.{name} holds the same utterances as corpora.{other}, so it is no test: leave one out"
             )
 
 
 def _tracked(plan: _Evaluation, lease: Lease) -> dict[str, Any]:
-    config, done = plan.config, done_of(plan.runs)
-    with tracked(
+    config, done = plan.config, finished_results(plan.runs)
+    with tracked_run(
         config.tracking,
         lease,
         config.run_dir,
@@ -138,9 +147,9 @@ def _tracked(plan: _Evaluation, lease: Lease) -> dict[str, Any]:
         def start(run: FinetuneRun) -> FinetuneResult:
             return finetune(run.config, parent=tracker.run_id, corpus=run.corpus, opened=run.opened)
 
-        run_left(plan.runs, done, start, config.workers, _say)
-        table = table_of(config.kind, plan.corpora, plan.runs, plan.points, done)
-        table |= {"seconds": seconds_of(plan.runs, done), "run_id": tracker.run_id}
+        run_remaining(plan.runs, done, start, config.workers, _say)
+        table = evaluation_table(config.kind, plan.corpora, plan.runs, plan.points, done)
+        table |= {"seconds": seconds_by_system(plan.runs, done), "run_id": tracker.run_id}
         publish(config.run_dir, tracker, table, evaluate_files(table))
         summary.update(_summary(table["rows"]))
     return table

@@ -1,4 +1,4 @@
-"""What the runs of an evaluation come to: a row for each system and condition, share, or pair of corpora."""
+"""The table of an evaluation: a row for each system and condition, share, or pair of corpora."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.protocol.splits import share_marks
 from cpcscale.emotion.scores.ccc_intervals import ccc_change, interval, scores
-from cpcscale.experiments.many_runs import FinetuneRun, UtterancePrediction, predictions
+from cpcscale.experiments.many_runs import FinetuneRun, UtterancePrediction, read_predictions
 
 CLEAN = "clean"
 
 
-def table_of(
+def evaluation_table(
     kind: str,
     corpora: Mapping[str, Corpus],
     runs: Sequence[FinetuneRun],
@@ -27,38 +27,38 @@ def table_of(
 ) -> dict[str, Any]:
     """{kind, protocol, marks, corpora, rows} in plain values.
 
-    `points` says what each run is a figure of, by its name. A row has `system`, `seeds`, `at` (its place in words),
-    `utterances`, `speakers`, `ccc` and its `interval`, each figure the mean over seeds; of robustness also `change`
-    from the clean figure and `change_interval`; of learning `share` and `labelled`, the mean over folds of the
-    utterances that a fold is trained and chosen by; of cross `train` and `test`.
+    `points` gives the point of the table that each run belongs to, by the run's name. A row has `system`, `seeds`, `at`
+    (the point in words), `utterances`, `speakers`, `ccc` and its `interval`, as means over seeds. robustness adds
+    `change` (CCC minus the clean CCC) and `change_interval`; learning adds `share` and `labelled` (utterances in the
+    training and development part of a fold, mean over folds); cross adds `train` and `test`.
     """
-    heard = {run.name: dict(predictions(done[run.name].predictions_csv)) for run in runs}
+    by_run = {run.name: dict(read_predictions(done[run.name].predictions_csv)) for run in runs}
     rows: list[dict[str, Any]] = []
-    for mine in _same(runs, points):
-        point, said = points[mine[0].name], [heard[run.name] for run in mine]
+    for group in _by_seed(runs, points):
+        point, predicted = points[group[0].name], [by_run[run.name] for run in group]
         match kind:
             case "robustness":
-                rows += _robustness(mine, said)
+                rows += _robustness(group, predicted)
             case "learning":
-                folds = done[mine[0].name].folds
+                folds = done[group[0].name].folds
                 labelled = float(np.mean([fold["train_utterances"] + fold["dev_utterances"] for fold in folds]))
-                figures = _figures(mine, said, _judged(mine[0], said))
+                figures = _figures(group, predicted, _tested_keys(group[0], predicted))
                 rows.append(figures | {"at": f"{point:g}", "share": point, "labelled": labelled})
             case _:
-                rows += _cross(mine, said, point, corpora)
+                rows += _cross(group, predicted, point, corpora)
     rows.sort(key=lambda row: [run.config.system for run in runs].index(row["system"]))
-    plain = [run for run in runs if run.config.protocol.split == runs[0].config.protocol.split]
+    same_split = [run for run in runs if run.config.protocol.split == runs[0].config.protocol.split]
     return {
         "kind": kind,
         "protocol": done[runs[0].name].protocol,
-        "marks": list(dict.fromkeys(mark for run in plain for mark in _marks(run, done[run.name]))),
+        "marks": list(dict.fromkeys(mark for run in same_split for mark in _marks(run, done[run.name]))),
         "corpora": {name: _subject(corpus) for name, corpus in corpora.items()},
         "rows": rows,
     }
 
 
 def _marks(run: FinetuneRun, result: FinetuneResult) -> list[str]:
-    """Those of a result but for its share, which the table shows."""
+    """The marks of a result, without that of its share, which the table shows."""
     return [mark for mark in result.marks if mark not in share_marks(run.config.protocol.train_share)]
 
 
@@ -71,17 +71,17 @@ def _subject(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _same(runs: Sequence[FinetuneRun], points: Mapping[str, Any]) -> Iterator[list[FinetuneRun]]:
-    """The runs that differ in their seeds alone."""
+def _by_seed(runs: Sequence[FinetuneRun], points: Mapping[str, Any]) -> Iterator[list[FinetuneRun]]:
+    """Groups of runs that differ only in the seed."""
     groups: dict[tuple[str, Any], list[FinetuneRun]] = {}
     for run in runs:
         groups.setdefault((run.config.system, points[run.name]), []).append(run)
     yield from groups.values()
 
 
-def _judged(run: FinetuneRun, said: Sequence[Mapping[str, UtterancePrediction]]) -> list[str]:
-    """The utterances that every seed tested, under `official` those of the owner's first test part, sorted."""
-    keys = set.intersection(*(set(each) for each in said))
+def _tested_keys(run: FinetuneRun, predicted: Sequence[Mapping[str, UtterancePrediction]]) -> list[str]:
+    """The keys of the utterances that every seed tested, sorted; under `official` only those of the first test part."""
+    keys = set.intersection(*(set(each) for each in predicted))
     if run.config.protocol.split == "official":
         parts = {one.key: one.partition for one in run.corpus.utterances}
         first = min(parts[key] for key in keys)
@@ -91,55 +91,55 @@ def _judged(run: FinetuneRun, said: Sequence[Mapping[str, UtterancePrediction]])
 
 def _figures(
     runs: Sequence[FinetuneRun],
-    said: Sequence[Mapping[str, UtterancePrediction]],
+    predicted: Sequence[Mapping[str, UtterancePrediction]],
     keys: Sequence[str],
     condition: str = "",
 ) -> dict[str, Any]:
-    truth_UP, guess_SUP, voices = _arrays(runs[0], said, keys, condition)
+    truth_UP, guess_SUP, speakers = _arrays(runs[0], predicted, keys, condition)
     return {
         "system": runs[0].config.system,
         "seeds": [run.config.seed for run in runs],
         "utterances": len(keys),
-        "speakers": len(set(voices)),
+        "speakers": len(set(speakers)),
         "ccc": scores(truth_UP, guess_SUP),
-        "interval": interval(truth_UP, guess_SUP, voices),
+        "interval": interval(truth_UP, guess_SUP, speakers),
     }
 
 
 def _arrays(
-    run: FinetuneRun, said: Sequence[Mapping[str, UtterancePrediction]], keys: Sequence[str], condition: str
+    run: FinetuneRun, predicted: Sequence[Mapping[str, UtterancePrediction]], keys: Sequence[str], condition: str
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(truth_UP, guess_SUP, the voice of each row)."""
+    """(truth_UP, guess_SUP, the speaker group of each utterance)."""
     groups = fold_splits(run.config, run.corpus).groups
-    voices = {one.key: group for one, group in zip(run.corpus.utterances, groups, strict=True)}
-    truth_UP = np.stack([said[0][key].truth_P for key in keys])
-    guess_SUP = np.stack([np.stack([each[key].guess_P[condition] for key in keys]) for each in said])
-    return truth_UP, guess_SUP, [voices[key] for key in keys]
+    speakers = {one.key: group for one, group in zip(run.corpus.utterances, groups, strict=True)}
+    truth_UP = np.stack([predicted[0][key].truth_P for key in keys])
+    guess_SUP = np.stack([np.stack([each[key].guess_P[condition] for key in keys]) for each in predicted])
+    return truth_UP, guess_SUP, [speakers[key] for key in keys]
 
 
 def _robustness(
-    runs: Sequence[FinetuneRun], said: Sequence[Mapping[str, UtterancePrediction]]
+    runs: Sequence[FinetuneRun], predicted: Sequence[Mapping[str, UtterancePrediction]]
 ) -> Iterator[dict[str, Any]]:
-    keys = _judged(runs[0], said)
-    yield _figures(runs, said, keys) | {"at": CLEAN, "change": None, "change_interval": None}
-    truth_UP, clean_SUP, voices = _arrays(runs[0], said, keys, "")
+    keys = _tested_keys(runs[0], predicted)
+    yield _figures(runs, predicted, keys) | {"at": CLEAN, "change": None, "change_interval": None}
+    truth_UP, clean_SUP, speakers = _arrays(runs[0], predicted, keys, "")
     for condition in runs[0].config.test_conditions:
-        difference, bounds = ccc_change(truth_UP, clean_SUP, _arrays(runs[0], said, keys, condition)[1], voices)
+        difference, bounds = ccc_change(truth_UP, clean_SUP, _arrays(runs[0], predicted, keys, condition)[1], speakers)
         place = {"at": condition, "change": difference, "change_interval": bounds}
-        yield _figures(runs, said, keys, condition) | place
+        yield _figures(runs, predicted, keys, condition) | place
 
 
 def _cross(
     runs: Sequence[FinetuneRun],
-    said: Sequence[Mapping[str, UtterancePrediction]],
+    predicted: Sequence[Mapping[str, UtterancePrediction]],
     point: tuple[str, str | None],
     corpora: Mapping[str, Corpus],
 ) -> Iterator[dict[str, Any]]:
     train, test = point
     for name in [test] if test else [each for each in corpora if each != train]:
         if test:
-            keys = _judged(runs[0], said)
+            keys = _tested_keys(runs[0], predicted)
         else:
             own = (joined_key(name, one.key) for one in corpora[name].utterances)
-            keys = sorted(key for key in own if all(key in each for each in said))
-        yield _figures(runs, said, keys) | {"at": f"{train} to {name}", "train": train, "test": name}
+            keys = sorted(key for key in own if all(key in each for each in predicted))
+        yield _figures(runs, predicted, keys) | {"at": f"{train} to {name}", "train": train, "test": name}

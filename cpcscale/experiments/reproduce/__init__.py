@@ -1,1 +1,1 @@
-"""The results table of all systems."""
+"""`cpcscale reproduce`: the results table of all systems."""

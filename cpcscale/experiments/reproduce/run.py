@@ -1,7 +1,7 @@
-"""The results table in one command: every system with every seed as a fine-tuning run of its own, below one parent run.
+"""The results table in one command: one fine-tuning for each system and seed, below one tracked parent run.
 
-A reproduction that was killed or stopped goes on with the runs that are left, by the same command; so does one that got
-another system or seed. A run of another config in the same place is refused, never mixed in.
+After a kill, or when a system or seed is added, the same command runs what is left. A run of another config in the same
+folder is refused.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from cpcscale.experiments.finetune import absolute_inputs, finetune, identify
 from cpcscale.experiments.many_runs import (
     FinetuneRun,
     UtterancePrediction,
-    done_of,
-    listed,
-    predictions,
+    dry_run_table,
+    finished_results,
     publish,
-    run_left,
-    seconds_of,
-    single,
+    read_predictions,
+    run_config,
+    run_remaining,
+    seconds_by_system,
 )
-from cpcscale.experiments.many_runs_config import ReproduceConfig, draws, with_seed
-from cpcscale.experiments.tracked_run import tracked
+from cpcscale.experiments.many_runs_config import ReproduceConfig, depends_on_seed, with_seed
+from cpcscale.experiments.tracked_run import tracked_run
 from cpcscale.progress import note
 from cpcscale.report.terminal.results import results_markdown
 from cpcscale.runs.lease import Lease, hold
@@ -53,7 +53,7 @@ PAGE = "results.md"
 
 @dataclass(frozen=True)
 class _Plan:
-    """A reproduction that was checked; the runs seed by seed, so that after the first the rest can be foretold."""
+    """A checked reproduction, its runs in order of seeds: after the first, the time of the rest can be estimated."""
 
     config: ReproduceConfig
     corpus: Corpus
@@ -63,16 +63,16 @@ class _Plan:
 
 
 def reproduce(config: ReproduceConfig) -> dict[str, Any]:
-    """Runs what is not done yet and returns the table, which `run_dir` then holds as results.json and results.md.
+    """Runs what is not done yet, writes results.json and results.md to `run_dir`, and returns the table.
 
     The table is `SystemTable.as_dict` with `seconds` (of all runs, by system) and `run_id`. With `dry_run` nothing is
-    run or written, and the result is `listed`. Raises UserError before a file is written for whatever a user can get
-    wrong, and HeldError when another driver is at this table.
+    run or written, and `dry_run_table` is returned. Mistakes of the user raise UserError before a file is written;
+    raises HeldError when another driver holds this run folder.
     """
     plan = _planned(config)
     config = plan.config
     if config.dry_run:
-        return listed(plan.runs, done_of(plan.runs))
+        return dry_run_table(plan.runs, finished_results(plan.runs))
     with hold(config.run_dir, config.lease, take_over=False, say=_say) as lease:
         return _tracked(plan, lease)
 
@@ -84,19 +84,20 @@ def _planned(config: ReproduceConfig) -> _Plan:
     opened = open_encoders(recipes)
     digests = {system: encoder_digest(encoder) for system, (encoder, _) in opened.items()}
     runs = []
+    seeded = [system for system in config.systems if depends_on_seed(recipes[system])]
     for number, seed in enumerate(config.seeds):
-        for system in config.systems if number == 0 else [each for each in config.systems if draws(recipes[each])]:
+        for system in seeded if number else config.systems:
             recipe = with_seed(recipes[system], seed)
-            made = single(recipe, f"{system}-seed{seed}", config.run_dir, config.workers, config.tracking)
-            identity = identify(made, corpus) | {"encoder": digests[system]}
-            runs.append(FinetuneRun(made, corpus, opened[system], identity))
+            single = run_config(recipe, f"{system}-seed{seed}", config.run_dir, config.workers, config.tracking)
+            identity = identify(single, corpus) | {"encoder": digests[system]}
+            runs.append(FinetuneRun(single, corpus, opened[system], identity))
     kind = detect_kind(config.corpus) if config.corpus.kind == "auto" else config.corpus.kind
     return _Plan(config, corpus, kind, fold_splits(config, corpus), runs)
 
 
 def _tracked(plan: _Plan, lease: Lease) -> dict[str, Any]:
-    config, done = plan.config, done_of(plan.runs)
-    with tracked(
+    config, done = plan.config, finished_results(plan.runs)
+    with tracked_run(
         config.tracking,
         lease,
         config.run_dir,
@@ -109,24 +110,24 @@ def _tracked(plan: _Plan, lease: Lease) -> dict[str, Any]:
         def start(run: FinetuneRun) -> FinetuneResult:
             return finetune(run.config, parent=tracker.run_id, corpus=run.corpus, opened=run.opened)
 
-        run_left(plan.runs, done, start, config.workers, _say)
-        table = _table(plan, done).as_dict() | {"seconds": seconds_of(plan.runs, done), "run_id": tracker.run_id}
+        run_remaining(plan.runs, done, start, config.workers, _say)
+        table = _table(plan, done).as_dict() | {"seconds": seconds_by_system(plan.runs, done), "run_id": tracker.run_id}
         publish(config.run_dir, tracker, table, {PAGE: results_markdown(table).encode()})
         summary.update({f"ccc_mean_{row['system']}": row["ccc"]["mean"] for row in table["rows"]})
     return table
 
 
 def _table(plan: _Plan, done: Mapping[str, FinetuneResult]) -> SystemTable:
-    """The figures of all runs, over the utterances that every one of them tested."""
+    """The figures of all runs, over the utterances that every run tested."""
     corpus, folds, config = plan.corpus, plan.folds, plan.config
-    heard = {run.name: dict(predictions(done[run.name].predictions_csv)) for run in plan.runs}
-    of_parts = [one.partition if folds.protocol == "official" else "" for one in corpus.utterances]
+    predicted = {run.name: dict(read_predictions(done[run.name].predictions_csv)) for run in plan.runs}
+    parts = [one.partition if folds.protocol == "official" else "" for one in corpus.utterances]
     places = {one.key: place for place, one in enumerate(corpus.utterances)}
-    tested = sorted({places[key] for keys in heard.values() for key in keys})
-    part = min(of_parts[row] for row in tested)
-    judged = [row for row in tested if of_parts[row] == part]
-    # A system that hears no audio does not miss what cannot be read.
-    rows = [row for row in judged if all(corpus.utterances[row].key in keys for keys in heard.values())]
+    tested = sorted({places[key] for keys in predicted.values() for key in keys})
+    part = min(parts[row] for row in tested)
+    scored = [row for row in tested if parts[row] == part]
+    # A system without audio, such as mean, predicts also for files that the others could not read.
+    rows = [row for row in scored if all(corpus.utterances[row].key in keys for keys in predicted.values())]
     keys, groups = [corpus.utterances[row].key for row in rows], [folds.groups[row] for row in rows]
     subject = TableSubject(
         corpus=corpus.name,
@@ -135,15 +136,15 @@ def _table(plan: _Plan, done: Mapping[str, FinetuneResult]) -> SystemTable:
         utterances=len(rows),
         speakers=len(set(groups)),
         part=part,
-        left_out=len(judged) - len(rows),
+        left_out=len(scored) - len(rows),
     )
-    first = heard[plan.runs[0].name]
+    first = predicted[plan.runs[0].name]
     return system_table(
         subject,
         corpus.labels_UP[rows],
         groups,
         [first[key].fold for key in keys],
-        {system: _guesses(plan, done, heard, system, keys) for system in config.systems},
+        {system: _predictions(plan, done, predicted, system, keys) for system in config.systems},
         reference=config.reference,
         published=published_scores(plan.kind),
         traits=traits_of([corpus.utterances[row] for row in rows]),
@@ -151,10 +152,10 @@ def _table(plan: _Plan, done: Mapping[str, FinetuneResult]) -> SystemTable:
     )
 
 
-def _guesses(
+def _predictions(
     plan: _Plan,
     done: Mapping[str, FinetuneResult],
-    heard: Mapping[str, Mapping[str, UtterancePrediction]],
+    predicted: Mapping[str, Mapping[str, UtterancePrediction]],
     system: str,
     keys: list[str],
 ) -> SystemPredictions:
@@ -162,13 +163,13 @@ def _guesses(
     recalls = [done[run.name].recall for run in runs]
     return SystemPredictions(
         seeds=tuple(run.config.seed for run in runs),
-        guess_SUP=np.stack([np.stack([heard[run.name][key].guess_P[""] for key in keys]) for run in runs]),
+        guess_SUP=np.stack([np.stack([predicted[run.name][key].guess_P[""] for key in keys]) for run in runs]),
         recalls=tuple(value for value in recalls if value is not None),
     )
 
 
 def _marks(plan: _Plan) -> tuple[str, ...]:
-    """Those of any of the systems: the table has all of them."""
+    """The marks of all systems together."""
     of_all = (marks(plan.config.recipe(system), plan.corpus, plan.folds) for system in plan.config.systems)
     return tuple(dict.fromkeys(itertools.chain.from_iterable(of_all)))
 

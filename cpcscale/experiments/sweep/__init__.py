@@ -1,1 +1,1 @@
-"""Hyper-parameters of fine-tuning by Ray Tune."""
+"""`cpcscale sweep`: hyper-parameters of fine-tuning, searched with Ray Tune."""

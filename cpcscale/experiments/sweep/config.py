@@ -1,4 +1,4 @@
-"""The config of a sweep: the recipe that trials start from, what they change, and where they run."""
+"""The config of `cpcscale sweep`."""
 
 from __future__ import annotations
 
@@ -15,23 +15,27 @@ from cpcscale.tracking.tracker import TrackingConfig
 
 @dataclass(kw_only=True)
 class SweepConfig(EmotionRecipe):
-    """A sweep: the recipe that trials start from, what they change, and where they run."""
+    """A sweep: the recipe that all trials start from, the keys that they change, and where they run."""
 
-    run_dir: str = field(
-        default="runs/sweep", metadata=configs.PLACE
-    )  # folder (or s3:// prefix) of the sweep; an unfinished one goes on
-    workers: int = field(
-        default=0, metadata=configs.PLACE
-    )  # trials at a time; 0: as many as the cluster has GPUs, or else cores, for
-    trials: int = 16  # configurations that are tried
-    search: str = "random"  # random, or optuna (its TPE sampler)
-    scheduler: str = "asha"  # asha stops the worse trials early; none lets all end
-    grace_epochs: int = 1  # asha: no trial is stopped before
-    reduction_factor: float = 3.0  # asha: one in so many goes on at each rung
-    max_failures: int = field(
-        default=3, metadata=configs.PLACE
-    )  # starts of one trial after its process died, before it counts as failed; -1: no limit
-    space: dict[str, Any] = field(default_factory=dict)  # config key: {form: arguments}, see space.py
+    # Folder (or s3:// prefix) of the sweep. If it holds an unfinished sweep, that one is continued.
+    run_dir: str = field(default="runs/sweep", metadata=configs.PLACE)
+    # Trials that run at the same time. 0: one for each GPU of the cluster, or for each core if there is no GPU.
+    workers: int = field(default=0, metadata=configs.PLACE)
+    # How many trials there are.
+    trials: int = 16
+    # How values are drawn: random, or optuna (its TPE sampler).
+    search: str = "random"
+    # asha stops the worse trials early; none trains every trial to its end.
+    scheduler: str = "asha"
+    # For asha: no trial is stopped before this epoch.
+    grace_epochs: int = 1
+    # For asha: at each rung, the best 1 in reduction_factor trials goes on.
+    reduction_factor: float = 3.0
+    # A trial whose process dies is started again this many times before it counts as failed. -1: no limit.
+    max_failures: int = field(default=3, metadata=configs.PLACE)
+    # What is searched, as config key: {form: arguments}, such as fit.batch: {choice: [8, 16]}. Forms: uniform,
+    # loguniform, quniform, randint, choice.
+    space: dict[str, Any] = field(default_factory=dict)
     lease: LeaseConfig = field(default_factory=LeaseConfig, metadata=configs.PLACE)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=configs.PLACE)
 
@@ -44,11 +48,15 @@ class SweepConfig(EmotionRecipe):
         configs.at_least(1.1, reduction_factor=self.reduction_factor)
         configs.at_least(-1, max_failures=self.max_failures)
         if self.system in NOT_SWEPT:
-            raise UserError(f"system={self.system} is not swept: {NOT_SWEPT[self.system]}; sweep another system")
+            raise UserError(f"system={self.system} cannot be swept: {NOT_SWEPT[self.system]}; sweep another system")
         if self.head == "svr":
-            raise UserError("head=svr is not swept: it is chosen on inner folds already (svm_search); leave head out")
+            raise UserError(
+                "head=svr cannot be swept: its settings are chosen on inner folds already (svm_search); leave head out"
+            )
         if self.fit_search:
-            raise UserError("fit_search=true is a search of its own on the same speakers: leave it out of a sweep")
+            raise UserError(
+                "fit_search=true already searches on the same development speakers: leave it out of a sweep"
+            )
         if self.scheduler == "asha" and self.grace_epochs > self.fit.epochs:
             raise UserError(f"grace_epochs={self.grace_epochs} is above fit.epochs={self.fit.epochs}: lower it")
         if not self.run_dir:
@@ -56,10 +64,10 @@ class SweepConfig(EmotionRecipe):
 
     @property
     def rungs(self) -> list[int]:
-        """The epochs after which asha compares a trial with those that got as far; none without it."""
+        """The epochs after which asha compares a trial with the others; empty for scheduler=none."""
         rungs, rung = [], float(self.grace_epochs)
         while self.scheduler == "asha" and rung < self.fit.epochs:
-            # Tune judges at the first report that is not before the rung.
+            # Tune compares at the first report at or after the rung.
             rungs.append(-int(-rung // 1))
             rung *= self.reduction_factor
         return rungs

@@ -1,4 +1,4 @@
-"""The features of a sweep: computed once for each value of what decides them, and shared by all trials."""
+"""The features of a sweep, computed once for each set of values that changes them, and shared by all trials."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cpcscale.emotion.heads.attention import AttentionHeadConfig
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.inputs import PreparedCorpus, prepare
 from cpcscale.emotion.recipe import FRAMES, EmotionRecipe, PretrainedConfig
-from cpcscale.experiments.sweep.space import Dimension, apply
+from cpcscale.experiments.sweep.space import SearchDimension, with_values
 from cpcscale.progress import note
 
 
 @dataclass(frozen=True)
-class Heard:
-    """One way of hearing the corpus: a recipe that has it, the encoder that it opened, and its digest."""
+class FeatureVariant:
+    """One variant of the features: a recipe that has it, its opened encoder, and the digest of that encoder."""
 
     recipe: EmotionRecipe
     opened: OpenedEncoder
@@ -29,7 +29,7 @@ class Heard:
 
 
 def feature_key(recipe: EmotionRecipe) -> str:
-    """The same for two recipes whose features, and the network that makes them, are the same."""
+    """A digest that two recipes share if their features, and the network that computes them, are the same."""
     encoder = dataclasses.replace(recipe.encoder, learning_rate=PretrainedConfig().learning_rate)
     return configs.digest(
         dataclasses.replace(
@@ -41,34 +41,34 @@ def feature_key(recipe: EmotionRecipe) -> str:
     )
 
 
-def heard_by(config: EmotionRecipe, dimensions: Sequence[Dimension]) -> dict[str, Heard]:
-    """Every way of hearing that the space can draw, by feature_key.
+def feature_variants(config: EmotionRecipe, dimensions: Sequence[SearchDimension]) -> dict[str, FeatureVariant]:
+    """Every variant of the features that the space can draw, by feature_key.
 
-    Raises UserError for a combination of them that no recogniser can be trained with, such as a missing checkpoint.
+    Raises UserError for a combination that cannot be trained, such as one with a missing checkpoint.
     """
-    choices = [[(each.key, value) for value in each.arguments] for each in dimensions if each.is_heard]
-    ways: dict[str, Heard] = {}
+    choices = [[(each.key, value) for value in each.arguments] for each in dimensions if each.changes_features]
+    variants: dict[str, FeatureVariant] = {}
     for values in itertools.product(*choices):
-        recipe = apply(config, dict(values))
-        if (key := feature_key(recipe)) not in ways:
+        recipe = with_values(config, dict(values))
+        if (key := feature_key(recipe)) not in variants:
             opened = open_encoder(recipe)
-            ways[key] = Heard(recipe, opened, encoder_digest(opened[0]))
-    return ways
+            variants[key] = FeatureVariant(recipe, opened, encoder_digest(opened[0]))
+    return variants
 
 
-def encoders_digest(ways: Mapping[str, Heard]) -> str:
-    """The digest of the encoder of all ways, in their order; over several of them, that of their digests."""
-    digests = list(dict.fromkeys(way.digest for way in ways.values()))
+def encoders_digest(variants: Mapping[str, FeatureVariant]) -> str:
+    """The digest of the variants' encoder; if they have several, the SHA-256 of their digests in order."""
+    digests = list(dict.fromkeys(variant.digest for variant in variants.values()))
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def prepare_all(ways: Mapping[str, Heard], corpus: Corpus) -> dict[str, PreparedCorpus]:
-    """What recognisers hear, by feature_key. Raises UserError for audio that cannot be used."""
+def prepare_variants(variants: Mapping[str, FeatureVariant], corpus: Corpus) -> dict[str, PreparedCorpus]:
+    """The inputs of recognisers, by feature_key. Raises UserError for audio that cannot be used."""
     prepared: dict[str, PreparedCorpus] = {}
-    for number, (key, way) in enumerate(ways.items(), 1):
-        if len(ways) > 1:
-            note(f"sweep: features {number} of {len(ways)}: {_described(way.recipe)}")
-        prepared[key] = prepare(way.recipe, corpus, way.opened)
+    for number, (key, variant) in enumerate(variants.items(), 1):
+        if len(variants) > 1:
+            note(f"sweep: features {number} of {len(variants)}: {_described(variant.recipe)}")
+        prepared[key] = prepare(variant.recipe, corpus, variant.opened)
     return prepared
 
 

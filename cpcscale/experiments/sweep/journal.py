@@ -1,12 +1,12 @@
-"""What is on record of a sweep that goes on: one JSON file a trial, written when it starts and when it is over.
+"""The records of an unfinished sweep: one JSON file a trial, written when it starts and when it ends.
 
-A sweep that was killed goes on from them: a trial that is over is not run again, one that was under way starts anew
-with the same values.
+After a kill the sweep continues from them: trials that ended are not run again; one that was running starts again with
+the same values.
 
-Why not `Tuner.restore` (tried with Ray 2.60 and SIGKILL to the driver): it runs trials again that ended since its last
-snapshot, of every 10 s. With a snapshot at each event it writes over the one before in place, so that 2 of 4 kills left
-a cut file, which it takes as no experiment, and begins anew. Its ASHA forgets the trials that are over. It unpickles
-what it finds, which others may have written where the store is shared; these records are plain JSON.
+Why not `Tuner.restore` (tried with Ray 2.60 and SIGKILL to the driver): it runs trials again that ended after its last
+snapshot (one every 10 s). With a snapshot at each event it overwrites the one before in place: 2 of 4 kills left a
+truncated file, which it takes for no experiment and starts over. Its ASHA forgets the trials that ended. It unpickles
+what it finds, which others may have written if the store is shared; these records are plain JSON.
 """
 
 from __future__ import annotations
@@ -25,33 +25,34 @@ from cpcscale.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# What is maximised: the mean over folds of the best CCC so far on the fold's development speakers.
+# The figure that is maximised: the mean over folds of the best CCC so far on the fold's development speakers.
 METRIC = "inner_ccc"
-# What a trial that cannot be trained scores: the least a CCC can be.
+# The score of a trial that cannot be trained: the lowest possible CCC.
 WORST = -1.0
-# A trial is running, or it is over: trained to its end, stopped by the scheduler, or not to be trained.
+# finished: trained to its end; stopped: by the scheduler; failed: it cannot be trained, or its process kept dying.
 STATUSES = ("running", "finished", "stopped", "failed")
 
 
 @dataclass
 class TrialRecord:
-    """One trial: what it tries, and how it went. `reports` are those of trials.folds_in_step, one an epoch."""
+    """One trial: its values by config key and its results, a report of `train_folds_by_epoch` for each epoch."""
 
     number: int
     values: dict[str, Any]
     status: str = "running"
     reports: list[dict[str, Any]] = field(default_factory=list)
-    restarts: int = 0  # after its process died
+    # How often it was started again because its process died.
+    restarts: int = 0
     error: str = ""
 
     @property
     def name(self) -> str:
-        """What the tracked run and the folder are called."""
+        """The name of its tracked run and of its folder."""
         return f"trial-{self.number:04d}"
 
     @property
     def is_over(self) -> bool:
-        """Whether it is not to be run again."""
+        """Whether it ended, and so is not run again."""
         return self.status != "running"
 
     @property
@@ -61,67 +62,70 @@ class TrialRecord:
 
     @property
     def score(self) -> float:
-        """inner_ccc at its end; WORST for one that failed."""
+        """Its last inner_ccc; WORST if it failed."""
         score = float(self.reports[-1][METRIC]) if self.reports and self.status != "failed" else WORST
         return score if math.isfinite(score) else WORST
 
     @property
     def seconds(self) -> float:
-        """How long it trained, without the starts that its process did not live through."""
+        """The seconds that it trained; attempts that died with their process do not count."""
         return float(self.reports[-1]["seconds"]) if self.reports else 0.0
 
 
 class Journal:
-    """The records of the sweep in one run folder (path or s3://)."""
+    """The trial records of the sweep in one run folder (path or s3://)."""
 
     def __init__(self, run_dir: str) -> None:
         self.run_dir = run_dir
         self.folder = storage.join(run_dir, "trials")
         self.records: dict[int, TrialRecord] = {}
-        self._note = storage.join(run_dir, "sweep.json")
+        self._identity_file = storage.join(run_dir, "sweep.json")
 
-    def begun(self) -> dict[str, str] | None:
-        """The digests of what an unfinished sweep here follows from; None where there is none."""
-        if not storage.exists(self._note):
+    def identity(self) -> dict[str, str] | None:
+        """The digests that identify the unfinished sweep in this folder; None if there is none."""
+        if not storage.exists(self._identity_file):
             return None
-        return {str(name): str(value) for name, value in _parsed(self._note).items()}
+        return {str(name): str(value) for name, value in _parsed(self._identity_file).items()}
 
-    def begin(self, identity: Mapping[str, str]) -> None:
-        """Says what the sweep follows from, or reads the trials on record where it was begun before."""
-        if self.begun() is None:
+    def open(self, identity: Mapping[str, str]) -> None:
+        """Starts the records of a sweep with this identity, or reads those of the unfinished one."""
+        if self.identity() is None:
             storage.remove(self.folder)
-            storage.write(self._note, (json.dumps(dict(identity), indent=1) + "\n").encode())
+            storage.write(self._identity_file, (json.dumps(dict(identity), indent=1) + "\n").encode())
             return
         self.read()
 
     def read(self) -> None:
-        """Reads the trials on record. Raises UserError naming one that is damaged."""
+        """Reads all trial records. Raises UserError naming one that is damaged."""
         for name in self._files():
             if name.endswith("/trial.json"):
                 record = _record(storage.join(self.folder, name))
                 self.records[record.number] = record
 
     def write(self, record: TrialRecord) -> None:
-        """Puts the trial on record as it stands."""
+        """Writes the record of a trial."""
         self.records[record.number] = record
         text = json.dumps(dataclasses.asdict(record)) + "\n"
-        storage.write(storage.join(self.place(record), "trial.json"), text.encode())
+        storage.write(storage.join(self.trial_folder(record), "trial.json"), text.encode())
 
-    def place(self, record: TrialRecord) -> str:
+    def trial_folder(self, record: TrialRecord) -> str:
         """The folder of a trial."""
         return storage.join(self.folder, record.name)
 
-    def over(self) -> list[TrialRecord]:
-        """The trials that are over, by number."""
+    def ended(self) -> list[TrialRecord]:
+        """The trials that ended, in order of their numbers."""
         return [record for _, record in sorted(self.records.items()) if record.is_over]
 
     def clear(self) -> None:
-        """Removes all of it: the sweep is finished. What the tracking store has not got yet stays, and is named."""
+        """Removes all records, or warns if the tracking store still lacks parts of the trials' runs."""
         if unsent := [name for name in self._files() if name.endswith("unsent.json")]:
-            log.warning("%d child runs are not all in the tracking store yet: the same command sends them", len(unsent))
+            log.warning(
+                "%d child runs are not yet complete in the tracking store: run the same command again to send them",
+                len(unsent),
+            )
             return
         storage.remove(self.folder)
-        storage.remove(self._note)
+        storage.remove(self._identity_file)
 
     def _files(self) -> list[str]:
         with contextlib.suppress(storage.NotFoundError):
@@ -136,8 +140,8 @@ def _record(url: str) -> TrialRecord:
     except TypeError:
         record = None
     if record is None or record.status not in STATUSES:
-        raise UserError(f"{url} is not the record of a trial: remove it, and that trial is run anew")
-    # What was reported before a kill is reported again.
+        raise UserError(f"{url} is not the record of a trial: remove it, and that trial is run again")
+    # A trial that was running when the driver was killed starts again, and reports its epochs again.
     return record if record.is_over else dataclasses.replace(record, reports=[])
 
 

@@ -1,4 +1,4 @@
-"""How many trials run at a time, and what each gets of the cluster."""
+"""How many trials of a sweep run at the same time, and how many cores and GPUs each of them takes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from cpcscale.errors import UserError
 
-# Past these, trials side by side wait for each other and hold the memory of as many processes.
+# With more, trials wait for each other while each holds the memory of a process.
 _MOST_A_CORE, _MOST_A_GPU = 4, 8
 
 
 @dataclass(frozen=True)
-class Share:
-    """`trials` at a time, each with so many cores and GPUs, or parts of one."""
+class TrialResources:
+    """`trials` run at the same time, each with `cpus` cores and `gpus` GPUs; both can be fractions."""
 
     trials: int
     cpus: float
@@ -21,38 +21,40 @@ class Share:
 
     @property
     def threads(self) -> int:
-        """The threads that a trial computes with."""
+        """The number of torch threads of a trial."""
         return max(1, int(self.cpus))
 
     def described(self) -> str:
-        """In words."""
+        """In words, such as `2 at a time, each with 1 core`."""
         gpus = f" and {_amount(self.gpus, 'GPU')}" if self.gpus else ""
         return f"{self.trials} at a time, each with {_amount(self.cpus, 'core')}{gpus}"
 
 
-def share(workers: int, trials: int, device: str, cpus: Sequence[float], gpus: Sequence[float]) -> Share:
-    """The share of each of `trials` where `workers` run at a time, 0 for as many as there is room for.
+def plan_resources(
+    workers: int, trials: int, device: str, cpus: Sequence[float], gpus: Sequence[float]
+) -> TrialResources:
+    """The resources of each trial if `workers` of the `trials` run at the same time.
 
-    `cpus` and `gpus` are what each node has. Room is for one trial a GPU where there is one and `device` allows it,
-    else for one a core. Raises UserError for more than 4 trials a core or 8 a GPU, and device=cuda without a GPU.
+    workers=0 means one trial a GPU, or one a core if there is no GPU or `device` is cpu. `cpus` and `gpus` are the
+    numbers of each node. Raises UserError for more than 4 trials a core or 8 a GPU, and for device=cuda without a GPU.
     """
-    cores, cards = sum(cpus), int(sum(gpus)) if device != "cpu" else 0
-    if device == "cuda" and not cards:
+    cores, gpu_count = sum(cpus), int(sum(gpus)) if device != "cpu" else 0
+    if device == "cuda" and not gpu_count:
         raise UserError("fit.device=cuda, but the cluster has no GPU: use fit.device=auto or cpu")
-    least = max(1, cards or int(cores))
+    least = max(1, gpu_count or int(cores))
     side_by_side = min(workers or least, trials)
-    most = max(1, int(cards * _MOST_A_GPU if cards else cores * _MOST_A_CORE))
+    most = max(1, int(gpu_count * _MOST_A_GPU if gpu_count else cores * _MOST_A_CORE))
     if side_by_side > most:
-        what = f"{cards} GPU(s)" if cards else f"{cores:g} core(s)"
+        what = f"{gpu_count} GPU(s)" if gpu_count else f"{cores:g} core(s)"
         raise UserError(
-            f"workers={workers}: so many trials at a time on {what} would wait for each other, each with the memory of "
-            f"a process: give {most} at most, or 0 for one a {'GPU' if cards else 'core'}"
+            f"workers={workers}: so many trials at a time on {what} would wait for each other, each holding the memory "
+            f"of a process: give at most {most}, or 0 for one trial a {'GPU' if gpu_count else 'core'}"
         )
     each = min(cores / side_by_side, max(cpus, default=1.0))
-    # Parts that fill a GPU, rounded down so that the last of them has room.
-    on_a_card = -(-side_by_side // cards) if cards else 0
-    part = 0.0 if not cards else 1.0 if on_a_card == 1 else int(1000 / on_a_card) / 1000
-    return Share(side_by_side, float(int(each)) if each >= 1 else int(each * 1000) / 1000, part)
+    # Fractions of a GPU are rounded down, so that their sum is not above 1.
+    on_a_gpu = -(-side_by_side // gpu_count) if gpu_count else 0
+    gpu_share = 0.0 if not gpu_count else 1.0 if on_a_gpu == 1 else int(1000 / on_a_gpu) / 1000
+    return TrialResources(side_by_side, float(int(each)) if each >= 1 else int(each * 1000) / 1000, gpu_share)
 
 
 def _amount(number: float, what: str) -> str:

@@ -1,7 +1,7 @@
-"""Hyper-parameters of fine-tuning by Ray Tune. What is maximised is `inner_ccc`: the mean over folds of the best CCC so
-far on the fold's development speakers. Test speakers are never heard; a sweep has no test score.
+"""`cpcscale sweep`: hyper-parameters of fine-tuning, searched with Ray Tune.
 
-A sweep that was killed or stopped goes on with the trials that are left, by the same command.
+A sweep maximises `inner_ccc`: the mean over folds of the best CCC so far on the fold's development speakers. It uses no
+audio of test speakers and has no test score. After a kill, the same command runs the trials that are left.
 """
 
 from __future__ import annotations
@@ -27,14 +27,20 @@ from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.protocol.folds import fold_splits, marks
 from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.errors import UserError
-from cpcscale.experiments.finetune import absolute_inputs, describe, identify
+from cpcscale.experiments.finetune import absolute_inputs, identify, run_tags
 from cpcscale.experiments.sweep.config import SweepConfig
-from cpcscale.experiments.sweep.features import Heard, encoders_digest, feature_key, heard_by, prepare_all
+from cpcscale.experiments.sweep.features import (
+    FeatureVariant,
+    encoders_digest,
+    feature_key,
+    feature_variants,
+    prepare_variants,
+)
 from cpcscale.experiments.sweep.journal import METRIC, Journal, TrialRecord
-from cpcscale.experiments.sweep.resources import Share, share
-from cpcscale.experiments.sweep.schedule import Trials
-from cpcscale.experiments.sweep.space import Dimension, apply, parse
-from cpcscale.experiments.sweep.tracked_trials import Children
+from cpcscale.experiments.sweep.resources import TrialResources, plan_resources
+from cpcscale.experiments.sweep.schedule import TrialSchedule
+from cpcscale.experiments.sweep.space import SearchDimension, parse_space, with_values
+from cpcscale.experiments.sweep.tracked_trials import TrackedTrials
 from cpcscale.experiments.sweep.tune import run_trials
 from cpcscale.progress import note
 from cpcscale.runs.lease import Lease, hold, wait_until_free
@@ -49,86 +55,86 @@ RESULT, BEST, TABLE = "result.json", "best.yaml", "trials.csv"
 
 @dataclass(frozen=True)
 class _Plan:
-    """A sweep that was checked: its dimensions, the corpus and how it is heard, and digests of what it follows from."""
+    """A checked sweep: its dimensions, corpus and variants of features, and the digests that identify it."""
 
     config: SweepConfig
-    dimensions: list[Dimension]
+    dimensions: list[SearchDimension]
     corpus: Corpus
     folds: Folds
-    ways: dict[str, Heard]
+    variants: dict[str, FeatureVariant]
     identity: dict[str, str]
 
     def tags(self, values: Mapping[str, Any] | None = None) -> dict[str, str]:
-        """The tags of a trial, or of the whole sweep: an encoder that is searched is not among those."""
-        if values is None and len(self.ways) > 1:
-            return describe(self.config, self.corpus, self.folds, self.identity, {})
-        # Of the rest of its values a trial may find that they do not go together.
-        heard = {each.key: values[each.key] for each in self.dimensions if each.is_heard} if values else {}
-        recipe = apply(self.config, heard)
-        way = self.ways[feature_key(recipe)] if values else next(iter(self.ways.values()))
-        return describe(recipe, self.corpus, self.folds, self.identity, way.opened[1])
+        """The tags of the trial with these values, or of the sweep (without an encoder if the encoder is searched)."""
+        if values is None and len(self.variants) > 1:
+            return run_tags(self.config, self.corpus, self.folds, self.identity, {})
+        # Only the values that change the features: the others may not fit together, which fails that trial alone.
+        chosen = {each.key: values[each.key] for each in self.dimensions if each.changes_features} if values else {}
+        recipe = with_values(self.config, chosen)
+        variant = self.variants[feature_key(recipe)] if values else next(iter(self.variants.values()))
+        return run_tags(recipe, self.corpus, self.folds, self.identity, variant.opened[1])
 
 
 def sweep(config: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
-    """Runs all trials and returns the summary that `run_dir` then holds as result.json.
+    """Runs all trials, writes result.json, best.yaml and trials.csv to `run_dir`, and returns the summary.
 
-    It has trials (how many), inner_ccc, best (the winning values by key), best_trial, results (one row a trial),
-    system, corpus, protocol, marks, rungs (the epochs at which asha judges), share, seconds, run_id. `run_dir` also
-    gets best.yaml, the winner as a config for `cpcscale finetune`, and trials.csv, the rows as a table. A finished
-    run_dir gives its summary back, an unfinished one goes on with the trials that are not over; `resume` insists on
-    one of the two. Raises UserError before a file is written for whatever a user can get wrong, and HeldError when
-    another driver is at this sweep.
+    The summary (result.json) has trials (how many), inner_ccc, best (the best values by key), best_trial, results (a
+    row a trial), system, corpus, protocol, marks, rungs (the epochs at which asha compares), share (the resources of a
+    trial), seconds and run_id. best.yaml is the best recipe as a config for `cpcscale finetune`; trials.csv holds the
+    rows. The summary of a finished run_dir is returned as it is, an unfinished one is continued; with `resume` there
+    has to be one of the two. Mistakes of the user raise UserError before a file is written; raises HeldError when
+    another driver holds this run folder.
     """
     plan = _planned(config)
     config, journal = plan.config, Journal(plan.config.run_dir)
     if (done := _finished(config.run_dir, plan.identity)) is not None:
-        _settle(plan, journal, done)
+        _complete_tracking(plan, journal, done)
         log.warning("%s holds this sweep, finished: it is not run again", config.run_dir)
         return done
     _check_unfinished(journal, plan.identity, resume)
     before = wait_until_free(Ledger(config.run_dir), take_over=False, say=_say)
     started = time.monotonic()
     with session.connected(1):
-        mine = _share(config)
-        prepared = prepare_all(plan.ways, plan.corpus)
+        resources = _resources(config)
+        prepared = prepare_variants(plan.variants, plan.corpus)
         gone = before.holder.id if before.holder else ""
         with hold(config.run_dir, config.lease, take_over=False, say=_say, gone=gone) as lease:
-            journal.begin(plan.identity)
-            _say_plan(config, mine, journal, _folds(config, prepared))
-            return _tracked(plan, journal, prepared, mine, lease, started)
+            journal.open(plan.identity)
+            _say_plan(config, resources, journal, _folds(config, prepared))
+            return _tracked(plan, journal, prepared, resources, lease, started)
 
 
 def _planned(config: SweepConfig) -> _Plan:
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
-    dimensions = parse(config.space, config)
+    dimensions = parse_space(config.space, config)
     corpus = open_corpus(config.corpus)
     folds = fold_splits(config, corpus)
-    ways = heard_by(config, dimensions)
-    # Checkpoints count by their weights, wherever they lie.
+    variants = feature_variants(config, dimensions)
+    # A checkpoint counts by its weights (the digest of the encoder), not by its path.
     placeless = [each for each in dimensions if each.key != "encoder.checkpoint"]
     space = {each.key: {each.form: list(each.arguments)} for each in placeless}
-    identity = identify(dataclasses.replace(config, space=space), corpus) | {"encoder": encoders_digest(ways)}
-    return _Plan(config, dimensions, corpus, folds, ways, identity)
+    identity = identify(dataclasses.replace(config, space=space), corpus) | {"encoder": encoders_digest(variants)}
+    return _Plan(config, dimensions, corpus, folds, variants, identity)
 
 
 def _check_unfinished(journal: Journal, identity: Mapping[str, str], resume: bool) -> None:
-    begun = journal.begun()
-    if begun is None and resume:
+    known = journal.identity()
+    if known is None and resume:
         raise UserError(
             f"run_dir={storage.shown(journal.run_dir)} holds no unfinished sweep to resume: leave --resume out to "
             "start one"
         )
-    if begun is not None and begun != identity:
-        changed = [name for name, value in identity.items() if begun.get(name) != value]
+    if known is not None and known != identity:
+        changed = [name for name, value in identity.items() if known.get(name) != value]
         raise UserError(
             f"run_dir={storage.shown(journal.run_dir)} holds an unfinished sweep with another {' and '.join(changed)}: "
             "pass run_dir=FOLDER with a new one, or remove it"
         )
 
 
-def _share(config: SweepConfig) -> Share:
+def _resources(config: SweepConfig) -> TrialResources:
     cpus, gpus = ([node.get(name, 0.0) for node in session.live_nodes()] for name in ("CPU", "GPU"))
-    return share(config.workers, config.trials, config.fit.device, cpus, gpus)
+    return plan_resources(config.workers, config.trials, config.fit.device, cpus, gpus)
 
 
 def _say(text: str) -> None:
@@ -136,25 +142,30 @@ def _say(text: str) -> None:
 
 
 def _folds(config: SweepConfig, prepared: Mapping[str, PreparedCorpus]) -> Folds:
-    """The folds of what could be read."""
+    """The folds of the utterances whose audio could be read."""
     return next(iter(prepared.values())).folds
 
 
-def _say_plan(config: SweepConfig, mine: Share, journal: Journal, folds: Folds) -> None:
-    over = len(journal.over())
-    begun = f", {over} of them over already" if over else ""
+def _say_plan(config: SweepConfig, resources: TrialResources, journal: Journal, folds: Folds) -> None:
+    ended = len(journal.ended())
+    before = f", {ended} of them done before" if ended else ""
     rungs = ", ".join(str(rung) for rung in config.rungs)
-    side_by_side = f"{len(folds.splits)} folds side by side, {config.fit.epochs} epochs at most"
-    judged = (
-        f"asha compares {METRIC} after epoch {rungs} and lets the best 1 in {config.reduction_factor:g} go on"
+    training = f"{len(folds.splits)} folds of a trial train together, at most {config.fit.epochs} epochs"
+    stopping = (
+        f"asha compares {METRIC} after epoch {rungs} and continues the best 1 in {config.reduction_factor:g}"
         if config.rungs
-        else "none is stopped early"
+        else "no trial is stopped early"
     )
-    _say(f"{config.trials} trials{begun}, {mine.described()}; {side_by_side}; {judged}")
+    _say(f"{config.trials} trials{before}, {resources.described()}; {training}; {stopping}")
 
 
 def _tracked(
-    plan: _Plan, journal: Journal, prepared: Mapping[str, PreparedCorpus], mine: Share, lease: Lease, started: float
+    plan: _Plan,
+    journal: Journal,
+    prepared: Mapping[str, PreparedCorpus],
+    resources: TrialResources,
+    lease: Lease,
+    started: float,
 ) -> dict[str, Any]:
     config = plan.config
     tracker = Tracker.start(
@@ -166,15 +177,15 @@ def _tracked(
         params=configs.flat(config),
         allowed=lease.held,
     )
-    children = Children(config.tracking, tracker.run_id, journal, plan.tags, config.trials, lease.held)
+    runs = TrackedTrials(config.tracking, tracker.run_id, journal, plan.tags, config.trials, lease.held)
     status, summary = "FAILED", {}
     try:
-        children.take_up()
-        run_trials(Trials(config, plan.dimensions, journal, children), prepared, mine)
+        runs.adopt_existing()
+        run_trials(TrialSchedule(config, plan.dimensions, journal, runs), prepared, resources)
         best = _best(journal)
-        children.folds(best)
-        result = _summary(config, plan.corpus, _folds(config, prepared), journal.over(), best) | {
-            "share": dataclasses.asdict(mine),
+        runs.add_folds(best)
+        result = _summary(config, plan.corpus, _folds(config, prepared), journal.ended(), best) | {
+            "share": dataclasses.asdict(resources),
             "seconds": time.monotonic() - started,
             "run_id": tracker.run_id,
             "run_dir": config.run_dir,
@@ -188,41 +199,43 @@ def _tracked(
         status = "KILLED"
         raise
     finally:
-        # The tracked runs are another driver's when this one was overtaken.
+        # If another driver took the lease over, the tracked runs are that driver's.
         if lease.held(now=True):
-            children.close()
+            runs.close()
             tracker.finish(status, summary)
-    # The result comes last: where it stands, the sweep is whole, and so is what is tracked of it.
+    # result.json is written last: a run folder that has it is complete, and so are its tracked runs.
     for name, text in files.items():
         storage.write(storage.join(config.run_dir, name), text.encode())
     journal.clear()
     return result
 
 
-def _settle(plan: _Plan, journal: Journal, done: Mapping[str, Any]) -> None:
-    """What the driver that finished this sweep could not send, or was killed before it cleared it away."""
+def _complete_tracking(plan: _Plan, journal: Journal, done: Mapping[str, Any]) -> None:
+    """Sends what the driver that finished this sweep could not send, and removes the records that it left."""
     config = plan.config
     if storage.exists(storage.join(config.run_dir, "unsent.json")):
         tracker = Tracker.start(
             config.tracking, kind="sweep", name=config.name, run_dir=config.run_dir, tags=plan.tags(), params={}
         )
         tracker.finish("FINISHED")
-    if journal.begun() is not None:
-        journal.begin(plan.identity)
-        children = Children(config.tracking, done["run_id"], journal, plan.tags, config.trials, always)
-        children.take_up()
-        children.folds(_best(journal))
-        children.close()
+    if journal.identity() is not None:
+        journal.open(plan.identity)
+        runs = TrackedTrials(config.tracking, done["run_id"], journal, plan.tags, config.trials, always)
+        runs.adopt_existing()
+        runs.add_folds(_best(journal))
+        runs.close()
         journal.clear()
 
 
 def _best(journal: Journal) -> TrialRecord:
-    records = journal.over()
+    records = journal.ended()
     trained = [record for record in records if record.status != "failed"]
     if not trained:
-        # The same command tries them again, once what is wrong is mended.
+        # So that the same command tries all trials again, once the cause is removed.
         journal.clear()
-        raise UserError(f"none of the {len(records)} trials could be trained; the first: {records[0].error}")
+        raise UserError(
+            f"none of the {len(records)} trials could be trained. Trial {records[0].number}: {records[0].error}"
+        )
     return max(trained, key=lambda record: record.score)
 
 
@@ -230,7 +243,7 @@ def _summary(
     config: SweepConfig, corpus: Corpus, folds: Folds, records: Sequence[TrialRecord], best: TrialRecord
 ) -> dict[str, Any]:
     return {
-        "system": apply(config, best.values).system,
+        "system": with_values(config, best.values).system,
         "corpus": corpus.name,
         "protocol": folds.protocol,
         "marks": marks(config, corpus, folds),
@@ -259,7 +272,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
 
 def _files(config: SweepConfig, result: Mapping[str, Any]) -> dict[str, str]:
     """The files of a finished sweep by name, the result last."""
-    winner = configs.to_dict(apply(config, result["best"])) | {"run_dir": storage.join(config.run_dir, "best")}
+    winner = configs.to_dict(with_values(config, result["best"])) | {"run_dir": storage.join(config.run_dir, "best")}
     head = f"# The best of {result['trials']} trials: inner_ccc {result[METRIC]:.4f}, on development speakers alone.\n"
     return {
         BEST: head + yaml.safe_dump(winner, sort_keys=False),
@@ -286,6 +299,6 @@ def _finished(run_dir: str, identity: Mapping[str, str]) -> dict[str, Any] | Non
     stored = json.loads(storage.read(url))
     if not isinstance(stored, dict) or METRIC not in stored or stored.get("identity") != identity:
         raise UserError(
-            f"run_dir={run_dir} holds a finished run of another config or data: pass run_dir=FOLDER with a new one"
+            f"run_dir={run_dir} holds a finished run with another config or data: pass run_dir=FOLDER with a new one"
         )
     return stored

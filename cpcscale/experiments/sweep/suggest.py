@@ -1,8 +1,7 @@
-"""What a trial of a sweep tries: its values follow from the seed, its number and, with TPE, from the trials before it.
+"""The values of a trial: they depend only on the seed, the trial's number and, with TPE, on the trials before it.
 
-No state is kept between two trials, so a sweep that goes on after a kill draws as if it had never stopped: the values
-of random search are the same whatever came between, and TPE (Bergstra et al., NeurIPS 2011; Optuna's sampler) learns
-from the trials that are on record.
+No state is kept between two trials, so a sweep that continues after a kill draws as if it had never stopped. TPE
+(Bergstra et al., NeurIPS 2011; Optuna's sampler) learns from the trials in the journal.
 """
 
 from __future__ import annotations
@@ -13,17 +12,16 @@ from typing import Any
 import numpy as np
 
 from cpcscale.experiments.sweep.journal import TrialRecord
-from cpcscale.experiments.sweep.space import Dimension
+from cpcscale.experiments.sweep.space import SearchDimension
 
-# Multiples of a step without what binary fractions add to them: 0.3, not 0.30000000000000004.
+# quniform values are rounded to so many decimals: 0.3, not 0.30000000000000004.
 _DIGITS = 12
 
 
 def suggest(
-    dimensions: Sequence[Dimension], search: str, seed: int, number: int, known: Sequence[TrialRecord]
+    dimensions: Sequence[SearchDimension], search: str, seed: int, number: int, known: Sequence[TrialRecord]
 ) -> dict[str, Any]:
-    """The values by key of the trial of this number. `known` are the other trials, running or over; random has no use
-    for them."""
+    """The values of trial `number`, by key. `known` are the other trials, running or ended; only optuna uses them."""
     match search:
         case "optuna":
             return _tpe(dimensions, seed, number, known)
@@ -32,7 +30,7 @@ def suggest(
             return {each.key: _draw(each, generator) for each in dimensions}
 
 
-def _draw(dimension: Dimension, generator: np.random.Generator) -> Any:
+def _draw(dimension: SearchDimension, generator: np.random.Generator) -> Any:
     arguments = dimension.arguments
     match dimension.form:
         case "uniform":
@@ -48,22 +46,22 @@ def _draw(dimension: Dimension, generator: np.random.Generator) -> Any:
             return arguments[int(generator.integers(len(arguments)))]
 
 
-def _tpe(dimensions: Sequence[Dimension], seed: int, number: int, known: Sequence[TrialRecord]) -> dict[str, Any]:
+def _tpe(dimensions: Sequence[SearchDimension], seed: int, number: int, known: Sequence[TrialRecord]) -> dict[str, Any]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # A running trial counts as a bad one (constant liar), so that trials side by side do not try the same.
+    # A running trial counts as a bad one (constant liar), so that parallel trials do not try the same values.
     key = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
     sampler = optuna.samplers.TPESampler(seed=key, constant_liar=True)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     distributions = {each.key: _distribution(each) for each in dimensions}
     for record in sorted(known, key=lambda record: record.number):
-        study.add_trial(_seen(record, dimensions, distributions))
+        study.add_trial(_optuna_trial(record, dimensions, distributions))
     drawn = study.ask(distributions).params
-    return {each.key: _shown(each, drawn[each.key]) for each in dimensions}
+    return {each.key: _value(each, drawn[each.key]) for each in dimensions}
 
 
-def _seen(record: TrialRecord, dimensions: Sequence[Dimension], distributions: dict[str, Any]) -> Any:
+def _optuna_trial(record: TrialRecord, dimensions: Sequence[SearchDimension], distributions: dict[str, Any]) -> Any:
     from optuna.trial import TrialState, create_trial
 
     params = {
@@ -74,7 +72,7 @@ def _seen(record: TrialRecord, dimensions: Sequence[Dimension], distributions: d
         case "running":
             return create_trial(state=TrialState.RUNNING, params=params, distributions=distributions)
         case "stopped":
-            # Its score is of the epoch it came to, not one among those that trained to the end.
+            # Its score is that of an early epoch, and does not compare with those of trials that trained to the end.
             return create_trial(
                 state=TrialState.PRUNED,
                 params=params,
@@ -85,7 +83,7 @@ def _seen(record: TrialRecord, dimensions: Sequence[Dimension], distributions: d
             return create_trial(value=record.score, params=params, distributions=distributions)
 
 
-def _shown(dimension: Dimension, drawn: Any) -> Any:
+def _value(dimension: SearchDimension, drawn: Any) -> Any:
     match dimension.form:
         case "choice":
             return dimension.arguments[drawn]
@@ -95,7 +93,7 @@ def _shown(dimension: Dimension, drawn: Any) -> Any:
             return drawn
 
 
-def _distribution(dimension: Dimension) -> Any:
+def _distribution(dimension: SearchDimension) -> Any:
     from optuna import distributions
 
     arguments = dimension.arguments
@@ -109,5 +107,5 @@ def _distribution(dimension: Dimension) -> Any:
         case "randint":
             return distributions.IntDistribution(arguments[0], arguments[1] - 1)
         case _:
-            # By place in the list, because Optuna's own choices are texts and numbers alone.
+            # Indices into the list, because Optuna's choices can only be texts and numbers.
             return distributions.CategoricalDistribution(range(len(arguments)))

@@ -1,7 +1,7 @@
-"""The trials of a sweep as child runs of it, and the folds of the best as child runs of that trial.
+"""The tracked runs of a sweep's trials, as child runs of the sweep, and of the folds of its best trial.
 
-They are written by the driver alone: one process touches the store. A driver that goes on after a kill finds the runs
-of the one before by the note in a trial's folder, or by their parent and name, so that none is there twice.
+Only the driver writes them, so that one process writes to the store. After a kill, the next driver finds the existing
+runs by the run.json in a trial's folder, or by their parent and name, so that no run exists twice.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from cpcscale.tracking.tracker import StoreError, Tracker, TrackingConfig
 
 log = logging.getLogger(__name__)
 
-_ENDS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+_RUN_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 
 
-class Children:
-    """The child runs of one sweep, `trials` in all. `tags` gives those of a trial from its values."""
+class TrackedTrials:
+    """The tracked runs of one sweep's `trials`. `tags` makes the tags of a trial from its values."""
 
     def __init__(
         self,
@@ -38,31 +38,31 @@ class Children:
         self._tracking, self._parent, self._journal, self._tags = tracking, parent, journal, tags
         self._allowed = allowed
         self._open: dict[int, Tracker] = {}
-        # By parent and name; asked of the store when there was a driver before.
+        # The runs of an earlier driver, by parent and name.
         self._known: dict[tuple[str | None, str], TrackedRun] = {}
         self._progress = Progress("sweep", trials, "trials")
 
-    def take_up(self) -> None:
-        """Finds the runs that a driver before this one made, and closes those of trials that are over."""
+    def adopt_existing(self) -> None:
+        """Finds the runs that an earlier driver made, and completes those of trials that ended."""
         with contextlib.suppress(StoreError):
             runs = read_runs(self._tracking, children=True)
             self._known = {(run.parent, run.name): run for run in runs if run.kind in ("trial", "fold")}
-        for record in self._journal.over():
+        for record in self._journal.ended():
             run = self._known.get((self._parent, record.name))
-            if run is None or run.status != _ENDS[record.status]:
+            if run is None or run.status != _RUN_STATUS[record.status]:
                 self.start(record)
                 for report in record.reports:
                     self.report(record, report)
                 self._finish(record)
-        self._say()
+        self._show_progress()
 
     def start(self, record: TrialRecord) -> None:
-        """Opens the run of a trial that starts; one that starts again has it open."""
+        """Opens the run of a trial that starts, unless it is open because the trial starts again."""
         if record.number in self._open:
             return
         tags = self._tags(record.values) | {"cpcscale.trial": str(record.number)}
-        place = self._journal.place(record)
-        if tracker := self._started("trial", record.name, place, self._parent, tags, record.values):
+        folder = self._journal.trial_folder(record)
+        if tracker := self._start_run("trial", record.name, folder, self._parent, tags, record.values):
             self._open[record.number] = tracker
 
     def report(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
@@ -72,50 +72,50 @@ class Children:
             self._open[record.number].log(int(report["epoch"]), values)
 
     def end(self, record: TrialRecord) -> None:
-        """Closes the run of a trial that is over."""
+        """Closes the run of a trial that ended."""
         self._finish(record)
-        self._say()
+        self._show_progress()
 
-    def folds(self, record: TrialRecord) -> None:
-        """Adds the folds of a trial below its run: the curves of their development speakers."""
+    def add_folds(self, record: TrialRecord) -> None:
+        """Adds a child run for each fold of a trial, with the curve of its development CCC."""
         if (parent := self._run_id(record)) is None:
             return
         for fold in range(len(record.reports[-1]["folds"])):
-            place = storage.join(self._journal.place(record), f"fold-{fold}")
+            folder = storage.join(self._journal.trial_folder(record), f"fold-{fold}")
             tags = self._tags(record.values) | {"cpcscale.fold": str(fold)}
-            tracker = self._started("fold", f"fold-{fold}", place, parent, tags, {"fold": fold})
+            tracker = self._start_run("fold", f"fold-{fold}", folder, parent, tags, {"fold": fold})
             if tracker is None:
                 continue
             for report in record.reports:
                 epoch = report["folds"][fold]
-                # A fold whose patience has ended stands still while the others go on.
+                # A fold whose patience ended repeats its last epoch while the other folds go on.
                 tracker.log(int(epoch["epoch"]), {name: epoch[name] for name in ("train_loss", "dev_ccc")})
             tracker.finish("FINISHED", {"best_dev_ccc": record.reports[-1]["folds"][fold]["best_dev_ccc"]})
 
     def close(self) -> None:
-        """Closes the runs of trials that are under way, which go on with the sweep."""
+        """Closes the runs of trials that are still running; they continue when the sweep does."""
         for number in list(self._open):
             self._open.pop(number).finish("KILLED")
         self._progress.close()
 
     def _finish(self, record: TrialRecord) -> None:
         if tracker := self._open.pop(record.number, None):
-            tracker.finish(_ENDS[record.status], {"restarts": record.restarts} if record.restarts else {})
+            tracker.finish(_RUN_STATUS[record.status], {"restarts": record.restarts} if record.restarts else {})
 
-    def _started(
-        self, kind: str, name: str, place: str, parent: str, tags: Mapping[str, str], params: Mapping[str, Any]
+    def _start_run(
+        self, kind: str, name: str, folder: str, parent: str, tags: Mapping[str, str], params: Mapping[str, Any]
     ) -> Tracker | None:
-        note = storage.join(place, "run.json")
+        run_file = storage.join(folder, "run.json")
         known = self._known.get((parent, name))
-        # A driver that was killed between making the run and noting it.
-        if known is not None and not storage.exists(note):
-            storage.write(note, json.dumps({"run_id": known.run_id, "kind": kind}).encode())
+        # An earlier driver was killed after it created the run and before it wrote run.json.
+        if known is not None and not storage.exists(run_file):
+            storage.write(run_file, json.dumps({"run_id": known.run_id, "kind": kind}).encode())
         try:
             return Tracker.start(
                 self._tracking,
                 kind=kind,
                 name=name,
-                run_dir=place,
+                run_dir=folder,
                 tags=tags,
                 params=params,
                 parent=parent,
@@ -127,10 +127,10 @@ class Children:
 
     def _run_id(self, record: TrialRecord) -> str | None:
         with contextlib.suppress(storage.NotFoundError, ValueError, KeyError):
-            return str(json.loads(storage.read(storage.join(self._journal.place(record), "run.json")))["run_id"])
+            return str(json.loads(storage.read(storage.join(self._journal.trial_folder(record), "run.json")))["run_id"])
         return None
 
-    def _say(self) -> None:
-        over = self._journal.over()
-        best = max((record.score for record in over), default=WORST)
-        self._progress.update(len(over), f"best {METRIC} {best:.3f}")
+    def _show_progress(self) -> None:
+        ended = self._journal.ended()
+        best = max((record.score for record in ended), default=WORST)
+        self._progress.update(len(ended), f"best {METRIC} {best:.3f}")

@@ -1,4 +1,4 @@
-"""One trial of a sweep, as a process of Tune runs it. Test speakers are never heard."""
+"""One trial of a sweep, run in a process of Ray Tune. It uses no audio of test speakers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.experiments.sweep.features import feature_key
 from cpcscale.experiments.sweep.journal import METRIC, WORST
-from cpcscale.experiments.sweep.space import apply
+from cpcscale.experiments.sweep.space import with_values
 
 
-def trial(assigned: Mapping[str, Any], config: EmotionRecipe, features: Mapping[str, Any], threads: int) -> None:
-    """One trial under Tune: all folds epoch by epoch side by side, inner_ccc reported after each epoch.
+def run_trial(assigned: Mapping[str, Any], config: EmotionRecipe, features: Mapping[str, Any], threads: int) -> None:
+    """Trains all folds of one trial epoch by epoch, and reports inner_ccc to Tune after each epoch.
 
-    `assigned` holds its `number` and `values`; `features` are references to what is in Ray's object store, by
-    feature_key, of which it reads its own.
+    `assigned` holds the trial's `number` and `values`. `features` are references to PreparedCorpus objects in Ray's
+    object store, by feature_key; the trial reads the one that fits its recipe.
     """
     import ray
     import torch
@@ -31,19 +31,20 @@ def trial(assigned: Mapping[str, Any], config: EmotionRecipe, features: Mapping[
     torch.set_num_threads(threads)
     started = time.monotonic()
     try:
-        recipe = apply(config, assigned["values"])
-        for report in folds_in_step(recipe, ray.get(features[feature_key(recipe)])):
+        recipe = with_values(config, assigned["values"])
+        for report in train_folds_by_epoch(recipe, ray.get(features[feature_key(recipe)])):
             tune.report(report | {"seconds": time.monotonic() - started})
     except UserError as error:
-        # A combination that cannot be trained is a bad trial, not the end of the sweep.
+        # A combination of values that cannot be trained fails the trial, not the sweep.
         why = " ".join(str(error).split())
         tune.report({METRIC: WORST, "epoch": 0, "seconds": time.monotonic() - started, "error": why})
 
 
-def folds_in_step(recipe: EmotionRecipe, prepared: PreparedCorpus) -> Iterator[dict[str, Any]]:
-    """Yields {inner_ccc, epoch, train_loss, folds} after each epoch of all folds. Hears no test speaker.
+def train_folds_by_epoch(recipe: EmotionRecipe, prepared: PreparedCorpus) -> Iterator[dict[str, Any]]:
+    """Yields {inner_ccc, epoch, train_loss, folds} each time all folds were trained for one more epoch.
 
-    `folds` are the last Epoch of each fold as plain values. A fold whose patience has ended keeps its best.
+    `folds` are the last Epoch of each fold as plain values. A fold whose patience ended repeats its last epoch. No test
+    speaker is used.
     """
     fits = [start_fit(recipe, prepared, split)[1] for split in prepared.folds.splits]
     epochs = [iter(fit) for fit in fits]

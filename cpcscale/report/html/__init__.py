@@ -1,1 +1,1 @@
-"""The page of compared runs: one HTML file with its plots."""
+"""The HTML page of `cpcscale compare`: one file with its plots inside."""

@@ -1,4 +1,4 @@
-"""One self-contained HTML page out of tracked runs: opens from disk, asks the network for nothing."""
+"""One self-contained HTML page that compares tracked runs: it opens from disk and loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from cpcscale.report.html import plots, widgets
 from cpcscale.report.html.widgets import escape
 from cpcscale.tracking.runs import TrackedRun
 
-MOST_DRAWN = 8  # systems (or pretraining runs) with plots of their own in a section; its table has them all
+# Systems, or pretraining runs, that a section draws; its table has all of them.
+MOST_DRAWN = 8
 
 Predictions = dict[str, tuple[np.ndarray, np.ndarray]]  # true and predicted values by primitive
 
@@ -27,10 +28,10 @@ _SOFTWARE = (("cpcscale", "version"), ("torch", "torch"), ("ray", "ray"), ("pyth
 
 
 def write_html(runs: Sequence[TrackedRun], path: str) -> None:
-    """Publishes the page at `path` (a local path or s3://); all text in it is escaped.
+    """Writes the page to `path` (a local path or s3://); all text in it is escaped.
 
-    The newest run of each name on the same corpus and protocol is tabled and drawn; every run, with its parameters, is
-    listed at the end.
+    Tables and plots show the newest run of each name, system, corpus and protocol; a list at the end has every run with
+    its parameters.
     """
     storage.write(path, _page(runs).encode())
 
@@ -42,10 +43,10 @@ def _page(runs: Sequence[TrackedRun]) -> str:
     rows = {run.run_id: row for run, row in zip(latest, compare.compare_rows(latest), strict=True)}
     latest.sort(key=lambda run: compare.sort_key(rows[run.run_id]))
     tuned = [run for run in latest if run.kind == "finetune"]
-    parts: list[tuple[str, str, str, str]] = []  # anchor, name in the list of parts, heading, markup
+    parts: list[tuple[str, str, str, str]] = []  # anchor, title of its link, heading, markup
     for corpus, protocol in sorted({(run.tag("corpus"), run.tag("protocol")) for run in tuned}):
-        mine = [run for run in tuned if (run.tag("corpus"), run.tag("protocol")) == (corpus, protocol)]
-        name, markup = f"{corpus}, {protocol}", _Recognisers(mine, rows).markup()
+        group = [run for run in tuned if (run.tag("corpus"), run.tag("protocol")) == (corpus, protocol)]
+        name, markup = f"{corpus}, {protocol}", _Recognisers(group, rows).markup()
         parts.append((f"recognisers-{len(parts)}", name, f"Recognisers on {corpus}", markup))
     if sweeps := [rows[run.run_id] for run in latest if run.kind == "sweep"]:
         parts.append(("sweeps", "Sweeps", "Sweeps", _sweeps(sweeps)))
@@ -150,7 +151,7 @@ class _Recognisers:
             primitive: plots.padded([value for *_, columns in found for part in columns[primitive] for value in part])
             for primitive in PRIMITIVES
         }
-        few = len(found) <= 2  # then a row is a system, else a primitive
+        few = len(found) <= 2  # a row of plots is a system; with more systems, a primitive
 
         def panel(label: str, row: Row, columns: Predictions, primitive: str) -> str:
             title = f"{primitive.capitalize() if few else label}  {short(row['ccc'][primitive])}"
@@ -162,7 +163,7 @@ class _Recognisers:
             drawings = [(primitive.capitalize(), [panel(*one, primitive) for one in found]) for primitive in PRIMITIVES]
         caption = (
             f"Each point is one test utterance, in the corpus's own units ({self.place}); the dashed line is a perfect "
-            f"prediction, the number the CCC.{_left_out(len(self.runs), len(found))}"
+            f"prediction; the number is the CCC.{_left_out(len(self.runs), len(found))}"
         )
         return "<h3>Predicted against true</h3>\n" + widgets.figure(
             drawings, caption, least_px=220 if few else 150, pairs=True
@@ -183,7 +184,7 @@ class _Recognisers:
         panels = [plots.folds_plot(label, row["system"] or "", curves, limits) for label, row, curves in found]
         caption = (
             f"Mean CCC on the development speakers by epoch ({self.place}): each fold thin, their mean thick. The best "
-            f"epoch of a fold is chosen on it.{_left_out(len(self.runs), len(found))}"
+            f"epoch of a fold is chosen by it.{_left_out(len(self.runs), len(found))}"
         )
         return "<h3>Fine-tuning</h3>\n" + widgets.figure([("", panels)], caption, least_px=150, pairs=True)
 
@@ -206,7 +207,7 @@ class _Recognisers:
             return ""
         columns = ["System", "Fold", "Test speakers", "Dev. speakers", "Train", "Dev.", "Test", "Best epoch", "Updates"]
         columns += ["Dev. CCC", "Test activ.", "Test valence", "Test domin.", "Test mean"]
-        caption = f"Sizes in utterances; CCC of each fold by itself ({self.place})."
+        caption = f"Sizes in utterances; CCC within each fold ({self.place})."
         return "<h3>Folds</h3>\n" + widgets.table(columns, lines, caption=caption, words=4, dense=True)
 
 
@@ -271,7 +272,7 @@ def _pretraining_plots(run: TrackedRun, row: Row) -> str:
         drawings.append(plots.probe_plot(probed, curves))
     caption = (
         f"Run {run.name}, {rounded(row['steps'])} optimiser steps. Loss in nats, accuracy as a share; pale: single "
-        f"batches, dark: their running mean. Dashed: what a guess among the positive and N negatives reaches."
+        f"batches, dark: their running mean. Dashed: chance, a guess among the positive and N negatives."
         f"{_probed_on(run)}"
     )
     return f"<h3>{escape(run.name)}</h3>\n" + widgets.figure([("", drawings)], caption, least_px=300)

@@ -1,6 +1,6 @@
-"""The report's small plots, each one inline SVG without a reference to anything outside it.
+"""The small plots of the HTML page, each as inline SVG that refers to nothing outside it.
 
-Text stays text and takes the page's own font; scatters are one embedded picture, so that a page of many stays small.
+Text stays text in the font of the page; the points of a scatter are one embedded picture, so that the page stays small.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ INK, FAINT, GRID = "#1f2933", "#8a94a0", "#e6e9ed"
 BLUE, SKY, GREEN, ORANGE, RED, PURPLE = "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7"
 _SYSTEMS = {"precpc": BLUE, "minicpc": SKY, "raw": GREEN, "mfcc": ORANGE, "logmel": PURPLE}
 _CONTROLS = {"mean": "#9aa3ad", "random": "#6b7580"}
-_MOST_POINTS = 500  # of one curve; more are not seen at the width of a panel
+# Points of one curve; more cannot be seen at the width of a panel.
+_MOST_POINTS = 500
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "cpcscale",
@@ -63,7 +64,7 @@ def colour_of(system: str) -> str:
 
 
 def loss_plot(loss: Curve, heldout: Curve, chance: float | None) -> str:
-    """InfoNCE loss in nats over optimiser steps, with the loss of a guess as a dashed line."""
+    """InfoNCE loss in nats over optimiser steps, with chance as a dashed line."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel(3.5, 2.8, "Loss")
         _noisy(axes, loss, BLUE, "training")
@@ -104,7 +105,7 @@ def accuracy_by_k_plot(by_source: Mapping[str, Mapping[int, float]], chance: flo
 
 
 def probe_plot(hours: Curve, by_figure: Mapping[str, Curve]) -> str:
-    """CCC of the probes by figure (mean and the primitives) over hours of audio heard; both curves are by step."""
+    """CCC of the probes by figure (mean and the primitives) over hours of training audio; both curves are by step."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel(3.5, 2.8, "Probe")
         hours_at = dict(hours)
@@ -131,7 +132,7 @@ def interval_plot(
             if interval:
                 axes.plot(interval, [place, place], color=colour, linewidth=2.2, alpha=0.55)
             axes.plot([value], [place], "o", color=colour, markersize=6, markeredgecolor="white", markeredgewidth=0.9)
-        axes.set_yticks(range(len(rows)), [plain(label) for label, *_ in rows])
+        axes.set_yticks(range(len(rows)), [escape_dollars(label) for label, *_ in rows])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set(xlim=limits, ylim=(len(rows) - 0.4, -0.6), xlabel="CCC")
         axes.grid(axis="y", visible=False)
@@ -177,12 +178,12 @@ def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
 def _panel(width: float, height: float, title: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), dpi=220, layout="constrained")
     axes = figure.subplots()
-    axes.set_title(plain(title))
+    axes.set_title(escape_dollars(title))
     return figure, axes
 
 
-def plain(text: str) -> str:
-    """A dollar sign would begin a formula."""
+def escape_dollars(text: str) -> str:
+    """`text` with its dollar signs escaped, which would start a formula in matplotlib."""
     return text.replace("$", r"\$")
 
 

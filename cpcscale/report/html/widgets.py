@@ -1,6 +1,6 @@
-"""HTML building blocks of the report: style, tables, figures, folds. They know nothing of runs.
+"""HTML building blocks of the page: style, tables, figures and foldable parts, independent of runs.
 
-What a function calls `text` it escapes; what it calls `markup` is put in as it is.
+Arguments named `markup` are HTML and are put in as they are; all other text is escaped.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ summary .soft { color: var(--faint); font-size: 14px; }
 
 
 def escape(text: object) -> str:
-    """Text for any place in the page."""
+    """`text` with its HTML characters escaped, for any place in the page."""
     return html.escape(str(text))
 
 
 def document(title: str, markup: str) -> str:
-    """A whole page. Its policy forbids every load, so that the browser itself keeps the page self-contained."""
+    """A whole page. Its security policy forbids every load, so that the browser keeps it self-contained."""
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -108,7 +108,7 @@ def table(
 
 
 def figure(drawings: Sequence[tuple[str, Sequence[str]]], caption: str, *, least_px: int, pairs: bool = False) -> str:
-    """Grids of plots, each under its name (empty: none); `pairs` keeps two side by side on a phone."""
+    """Grids of plots, each below its name if it has one; `pairs` keeps two plots in a row on a phone."""
     grids = "".join(
         (f'<p class="row-name">{escape(name)}</p>' if name else "")
         + f'<div class="grid{" pairs" if pairs else ""}" style="--least: {least_px}px">{"".join(plots)}</div>\n'
@@ -118,16 +118,16 @@ def figure(drawings: Sequence[tuple[str, Sequence[str]]], caption: str, *, least
 
 
 def folded(summary_markup: str, markup: str, *, opened: bool = False) -> str:
-    """A part that opens on a click."""
+    """A part of the page that opens on a click on its summary."""
     return f"<details{' open' if opened else ''}><summary>{summary_markup}</summary>\n{markup}</details>\n"
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
-    """Names and values, those without a value left out."""
+    """A list of names and values; those with an empty value are left out."""
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs if value)
     return f'<dl class="facts">{items}</dl>\n'
 
 
 def mark(text: str) -> str:
-    """A mark of the kind MADE or PROXY."""
+    """A mark, such as MADE or PROXY, as a badge."""
     return f'<span class="mark">{escape(text)}</span>'

@@ -1,1 +1,1 @@
-"""Single pictures as PNG."""
+"""Plots as PNG files."""

@@ -1,4 +1,4 @@
-"""An audit as one picture: durations, sizes of the tars, and who speaks how much in which language."""
+"""The result of an audit as one PNG: durations, sizes of the tars, and hours by language and by group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from cpcscale import storage
 from cpcscale.errors import UserError
-from cpcscale.report.html.plots import BLUE, GREEN, INK, ORANGE, PURPLE, STYLE, plain
+from cpcscale.report.html.plots import BLUE, GREEN, INK, ORANGE, PURPLE, STYLE, escape_dollars
 
 _LONGEST_NAME = 24
 
@@ -33,7 +33,7 @@ def _figure(values: Mapping[str, Any]) -> Figure:
     rows = max(len(languages), len(groups), 4)
     figure = Figure(figsize=(9, 3.1 + 0.6 + 0.2 * rows), layout="constrained")
     figure.suptitle(
-        plain(
+        escape_dollars(
             f"{storage.shown(values['shards'])}   {values['tars']:,} tars, {values['utterances']:,} utterances, "
             f"{values['hours']:,.1f} h"
         ),
@@ -86,16 +86,16 @@ def _sizes(axes: Any, values: Mapping[str, Any]) -> None:
         axes.bar(begins[:-1], tars, widths, align="edge", color=ORANGE, edgecolor="white", linewidth=0.6)
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.set_major_formatter(_count)
-        # Tars of one pack are nearly equal: from 0 on they would be a line.
+        # The tars of a packed set have nearly equal sizes: on an axis from 0 they would be one thin bar.
         margin = max(0.05 * (begins[-1] - begins[0]), 0.002 * begins[-1])
         axes.set_xlim(begins[0] - margin, begins[-1] + margin)
 
 
 def _horizontal(axes: Any, title: str, bars: Mapping[str, float], rest: str, colour: str, rows: int) -> None:
-    """One bar of hours for each name, the first on top, in room for `rows`; `rest` says what is not drawn."""
+    """A bar of hours for each name, the first on top, in an axis of `rows` bars; `rest` says what is not drawn."""
     axes.set_title(title)
     axes.barh(range(len(bars)), bars.values(), color=colour)
-    axes.set_yticks(range(len(bars)), [plain(_short(name)) for name in bars])
+    axes.set_yticks(range(len(bars)), [escape_dollars(_short(name)) for name in bars])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set(ylim=(rows - 0.4, -0.6), xlabel=f"hours{rest}")
     axes.set_xlim(0, 1.15 * max(bars.values(), default=1.0))
@@ -109,7 +109,7 @@ def _named(by_name: Mapping[str, float]) -> dict[str, float]:
 
 
 def _rest(total: int, bars: Mapping[str, float], hours: float, unnamed: float) -> str:
-    """What the bars leave out: other names, and hours without one."""
+    """The names and hours that are not drawn: other names, and hours without a name."""
     others = total - len(bars)
     parts = [f"{others:,} others: {hours - sum(bars.values()):,.3g}"] if others else []
     parts += [f"none named: {unnamed:,.3g}"] if unnamed > 0 else []

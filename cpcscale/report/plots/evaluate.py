@@ -1,4 +1,4 @@
-"""The curves of an evaluation as one picture: CCC under each condition, or by the share of labels."""
+"""The results of an evaluation as one PNG: CCC under each condition, or by the share of labels."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from cpcscale.report.compare import FIGURES
-from cpcscale.report.html.plots import FAINT, STYLE, colour_of, plain
+from cpcscale.report.html.plots import FAINT, STYLE, colour_of, escape_dollars
 
-_STEP = 0.08  # between systems at the same condition
+# Distance between the points of two systems at the same condition.
+_STEP = 0.08
 
 
 def curves_png(table: Mapping[str, Any]) -> bytes:
@@ -22,7 +23,7 @@ def curves_png(table: Mapping[str, Any]) -> bytes:
         figure = Figure(figsize=(9, 5.4), layout="constrained")
         names = ", ".join(each["corpus"] for each in table["corpora"].values())
         marks = f" [{', '.join(table['marks'])}]" if table["marks"] else ""
-        figure.suptitle(plain(f"{names}{marks}, protocol {table['protocol']}"), fontsize=10, x=0.01, ha="left")
+        figure.suptitle(escape_dollars(f"{names}{marks}, protocol {table['protocol']}"), fontsize=10, x=0.01, ha="left")
         panels = figure.subplots(2, 2, sharex=True, sharey=True)
         for axes, name in zip(panels.flat, FIGURES, strict=True):
             axes.set_title(name)
@@ -49,14 +50,14 @@ def _panel(axes: Any, table: Mapping[str, Any], name: str) -> None:
         conditions = list(dict.fromkeys(row["at"] for row in rows))
         axes.set_xticks(range(len(conditions)), conditions, rotation=45, ha="right")
     for number, system in enumerate(systems):
-        mine = [row for row in rows if row["system"] == system]
+        of_system = [row for row in rows if row["system"] == system]
         if table["kind"] == "learning":
-            mine.sort(key=lambda row: row["share"])
-            places = [row["share"] * (1 + _STEP / 2 * (number - (len(systems) - 1) / 2)) for row in mine]
+            of_system.sort(key=lambda row: row["share"])
+            places = [row["share"] * (1 + _STEP / 2 * (number - (len(systems) - 1) / 2)) for row in of_system]
         else:
             shift = _STEP * (number - (len(systems) - 1) / 2)
-            places = [place + shift for place in range(len(mine))]
-        _curve(axes, places, mine, name, system, joined=table["kind"] == "learning")
+            places = [place + shift for place in range(len(of_system))]
+        _curve(axes, places, of_system, name, system, joined=table["kind"] == "learning")
 
 
 def _curve(

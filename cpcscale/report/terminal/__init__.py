@@ -1,1 +1,1 @@
-"""Results as lines and tables for a terminal."""
+"""What each verb prints: results as lines and tables for a terminal."""

@@ -1,4 +1,4 @@
-"""The figures of a bench as lines for a person."""
+"""What `cpcscale bench feed`, `train` and `plan` print."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def plan_lines(result: dict[str, Any]) -> list[str]:
     return [
         f"{result['shards']:,} shards, {result['windows']:,} windows, {result['lanes']:,} lanes",
         f"  planned in {result['seconds']:.2f} s (from the shard table on disk), {result['peak_mib']:.0f} MiB at most",
-        f"  position of a run {result['position_kib']:.1f} KiB, a later step reached in "
+        f"  position of a run: {result['position_kib']:.1f} KiB; a later step is reached in "
         f"{result['resume_seconds']:.2f} s",
-        f"  windows of an epoch that no step has: {result['lost_share']:.0%}",
+        f"  windows of an epoch that are in no step: {result['lost_share']:.0%}",
         f"  windows of {result['count_rows']:,} utterances counted in {result['count_seconds']:.2f} s, "
         f"{result['count_peak_mib']:.0f} MiB at most",
     ]
@@ -24,7 +24,7 @@ def feed_lines(result: dict[str, Any]) -> list[str]:
     """What `cpcscale bench feed` prints: the rates, the seconds of the decode threads, and the peers."""
     lines = [
         f"{result['codec']}, {result['window']}, {result['decode_threads']} decode thread(s), "
-        f"{result['audio_s']:,.0f} s of audio a measurement, median of {result['runs']} interleaved",
+        f"{result['audio_s']:,.0f} s of audio a measurement, median of {result['runs']} interleaved runs",
         f"  {'':28}{'audio s/s':>10}{'of decoder':>12}{'first batch':>13}{'a core':>10}",
         f"  {'decoder alone, from memory':28}{result['decoder_audio_s_per_s']:>10,.0f}{'':>12}",
     ]
@@ -52,7 +52,7 @@ def train_lines(result: dict[str, Any]) -> list[str]:
     rates = result["audio_s_per_s"]
     lines = [
         f"{result['parameters']:,} parameters, {result['batch']} windows of {result['window_s']:g} s, draw "
-        f"{result['draw']}, {result['threads']} thread(s), median of {result['runs']} in turns",
+        f"{result['draw']}, {result['threads']} thread(s), median of {result['runs']} runs in turns",
         f"  {'':40}{'audio s/s':>10}",
         _rate("updates on a batch in memory", rates["memory"], f"at most {result['peak_mib']:,} MiB"),
         _rate("updates on what the feed makes", rates["feed"], f"waiting {result['data_wait_share']:.1%}"),
@@ -72,7 +72,7 @@ def train_lines(result: dict[str, Any]) -> list[str]:
     if "null_loop_ratio" in result:
         of_feed = f"{result['null_loop_ratio']:.0%} of the feed alone ({result['feed_alone_audio_s_per_s']:,.1f})"
         lines.append(_rate("the loop without its network", result["null_loop_audio_s_per_s"], of_feed))
-    return [*lines, _meter_line(result), *_seconds_lines(result)]
+    return [*lines, _time_account_line(result), *_seconds_lines(result)]
 
 
 def _rate(what: str, audio_s_per_s: float, words: str = "") -> str:
@@ -92,12 +92,12 @@ def _ranks_lines(ranks: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _meter_line(result: dict[str, Any]) -> str:
+def _time_account_line(result: dict[str, Any]) -> str:
     shares = [f"{_small(result['meter_share'])} of an update in memory"]
     if "null_meter_share" in result:
         shares.append(f"{_small(result['null_meter_share'])} of one without its network")
-    marks = f"{result['meter_marks']} marks an update of {result['meter_mark_us']:.2f} us each"
-    return f"  the meter's {marks} are {', '.join(shares)}"
+    marks = f"{result['meter_marks']} marks an update, {result['meter_mark_us']:.2f} us each"
+    return f"  the time account's {marks}, take {', '.join(shares)}"
 
 
 def _small(share: float) -> str:
@@ -105,12 +105,12 @@ def _small(share: float) -> str:
 
 
 def _seconds_lines(result: dict[str, Any]) -> list[str]:
-    """A table of the accounts, without the phases that none has, and what went on beside them."""
+    """A table of the seconds by phase, and a line with the seconds of work that ran in parallel to them."""
     seconds, hidden = dict(result["seconds"]), dict(result["hidden"])
     for world, found in result["ranks"].items():
         seconds |= {f"{world} ranks, {place}": spent for place, spent in found["seconds"].items()}
         hidden |= {f"{world} ranks, {place}": spent for place, spent in found["hidden"].items()}
-    # None of what would be printed as 0.000 everywhere, but for the rest, which says how much is known.
+    # Phases that would print as 0.000 everywhere are left out; unattributed stays: it shows what is not measured.
     most = {name: max(abs(spent[name]) for spent in seconds.values()) for name in seconds["memory"]}
     shown = [name for name in most if most[name] >= 0.0005 or name == "unattributed"]
     widths = {name: max(8, len(name) + 2) for name in shown}
@@ -118,10 +118,12 @@ def _seconds_lines(result: dict[str, Any]) -> list[str]:
     for place, spent in seconds.items():
         cells = "".join(f"{spent[name]:>{width}.3f}" for name, width in widths.items())
         lines.append(f"  {place.replace('_', ' '):18}{cells}")
-    beside = {place: {name: spent for name, spent in each.items() if spent >= 0.0005} for place, each in hidden.items()}
+    parallel = {
+        place: {name: spent for name, spent in each.items() if spent >= 0.0005} for place, each in hidden.items()
+    }
     words = [
         f"{place.replace('_', ' ')}: " + ", ".join(f"{name} {spent:.3f}" for name, spent in each.items())
-        for place, each in beside.items()
+        for place, each in parallel.items()
         if each
     ]
-    return lines + ([f"  hidden beside it  {'; '.join(words)}"] if words else [])
+    return lines + ([f"  in parallel       {'; '.join(words)}"] if words else [])

@@ -1,4 +1,4 @@
-"""What `cpcscale checkpoint` prints: a few lines for a person, out of the same values as its JSON."""
+"""What `cpcscale checkpoint` prints, from the same values as its JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cpcscale.progress import duration
 
 
 def list_lines(values: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of `runs.inspect.list_checkpoints`."""
+    """The lines of `checkpoint ls`, from `runs.inspect.list_checkpoints`."""
     rows = values["checkpoints"]
     width = max(len(row["folder"]) for row in rows)
     probed = any(row["probe"] for row in rows)
@@ -33,7 +33,7 @@ def list_lines(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def verify_lines(values: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of `runs.inspect.verify_checkpoints`, what is torn last."""
+    """The lines of `checkpoint verify`, from `runs.inspect.verify_checkpoints`; damaged checkpoints come last."""
     torn = {folder: wrong for folder, wrong in values["checkpoints"].items() if wrong}
     yield (
         f"verified {len(values['checkpoints'])} checkpoint(s) at {storage.shown(values['path'])}, every byte: "
@@ -43,7 +43,7 @@ def verify_lines(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def show_lines(values: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of `runs.inspect.describe_checkpoint`."""
+    """The lines of `checkpoint show`, from `runs.inspect.describe_checkpoint`."""
     position = values["position"]
     hours = position["audio_s"] / 3600
     yield f"{storage.shown(values['checkpoint'])}: step {position['step']:,}, {hours:,.2f} h of audio"
@@ -59,9 +59,9 @@ def show_lines(values: Mapping[str, Any]) -> Iterator[str]:
     )
     metrics = {name: value for name, value in position["metrics"].items() if not name.rpartition("_k")[2].isdigit()}
     yield "  metrics      " + (
-        ", ".join(f"{name}={value:.4g}" for name, value in metrics.items()) or "none of this step"
+        ", ".join(f"{name}={value:.4g}" for name, value in metrics.items()) or "none logged at this step"
     )
-    yield "  identity     what may not change when the run goes on"
+    yield "  identity     keys that may not change when the run is resumed"
     yield from (f"    {key}={value}" for key, value in config.leaves(position["identity"]))
     for part, tensors in values["tensors"].items():
         numbers = sum(math.prod(tensor["shape"]) for tensor in tensors.values())

@@ -1,4 +1,4 @@
-"""What `cpcscale corpus describe` prints: a page for a person, out of the same values as its JSON."""
+"""What `cpcscale corpus describe` prints, from the same values as its JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COLUMN = 12
 
 
 def corpus_lines(values: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of `emotion.describe.describe`: who speaks, the labels, and how well people agree; what is odd last."""
+    """The lines of `emotion.scores.describe.describe`: speakers, labels, agreement of raters, and problems last."""
     least, greatest = values["scale"]
     marks = f" [{', '.join(values['marks'])}]" if values["marks"] else ""
     yield (
@@ -39,7 +39,7 @@ def corpus_lines(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _speakers(by_speaker: Mapping[str, int], unknown: int) -> str:
-    """Each with its utterances while they are few, else how even the shares are."""
+    """Each speaker with its utterances if there are few, else the range of utterances a speaker."""
     texts = []
     if by_speaker:
         each = sorted(by_speaker.values())
@@ -66,7 +66,7 @@ def _moments(labels: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _histograms(labels: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """The bins below each other, a column a primitive; the longest bar is the fullest bin of all three."""
+    """A row a bin and a column a primitive; the longest bar is the fullest bin of all three."""
     tables = [figures["histogram"] for figures in labels.values()]
     edges = tables[0]["edges"]
     most = max(1, *(count for table in tables for count in table["counts"]))
@@ -74,7 +74,7 @@ def _histograms(labels: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield _line("histogram", " ".join(cells).rstrip())
     for at in range(len(edges) - 1):
         counts = [table["counts"][at] for table in tables]
-        # A bin that is not empty is never drawn so.
+        # A bin with an utterance has a bar of at least one character.
         bars = ["#" * max(round(_BAR * count / most), count > 0) for count in counts]
         cells = [f"{count:>8,} {bar:{_BAR}}" for count, bar in zip(counts, bars, strict=True)]
         yield _line(f"  {edges[at]:g} - {edges[at + 1]:g}", " ".join(cells).rstrip())
@@ -88,18 +88,18 @@ def _correlations(names: Sequence[str], matrix: Sequence[Sequence[float | None]]
 
 def _ceiling(human: Mapping[str, Any] | None) -> Iterator[str]:
     if human is None:
-        yield _line("human", "no ceiling: the corpus ships no ratings by single raters")
+        yield _line("human", "agreement not known: the corpus has no ratings of single raters")
         return
     yield _row("human", list(human["ccc"]))
     yield _row("  CCC", [_figure(value) for value in human["ccc"].values()])
     yield _row("  pairs", [f"{count:,}" for count in human["pairs"].values()])
     yield _line("", "each rating against the mean of the utterance's other raters, all pairs pooled (leave one rater")
     others = "1 other" if human["others"] == 1 else f"{human['others']} others"
-    yield _line("", f"out; at least {others}); a model, scored against the mean of all, may come out above it")
+    yield _line("", f"out; at least {others}); a model is scored against the mean of all raters, and can score higher")
     each, rated = f"{human['raters_an_utterance']:.1f} an utterance", f"{human['rated_utterances']:,} rated utterances"
-    yield _line("", f"{human['raters']:,} raters, {each}, of {rated}; self-reports take no part")
+    yield _line("", f"{human['raters']:,} raters, {each}, of {rated}; self-reports do not count")
     same = ", ".join(f"{name} {_share(value)}" for name, value in human["label_is_mean"].items())
-    yield _line("", f"labels that are the mean of their ratings to 0.01: {same}")
+    yield _line("", f"share of labels that equal the mean of their ratings to 0.01: {same}")
 
 
 def _outside(count: int, labels: Mapping[str, Mapping[str, Any]], least: float, greatest: float) -> str:
@@ -114,7 +114,7 @@ def _outside(count: int, labels: Mapping[str, Mapping[str, Any]], least: float, 
 
 
 def _counts(by_name: Mapping[str, int]) -> str:
-    """The names with their counts; those the owners did not say last, and alone as `not given`."""
+    """The names with their counts; utterances without a name come last, as `not given`."""
     if set(by_name) <= {""}:
         return "not given"
     known = [f"{name} ({count:,})" for name, count in by_name.items() if name]

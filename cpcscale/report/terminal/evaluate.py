@@ -1,4 +1,4 @@
-"""An evaluation beyond one number in words: degraded audio, fewer labels, other corpora."""
+"""What `cpcscale evaluate` prints and writes: degraded audio, fewer labels, other corpora."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ _CCC = (
 )
 _LEGENDS = {
     "robustness": (
-        "noiseN: pink noise N dB below the whole utterance; reverb: a room of 0.6 s as loud as the direct path, the "
-        "level kept; telephone: 300 to 3400 Hz; gainN: N dB louder or softer, clipped at full scale."
+        "noiseN: pink noise N dB below the level of the utterance; reverb: a reverberation of 0.6 s as loud as the "
+        "direct path, level kept; telephone: 300 to 3400 Hz; gainN: N dB louder or softer, clipped at full scale."
     ),
     "learning": (
-        "share: of the utterances of each training and development speaker, at least one of each; every share holds "
-        "the smaller ones, and the test part is the same. labelled: utterances that a fold is trained and chosen by, "
-        "the mean over folds. minicpc is pretrained on these alone, precpc's unlabelled audio stays."
+        "share: of the utterances of each training and development speaker, at least one each; a share contains the "
+        "smaller ones, and the test part is always the same. labelled: utterances in the training and development part "
+        "of a fold, mean over folds. minicpc is pretrained on these only; precpc keeps all its unlabelled audio."
     ),
     "cross": (
-        "Rows are trained on all of a corpus, development speakers of its own apart, and tested on all of the one in "
-        "the column; the diagonal is the corpus's own speaker-disjoint protocol. Labels are compared on [-1, 1], each "
-        "corpus by its own stated scale: the scales, the raters and what they were asked differ, so a low figure is "
-        "of the labels too, not of the voices alone."
+        "Row: the corpus that is trained on, except for its development speakers. Column: the corpus that is tested "
+        "on. The diagonal is each corpus's own speaker-disjoint protocol. Labels of each corpus are mapped from its "
+        "scale to [-1, 1]. Scales, raters and their questions differ between corpora, so a low score across corpora is "
+        "partly a matter of labels."
     ),
 }
 _CHANGE = (
-    "change: CCC less that on clean audio, of the same utterances, its interval by a delete-one-speaker jackknife of "
-    "the difference."
+    "change: CCC minus the CCC on clean audio of the same utterances; its interval is a delete-one-speaker jackknife "
+    "of the difference."
 )
 
 
 def evaluate_lines(table: Mapping[str, Any]) -> list[str]:
-    """What `cpcscale evaluate` prints of results.json."""
+    """The lines that `cpcscale evaluate` prints, from results.json."""
     return text_lines(*_parts(table))
 
 
 def evaluate_files(table: Mapping[str, Any]) -> dict[str, bytes]:
-    """results.md, and curves.png where there are curves."""
+    """results.md, and curves.png for all kinds but cross."""
     page = {PAGE: markdown(*_parts(table)).encode()}
     if table["kind"] == "cross":
         return page
-    # It brings matplotlib, which a table does not need.
+    # Imported here: it loads matplotlib, which a table does not need.
     from cpcscale.report.plots.evaluate import curves_png
 
     return page | {CURVES: curves_png(table)}
@@ -92,18 +92,18 @@ def _cells(rows: Sequence[Mapping[str, Any]], figure: str, bounds: str, places: 
 
 
 def _matrices(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """One for each system and figure, the mean over primitives first."""
-    made = []
+    """A matrix for each system and figure; the mean over primitives comes first."""
+    tables = []
     for system in dict.fromkeys(row["system"] for row in rows):
-        mine = {(row["train"], row["test"]): row for row in rows if row["system"] == system}
-        names = list(dict.fromkeys(test for _, test in mine))
+        of_system = {(row["train"], row["test"]): row for row in rows if row["system"] == system}
+        names = list(dict.fromkeys(test for _, test in of_system))
         for figure in (FIGURES[-1], *FIGURES[:-1]):
             cells = [["trained on \\ tested on", *names]]
             for train in names:
-                found = [mine.get((train, test)) for test in names]
+                found = [of_system.get((train, test)) for test in names]
                 cells.append([train, *(_figure(row, figure) for row in found)])
-            made.append(Table(f"{system}, {figure}", cells))
-    return [*made[:-1], Table(made[-1].title, made[-1].cells, f"{_CCC} {_LEGENDS['cross']}")]
+            tables.append(Table(f"{system}, {figure}", cells))
+    return [*tables[:-1], Table(tables[-1].title, tables[-1].cells, f"{_CCC} {_LEGENDS['cross']}")]
 
 
 def _figure(row: Mapping[str, Any] | None, figure: str) -> str:

@@ -1,4 +1,4 @@
-"""A cross-validated recogniser in words."""
+"""What `cpcscale finetune` prints."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from cpcscale.report.terminal.traits import trait_lines
 
 
 def finetune_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """What `cpcscale finetune` prints of a result.json."""
+    """The lines that `cpcscale finetune` prints, from result.json."""
     marks = f" [{', '.join(result['marks'])}]" if result["marks"] else ""
     official = len(result["ccc_by_part"]) > 0
-    scored = f"the owner's {next(iter(result['ccc_by_part']))}" if official else "pooled over the test folds"
+    scored = f"tested on the owner's {next(iter(result['ccc_by_part']))}" if official else "pooled over the test folds"
     yield f"{result['system']} on {result['corpus']}{marks}, protocol {result['protocol']}, {scored}"
     unknown = f", {result['unknown']:,} utterances of unknown speakers in the corpus" if result["unknown"] else ""
     yield f"  {result['utterances']:,} utterances of {result['speakers']:,} speakers{unknown}"
@@ -20,7 +20,7 @@ def finetune_lines(result: Mapping[str, Any]) -> Iterator[str]:
         interval = (result["interval"] or {}).get(name)
         yield f"  CCC {name:10} {_figure(value)}" + (f"  [{', '.join(map(_figure, interval))}]" if interval else "")
     if result["interval"] is None:
-        yield "  no interval: it takes 6 speakers"
+        yield "  no intervals: they need at least 6 speakers"
     for part, figures in list(result["ccc_by_part"].items())[1:]:
         yield f"  {part}: " + ", ".join(f"{name} {_figure(value)}" for name, value in figures.items())
     slopes = result["agreement"]["slope"].items()
@@ -33,5 +33,5 @@ def finetune_lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _figure(value: float) -> str:
-    # Adding 0.0 turns a negative zero, as a constant prediction scores, into zero.
+    # Adding 0.0 turns a negative zero, the score of a constant prediction, into zero.
     return f"{round(value, 3) + 0.0:.3f}"

@@ -1,4 +1,4 @@
-"""What `cpcscale pretrain` prints at its end, out of the summary that its JSON is."""
+"""What `cpcscale pretrain` prints at its end, from the summary that is its JSON."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 from cpcscale import storage
 
-# A part of the time that is worth a word.
+# Smaller shares of the time are not printed.
 _LEAST_SHARE = 0.001
 
 
 def pretrain_lines(summary: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of `cluster.pretrain.pretrain`'s summary."""
+    """The lines that show the summary of `experiments.pretrain.pretrain`."""
     yield (
         f"pretrained {summary['steps']} steps on {summary['audio_s'] / 3600:.2f} h of audio at "
         f"{summary['audio_s_per_s']:.0f} audio s/s ({summary['data_wait_share']:.1%} waiting for data)"
     )
-    yield f"  time           {shares(summary['time'])}"
+    yield f"  time           {percentages(summary['time'])}"
     if any(share >= _LEAST_SHARE for share in summary["hidden"].values()):
-        yield f"  hidden         {shares(summary['hidden'])}"
+        yield f"  in parallel    {percentages(summary['hidden'])}"
     scored: dict[str, Mapping[str, Any]] = {
         "training batch": summary,
         **{name: summary[name] for name in ("heldout", "unseen") if name in summary},
@@ -36,7 +36,7 @@ def pretrain_lines(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _probe_lines(probe: Mapping[str, Any]) -> Iterator[str]:
-    """The newest score, and the best one where it is another, of the mean CCC."""
+    """The newest score, and the best by mean CCC if it is another one."""
     marks = "".join(f", {mark}" for mark in probe["marks"])
     yield f"  probe on {probe['corpus']} ({probe['split']}, {probe['speakers']} speakers{marks})"
     scores = probe["scores"]
@@ -47,10 +47,10 @@ def _probe_lines(probe: Mapping[str, Any]) -> Iterator[str]:
             word = "best" if score is best else "last"
             at = f"step {score['step']}, {score['audio_hours']:.2f} h"
             yield f"  {word:14} CCC mean {score['ccc']['mean']:.3f}, {by_name} ({at})"
-    yield from (f"  step {failed['step']} has no probe: {failed['why']}" for failed in probe["failed"])
+    yield from (f"  the probe of step {failed['step']} failed: {failed['why']}" for failed in probe["failed"])
 
 
-def shares(by_name: Mapping[str, float]) -> str:
-    """`backward 61.4 %, forward 30.2 %, ...`: what is worth a word, the largest first."""
+def percentages(by_name: Mapping[str, float]) -> str:
+    """`backward 61.4%, forward 30.2%, ...`: the largest share first, without those below 0.1%."""
     largest = sorted(by_name.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {share:.1%}" for name, share in largest if share >= _LEAST_SHARE)

@@ -1,4 +1,4 @@
-"""The results table of a reproduction, for a terminal and as Markdown, with what every figure rests on."""
+"""What `cpcscale reproduce` prints and writes: the results table, and what each figure means."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from cpcscale.report.terminal.traits import LEGEND, SLOPE_LEGEND, missing_words,
 _CCC = (
     "CCC: concordance correlation pooled over the test folds, the mean over seeds. [low, high]: its 95 % interval over "
     "speakers (delete-one-speaker jackknife on Fisher z, t with n - 1 degrees of freedom; none below 6 speakers). "
-    "recall: unweighted average recall of the categories, from the same features, the mean over seeds +- their "
-    "deviation."
+    "recall: unweighted average recall of the categories, from the same features, mean over seeds +- deviation."
 )
-_BESIDE = (
-    "bootstrap: 95 % percentile interval of the mean CCC over speakers, too short where they are few. seeds +-: the "
-    "standard deviation over seeds of the pooled CCC, which is no part of any interval. mean of folds: the CCC of each "
-    "test fold by itself, then their mean: another quantity than the pooled one. r, RMSE: means over primitives. time: "
-    "of all its runs; whichever comes first also decodes the audio."
+_MORE = (
+    "bootstrap: 95 % percentile interval of the mean CCC over speakers, too narrow if speakers are few. seeds +-: "
+    "standard deviation over seeds of the pooled CCC; no interval contains it. mean of folds: the mean of the CCC "
+    "within each test fold, another quantity than the pooled CCC. r, RMSE: means over primitives. time: of all runs of "
+    "the system; the first run also decodes the audio."
 )
 _DEVIATIONS = tuple(f"seeds +- {name}" for name in FIGURES)
-_BESIDE_HEAD = ["system", "bootstrap of the mean", *_DEVIATIONS, "mean of folds", "r", "RMSE", "time"]
+_MORE_HEAD = ["system", "bootstrap of the mean", *_DEVIATIONS, "mean of folds", "r", "RMSE", "time"]
 
 
 def results_lines(table: Mapping[str, Any]) -> list[str]:
-    """What `cpcscale reproduce` prints of results.json."""
+    """The lines that `cpcscale reproduce` prints, from results.json."""
     return text_lines(_subject(table), _tables(table), _marks(table))
 
 
@@ -39,7 +38,7 @@ def results_markdown(table: Mapping[str, Any]) -> str:
 
 
 def run_lines(listed: Mapping[str, Any]) -> list[str]:
-    """What `cpcscale reproduce` and `evaluate` print under dry_run: which runs are done, and which are to do."""
+    """The lines that `reproduce` and `evaluate` print for a dry run: which runs are done, and which are left."""
     runs = listed["runs"]
     head = f"{len(runs)} runs: {listed['done']} done, {len(runs) - listed['done']} to do"
     return [head, *(f"  {run['name']:20} {_state(run)}" for run in runs)]
@@ -53,7 +52,9 @@ def _subject(table: Mapping[str, Any]) -> str:
     subject = table["subject"]
     marks = f" [{', '.join(subject['marks'])}]" if subject["marks"] else ""
     part = f" ({subject['part']})" if subject["part"] else ""
-    left_out = f", {subject['left_out']} left out that not every system could hear" if subject["left_out"] else ""
+    left_out = (
+        f", {subject['left_out']} left out because not every system could read them" if subject["left_out"] else ""
+    )
     sizes = f"{subject['utterances']} utterances of {subject['speakers']} speakers{left_out}"
     return f"{subject['corpus']}{marks}, protocol {subject['protocol']}{part}: {sizes}"
 
@@ -61,25 +62,29 @@ def _subject(table: Mapping[str, Any]) -> str:
 def _tables(table: Mapping[str, Any]) -> list[Table]:
     rows = table["rows"]
     names = [row["system"] for row in rows]
-    made = [
+    tables = [
         Table("Systems", [["system", "seeds", *FIGURES, "recall"], *map(_main_cells, rows)], _CCC),
-        Table("The same predictions otherwise", [_BESIDE_HEAD, *(_beside_cells(row, table) for row in rows)], _BESIDE),
+        Table(
+            "More figures of the same predictions",
+            [_MORE_HEAD, *(_more_cells(row, table) for row in rows)],
+            _MORE,
+        ),
     ]
-    made += [_slopes(rows), *_by_traits(rows)]
-    made += [_tests(second, tests) for second, tests in table["tests"].items() if tests]
+    tables += [_slopes(rows), *_by_traits(rows)]
+    tables += [_tests(second, tests) for second, tests in table["tests"].items() if tests]
     if table["published"]:
-        made.append(_beside_the_paper(table["published"], {name: rows[names.index(name)] for name in names}))
+        tables.append(_paper_table(table["published"], {name: rows[names.index(name)] for name in names}))
     correlation = zip(PRIMITIVES, table["correlation"], strict=True)
     cells = [["", *PRIMITIVES], *([name, *(short(value) for value in values)] for name, values in correlation)]
-    return [*made, Table("Correlation of the labels (Pearson)", cells)]
+    return [*tables, Table("Correlation of the labels (Pearson)", cells)]
 
 
 def _main_cells(row: Mapping[str, Any]) -> list[str]:
     figures = [with_interval(row["ccc"][name], (row["interval"] or {}).get(name)) for name in FIGURES]
-    return [row["system"], str(len(row["seeds"])), *figures, _deviating(row["recall"], row["recall_deviation"])]
+    return [row["system"], str(len(row["seeds"])), *figures, _with_deviation(row["recall"], row["recall_deviation"])]
 
 
-def _beside_cells(row: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
+def _more_cells(row: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
     bounds = (row["bootstrap"] or {}).get("mean")
     deviation = row["seed_deviation"] or {}
     measured = [row["agreement"][name]["mean"] for name in ("pearson", "rmse")]
@@ -108,19 +113,20 @@ def _by_traits(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 def _tests(second: str, tests: Sequence[Mapping[str, Any]]) -> Table:
     cells = [["system", *FIGURES]]
     for test in tests:
-        cells.append([test["first"], *(_tested(test, name) for name in FIGURES)])
+        cells.append([test["first"], *(_difference(test, name) for name in FIGURES)])
     some = tests[0]
     ways = f"all {some['assignments']}" if some["exact"] else f"{some['assignments']} random"
     what = " (the classic system that a learnt one has to beat)" if second == BASELINE else ""
     legend = (
-        f"CCC less that of {second}{what}, and p after Holm's correction over the primitives of these {len(tests)} "
-        f"tests (of the mean: over the tests); in brackets p without it. Two-sided, by {ways} assignments of the "
-        f"predictions of {some['speakers']} speakers to the two systems; no p is below {some['least_p']:.2g}."
+        f"CCC minus that of {second}{what}, and p after Holm's correction over the primitives of these {len(tests)} "
+        f"tests (for the mean: over the tests); in brackets p without it. Two-sided permutation test over {ways} "
+        f"assignments of the predictions of {some['speakers']} speakers to the two systems; the smallest possible p is "
+        f"{some['least_p']:.2g}."
     )
     return Table(f"Against {second}", cells, legend)
 
 
-def _tested(test: Mapping[str, Any], name: str) -> str:
+def _difference(test: Mapping[str, Any], name: str) -> str:
     return f"{signed(test['difference'][name])} p {_p(test['p_holm'][name])} ({_p(test['p'][name])})"
 
 
@@ -128,21 +134,21 @@ def _p(value: float) -> str:
     return "<.001" if value < 0.001 else short(value)
 
 
-def _beside_the_paper(paper: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    cells = [["system", *(f"{name}, {whose}" for name in FIGURES for whose in ("ours", "theirs"))]]
+def _paper_table(paper: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    cells = [["system", *(f"{name}, {side}" for name in FIGURES for side in ("ours", "theirs"))]]
     for system in PAPER_SYSTEMS:
         ours, theirs = rows.get(system, {}).get("ccc", {}), paper["ccc"].get(system, {})
-        cells.append([system, *(short(whose.get(name)) for name in FIGURES for whose in (ours, theirs))])
+        cells.append([system, *(short(side.get(name)) for name in FIGURES for side in (ours, theirs))])
     legend = (
-        f"theirs: {paper['source']}; {paper['protocol']}. Our protocol stands above; under another one the figures do "
-        "not compare."
+        f"theirs: {paper['source']}; {paper['protocol']}. Our protocol is in the title; figures of different protocols "
+        "do not compare."
     )
-    return Table("Beside the paper", cells, legend)
+    return Table("Compared with the paper", cells, legend)
 
 
 def _marks(table: Mapping[str, Any]) -> list[str]:
     return mark_notes(table["subject"]["marks"])
 
 
-def _deviating(value: float | None, deviation: float | None) -> str:
+def _with_deviation(value: float | None, deviation: float | None) -> str:
     return short(value) if deviation is None else f"{short(value)} +- {short(deviation)}"

@@ -1,4 +1,4 @@
-"""The figures of `cpcscale bench scale` as lines for a person."""
+"""What `cpcscale bench scale` prints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def scale_lines(result: dict[str, Any]) -> list[str]:
-    """What is held and by whom, then what a step costs."""
+    """The memory of each process, then the time of a step."""
     rank, many, feeders, actors = (result[name] for name in ("rank", "rank_of_many", "feeders", "actors"))
     position, step = result["position"], result["step"]
     lines = [
@@ -35,6 +35,7 @@ def scale_lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"{lanes:42}" + "".join(f"{cell:>18}" for cell in spent) + f"{each['feed_us']:>10,.0f}")
     return [
         *lines,
+        "    order: find the rows of a step; draft: plan their members; coming: name the next shards; feed: its step",
         f"  rows of all {result['ranks']:,} ranks: {step['us_per_rank']:.0f} us a rank and step, {step['wrong']} wrong",
         f"  {result['ranks']:,} feeders in one process: first batches in {feeders['first_s']:.1f} s, then "
         f"{feeders['batch_us']:,.0f} us a batch, {feeders['kib_each']:,.0f} KiB each, {feeders['wrong']} rows wrong",

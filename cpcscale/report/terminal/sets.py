@@ -1,4 +1,4 @@
-"""What `cpcscale index` and `cpcscale audit` print: a few lines for a person, out of the same values as their JSON."""
+"""What `cpcscale index` and `cpcscale audit` print, from the same values as their JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMES, _COPIES = 6, 3
 
 
 def index_values(adopted: AdoptedSet) -> dict[str, Any]:
-    """What an index is and what was done for it, as plain values."""
+    """The values of `cpcscale index --json`: what the index holds, and what was done."""
     index = adopted.index
     return {
         "shards": index.base,
@@ -34,13 +34,13 @@ def index_values(adopted: AdoptedSet) -> dict[str, Any]:
 
 
 def index_lines(values: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of `index_values`."""
+    """The lines that `cpcscale index` prints, from `index_values`."""
     place = storage.shown(values["shards"])
     done = {
         "made": f"indexed {place}",
         "appended": f"appended {values['new_tars']} tars to {place}",
         "excluded": f"excluded utterances of {place}",
-        "unchanged": f"{place} is indexed, and its tars are those of the index",
+        "unchanged": f"the index of {place} is up to date",
     }[values["state"]]
     yield (
         f"{done}: {values['tars']:,} tars, {values['utterances']:,} utterances, {values['hours']:,.2f} h, "
@@ -52,7 +52,7 @@ def index_lines(values: Mapping[str, Any]) -> Iterator[str]:
         if values[f"{name}_from"]:
             yield _line(name, "from " + _counts(values[f"{name}_from"]))
     if values["excluded"]:
-        yield _line("excluded", f"{values['excluded']:,} utterances keep their place and count for nothing")
+        yield _line("excluded", f"{values['excluded']:,} utterances keep their place, but runs do not use them")
     if values["state"] in ("made", "appended"):
         left_out = values["left_out"]
         where = f" ({_counts(left_out)}), listed in {storage.join(place, QUARANTINE)}" if left_out else ""
@@ -64,35 +64,37 @@ def index_lines(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def audit_lines(values: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of an audit's result, problems last."""
+    """The lines that `cpcscale audit` prints, problems last."""
     yield (
         f"audited {storage.shown(values['shards'])}: {values['tars']:,} tars, {values['utterances']:,} utterances, "
         f"{values['hours']:,.2f} h, {values['bytes'] / 1e9:,.2f} GB, fingerprint {values['fingerprint'][:12]}"
     )
-    yield _line("checked", f"every byte; {values['decoded']:,} members decoded ({values['share']:.0%} asked for)")
+    yield _line("checked", f"every byte; {values['decoded']:,} members decoded (share={values['share']:g})")
     if values["duration_s"]:
         yield _line("durations", "{least:.2f} s to {most:.2f} s, median {median:.2f} s".format(**values["duration_s"]))
     yield _line("languages", _hours(values["hours_by_language"], values["languages"], values["hours"]))
     alone = values["hours_without_group"]
-    others = f"; {alone:,.2f} h of no group but their recording" if alone else ""
+    others = f"; {alone:,.2f} h without a group (each recording is its own)" if alone else ""
     yield _line("groups", _hours(values["hours_by_group"], values["groups"], values["hours_of_groups"]) + others)
     yield _line("recordings", f"{values['recordings']:,}")
     copies, first = values["duplicates"]["utterances"], values["duplicates"]["first"][:_COPIES]
-    yield _line("duplicates", f"{copies:,} utterances have the bytes of another one, as" if copies else "none")
+    yield _line(
+        "duplicates", f"{copies:,} utterances have the same bytes as another one, such as" if copies else "none"
+    )
     yield from (f"    {' = '.join(group[:2])}" for group in first)
     if values["excluded"]:
         yield _line("excluded", f"{values['excluded']:,} utterances, {values['excluded_hours']:,.2f} h")
     if values["members_not_indexed"]:
-        yield _line("not indexed", f"{values['members_not_indexed']:,} audio members of these tars")
+        yield _line("not indexed", f"{values['members_not_indexed']:,} audio members of indexed tars")
     if values["tars_not_indexed"]:
-        yield _line("not indexed", f"{values['tars_not_indexed']:,} tars beside them")
+        yield _line("not indexed", f"{values['tars_not_indexed']:,} tars of this folder")
     yield _line("shuffle", _shuffle(values["shuffle"]))
     yield _line("problems", f"{values['problem_count']:,}" if values["problem_count"] else "none")
     yield from (f"    {problem}" for problem in values["problems"])
 
 
 def _found(origins: Counter[str], field: str) -> dict[str, int]:
-    """Where a field was found, and how often, the most first."""
+    """Where a field was found, with counts, the most frequent first."""
     start = f"{field}: "
     return {name.removeprefix(start): count for name, count in origins.most_common() if name.startswith(start)}
 
@@ -111,7 +113,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _hours(by_name: Mapping[str, float], total: int, hours: float) -> str:
-    """The first names with their hours, and the rest of `total` names and `hours`."""
+    """The number of names; the first ones with their hours, and the rest of `total` names and `hours` in one."""
     shown = list(by_name.items())[:_NAMES]
     texts = [f"{name or 'none named'} {value:,.2f} h" for name, value in shown]
     others = total - sum(bool(name) for name, _ in shown)
@@ -124,9 +126,9 @@ def _shuffle(figure: Mapping[str, Any]) -> str:
     if "why" in figure:
         return f"not measured ({plan}): {figure['why']}"
     ratio = "" if figure["ratio"] is None else f", ratio {figure['ratio']:.2f}"
-    how = f"all {figure['batches']}" if figure["exact"] else f"{figure['batches']} keyed"
+    how = f"all {figure['batches']}" if figure["exact"] else f"{figure['batches']} random"
     error = "" if figure["exact"] else f" +- {figure['error']:.2g}"
     return (
-        f"{figure['pairs']:.3g}{error} pairs of one recording a batch, {figure['perfect']:.3g} if shuffled perfectly"
+        f"{figure['pairs']:.3g}{error} pairs from one recording a batch, {figure['perfect']:.3g} in a perfect shuffle"
         f"{ratio} ({how} batches; {plan})"
     )

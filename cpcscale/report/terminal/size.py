@@ -1,4 +1,4 @@
-"""What a pretraining takes of its machines, as lines for a person."""
+"""What `cpcscale size` prints: the speed, bottleneck and memory of a pretraining on given machines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OUT = {
 
 
 def size_lines(values: Mapping[str, Any], given: tuple[str, ...]) -> list[str]:
-    """What `cpcscale size` prints of its JSON; `given` names the rates that were not measured."""
+    """The lines of `cpcscale size`; `given` names the rates that the user gave, which were not measured."""
     found = SimpleNamespace(**values)
     speech, reading = SimpleNamespace(**values["speech"]), SimpleNamespace(**values["reading"])
     measured = {name: "given" if name in given else "measured here" for name in ("update", "decode")}
@@ -33,11 +33,11 @@ def size_lines(values: Mapping[str, Any], given: tuple[str, ...]) -> list[str]:
         f"lanes a node, {speech.shards_per_lane:,.3g} shards a lane; about {found.memory_mib:,.0f} MiB in fp32 each",
         f"  speed          a worker updates on {found.update_audio_s_per_s:,.1f} audio s/s ({measured['update']}), a "
         f"core decodes {found.decode_audio_s_per_s:,.0f} ({measured['decode']})",
-        f"  a step         {found.step_s:.3g} s: {side}, side by side",
+        f"  a step         {found.step_s:.3g} s: {side}, in parallel",
         f"  bottleneck     {_SPENT[found.bottleneck]}: {_OUT[found.bottleneck]}",
         f"  the run        {_time(found.run_hours)}, {_time(found.validation_s / 3600)} of it validation; "
         f"{found.worker_hours:,.3g} worker hours; {found.audio_s_per_s:,.1f} audio s/s",
-        f"  decoding       {found.decode_cores_per_node:,.2g} core(s) a node keep its workers fed, or "
+        f"  decoding       {found.decode_cores_per_node:,.2g} core(s) a node are enough for its workers, or "
         f"{found.feeders_per_worker:,} feeder(s) a worker with feed.kind=actors",
     ]
     if reading.cache_gb:

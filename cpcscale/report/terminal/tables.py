@@ -1,4 +1,4 @@
-"""Tables with a title and a legend, for a terminal and as Markdown."""
+"""Tables with a title and a legend, as text for a terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Table:
 
 
 def text_lines(head: str, tables: Sequence[Table], notes: Sequence[str]) -> list[str]:
-    """The tables below `head`, the notes behind them."""
+    """The lines of `head`, the tables and then the notes."""
     lines = [head]
     for table in tables:
         lines += ["", table.title, *_aligned(table.cells)]
         lines += textwrap.wrap(table.legend, _WIDTH)
-    said = [line for note in notes for line in textwrap.wrap(note, _WIDTH)]
-    return lines + (["", *said] if said else [])
+    notes_lines = [line for note in notes for line in textwrap.wrap(note, _WIDTH)]
+    return lines + (["", *notes_lines] if notes_lines else [])
 
 
 def markdown(head: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """The same for a README, a pull request or a paper's draft."""
+    """The same as Markdown."""
     parts = [f"# {head}"]
     for table in tables:
         parts += [f"## {table.title}", "\n".join(_piped(table.cells)), *([table.legend] if table.legend else [])]
@@ -39,7 +39,7 @@ def markdown(head: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
 
 
 def mark_notes(marks: Sequence[str]) -> list[str]:
-    """What the marks mean."""
+    """A sentence on the meaning of each mark."""
     return [f"{mark}: {MARKS[mark]}" for mark in marks if mark in MARKS]
 
 

@@ -1,4 +1,4 @@
-"""CCC by gender and by style in words and as cells of a table."""
+"""CCC by gender and by style of speech, as lines and as cells of a table."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from cpcscale.report.compare import FIGURES, short
 
 LEGEND = (
-    "less: the CCC of the first group less that of the second, [low, high] its 95 % interval (delete-one-speaker "
-    "jackknife of the difference, t with n - 1 degrees of freedom): none below 6 speakers in all or 2 in a group. "
-    "Groups have their own interval from 6 speakers on."
+    "minus: the CCC of the first group minus that of the second, [low, high] its 95 % interval (delete-one-speaker "
+    "jackknife of the difference, t with n - 1 degrees of freedom; none below 6 speakers in all or 2 in a group). A "
+    "group has an interval from 6 speakers on."
 )
 SLOPE_LEGEND = (
-    "slope: of the truth regressed on the prediction, the mean over seeds. 1 is calibrated; under 1 predictions spread "
-    "too far, above 1 they keep too close to their mean. 0: predictions are constant."
+    "slope: of the regression of the truth on the prediction, mean over seeds. 1: calibrated; below 1: predictions "
+    "spread too far; above 1: they stay too close to their mean; 0: they are constant."
 )
 
 
 def trait_lines(groups: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What `cpcscale finetune` prints of the `groups` of a result.json: nothing of a trait that no owner states."""
+    """The lines that `cpcscale finetune` prints of the `groups` of result.json; none for a trait that is not known."""
     for trait, found in groups.items():
         if not found["groups"]:
             continue
@@ -28,12 +28,12 @@ def trait_lines(groups: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             sizes = f"{group['utterances']:,} utterances of {_speakers(group['speakers'])}"
             yield f"    {name}, {sizes}: {_in_words(group['ccc'], group['interval'])}"
         for gap in found["gaps"]:
-            few = "" if gap["interval"] else " (no interval: it takes 6 speakers in all and 2 in each group)"
+            few = "" if gap["interval"] else " (no interval: it needs 6 speakers in all and 2 in each group)"
             yield f"    {_gap_name(gap)}: {_in_words(gap['difference'], gap['interval'], plus=True)}{few}"
 
 
 def trait_cells(trait: str, systems: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The rows of a table of one trait, the header first, for the `groups` of each system's row; [] where unknown."""
+    """A table of one trait from each system's `groups`, header first; [] if the trait is not known."""
     cells = []
     for system, traits in systems.items():
         found = traits.get(trait, {"groups": {}, "gaps": []})
@@ -46,7 +46,7 @@ def trait_cells(trait: str, systems: Mapping[str, Mapping[str, Any]]) -> list[li
 
 
 def missing_words(trait: str, systems: Mapping[str, Mapping[str, Any]]) -> str:
-    """A sentence on the utterances that are in no group, empty where there is none."""
+    """A sentence on the utterances that are in no group; empty if all are in one."""
     count = max((traits.get(trait, {"missing": 0})["missing"] for traits in systems.values()), default=0)
     return f" {count:,} utterances without a {trait} are in no group." if count else ""
 
@@ -66,7 +66,7 @@ def _speakers(count: int) -> str:
 
 
 def _gap_name(gap: Mapping[str, Any]) -> str:
-    return f"{gap['first']} less {gap['second']}"
+    return f"{gap['first']} minus {gap['second']}"
 
 
 def _in_words(ccc: Mapping[str, float], interval: Mapping[str, Any] | None, plus: bool = False) -> str:
@@ -78,6 +78,6 @@ def _figures(ccc: Mapping[str, float], interval: Mapping[str, Any] | None, plus:
 
 
 def with_interval(value: float, bounds: Any, plus: bool = False) -> str:
-    """`.612 [.55, .67]`, or the value alone; with `plus` a difference, which has a sign."""
+    """`.612 [.55, .67]`, or the value alone without bounds; `plus` gives it a sign, for differences."""
     text = signed(value) if plus else short(value)
     return f"{text} [{short(bounds[0], 2)}, {short(bounds[1], 2)}]" if bounds else text
