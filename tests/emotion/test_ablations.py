@@ -181,7 +181,7 @@ def test_a_constant_hears_no_speaker_so_it_has_no_mark(folder):
 @pytest.fixture
 def pretrained(monkeypatch) -> list[list[str]]:
     """minicpc's pretraining replaced by a network that follows from the files; the speakers of each call."""
-    import cpcscale.emotion.encoders.minicpc as minicpc
+    from cpcscale.emotion.encoders import networks
 
     calls: list[list[str]] = []
 
@@ -190,7 +190,7 @@ def pretrained(monkeypatch) -> list[list[str]]:
         heard = sum(len(Path(source.path).read_bytes()) for source in sources)
         return build(recipe.model, seed=heard)
 
-    monkeypatch.setattr(minicpc, "pretrain_on", pretrain_on)
+    monkeypatch.setattr(networks, "pretrain_on", pretrain_on)
     return calls
 
 

@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def pretrained_on(monkeypatch) -> list[list[str]]:
     """minicpc's pretraining replaced by a fresh network; the speakers of each call."""
-    import cpcscale.emotion.encoders.minicpc as minicpc
+    from cpcscale.emotion.encoders import networks
 
     calls: list[list[str]] = []
 
@@ -42,7 +42,7 @@ def pretrained_on(monkeypatch) -> list[list[str]]:
         calls.append(sorted({source.group for source in sources}))
         return build(recipe.model, seed=3)
 
-    monkeypatch.setattr(minicpc, "pretrain_on", pretrain_on)
+    monkeypatch.setattr(networks, "pretrain_on", pretrain_on)
     return calls
 
 

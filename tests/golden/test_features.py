@@ -19,7 +19,7 @@ from cpcscale.emotion.audio import degraded as robustness
 from cpcscale.emotion.audio import from_files
 from cpcscale.emotion.corpora.corpus import Utterance
 from cpcscale.emotion.encoders import layer as hearing
-from cpcscale.emotion.encoders import minicpc
+from cpcscale.emotion.encoders import networks
 from cpcscale.emotion.encoders.layer import LayerFeatures
 from cpcscale.emotion.handmade import functionals, mfcc, prosody
 from cpcscale.model.cpc import ModelConfig, build
@@ -66,7 +66,7 @@ def minicpc_weights(folder: Path) -> np.ndarray:
     recipe.model.encoder.channels = recipe.model.context.width = 8
     recipe.objective.negatives = 4
     recipe.train.steps, recipe.train.batch, recipe.train.lanes, recipe.train.threads = 2, 2, 1, 1
-    network = minicpc.pretrain_on([AudioFile(str(folder / "a.wav"), "a.wav", "x", "")], recipe, str(folder / "made"))
+    network = networks.pretrain_on([AudioFile(str(folder / "a.wav"), "a.wav", "x", "")], recipe, str(folder / "made"))
     return np.concatenate([tensor.numpy().ravel() for tensor in network.state_dict().values()])
 
 
@@ -84,7 +84,7 @@ MADE: dict[str, tuple[int, Callable[[Path], np.ndarray]]] = {
         for name in ("noise10", "reverb", "telephone", "gain+12")
     },
     "decoded": (from_files.VERSION, decoded),
-    "minicpc": (minicpc.VERSION, minicpc_weights),
+    "minicpc": (networks.MINICPC_VERSION, minicpc_weights),
 }
 
 

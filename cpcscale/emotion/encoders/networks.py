@@ -19,15 +19,23 @@ from cpcscale.emotion.audio.array_cache import cache_kind
 from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.batching import collate, group_by_length
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.encoders import minicpc
 from cpcscale.emotion.encoders.huggingface import PREFIX, HFEncoder, absolute_hf, library_version, open_hf, untrained_hf
 from cpcscale.emotion.encoders.layer import Encoder, EncoderLayer, LayerFeatures, WaveNorm
 from cpcscale.emotion.recipe import CLASSIC, FRAMES, EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, ModelConfig, build
 from cpcscale.progress import note
+from cpcscale.shards.pack import TRAIN, PackConfig, pack_sources
 from cpcscale.shards.packing.sources import AudioFile as AudioFile
 from cpcscale.train.checkpoint import load_encoder
+from cpcscale.train.loop import pretrain
+from cpcscale.train.observer import SilentObserver
+from cpcscale.train.ranks import Ranks
+from cpcscale.train.recipe import Recipe
+from cpcscale.train.setup import Data
+
+# Raise it when the same audio, recipe and seed give other weights of miniCPC: cached networks are then trained again.
+MINICPC_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,19 @@ def measure_level(waves: Iterable[np.ndarray]) -> tuple[float, float]:
     return mean / 32768, 32768 / deviation if deviation > 0 else 1.0
 
 
+def pretrain_on(sources: Sequence[AudioFile], recipe: Recipe, folder: str) -> CPC:
+    """miniCPC (Li et al. 2021): a network pretrained on these files alone, in this process.
+
+    Its shards and checkpoints are below `folder`; if that holds a finished pretraining of the same files and recipe, it
+    is used. The order of training depends on the names of the sources, not on their paths. Pass only files of the
+    training speakers of one outer fold: an encoder trained on audio of a test speaker would make the test unfair.
+    """
+    packed = pack_sources(sources, storage.join(folder, "shards"), PackConfig())
+    run_dir = storage.join(folder, "run")
+    pretrain(recipe, Data(packed.splits[TRAIN], {}), run_dir, Ranks.current(), SilentObserver())
+    return load_encoder(run_dir)[0]
+
+
 def pretrain_on_rows(recipe: EmotionRecipe, corpus: Corpus, known: Encoder | None, rows: Sequence[int]) -> CPC:
     """Pretrains a network on these utterances alone, in this process."""
     chosen = [corpus.utterances[row] for row in rows]
@@ -150,7 +171,7 @@ def pretrain_on_rows(recipe: EmotionRecipe, corpus: Corpus, known: Encoder | Non
     )
     pretraining = dataclasses.replace(recipe.pretraining, model=_model(recipe, known), train=train)
     with tempfile.TemporaryDirectory(prefix="minicpc-") as folder:
-        return minicpc.pretrain_on(sources, pretraining, folder)
+        return pretrain_on(sources, pretraining, folder)
 
 
 def pretrain_on_corpus(recipe: EmotionRecipe, waves: Waves, known: Encoder | None) -> CPC:
@@ -168,7 +189,7 @@ def pretrain_on_corpus(recipe: EmotionRecipe, waves: Waves, known: Encoder | Non
         recipe.pretraining, model=model, train=dataclasses.replace(recipe.pretraining.train, threads=0)
     )
     kind = cache_kind(
-        "minicpc network", config.digest(placeless), json.dumps(sources), f"{minicpc.VERSION} torch {torch.__version__}"
+        "minicpc network", config.digest(placeless), json.dumps(sources), f"{MINICPC_VERSION} torch {torch.__version__}"
     )
     blank = build(model, seed=0)
     names = list(blank.state_dict())

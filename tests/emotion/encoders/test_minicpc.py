@@ -8,7 +8,7 @@ from pathlib import Path
 import speech
 import torch
 
-from cpcscale.emotion.encoders.minicpc import pretrain_on
+from cpcscale.emotion.encoders.networks import pretrain_on
 from cpcscale.shards.packing.sources import AudioFile, find_audio
 
 
