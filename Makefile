@@ -1,54 +1,85 @@
-# `make quickstart` and `make test` need git, make and Python 3.11 or later; each makes .venv itself, once.
+# Each target needs git, make and Python 3.11 or later, and makes .venv with what it needs, once.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+DEV := .venv/.ready-dev
+DOCS := .venv/.ready-docs
 
-.PHONY: help setup quickstart test lint format clean drills docs
+.PHONY: help setup quickstart check test lint format clean drills docs
 
 help:
-	@echo "make quickstart   set up, then the main job on the speech that the project carries (about 10 minutes)"
+	@echo "make quickstart   set up, then the main job on the speech that the project carries (about 5 minutes)"
+	@echo "make check        set up, then style, types and the quick tests: for every edit (2 minutes)"
 	@echo "make test         set up, then every test but the longest drills"
 	@echo "make drills       set up, then every drill: workers, nodes and drivers killed (an hour)"
-	@echo "make setup        .venv with everything, nothing else"
+	@echo "make setup        .venv with what cpcscale needs, nothing else"
 	@echo "make docs         set up, then the documentation with its reference in build/site"
 	@echo "make lint         ruff and mypy"
 	@echo "make format       ruff, writing"
 	@echo "make clean        remove .venv and runs/"
 
+# All versions are pinned in requirements/, so pip resolves nothing but what torch needs on this machine (CUDA or not).
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
+LOCKED := $(INSTALL) --no-deps --requirement
+# On all cores, without the tests of packages; some packages carry files of other Pythons, which do not compile.
+COMPILE := { $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true; }
+packages = $$(grep -c == requirements/$(1).txt) packages
+# $(call phase,NAME,COMMAND): runs the command and says how long it took.
+phase = @began=$$(date +%s); printf '  %-14s' "$(1)"; $(2) && printf '%4d s\n' $$(($$(date +%s) - began))
+
 setup: $(READY)
 	@echo "ready: $(CURDIR)/.venv (activate with: source .venv/bin/activate)"
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml requirements/core.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "cpcscale needs Python 3.11 or later, $(PYTHON) is older: set PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "setting up .venv with $(PYTHON): about 2.5 GB, a few minutes"
-	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
-	@echo "[1/2] PyTorch"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	@echo "[2/2] cpcscale and the rest"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@touch $(READY)
+	@echo "setting up .venv with $(PYTHON): about 2 GB, a minute or two"
+	$(call phase,venv,{ test -x $(BIN)/python || "$(PYTHON)" -m venv .venv; })
+	$(call phase,PyTorch,$(INSTALL) --constraint requirements/core.txt torch)
+	$(call phase,$(call packages,core),$(LOCKED) requirements/core.txt)
+	$(call phase,cpcscale,$(INSTALL) --no-deps --no-build-isolation --editable .)
+	$(call phase,bytecode,$(COMPILE))
+	@touch $@
+
+$(DEV): $(READY) requirements/dev.txt
+	@echo "adding what the tests need"
+	$(call phase,$(call packages,dev),$(LOCKED) requirements/dev.txt)
+	$(call phase,bytecode,$(COMPILE))
+	@touch $@
+
+$(DOCS): $(READY) requirements/docs.txt
+	@echo "adding what the documentation needs"
+	$(call phase,$(call packages,docs),$(LOCKED) requirements/docs.txt)
+	@touch $@
 
 quickstart: $(READY)
 	@$(BIN)/python jobs/quickstart.py
 
-test: $(READY)
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# Tests run side by side, so each process has one thread: with more, those of torch wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# The rooms that need no Ray, but for one file.
+QUICK := tests/stream tests/model tests/objective tests/emotion tests/report --ignore tests/emotion/heads/test_from_raw.py
+QUICK += tests/test_architecture.py tests/test_audio.py tests/test_config.py tests/test_requirements.py
+
+check: lint
+	$(PYTEST) --quiet $(QUICK)
+
+test: $(DEV)
+	$(PYTEST)
 	@echo "tests passed; the environment is $(CURDIR)/.venv"
 
-drills: $(READY)
-	CPCSCALE_DRILLS=1 CPCSCALE_KILLS=20 $(BIN)/python -m pytest -s tests/drills tests/cluster tests/infra
+drills: $(DEV)
+	CPCSCALE_DRILLS=1 CPCSCALE_KILLS=20 $(BIN)/python -m pytest -s tests/drills tests/cluster tests/experiments tests/infra
 
-docs: $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+docs: $(DOCS)
 	$(BIN)/python -m properdocs build --strict -f mkdocs.yml
 
-lint: $(READY)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY)
+format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -1,3 +1,3 @@
 """cpcscale: contrastive-predictive-coding pretraining for speech emotion, at any size."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

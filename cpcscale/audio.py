@@ -1,7 +1,7 @@
-"""Audio bytes to mono samples at 16 kHz, whole or a slice, and back; probing without decoding.
+"""Decodes audio to mono samples at 16 kHz, whole or a slice; encodes it; reads headers without decoding.
 
-Samples are float32 in [-1, 1) or int16. The one rounding between them, used everywhere: int16 = clip(rint(x * 32768)),
-x = int16 / 32768. A 16-bit source survives it bit for bit.
+Samples are float32 in [-1, 1) or int16. Everywhere, int16 = clip(rint(x * 32768)) and x = int16 / 32768, so a 16-bit
+source comes back bit for bit.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ RATE_HZ = 16_000
 SUFFIXES = (".wav", ".flac", ".opus", ".ogg", ".mp3", ".aif", ".aiff", ".au", ".sph")
 _FORMATS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
 CODECS = tuple(_FORMATS)
-# A damaged header, or one of a FLAC written to a pipe, claims years; libsndfile believes it.
+# A damaged header, or that of a FLAC written to a pipe, may state years; libsndfile does not check it.
 _LONGEST_S = 86_400
-# Frames read at a time where a file is not held whole.
+# Frames to read at a time where a file is not in memory as a whole.
 _BLOCK_FRAMES = 65_536
-_kept = threading.local()
+_thread = threading.local()
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-# A path, the bytes of a file, or a file to read and seek in.
+# A local path, the bytes of a file, or an open file that can seek.
 Source = bytes | str | io.RawIOBase
 
 
 class AudioError(UserError):
-    """Bytes that cannot be used as speech; `cause` is one word for the quarantine table."""
+    """Raised for bytes that cannot be used as speech; `cause` is one word for the quarantine table."""
 
     def __init__(self, cause: str, message: str) -> None:
         super().__init__(message)
         self.cause = cause
 
     def __reduce__(self) -> tuple[type[AudioError], tuple[str, str]]:
-        # Exceptions unpickle by their args alone, and this one takes two; it crosses process borders.
+        # An exception is unpickled from its args alone, and this one takes two. Workers send it to their driver.
         return AudioError, (self.cause, str(self))
 
 
 class _Sequential(soundfile.SoundFile):
-    """A file that is read on and on: soundfile seeks after each read, and opus decodes otherwise after a seek."""
+    """A file that is read in order: soundfile seeks after each read, and after a seek Opus decodes other samples."""
 
     def seekable(self) -> bool:
         return False
@@ -57,7 +57,7 @@ class _Sequential(soundfile.SoundFile):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What the header says: `samples` a channel at the file's own `rate_hz`."""
+    """The header of a file: `samples` of each channel, at the file's own `rate_hz`."""
 
     samples: int
     rate_hz: int
@@ -69,12 +69,12 @@ class AudioInfo:
 
     @property
     def length(self) -> int:
-        """The samples that `decode` gives, if the header tells the truth: soxr rounds halves up."""
+        """How many samples `decode` returns, if the header is right; soxr rounds halves up."""
         return (2 * self.samples * RATE_HZ + self.rate_hz) // (2 * self.rate_hz)
 
 
 def read_header(source: Source) -> AudioInfo:
-    """The header of a file, nothing decoded. Raises AudioError `unreadable` or `empty`."""
+    """The header of a file; nothing is decoded. Raises AudioError with cause `unreadable` or `empty`."""
     try:
         with soundfile.SoundFile(_opened(source)) as file:
             return _header(file, source)
@@ -83,9 +83,9 @@ def read_header(source: Source) -> AudioInfo:
 
 
 def decode(source: bytes | str) -> np.ndarray:
-    """The whole signal as float32 [S], mono at 16 kHz: channels averaged, resampled by soxr's HQ preset.
+    """The whole signal as float32 [S], mono at 16 kHz: channels are averaged, then resampled by soxr's HQ preset.
 
-    Raises AudioError `unreadable` or `empty`.
+    Raises AudioError with cause `unreadable` or `empty`.
     """
     try:
         with soundfile.SoundFile(_opened(source)) as file:
@@ -101,10 +101,10 @@ def decode(source: bytes | str) -> np.ndarray:
     return mono if rate_hz == RATE_HZ else soxr.resample(mono, rate_hz, RATE_HZ)
 
 
-def blocks(source: Source) -> Iterator[np.ndarray]:
-    """What `decode` returns, sample for sample, as consecutive float32 blocks: a few MB whatever the length.
+def decode_blocks(source: Source) -> Iterator[np.ndarray]:
+    """The samples that `decode` returns, as consecutive float32 blocks; takes a few MB for a file of any length.
 
-    Raises AudioError `unreadable` or `empty`, after the blocks that were good.
+    Raises AudioError with cause `unreadable` or `empty`, after the blocks that could be decoded.
     """
     decoded = False
     try:
@@ -126,11 +126,11 @@ def blocks(source: Source) -> Iterator[np.ndarray]:
 
 
 def decode_slice(data: bytes | memoryview, start: int, count: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Samples [start, start + count) of a member at 16 kHz mono, as int16 [count]; into `out` where it is given.
+    """Samples [start, start + count) of an encoded utterance at 16 kHz mono, int16 [count]; written to `out` if given.
 
-    A member of another rate or with more channels is decoded whole and then cut, as `decode` does, so that the samples
-    do not depend on the slice. Raises AudioError `unreadable` when the member does not decode, `cut` when it ends
-    before the slice does.
+    Audio of another rate or with more channels is decoded whole, as by `decode`, and then cut, so that the samples do
+    not depend on the slice. Raises AudioError with cause `unreadable` when the bytes do not decode, and `cut` when the
+    audio ends before the slice does.
     """
     assert start >= 0
     wave = np.empty(count, np.int16) if out is None else out
@@ -143,7 +143,7 @@ def decode_slice(data: bytes | memoryview, start: int, count: int, out: np.ndarr
                 if (file.samplerate, file.channels) != (RATE_HZ, 1):
                     part = to_int16(decode(bytes(data)))[start : start + count]
                 else:
-                    # What is there is read even when the slice starts past the end, which seeking refuses.
+                    # A slice may start past the end; libsndfile refuses to seek there.
                     file.seek(min(start, file.frames))
                     exact = file.subtype == "PCM_16"
                     part = file.read(count, "int16", out=wave) if exact else to_int16(file.read(count, "float32"))
@@ -157,7 +157,11 @@ def decode_slice(data: bytes | memoryview, start: int, count: int, out: np.ndarr
 
 
 def encode(wave: np.ndarray, codec: str) -> bytes:
-    """The int16 signal [S] at 16 kHz as one file of `codec` (wav, flac, opus); the same signal gives the same bytes."""
+    """The int16 signal [S] at 16 kHz as the bytes of a file; `codec` is wav, flac or opus. Same signal, same bytes.
+
+    >>> decode(encode(np.array([0, 16384], np.int16), "flac")).tolist()
+    [0.0, 0.5]
+    """
     form, subtype = _FORMATS[codec]
     out = io.BytesIO()
     soundfile.write(out, wave, RATE_HZ, format=form, subtype=subtype)
@@ -165,19 +169,19 @@ def encode(wave: np.ndarray, codec: str) -> bytes:
 
 
 def to_int16(wave: np.ndarray) -> np.ndarray:
-    """float [-1, 1) to int16 by the module's one rounding, values outside clipped."""
+    """float samples as int16: clip(rint(wave * 32768))."""
     return np.clip(np.rint(wave * np.float32(32768)), -32768, 32767).astype(np.int16)
 
 
 def _with_serial_zero(ogg: bytes) -> bytes:
-    """An Ogg file with the stream's random serial number made 0 and each page's checksum set anew (RFC 3533)."""
+    """The Ogg file with its random serial number set to 0 and each page's checksum computed again (RFC 3533)."""
     pages, start = bytearray(ogg), 0
     while start < len(pages):
         lengths = pages[start + 27 : start + 27 + pages[start + 26]]
         stop = start + 27 + len(lengths) + sum(lengths)
         pages[start + 14 : start + 18] = bytes(4)
         pages[start + 22 : start + 26] = bytes(4)
-        # Ogg's CRC is zlib's with every byte's bits, and the result's, the other way round, and no inversions.
+        # Ogg's CRC is zlib's without its inversions, and with the bits of each byte and of the result reversed.
         mirrored = ~zlib.crc32(pages[start:stop].translate(_MIRRORED), 0xFFFFFFFF) & 0xFFFFFFFF
         pages[start + 22 : start + 26] = mirrored.to_bytes(4, "big").translate(_MIRRORED)
         start = stop
@@ -185,17 +189,17 @@ def _with_serial_zero(ogg: bytes) -> bytes:
 
 
 def _in_memory(data: bytes | memoryview) -> soundfile.SoundFile:
-    """The bytes as an open file that libsndfile reads by itself.
+    """The bytes as an open file that libsndfile reads without Python.
 
-    From a Python file object it takes the interpreter's lock at every read, and so waits for whatever else runs; from a
-    file descriptor it needs the lock not at all. Each thread keeps one anonymous file for it.
+    It takes the interpreter's lock at each read of a Python file object, and so waits for other threads; it reads a
+    file descriptor without the lock. Each thread keeps one anonymous file for this.
     """
     if not hasattr(os, "memfd_create"):
         return soundfile.SoundFile(io.BytesIO(data))
-    if getattr(_kept, "process", None) != os.getpid():
-        # A forked process would share the parent's.
-        _kept.file, _kept.process = os.fdopen(os.memfd_create("audio"), "r+b", buffering=0), os.getpid()
-    descriptor = _kept.file.fileno()
+    if getattr(_thread, "process", None) != os.getpid():
+        # A forked process must not share the file of its parent.
+        _thread.file, _thread.process = os.fdopen(os.memfd_create("audio"), "r+b", buffering=0), os.getpid()
+    descriptor = _thread.file.fileno()
     os.pwrite(descriptor, data, 0)
     os.ftruncate(descriptor, len(data))
     os.lseek(descriptor, 0, os.SEEK_SET)
@@ -203,7 +207,7 @@ def _in_memory(data: bytes | memoryview) -> soundfile.SoundFile:
 
 
 def _pcm16(data: bytes | memoryview) -> np.ndarray | None:
-    """The samples of a 16 kHz mono 16-bit WAV as they stand in `data`, not copied; None for anything else."""
+    """The samples of a 16 kHz mono 16-bit WAV as a view of `data`; None for anything else."""
     if len(data) < 36 or data[:4] != b"RIFF" or data[8:16] != b"WAVEfmt ":
         return None
     size, kind, channels, rate_hz, _, _, bits = struct.unpack_from("<IHHIIHH", data, 16)
@@ -214,7 +218,7 @@ def _pcm16(data: bytes | memoryview) -> np.ndarray | None:
         name, size = struct.unpack_from("<4sI", data, place)
         place += 8
         if name == b"data":
-            # A header may claim more than there is.
+            # A header may state more bytes than there are.
             return np.frombuffer(data, "<i2", min(size, len(data) - place) // 2, place)
         # Chunks are padded to an even length.
         place += size + (size & 1)
@@ -227,7 +231,7 @@ def _header(file: soundfile.SoundFile, source: Source) -> AudioInfo:
         raise AudioError("empty", f"{_name(source)} holds no samples")
     if info.duration_s > _LONGEST_S:
         raise AudioError(
-            "unreadable", f"{_name(source)} has no length in its header, or one past a day: write it again"
+            "unreadable", f"{_name(source)} states no length in its header, or more than a day: write it again"
         )
     return info
 
@@ -240,10 +244,10 @@ def _name(source: Source) -> str:
     if isinstance(source, bytes):
         return f"{len(source)} bytes"
     name = source if isinstance(source, str) else str(getattr(source, "name", "a file"))
-    # A name that is not UTF-8 must not break the message, or the table that the message goes into.
+    # A name that is not UTF-8 must not break the message, or the quarantine table that holds the message.
     return name.encode(errors="backslashreplace").decode()
 
 
 def _why(error: Exception) -> str:
-    # libsndfile's own words, without the address of the buffer that it read.
+    # libsndfile's message, without the address of the buffer that it read.
     return error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)

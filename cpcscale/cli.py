@@ -154,13 +154,13 @@ def _checkpoint(options: argparse.Namespace) -> int:
         raise UserError(f"`checkpoint {options.what}` takes a path and no settings such as {options.overrides[0]}")
     match options.what:
         case "ls":
-            values = inspect.listed(options.path)
+            values = inspect.list_checkpoints(options.path)
             lines = report.list_lines(values)
         case "show":
-            values = inspect.shown(options.path)
+            values = inspect.describe_checkpoint(options.path)
             lines = report.show_lines(values)
         case _:
-            values = inspect.verified(options.path)
+            values = inspect.verify_checkpoints(options.path)
             lines = report.verify_lines(values)
     if options.json:
         _emit(values)

@@ -1,15 +1,15 @@
 """Typed configs: a tree of dataclasses, filled from one YAML file and `key=value` overrides.
 
-Each component keeps its dataclass beside its code; the root of a run composes them. Loading is strict: an unknown key
-is an error that names the nearest known one, and every dataclass checks its own values when it is built.
+Each component keeps its dataclass beside its code; the config of a run is composed of them. Loading is strict: an
+unknown key is an error that names the nearest known one, and every dataclass checks its values when it is built.
 
-A finished run is found again, and a checkpoint goes on, by what its config computes (`identity`, `digest`). So that
-keys can come and go between releases:
+`identity` holds the keys that decide what a run computes, `digest` is their hash. By them a finished run is found again
+and a checkpoint is resumed. So that releases can add and remove keys:
 
-- a field with `metadata=PLACE` says where or how fast a run happens and never counts;
-- a field with `metadata=ADDED` came after release 0.1 and counts only when it is not at its default;
-- a class keeps the keys that it no longer has in `REMOVED`, with their old defaults: they go on counting at these, and
-  are ignored where a file or a checkpoint holds them, but refused with any other value.
+- a field with `metadata=PLACE` says where or how fast a run happens and is never part of the identity;
+- a field with `metadata=ADDED` was added after release 0.1 and is part of it only when it is not at its default;
+- a class lists the keys that were removed in `REMOVED`, with their old defaults: the identity still holds these. A file
+  or a checkpoint may hold such a key at its old default, which is ignored; any other value is refused.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from cpcscale.errors import UserError, nearest
 
 T = TypeVar("T")
 
-# Metadata of dataclass fields, see above.
+# Metadata of dataclass fields: see the docstring of this module.
 PLACE = {"identity": False}
 ADDED = {"added": True}
 _SECRET = re.compile(r"secret|password|token|access_key", re.IGNORECASE)
-# Up to the last @ of the authority: a password may hold one. A query can carry secrets too.
+# Up to the last @ before the path, for a password may hold an @. A query may hold secrets too.
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+(?=@)")
 _URL_SECRETS = re.compile(
     r"(?<=[?&])([^=&\s]*(?:secret|password|token|access_key|signature|credential)[^=&\s]*=)[^&\s]+", re.I
@@ -45,20 +45,27 @@ _MISSING = "???"
 
 
 def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
-    """An instance of the dataclass `root` from the YAML file at `path` and `key=value` overrides, in this order.
+    """An instance of the dataclass `root`: its defaults, then the YAML file at `path`, then `key=value` overrides.
 
-    Raises UserError for a missing or malformed file, an unknown key, a value of another type, and whatever the
-    dataclasses themselves refuse.
+    Raises UserError for a missing or malformed file, an unknown key, a value of the wrong type, and for values that
+    the dataclasses refuse.
+
+    >>> from cpcscale.stream.window import WindowConfig
+    >>> load(WindowConfig, None, ["seconds=2.5"])
+    WindowConfig(kind='tile', seconds=2.5)
+    >>> load(WindowConfig, None, ["second=2.5"])
+    Traceback (most recent call last):
+    cpcscale.errors.UserError: override 'second=2.5': unknown key second (did you mean seconds?)
     """
     tree = _schema(root)
-    # As the classes have it: what a file puts into a free mapping is no schema for what comes after.
+    # Taken from the classes alone: keys that a file puts into a free mapping must not become part of the schema.
     schema = OmegaConf.to_container(tree)
     known = [key for key, _ in leaves(schema)] + list(_branches(schema))
     layers = [] if path is None else [(path, _read(path))]
     layers += [(f"override {text!r}", _override(text)) for text in overrides]
     for source, layer in layers:
         layer = _without_removed(root, layer, source)
-        _refuse(source, layer, schema, known)
+        _check_layer(source, layer, schema, known)
         try:
             tree = OmegaConf.merge(tree, OmegaConf.create(layer))
         except OmegaConfBaseException as error:
@@ -66,12 +73,12 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     try:
         return cast(T, OmegaConf.to_object(tree))
     except OmegaConfBaseException as error:
-        # OmegaConf re-raises what a dataclass refuses under a name of its own; the cause has the words for the user.
+        # OmegaConf wraps the error of a dataclass in its own; the first line is still the message for the user.
         raise UserError(f"{path or root.__name__}: {_first_line(error)} (key {error.full_key})") from None
 
 
 def build(root: type[T], values: dict[str, Any]) -> T:
-    """An instance of the dataclass `root` from plain values, such as a checkpoint's; as strict as `load`."""
+    """An instance of the dataclass `root` from plain values, such as those of a checkpoint; as strict as `load`."""
     kept = _without_removed(root, values, root.__name__)
     try:
         return cast(T, OmegaConf.to_object(OmegaConf.merge(_schema(root), OmegaConf.create(kept))))
@@ -99,7 +106,7 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def identity(config: object) -> dict[str, Any]:
-    """Everything in the config that can change a result, as plain values; the same for all releases that compute it."""
+    """The keys of the config that can change a result, as plain values; the same in all releases."""
     found = copy.deepcopy(dict(getattr(config, "REMOVED", {})))
     for field in dataclasses.fields(cast(Any, config)):
         value = _plain(getattr(config, field.name))
@@ -110,12 +117,12 @@ def identity(config: object) -> dict[str, Any]:
 
 
 def digest(config: object) -> str:
-    """sha256 over the canonical JSON of `identity`, which has no folders, workers or trackers."""
+    """sha256 in hex of the JSON of `identity`, with sorted keys. Folders, workers and trackers are not part of it."""
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Where two identities differ, as `key=old, this config says new`, one text for each key."""
+    """The keys in which two identities differ, each as a text `key=old, this config says new`."""
     before, after = dict(leaves(old)), dict(leaves(new))
     texts = []
     for key in before | after:
@@ -128,24 +135,27 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return texts
 
 
-def choose(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Refuses a `value` that is not one of `allowed`."""
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises UserError when `value`, which the user knows as `name`, is not one of `allowed`."""
     if value not in allowed:
         raise UserError(f"{name}={value!r} is not one of {', '.join(allowed)}{nearest(value, list(allowed))}")
 
 
 def at_least(least: float, **values: float) -> None:
-    """Refuses any of the named values that is below `least`."""
+    """Raises UserError when one of the named values is below `least` or not finite."""
     for name, value in values.items():
         if not math.isfinite(value):
-            raise UserError(f"{name}={value} is not a number to count with: give one of {least} or more")
+            raise UserError(f"{name}={value} is not a finite number: give {least} or more")
         if value < least:
             raise UserError(f"{name}={value} is below {least}, the least that makes sense")
 
 
 def _schema(root: Any) -> Any:
-    """The tree of `root` with the defaults that its classes state. Those of instances would not do: what a part fills
-    in for itself when it is built would stay though what it followed from is then loaded."""
+    """The tree of `root` with the defaults that its classes state.
+
+    Not those of an instance: a part may derive values when it is built, and these would stay when a file then sets the
+    key that they were derived from.
+    """
     tree = OmegaConf.structured(root)
     for field in dataclasses.fields(root):
         if dataclasses.is_dataclass(field.default_factory):
@@ -169,7 +179,7 @@ def _override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"cannot read {text!r}: overrides are written key=value, for example train.steps=60")
-    # `key=` means the empty text; YAML reads it as null.
+    # `key=` means the empty text, but YAML would read null.
     quoted = text if value.strip() else f'{key}=""'
     try:
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([quoted])))
@@ -177,8 +187,8 @@ def _override(text: str) -> dict[str, Any]:
         raise UserError(f"cannot read the value of {text!r} as YAML: quote it") from None
 
 
-def _refuse(source: str, layer: Any, schema: Any, known: list[str], prefix: str = "") -> None:
-    """Walks a layer beside the schema and refuses unknown keys, and what OmegaConf would let through or die of.
+def _check_layer(source: str, layer: Any, schema: Any, known: list[str], prefix: str = "") -> None:
+    """Raises UserError for unknown keys in `layer`, and for values that OmegaConf would accept or crash on.
 
     A free mapping in the schema (an empty dict) takes any key.
     """
@@ -200,7 +210,7 @@ def _refuse(source: str, layer: Any, schema: Any, known: list[str], prefix: str 
             )
         if isinstance(schema[key], list) and not _is_plain_list(value):
             raise UserError(f"{source}: {name} is a list of plain values, such as [a, b], not {value!r}")
-        _refuse(source, value, schema[key], known, f"{name}.")
+        _check_layer(source, value, schema[key], known, f"{name}.")
 
 
 def _is_plain_list(value: Any) -> bool:
@@ -219,7 +229,7 @@ def _branches(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A field's value as plain values: dataclasses as their identity."""
+    """The value of a field as plain values; that of a dataclass is its identity."""
     return identity(value) if dataclasses.is_dataclass(value) else value
 
 
@@ -228,8 +238,7 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def _without_removed(root: Any, values: Any, source: str, prefix: str = "") -> Any:
-    """`values` without the keys that `root` and its parts no longer have. Raises UserError for one that is not at its
-    old default."""
+    """`values` without the removed keys of `root` and its parts. Raises UserError for one not at its old default."""
     if not isinstance(values, dict):
         return values
     removed, kept = getattr(root, "REMOVED", {}), {}
@@ -251,7 +260,7 @@ def _without_removed(root: Any, values: Any, source: str, prefix: str = "") -> A
 
 
 def redacted(key: str, value: Any) -> Any:
-    """`value` as it may be shown under the name `key`: `***` for a secret, URLs and what is inside it redacted."""
+    """`value` as it may be shown under the name `key`: `***` for a secret; URLs are redacted, nested values too."""
     if value and _SECRET.search(str(key)):
         return "***"
     if isinstance(value, dict):

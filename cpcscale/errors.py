@@ -1,18 +1,18 @@
-"""The one error a user can cause, and the signal to stop.
+"""The error for a user's mistake, and the one for a request to stop.
 
-A UserError says in one line what is wrong, with the offending value, why it matters and the way out. The command line
-prints that line and exits with status 2; any other exception is a bug of ours and keeps its traceback.
+A UserError says in one line what is wrong, with the value, why it matters and what to do. The command line prints that
+line and exits with status 2; any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A user's mistake: its message is one line with what, why and the way out."""
+    """Raised for a user's mistake: the message is one line with what, why and the way out."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as KeyboardInterrupt is Ctrl-C; its message says what was done first, if anything was."""
+    """Raised on SIGTERM, as KeyboardInterrupt is on Ctrl-C; the message says what was done before stopping."""
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a person sees while a verb works, on stderr: a bar in a terminal, a plain line now and then in a log."""
+"""Progress on stderr: a bar in a terminal, a plain line every 10 s in a log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import deque
 from tqdm import tqdm
 
 _LOG_EVERY_S = 10.0
-# The time left follows the speed of the last units: the first ones may have been done before, or cold.
+# The time left is computed from the last marks: the first units may have been done before, or be slower.
 _MARKS, _MARK_EVERY_S = 32, 1.0
 
 
@@ -19,7 +19,7 @@ def note(text: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time as a person says it: `40 s`, `12 min`, `3 h 05 min`."""
+    """A time for people: `40 s`, `12 min`, `3 h 05 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -27,16 +27,16 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Progress of `total` units of work named `what`; use it as a context manager."""
+    """Shows the progress of `what`: `total` units of work, named `unit`. Use it as a context manager."""
 
     def __init__(self, what: str, total: int, unit: str) -> None:
         self._what, self._total, self._unit = what, total, unit
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
         self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
         self._bar = tqdm(total=total, desc=what, unit=f" {unit}", leave=False) if sys.stderr.isatty() else None
 
-    def at(self, done: int, detail: str = "") -> None:
-        """`done` units are finished; `detail` is a few words beside the count."""
+    def update(self, done: int, detail: str = "") -> None:
+        """Shows that `done` units are finished; `detail` is a few words beside the count."""
         now = time.monotonic()
         if len(self._marks) > 1 and now - self._marks[-2][0] < _MARK_EVERY_S:
             self._marks.pop()
@@ -45,16 +45,16 @@ class Progress:
             self._bar.n = done
             self._bar.set_postfix_str(detail)
             return
-        if now - self._said >= _LOG_EVERY_S or done == self._total:
-            self._said = now
+        if now - self._last_line >= _LOG_EVERY_S or done == self._total:
+            self._last_line = now
             parts = [f"{self._what}: {done}/{self._total} {self._unit}", self._left(), detail]
             note(", ".join(part for part in parts if part))
 
     def _left(self) -> str:
-        (began, first), (now, done) = self._marks[0], self._marks[-1]
+        (started, first), (now, done) = self._marks[0], self._marks[-1]
         if done <= first or done >= self._total:
             return ""
-        return f"about {duration((now - began) / (done - first) * (self._total - done))} left"
+        return f"about {duration((now - started) / (done - first) * (self._total - done))} left"
 
     def __enter__(self) -> Progress:
         return self
@@ -63,6 +63,6 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """Takes the bar off the terminal."""
+        """Removes the bar from the terminal."""
         if self._bar:
             self._bar.close()

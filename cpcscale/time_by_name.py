@@ -1,4 +1,4 @@
-"""Where the seconds of several threads go, by name."""
+"""Measures what several threads spend their time on, by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import defaultdict
 
 
 class TimeByName:
-    """Seconds by name, added up over threads. Each thread calls `mark` at the end of every stretch of its work."""
+    """Seconds by name, summed over threads. Each thread calls `mark` at the end of each piece of its work."""
 
     def __init__(self) -> None:
         self._local = threading.local()
@@ -16,7 +16,7 @@ class TimeByName:
         self._threads: list[dict[str, float]] = []
 
     def mark(self, name: str) -> None:
-        """Counts the time since this thread's last mark as `name`."""
+        """Adds the time since this thread's last mark to `name`."""
         now = time.perf_counter()
         local = self._local
         try:
@@ -31,7 +31,7 @@ class TimeByName:
         local.since = now
 
     def seconds(self) -> dict[str, float]:
-        """The sums so far, over all threads."""
+        """Seconds by name so far, summed over all threads."""
         with self._lock:
             total: dict[str, float] = defaultdict(float)
             for spent in self._threads:

@@ -38,7 +38,11 @@ CONFIGS = {
     "evaluate": ("cpcscale.experiments.evaluate.config:EvaluateConfig",),
     "reproduce": ("cpcscale.experiments.many_runs_config:ReproduceConfig",),
     "compare": ("cpcscale.tracking.tracker:TrackingConfig",),
-    "bench": ("cpcscale.bench.feed:FeedBenchConfig", "cpcscale.bench.train:TrainBenchConfig"),
+    "bench": (
+        "cpcscale.bench.feed:FeedBenchConfig",
+        "cpcscale.bench.train:TrainBenchConfig",
+        "cpcscale.bench.scale:ScaleBenchConfig",
+    ),
     "checkpoint": (),
 }
 # Verbs whose keys are those of another one.

@@ -15,7 +15,7 @@ from cpcscale.runs.checkpoint_files import MARKER
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.publisher import Publisher
 from cpcscale.train import checkpoint
-from cpcscale.train.checkpoint import RestoredCheckpoint, RunPosition, contents, tensors_of
+from cpcscale.train.checkpoint import RestoredCheckpoint, RunPosition, checkpoint_files_of, collect_tensors
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.step import TrainStep
@@ -41,7 +41,7 @@ def publish(folder: Path | str, where: RunPosition, step: TrainStep | None = Non
     """A checkpoint of a process of its own, which goes on from what is there. Its weights have the seed `step`."""
     step, ledger = step or trained(0, seed=where.step), Ledger(str(folder))
     publisher = Publisher(ledger, ledger.head(), where.step, keep=keep)
-    made = contents(tensors_of(step.contrast, step.optimizer), where, RECIPE)
+    made = checkpoint_files_of(collect_tensors(step.contrast, step.optimizer), where, RECIPE)
     return publisher.publish(where.step, where.metrics.get("heldout_loss"), made)
 
 
@@ -52,7 +52,7 @@ def published(folder: Path | str, *steps: int, keep: int = 9) -> list[Path]:
 
 def newest(folder: Path | str) -> RestoredCheckpoint | None:
     ledger = Ledger(str(folder))
-    return checkpoint.newest(ledger, ledger.head())
+    return checkpoint.load_newest(ledger, ledger.head())
 
 
 def restored(folder: Path | str) -> TrainStep:
@@ -73,7 +73,7 @@ def whole(folder: Path | str) -> list[tuple[int, str]]:
     return [
         (step, name)
         for name, (step, _) in ledger.folders().items()
-        if not list(checkpoint_files.problems(f"{ledger.checkpoints}/{name}", every_byte=True))
+        if not list(checkpoint_files.find_problems(f"{ledger.checkpoints}/{name}", every_byte=True))
     ]
 
 

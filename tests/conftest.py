@@ -45,7 +45,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     """A running S3 server; this process and those it starts can reach it."""
-    with object_store.running(tmp_path_factory.mktemp("weed")) as store, pytest.MonkeyPatch.context() as patch:
+    with object_store.run_object_store(tmp_path_factory.mktemp("weed")) as store, pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment.items():
             patch.setenv(name, value)
         yield store

@@ -15,7 +15,7 @@ from cpcscale.model.cpc import ModelConfig, build
 from cpcscale.model.encoder import EncoderConfig
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.publisher import Publisher
-from cpcscale.train.checkpoint import RunPosition, contents
+from cpcscale.train.checkpoint import RunPosition, checkpoint_files_of
 from cpcscale.train.recipe import Recipe
 
 TINY = ModelConfig(encoder=EncoderConfig(channels=6), context=ContextConfig(width=8))
@@ -43,7 +43,7 @@ def put_checkpoint(run_dir: Path, seed: int = 7) -> str:
     position = RunPosition(step=1, fingerprint="f" * 64, identity={"model": asdict(TINY)})
     ledger = Ledger(str(run_dir))
     publisher = Publisher(ledger, ledger.head(), 0, keep=1)
-    publisher.publish(1, None, contents({"model": network.state_dict()}, position, Recipe(model=TINY)))
+    publisher.publish(1, None, checkpoint_files_of({"model": network.state_dict()}, position, Recipe(model=TINY)))
     return str(run_dir)
 
 

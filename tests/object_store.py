@@ -1,5 +1,5 @@
 """The S3 server of the tests, which is that of the benches."""
 
-from cpcscale.bench.object_store import ObjectStore, running
+from cpcscale.bench.object_store import ObjectStore, run_object_store
 
-__all__ = ["ObjectStore", "running"]
+__all__ = ["ObjectStore", "run_object_store"]

@@ -312,7 +312,7 @@ def test_showing_a_config_leaves_what_is_not_secret_as_it_is():
 
 def test_a_choice_that_is_not_offered_names_the_nearest():
     with pytest.raises(UserError, match=r"codec='flacc' is not one of flac, wav \(did you mean flac\?\)"):
-        config.choose("codec", "flacc", ("flac", "wav"))
+        config.check_choice("codec", "flacc", ("flac", "wav"))
     assert nearest("entirely else", ["flac"]) == ""
 
 

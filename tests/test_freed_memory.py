@@ -19,9 +19,9 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no gl
 # of the first few aligned blocks apart, so these do not fit again at once.
 PROGRAM = """
 import resource, sys, threading
-from cpcscale import heap
+from cpcscale import freed_memory
 if "keep" in sys.argv:
-    heap.keep()
+    freed_memory.keep_freed_memory()
 import torch
 def update():
     torch.empty(10 * 2**20).fill_(1.0)

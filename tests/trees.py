@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,10 @@ def members(packed: PackedSets) -> dict[str, str]:
     return {key: split for split, index in packed.splits.items() for key in index.utterances["key"].to_pylist()}
 
 
-def one_by_one(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    return (function(item) for item in items)
-
-
-def backwards(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+def backwards(function: Callable[[Any], Any], items: Sequence[Any], **_: Any) -> list[Any]:
     return [function(item) for item in reversed(items)][::-1]
 
 
-def threads(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+def threads(function: Callable[[Any], Any], items: Sequence[Any], **_: Any) -> list[Any]:
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(function, items))

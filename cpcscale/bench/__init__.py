@@ -1,1 +1,2 @@
-"""Speed, as ratios measured in one run: the feed against the bare decoder and its peers, the plan at any size."""
+"""`cpcscale bench`: speed as ratios measured in one run: the feed against a bare decoder and other libraries, updates
+against a plain network, and the order of the data and the actors of a run at any size."""

@@ -1,9 +1,9 @@
-"""`cpcscale bench feed`: the feed against the bare decoder on the same bytes, in the same run, interleaved.
+"""`cpcscale bench feed`: the speed of the feed against a bare decoder on the same bytes, measured in turns.
 
-The bare decoder is libsndfile through soundfile: the members of the same windows in plan order, from bytes in memory,
-read into one preallocated batch, with as many threads as the feed decodes with. The feed is measured from its start to
-its last batch with its shards on a RAM disk (`memory`), in the node's cache (`warm`), and in an object store with an
-empty cache (`store`).
+The bare decoder is libsndfile through soundfile: it reads the members of the same windows in the same order, from bytes
+in memory into one preallocated batch, with as many threads as the feed decodes with. The feed is measured from its
+start to its last batch, with its shards on a RAM disk (`memory`), in the node's cache (`warm`), and in an object store
+with an empty cache (`store`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import soundfile
 
 from cpcscale import audio, config, storage
 from cpcscale.bench import object_store, peers, speech_set
-from cpcscale.bench.interleaved import account, in_turns, ratio
+from cpcscale.bench.interleaved import measure_in_turns, median_ratio, median_seconds
 from cpcscale.bench.peers.job import PeerJob
 from cpcscale.errors import UserError
 from cpcscale.progress import note
@@ -45,33 +45,33 @@ _PHASES = ("wait", "fetch", "verify", "decode", "collate")
 
 @dataclass(kw_only=True)
 class FeedBenchConfig:
-    """What a feed bench measures."""
+    """The settings of `cpcscale bench feed`."""
 
-    # A shard set that is there, on local disk; empty: one is made of `audio`.
+    # An existing shard set on local disk; empty: one is made from `audio`.
     shards: str = ""
-    # A folder of audio that the set is made of, over and over.
+    # A folder of audio from which the set is made, repeated as often as needed.
     audio: str = "tests/data/speech"
-    # The format of its members.
+    # Audio format of the made set.
     codec: Literal["flac", "wav", "opus"] = "flac"
-    # How much speech it has.
+    # Hours of speech in the made set.
     hours: float = 4.0
-    # How long each member is.
+    # Seconds of each utterance in the made set.
     utterance_s: float = 15.0
-    # Size of a shard.
+    # Size of a shard of the made set.
     shard_mb: float = 32.0
-    # An s3:// prefix that the shards are copied to and read from; empty: a SeaweedFS server on loopback.
+    # An s3:// prefix to which the shards are copied and from which they are read; empty: a local SeaweedFS server.
     store: str = ""
     window: WindowConfig = field(default_factory=lambda: WindowConfig(kind="crop", seconds=10.0))
-    # Windows of a batch.
+    # Windows in a batch.
     batch: int = 32
-    # Equal slices of the epoch that a batch is drawn from.
+    # Equal slices of the epoch; each batch takes windows from all of them.
     lanes: int = 4
-    # Keys the order.
+    # Seed of the order of the data.
     seed: int = 0
     feed: FeedConfig = field(default_factory=FeedConfig)
-    # Measurements of each, interleaved; the median counts.
+    # Measurements of each contender, in turns; the median counts.
     runs: int = 5
-    # Epochs of a measurement; the cold store is measured over one.
+    # Epochs in a measurement; the empty cache is always measured over one.
     epochs: int = 1
 
     def __post_init__(self) -> None:
@@ -80,9 +80,9 @@ class FeedBenchConfig:
 
 @dataclass(frozen=True)
 class _Bench:
-    """What every measurement needs: the index, where the shards lie, and the windows in plan order.
+    """What every measurement needs: the index, the places of the shards, and the windows in order.
 
-    `audio_s` and `used_bytes` are of one epoch, `members` of all that are measured.
+    `audio_s` and `used_bytes` are of one epoch, `members` (bytes, start, samples) of all epochs of a measurement.
     """
 
     config: FeedBenchConfig
@@ -97,7 +97,7 @@ class _Bench:
 
 
 def bench_feed(spec: FeedBenchConfig, with_peers: bool = False) -> dict[str, Any]:
-    """Measures and returns the figures: see the keys in `_figures`."""
+    """Measures the feed, and other libraries `with_peers`; returns the figures with the keys of `_figures`."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cpcscale-bench-")))
         bench = _prepared(spec, folder, stack)
@@ -110,8 +110,9 @@ def bench_feed(spec: FeedBenchConfig, with_peers: bool = False) -> dict[str, Any
         }
         if with_peers:
             contenders |= {name: _timed(bench, run) for name, run in _peer_runs(bench, folder).items()}
-        _fed(bench, "warm")  # fills the cache
-        return _figures(bench, in_turns("bench feed", contenders, spec.runs))
+        # Fills the cache.
+        _fed(bench, "warm")
+        return _figures(bench, measure_in_turns("bench feed", contenders, spec.runs))
 
 
 def _figures(bench: _Bench, rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def _figures(bench: _Bench, rows: dict[str, list[dict[str, Any]]]) -> dict[str, 
     median = {name: statistics.median(values) for name, values in rate.items()}
 
     def against(name: str, other: str) -> float:
-        return round(ratio(rate[name], rate[other]), 4)
+        return round(median_ratio(rate[name], rate[other]), 4)
 
     accounts = {name: _account(bench, rows[name]) for name in ("memory", "warm", "store")}
     raw_audio_s_per_s = median.pop("raw")
@@ -149,9 +150,9 @@ def _figures(bench: _Bench, rows: dict[str, list[dict[str, Any]]]) -> dict[str, 
 
 
 def _account(bench: _Bench, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The median seconds of the decode threads by phase; `other` is what is left of wall time, by thread."""
+    """Median seconds by phase, summed over the decode threads; `other` is the rest of their wall time."""
     spent = [{name: row["seconds"].get(name, 0.0) for name in _PHASES} for row in rows]
-    return account(spent, [row["wall_s"] * bench.threads for row in rows], "other")
+    return median_seconds(spent, [row["wall_s"] * bench.threads for row in rows], "other")
 
 
 def _middle(rows: list[dict[str, Any]], name: str) -> float:
@@ -162,7 +163,9 @@ def _prepared(spec: FeedBenchConfig, folder: Path, stack: contextlib.ExitStack) 
     if spec.shards:
         index = Index.load(storage.absolute(spec.shards))
         if not storage.local_path(index.base):
-            raise UserError(f"shards={spec.shards} is on a store: name a local set, and the store as `store`")
+            raise UserError(
+                f"shards={spec.shards} is not on local disk: name a local set, and set `store` to the store"
+            )
     else:
         note(f"bench feed: making {spec.hours:g} h of {spec.utterance_s:g} s utterances as {spec.codec}")
         index = speech_set.make_speech_set(
@@ -189,7 +192,7 @@ def _prepared(spec: FeedBenchConfig, folder: Path, stack: contextlib.ExitStack) 
 @contextlib.contextmanager
 def _loopback(folder: Path) -> Iterator[str]:
     folder.mkdir()
-    with object_store.running(folder) as store:
+    with object_store.run_object_store(folder) as store:
         before = {name: os.environ.get(name) for name in store.environment}
         os.environ.update(store.environment)
         try:
@@ -200,7 +203,7 @@ def _loopback(folder: Path) -> Iterator[str]:
 
 
 def _in_memory(index: Index, folder: Path, stack: contextlib.ExitStack) -> Path:
-    """The shard set copied to a RAM disk; beside the rest, which is in the page cache, where there is none."""
+    """The shard set copied to a RAM disk; without a RAM disk, to `folder`, where it is in the page cache."""
     where = _RAM_DISK if _RAM_DISK.is_dir() else folder
     copy = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=where))) / "set"
     shutil.copytree(index.base, copy)
@@ -208,23 +211,23 @@ def _in_memory(index: Index, folder: Path, stack: contextlib.ExitStack) -> Path:
 
 
 def _members(index: Index, order: RunOrder, spec: FeedBenchConfig) -> Iterator[tuple[bytes, int, int]]:
-    """(bytes, start, samples) of every window of the epochs, in plan order; windows of one member share its bytes."""
+    """(bytes, start, samples) of every window of the epochs, in order; windows of one member share its bytes."""
     shards = ShardReader(index)
     reader = WindowReader(shards, spec.window, spec.seed)
     held: dict[int, bytes] = {}
     for step in range(spec.epochs * order.lanes.steps_per_epoch):
-        draft = reader.draft(step, *order.rows(step, range(spec.lanes)))
-        for slot, place in enumerate(draft.member_B):
+        unfilled = reader.plan(step, *order.rows(step, range(spec.lanes)))
+        for slot, place in enumerate(unfilled.member_B):
             if place:
-                utterance = int(draft.utterance_B[slot])
+                utterance = int(unfilled.utterance_B[slot])
                 if utterance not in held:
                     held[utterance] = bytes(shards.member(*place))
-                yield held[utterance], int(draft.start_B[slot]), int(draft.samples_B[slot])
+                yield held[utterance], int(unfilled.start_B[slot]), int(unfilled.samples_B[slot])
     shards.close()
 
 
 def _bare(bench: _Bench) -> dict[str, Any]:
-    """The decoder alone: each thread takes every n-th window of the plan and reads it into its row of a batch."""
+    """The decoder alone: each of n threads takes every n-th window and reads it into its row of a batch."""
     rows = bench.config.batch
     batch = np.zeros((rows, bench.config.window.samples), np.int16)
 
@@ -242,7 +245,7 @@ def _bare(bench: _Bench) -> dict[str, Any]:
 
 
 def _fed(bench: _Bench, place: str) -> dict[str, Any]:
-    """The feed from its start to its last batch; with the cache emptied before for the store."""
+    """The feed from its start to its last batch; for the store, with an empty cache."""
     epochs = 1 if place == "store" else bench.config.epochs
     kept = bench.cache if place == "warm" else bench.cache.with_name("cold")
     if place == "store":
@@ -264,13 +267,13 @@ def _fed(bench: _Bench, place: str) -> dict[str, Any]:
         feed.close()
     spent = time.process_time() - cpu
     fetched = (storage.counters() - before).bytes_read
-    heard = bench.audio_s * epochs
+    audio_s = bench.audio_s * epochs
     times = {"wall_s": wall_s, "first_s": first_s, "seconds": seconds}
-    return {**times, "audio_s": heard, "fetched_bytes": fetched, "per_core": heard / max(spent, 1e-9)}
+    return {**times, "audio_s": audio_s, "fetched_bytes": fetched, "per_core": audio_s / max(spent, 1e-9)}
 
 
 def _raw(bench: _Bench) -> dict[str, Any]:
-    """The shards read from the store by range and thrown away, with as many threads as fill the cache."""
+    """Reads the shards from the store by range, with as many threads as the cache uses, and discards the bytes."""
     began = time.perf_counter()
 
     def read(shard: int) -> None:
@@ -295,9 +298,9 @@ def _peer_runs(bench: _Bench, folder: Path) -> dict[str, Callable[[], float]]:
         batch=bench.config.batch,
         windows=len(bench.members) // bench.config.epochs,
         workers=bench.threads,
-        # As many utterances in the shuffle as our lanes hold shards open.
+        # As many utterances in the shuffle buffer as are in the shards that our lanes have open.
         shuffle=round(bench.config.lanes * bench.index.count / bench.index.shards.num_rows),
         seed=bench.config.seed,
         folder=folder,
     )
-    return peers.installed(job)
+    return peers.peer_measurements(job)

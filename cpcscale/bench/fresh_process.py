@@ -1,4 +1,4 @@
-"""Work in a fresh process, whose memory is its own, and what it takes of the machine."""
+"""Runs a function in a fresh process, so that its memory can be measured."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 from cpcscale import freed_memory
 
 
-def alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What `work` returns in a fresh process, started as one of a run is. Raises RuntimeError where that ends badly, be
-    it after its work."""
+def run_in_fresh_process(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Returns what `work` returns in a new process with the memory settings of a run.
+
+    Raises RuntimeError when the process fails, even after `work` has returned.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_report, args=(theirs, work, arguments))
@@ -32,8 +34,8 @@ def alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any
 
 
 def peak_mib() -> float:
-    """The most that this process has had in memory."""
-    # Not getrusage: its peak is that of the parent too, which a new program inherits.
+    """Peak memory of this process in MiB."""
+    # Not getrusage: its peak includes that of the parent, which a new program inherits.
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1)
 

@@ -1,4 +1,4 @@
-"""Measurements in turns: what the machine does beside them strikes all alike, and neighbours are compared."""
+"""Measures contenders in turns, so that other load on the machine affects all alike, and compares round by round."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from cpcscale.progress import Progress
 Row = TypeVar("Row")
 
 
-def in_turns(what: str, contenders: Mapping[str, Callable[[], Row]], runs: int) -> dict[str, list[Row]]:
-    """`runs` measurements of each contender, one of each after the other, with progress on `what`."""
+def measure_in_turns(what: str, contenders: Mapping[str, Callable[[], Row]], runs: int) -> dict[str, list[Row]]:
+    """{name: rows}: `runs` rounds, in each of which every contender is measured once. Shows progress as `what`."""
     rows: dict[str, list[Row]] = {name: [] for name in contenders}
     with Progress(what, runs * len(contenders), "measurements") as progress:
         for turn in range(runs):
             for number, (name, measure) in enumerate(contenders.items()):
                 rows[name].append(measure())
-                progress.at(turn * len(contenders) + number + 1, name)
+                progress.update(turn * len(contenders) + number + 1, name)
     return rows
 
 
-def ratio(mine: Iterable[float], theirs: Iterable[float]) -> float:
-    """The median of the ratios of neighbours."""
+def median_ratio(mine: Iterable[float], theirs: Iterable[float]) -> float:
+    """The median of the ratios of measurements from the same round."""
     return statistics.median(one / other for one, other in zip(mine, theirs, strict=True))
 
 
-def account(spent: Sequence[Mapping[str, float]], walls_s: Iterable[float], rest: str) -> dict[str, float]:
-    """The median seconds by phase, `rest` with what is left of the median `wall`, and that; they add up."""
+def median_seconds(spent: Sequence[Mapping[str, float]], walls_s: Iterable[float], rest: str) -> dict[str, float]:
+    """Median seconds by phase, the median `wall` time, and under the name `rest` the difference."""
     names = dict.fromkeys(name for seconds in spent for name in seconds)
     phases = {name: statistics.median(seconds.get(name, 0.0) for seconds in spent) for name in names}
     wall_s = statistics.median(walls_s)

@@ -1,4 +1,4 @@
-"""The loop without its network, which shows what the rest of it can do, and what its meter costs."""
+"""Measures the training loop without its network: how fast the rest can be, and what the time account costs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cpcscale.bench.updates import UpdateMeasurement
 from cpcscale.objective.infonce import LossSums
 from cpcscale.shards.index import Index
 from cpcscale.stream.feed import FeedSource
-from cpcscale.train.device import Timeline, timeline
+from cpcscale.train.device import Timeline, make_timeline
 from cpcscale.train.loop import pretrain, thread_feed
 from cpcscale.train.observer import SilentObserver
 from cpcscale.train.ranks import Ranks
@@ -26,36 +26,36 @@ from cpcscale.train.setup import Data
 from cpcscale.train.step import TrainStep
 from cpcscale.train.time_account import HIDDEN, PHASES, TimeTotals
 
-# Updates of a lap; the first one is not measured.
+# Updates in a lap; the first lap is not measured.
 LAP = 10
 _MARKS, _TIMES = 5_000, 20
 
 
 class StepWithoutNetwork(TrainStep):
-    """An update that moves its batch, adds up its counts over ranks and marks its time, and that is all."""
+    """An update that only copies its batch to the device, sums its counts over ranks and marks its time."""
 
     def _with_content(self, rows: Any, whole_BS: Tensor) -> Any:
         return rows
 
-    def _by_pieces(self, rows: Any, weight_K: Tensor) -> Iterator[LossSums]:
+    def _with_own_negatives(self, rows: Any, weight_K: Tensor) -> Iterator[LossSums]:
         zero_K = torch.zeros_like(weight_K, dtype=torch.float32)
         yield LossSums(zero_K, zero_K.long(), zero_K.double())
 
-    _by_pool = _by_pieces
+    _with_pooled_negatives = _with_own_negatives
 
     def _update(self, step: int) -> None:
         pass
 
 
-def looped(recipe: Recipe, index: Index, ranks: Ranks, updates: int, folder: Path) -> UpdateMeasurement:
-    """The loop with a NullStep, on what the feed makes: all laps after the first."""
+def measure_loop(recipe: Recipe, index: Index, ranks: Ranks, updates: int, folder: Path) -> UpdateMeasurement:
+    """Measures the loop with a StepWithoutNetwork on the feed's batches; the first lap is left out."""
     laps = _Laps()
     _run(_short(recipe, updates), index, ranks, laps, StepWithoutNetwork, folder)
     return replace(laps.row(), updates=updates - LAP)
 
 
-def drained(source: FeedSource, ranks: Ranks, updates: int) -> UpdateMeasurement:
-    """The batches of those laps taken from their feed and thrown away."""
+def measure_feed_alone(source: FeedSource, ranks: Ranks, updates: int) -> UpdateMeasurement:
+    """Takes the batches of the same laps from the feed and discards them."""
     feed = thread_feed(source, ranks, 0)
     try:
         for _ in range(LAP):
@@ -67,16 +67,16 @@ def drained(source: FeedSource, ranks: Ranks, updates: int) -> UpdateMeasurement
         feed.close()
 
 
-def marks(recipe: Recipe, index: Index, ranks: Ranks, kind: type[TrainStep], folder: Path) -> int:
-    """The marks from one update of the loop to the next, which is logged."""
+def count_marks(recipe: Recipe, index: Index, ranks: Ranks, kind: type[TrainStep], folder: Path) -> int:
+    """The number of time marks of one update of the loop, with logging."""
     watcher = _Marks(kind)
     _run(_short(recipe, 2), index, ranks, watcher, watcher.make, folder)
     return watcher.by_step[2] - watcher.by_step[1]
 
 
-def mark_s(device: torch.device) -> float:
-    """Seconds that a mark takes, with its share of the reading later on."""
-    line, seconds = timeline(device), []
+def measure_mark_s(device: torch.device) -> float:
+    """Seconds that a mark takes, including its share of reading the timeline later."""
+    line, seconds = make_timeline(device), []
     line.mark("")
     for _ in range(_TIMES):
         began = time.perf_counter()
@@ -88,7 +88,7 @@ def mark_s(device: torch.device) -> float:
 
 
 class _Laps(SilentObserver):
-    """Keeps the metrics of each lap and when they came."""
+    """Records the metrics of each lap and their times."""
 
     def __init__(self) -> None:
         self._laps: list[tuple[float, Mapping[str, float]]] = []
@@ -108,7 +108,7 @@ class _Laps(SilentObserver):
         return UpdateMeasurement(audio_s, ended - began, TimeTotals(ended - began, audio_s, exposed, hidden))
 
 
-class _Counting:
+class _CountingTimeline:
     """A timeline that counts its marks."""
 
     def __init__(self, line: Timeline) -> None:
@@ -123,14 +123,14 @@ class _Counting:
 
 
 class _Marks(SilentObserver):
-    """Makes a step that counts its marks, and keeps how many there are at each of its updates."""
+    """Makes a step whose marks are counted, and records the count after each update."""
 
     def __init__(self, kind: type[TrainStep]) -> None:
         self._kind, self.by_step = kind, dict[int, int]()
 
     def make(self, *arguments: Any) -> TrainStep:
         step = self._kind(*arguments)
-        step.timeline = self._line = _Counting(step.timeline)
+        step.timeline = self._line = _CountingTimeline(step.timeline)
         return step
 
     def progress(self, step: int, total: int) -> None:
@@ -138,7 +138,7 @@ class _Marks(SilentObserver):
 
 
 def _short(recipe: Recipe, updates: int) -> Recipe:
-    """The recipe for a run of this many updates from scratch that saves nothing before its end."""
+    """The recipe of a run of `updates` updates from scratch that makes no checkpoint before its end."""
     train = replace(recipe.train, steps=updates, log_every_steps=LAP, log_window_ids="")
     return replace(recipe, init_from="", train=train, checkpoint=replace(recipe.checkpoint, every_steps=updates))
 

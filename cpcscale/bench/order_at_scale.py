@@ -1,4 +1,4 @@
-"""`cpcscale bench plan`: a shard set of any size, planned: how long, how much memory, how large the position."""
+"""`cpcscale bench plan`: time and memory to order the data of a shard set of any size, and the size of a position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cpcscale.bench.fresh_process import alone, peak_mib
+from cpcscale.bench.fresh_process import peak_mib, run_in_fresh_process
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
 from cpcscale.shards.index_writer import IndexWriter, publish
@@ -28,11 +28,11 @@ _ROWS_AT_ONCE = 1_000
 
 
 def bench_plan(shards: int, lanes: int, rows: int) -> dict[str, Any]:
-    """Plans a made set of `shards` over `lanes`, and counts the windows of another with `rows` utterances.
+    """Orders a synthetic set of `shards` shards over `lanes` lanes, and counts the windows of one of `rows` utterances.
 
     Returns `seconds` (from the shard table on disk to every lane's first windows), `peak_mib` of that process,
-    `position_kib` (a checkpoint's position), `resume_seconds` (every lane's windows at a step far on), `lost_share`
-    (windows of an epoch that no step has), and of the counting pass `count_rows`, `count_seconds`, `count_peak_mib`.
+    `position_kib` (a checkpoint's position), `resume_seconds` (all lanes' windows at a late step), `lost_share`
+    (share of an epoch's windows that no step uses), and for counting `count_rows`, `count_seconds`, `count_peak_mib`.
     """
     if min(shards, lanes, rows) < 1:
         raise UserError(f"--shards {shards}, --lanes {lanes}, --rows {rows}: give at least 1 of each")
@@ -40,16 +40,16 @@ def bench_plan(shards: int, lanes: int, rows: int) -> dict[str, Any]:
         raise UserError(f"--shards {shards} is fewer than --lanes {lanes}: every lane needs windows")
     with tempfile.TemporaryDirectory() as folder:
         _make_shard_table(Path(folder, "set"), shards)
-        planned = alone(_plan, str(Path(folder, "set")), lanes)
+        planned = run_in_fresh_process(_plan, str(Path(folder, "set")), lanes)
         _make_rows(Path(folder, "rows"), rows)
-        counted = alone(_count, str(Path(folder, "rows")))
+        counted = run_in_fresh_process(_count, str(Path(folder, "rows")))
     return {"shards": shards, "lanes": lanes, **planned, **counted}
 
 
 def _plan(base: str, lanes: int) -> dict[str, Any]:
     began = time.perf_counter()
     index = Index.load(base)
-    # One window an utterance: the counts of another spec are a pass of their own, kept from one start to the next.
+    # Crops: one window for each utterance. Tiles need a counting pass, which is measured by itself.
     windows = shard_windows(index, WindowConfig(kind="crop", seconds=10.0))
     order = RunOrder(windows, 0, lanes, lanes * _PER_STEP)
     order.rows(0, range(lanes))
@@ -59,14 +59,14 @@ def _plan(base: str, lanes: int) -> dict[str, Any]:
     order.rows(far, range(lanes))
     resumed = time.perf_counter() - began
     position = RunPosition(far, index.fingerprint, {}, [[0, 0, len(windows)]], order.cursors(far))
-    owned = sum(last - first for first, last in map(order.lanes.owned, range(lanes)))
+    owned = sum(last - first for first, last in map(order.lanes.bounds, range(lanes)))
     return {
-        "windows": order.plan.total,
+        "windows": order.epoch_order.total,
         "seconds": round(seconds, 3),
         "peak_mib": peak_mib(),
         "resume_seconds": round(resumed, 3),
         "position_kib": round(len(json.dumps(asdict(position))) / 1024, 1),
-        "lost_share": 1 - owned / order.plan.total,
+        "lost_share": 1 - owned / order.epoch_order.total,
     }
 
 
@@ -84,7 +84,7 @@ def _count(base: str) -> dict[str, Any]:
 
 
 def _make_shard_table(folder: Path, shards: int) -> None:
-    """A set of which only the shard table stands: planning reads nothing else."""
+    """Writes a set that has only a shard table: ordering reads nothing else."""
     random = np.random.default_rng(0)
     columns = {
         "path": pa.array([f"shard-{number:07d}.tar" for number in range(shards)]),
@@ -105,7 +105,7 @@ def _hashes(random: np.random.Generator, count: int) -> pa.Array:
 
 
 def _make_rows(folder: Path, rows: int) -> None:
-    """A set of `rows` utterances of 1 to 20 s whose tars do not exist: counting reads lengths alone."""
+    """Writes a set of `rows` utterances of 1 to 20 s without tars: counting reads only their lengths."""
     random = np.random.default_rng(0)
     with IndexWriter(str(folder)) as writer:
         for first in range(0, rows, _ROWS_AT_ONCE):

@@ -1,7 +1,7 @@
-"""The paper's network and its loss as one would first write them: what speed and gradients are measured against.
+"""The paper's network and its loss, written plainly: the reference for speed and gradients.
 
-nn.Conv1d, nn.GRU, autograd throughout; the negatives are gathered for each prediction (`gathered`), or scored as one
-matrix product where a window shares them (`matrix_product`). The draws are those of objective/negatives.py.
+Uses nn.Conv1d, nn.GRU and autograd throughout. Negatives are gathered for each prediction (`gathered`), or scored by
+one matrix product if a window shares them (`matrix_product`). They are drawn by objective/negatives.py.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PlainCPC(nn.Module):
 
 
 def loss_K(rows: ScoredRows, config: InfoNCEConfig, pool: NegativePool | None = None) -> Tensor:
-    """[K]: the summed loss of the valid predictions, with its graph; what objective.infonce.infonce computes."""
+    """[K]: the loss summed over the valid predictions of each step k, with its graph; as objective.infonce.infonce."""
     frames, steps = rows.predictions_BTKC.shape[1:3]
     pool = pool or NegativePool(rows.z_BTC, Scope.of_rows(rows.frames_B, frames))
     losses = []
@@ -60,16 +60,16 @@ def loss_K(rows: ScoredRows, config: InfoNCEConfig, pool: NegativePool | None = 
 
 
 def gathered(p_BTC: Tensor, k: int, key_B: Tensor, pool: NegativePool, count: int) -> Tensor:
-    """[B, T, N] scores of each prediction's own negatives."""
-    numbers_BTN = negatives.each(key_B, pool.scope, k, p_BTC.shape[1], count)
+    """[B, T, N]: the scores of negatives that are drawn for each prediction."""
+    numbers_BTN = negatives.draw_each(key_B, pool.scope, k, p_BTC.shape[1], count)
     z_BTNC = pool.z_RTC.flatten(0, 1)[pool.scope.flat(numbers_BTN)]
     return (z_BTNC * p_BTC.unsqueeze(2)).sum(3)
 
 
 def matrix_product(p_BTC: Tensor, k: int, key_B: Tensor, pool: NegativePool, count: int) -> Tensor:
-    """[B, T, N] scores of the negatives that a window shares, the spare ones where these are the positive."""
+    """[B, T, N]: the scores of negatives that a window shares; a spare replaces a negative that is the positive."""
     z_FC = pool.z_RTC.flatten(0, 1)
-    numbers_BN, spares_BN = negatives.shared(key_B, pool.scope, k, count)
+    numbers_BN, spares_BN = negatives.draw_shared(key_B, pool.scope, k, count)
     scores_BTN, spare_BTN = (
         p_BTC @ z_FC[pool.scope.flat(numbers)].transpose(1, 2) for numbers in (numbers_BN, spares_BN)
     )

@@ -1,4 +1,4 @@
-"""Several ranks that update together, each a process of this machine that does nothing until it is asked to."""
+"""Groups of ranks for a train bench: processes on this machine that update together when a measurement is requested."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cpcscale import freed_memory
 from cpcscale.bench.updates import UpdateBench, UpdateMeasurement
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
-from cpcscale.train.ranks import joined
+from cpcscale.train.ranks import join_ranks
 from cpcscale.train.recipe import Recipe
 
 _END_S = 5.0
 
 
 def refuse_without_gpus(counts: list[int]) -> None:
-    """Refuses more ranks than there are GPUs, where there are any: two ranks on one measure neither."""
+    """Raises UserError for more ranks than GPUs, if there are any: two ranks on one GPU would disturb each other."""
     here = torch.cuda.device_count()
     if here and max(counts, default=0) > here:
         raise UserError(
@@ -33,36 +33,38 @@ def refuse_without_gpus(counts: list[int]) -> None:
 
 
 class RankGroup:
-    """`world` ranks that share each batch; what one of them fails of ends the call that is waiting for it."""
+    """`world` ranks that share each batch. A call that waits for the ranks raises the error of one that fails."""
 
     def __init__(self, world: int, recipe: Recipe, index: Index, updates: int, folder: Path) -> None:
-        # Of all ranks, once they are ready.
+        # The sum over all ranks, known once they are ready.
         self.peak_mib = 0.0
         self._world, pairs = world, [mp.Pipe() for _ in range(world)]
         self._pipes = [mine for mine, _ in pairs]
         theirs = [other for _, other in pairs]
         arguments = theirs, recipe, index, updates, str(folder / f"meeting-{world}")
-        # Daemons, which do not outlive this process even when it is stopped while they start.
+        # Daemons: they end with this process even when it is stopped while they start.
         self._context = mp.start_processes(
             _work, arguments, nprocs=world, join=False, daemon=True, start_method="spawn"
         )
 
     def ready(self) -> None:
-        """Waits for the first updates to be over."""
+        """Waits until all ranks have made their first updates."""
         self.peak_mib = sum(self._answers())
 
     def measure(self, place: str) -> UpdateMeasurement:
-        """The audio of all ranks over the slowest one's wall time, with the account of rank 0; `place` is `memory`, for
-        updates on batches in memory, or `feed`."""
+        """Measures updates on batches in memory (`place="memory"`) or from the feed (`"feed"`).
+
+        Returns the audio of all ranks, the wall time of the slowest one and the time account of rank 0.
+        """
         for pipe in self._pipes:
-            # One that has ended is found where its answer is waited for.
+            # A rank that has ended is noticed when its answer is awaited.
             with contextlib.suppress(BrokenPipeError):
                 pipe.send(place)
         rows: list[UpdateMeasurement] = self._answers()
         return replace(rows[0], amount=sum(row.amount for row in rows), wall_s=max(row.wall_s for row in rows))
 
     def end(self) -> None:
-        """Ends the processes, whatever they do."""
+        """Ends the processes, whatever they are doing."""
         for process in self._context.processes:
             process.terminate()
         for process in self._context.processes:
@@ -74,39 +76,39 @@ class RankGroup:
             Path(path).unlink(missing_ok=True)
 
     def _answers(self) -> list[Any]:
-        """What every rank answers, in rank order."""
+        """The answers of all ranks, in rank order."""
         answers: dict[int, Any] = {}
         while len(answers) < self._world:
             missing = {self._pipes[rank]: rank for rank in range(self._world) if rank not in answers}
             ready, before = connection.wait([*missing, *self._context.sentinels]), len(answers)
             for pipe in missing.keys() & ready:
-                # Of one that has ended a pipe is ready too.
+                # The pipe of a rank that has ended is ready too.
                 with contextlib.suppress(EOFError, ConnectionResetError):
                     answers[missing[pipe]] = pipe.recv()
             for answer in answers.values():
                 if isinstance(answer, UserError):
                     raise answer
             if len(answers) == before:
-                self._refuse_the_dead()
+                self._raise_failure()
         return [answers[rank] for rank in range(self._world)]
 
-    def _refuse_the_dead(self) -> None:
-        """Raises what a rank has failed of, which is no UserError: those come as answers."""
+    def _raise_failure(self) -> None:
+        """Raises the error of a rank whose process has ended; UserErrors come as answers instead."""
         try:
             self._context.join(timeout=_END_S)
         except mp.ProcessExitedException as exited:
             raise UserError(
-                f"one of {self._world} ranks has ended ({exited}), most likely for want of memory: lower train.batch "
-                "or leave these ranks out"
+                f"one of {self._world} ranks has ended ({exited}), most likely out of memory: lower train.batch or "
+                f"take {self._world} out of ranks"
             ) from None
-        raise RuntimeError(f"one of {self._world} ranks has ended before its time")
+        raise RuntimeError(f"one of {self._world} ranks has ended without an error")
 
 
 @contextlib.contextmanager
 def rank_groups(
     counts: list[int], recipe: Recipe, index: Index, updates: int, folder: Path
 ) -> Iterator[dict[int, RankGroup]]:
-    """Within the block there are groups of these numbers of ranks, ready to be measured."""
+    """{number of ranks: group} for the block, each group ready to be measured."""
     running: dict[int, RankGroup] = {}
     try:
         for world in dict.fromkeys(counts):
@@ -122,13 +124,13 @@ def rank_groups(
 def _work(rank: int, pipes: list[Any], recipe: Recipe, index: Index, updates: int, meeting: str) -> None:
     freed_memory.keep_freed_memory()
     pipe = pipes[rank]
-    # The end of the process that asks is the end of this one.
-    with contextlib.suppress(EOFError), joined(rank, len(pipes), meeting) as ranks:
+    # When the measuring process ends, so does this one: its pipe is closed.
+    with contextlib.suppress(EOFError), join_ranks(rank, len(pipes), meeting) as ranks:
         try:
             measured = UpdateBench(recipe, index, ranks, updates)
             pipe.send(measured.peak_mib)
             while place := pipe.recv():
-                pipe.send(measured.memory() if place == "memory" else measured.fed())
+                pipe.send(measured.measure_memory() if place == "memory" else measured.measure_feed())
         except UserError as error:
             pipe.send(error)
             raise

@@ -1,7 +1,7 @@
-"""`cpcscale bench scale`: index, plan, ranks and feeders of a run of any size, on a set with next to no audio.
+"""`cpcscale bench scale`: index, order, ranks and feeders of a run of any size, on a set with hardly any audio.
 
-Everything is the code of a run: an index on disk, opened and read by row groups; orders, feeds and actors. A rank is a
-process of its own. Only the bytes behind the shards are few, and no network is trained.
+It uses the code of a real run: an index on disk that is read by row groups, the order of the data, feeds and actors.
+Each measurement runs in its own process. Only the shards share one small tar, and no network is trained.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from cpcscale import config
 from cpcscale.bench import scale_set
-from cpcscale.bench.fresh_process import alone, peak_mib
+from cpcscale.bench.fresh_process import peak_mib, run_in_fresh_process
 from cpcscale.cluster import scale_actors
 from cpcscale.errors import UserError
 from cpcscale.freed_memory import private_mib
@@ -28,29 +28,30 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.reader import ShardReader
 from cpcscale.stream.batch import WindowReader
 from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed
-from cpcscale.stream.lanes import PADDING, served
+from cpcscale.stream.lanes import PADDING, lanes_of_rank
 from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
 
 WINDOW = WindowConfig(kind="crop", seconds=scale_set.UTTERANCE_S)
-# The smaller set and the smaller world, which tell what grows with shards and with lanes.
+# Divisors for the smaller set and for fewer ranks, which show what grows with shards and with lanes.
 _SMALLER = 4
 _FEWER = 16
 
 
 @dataclass(kw_only=True)
 class ScaleBenchConfig:
-    """The run that a scale bench makes believe."""
+    """The settings of `cpcscale bench scale`: the size of the run that is measured."""
 
+    # Shards of the set.
     shards: int = 1_000_000
-    # Utterances of each shard.
+    # Utterances in each shard.
     utterances: int = 240
-    # Of one lane each.
+    # Ranks, with one lane each.
     ranks: int = 1024
-    # Windows that a rank gives to a step.
+    # Windows of each rank in a step.
     windows: int = 8
-    # Steps that are measured: enough for every lane to change its shard.
+    # Steps that are measured: enough that every lane changes its shard.
     steps: int = 64
 
     def __post_init__(self) -> None:
@@ -67,14 +68,15 @@ class ScaleBenchConfig:
 
 
 def bench_scale(spec: ScaleBenchConfig) -> dict[str, Any]:
-    """Measures with the set, and with one of a quarter of the shards, and returns the figures.
+    """Measures the set, and one with a quarter of the shards, and returns the figures.
 
-    `rank`, and `rank_of_many` with more lanes on each of fewer ranks: its `lanes`, seconds to open the index, `open_s`,
-    to order an epoch (`epoch_s`) and to its `first_batch_s`; microseconds of a step, median and worst, to find its rows
-    (`order_us`), to draft them (`draft_us`) and to tell the shards that come (`coming_us`), where worst are steps that
-    change a shard; of a step of its feed (`feed_us`); private and peak MiB, and the `bytes_per_shard` of both.
-    `position`: bytes of the cursors in a checkpoint, and of a lane's. `step`: the rows of all ranks, `us_per_rank`, and
-    how many of an epoch's first and last step are `wrong`: not the plan's. `feeders`, `actors`: see scale_actors.py.
+    `rank`, and `rank_of_many` with more lanes on each of fewer ranks, hold its `lanes`; the seconds to open the index
+    (`open_s`), to order an epoch (`epoch_s`) and to the feed's `first_batch_s`; the microseconds of a step, median and
+    worst (a step that changes a shard), to find its rows (`order_us`), locate their members (`draft_us`) and list the
+    next shards (`coming_us`); the microseconds of a step of the feed (`feed_us`); private and peak MiB, and how many
+    bytes of both each shard adds (`bytes_per_shard`). `position` is the size of the cursors in a checkpoint, also by
+    lane. `step` is the time to find the rows of all ranks (`us_per_rank`) and the number of `wrong` rows in an epoch's
+    first and last step. `feeders` and `actors` are described in scale_actors.py.
     """
     with tempfile.TemporaryDirectory(prefix="cpcscale-bench-") as folder:
         bases = []
@@ -85,11 +87,11 @@ def bench_scale(spec: ScaleBenchConfig) -> dict[str, Any]:
         note(f"bench scale: {spec.ranks:,} ranks, by one of them")
         rank = _grown(spec, bases, _rank, spec.ranks)
         many = _grown(spec, bases, _rank, max(1, spec.ranks // _FEWER))
-        step = alone(_all_ranks, bases[0], spec.ranks, spec.batch)
+        step = run_in_fresh_process(_all_ranks, bases[0], spec.ranks, spec.batch)
         note(f"bench scale: {spec.ranks:,} feeders in one process")
-        fed = alone(scale_actors.feeders, bases[0], spec.ranks, spec.batch, 2, WINDOW)
-        note("bench scale: a rank with its feeder, driver and mailbox, on a Ray of their own")
-        acted = _grown(spec, bases, scale_actors.actors, WINDOW)
+        fed = run_in_fresh_process(scale_actors.measure_feeders, bases[0], spec.ranks, spec.batch, 2, WINDOW)
+        note("bench scale: a rank with its feeder, driver and mailbox, on a local Ray")
+        acted = _grown(spec, bases, scale_actors.measure_actors, WINDOW)
     return {
         "shards": spec.shards,
         "utterances": spec.shards * spec.utterances,
@@ -104,8 +106,8 @@ def bench_scale(spec: ScaleBenchConfig) -> dict[str, Any]:
 
 
 def _grown(spec: ScaleBenchConfig, bases: list[str], work: Callable[..., dict[str, Any]], *more: Any) -> dict[str, Any]:
-    """The figures of the whole set, with the bytes that each `..._mib` grows by with a shard."""
-    whole, part = (alone(work, base, spec.ranks, spec.batch, spec.steps, *more) for base in bases)
+    """The figures of the whole set, and the bytes by which each `..._mib` grows with a shard."""
+    whole, part = (run_in_fresh_process(work, base, spec.ranks, spec.batch, spec.steps, *more) for base in bases)
     shards = spec.shards - spec.shards // _SMALLER
     grown = {
         name.removesuffix("_mib"): round((whole[name] - part[name]) * 2**20 / shards, 1)
@@ -116,12 +118,12 @@ def _grown(spec: ScaleBenchConfig, bases: list[str], work: Callable[..., dict[st
 
 
 def _rank(base: str, lanes: int, batch: int, steps: int, world: int) -> dict[str, Any]:
-    """Rank 0 of `world`."""
+    """Measures rank 0 of `world`; see `bench_scale`."""
     began = time.perf_counter()
     index = Index.load(base)
     opened = time.perf_counter()
     order = RunOrder(shard_windows(index, WINDOW), 0, lanes, batch)
-    mine = served(lanes, 0, world)
+    mine = lanes_of_rank(lanes, 0, world)
     order.rows(0, mine)
     ordered = time.perf_counter()
     shards = ShardReader(index, keep=3 * len(mine) + 8)
@@ -131,10 +133,10 @@ def _rank(base: str, lanes: int, batch: int, steps: int, world: int) -> dict[str
         marks = [time.perf_counter()]
         epoch, shard_B, ordinal_B = order.rows(step, mine)
         marks.append(time.perf_counter())
-        reader.draft(step, epoch, shard_B, ordinal_B)
+        reader.plan(step, epoch, shard_B, ordinal_B)
         marks.append(time.perf_counter())
         for lane in mine:
-            order.coming(step, lane, 1)
+            order.next_shards(step, lane, 1)
         marks.append(time.perf_counter())
         for values, first, last in zip(spent.values(), marks, marks[1:], strict=False):
             values.append(1e6 * (last - first))
@@ -165,19 +167,19 @@ def _fed(source: FeedSource, lanes: range, steps: int) -> dict[str, Any]:
 
 
 def _all_ranks(base: str, ranks: int, batch: int) -> dict[str, Any]:
-    """The global batches of an epoch's first and last step, put together of all ranks' rows."""
+    """Compares the rows of all ranks with the plan, in an epoch's first and last step; see `bench_scale`."""
     order = RunOrder(shard_windows(Index.load(base), WINDOW), 0, ranks, batch)
     order.rows(0, [0])
     wrong, spent = 0, 0.0
     steps = (0, order.lanes.steps_per_epoch - 1)
     for step in steps:
         began = time.perf_counter()
-        rows = [order.rows(step, served(ranks, rank, ranks))[1:] for rank in range(ranks)]
+        rows = [order.rows(step, lanes_of_rank(ranks, rank, ranks))[1:] for rank in range(ranks)]
         spent += time.perf_counter() - began
         found = np.concatenate([np.stack(each, axis=1) for each in rows])
         positions = order.lanes.positions(step, range(ranks))[1]
         wanted = np.full_like(found, PADDING)
-        wanted[positions != PADDING] = np.stack(order.plan.at(0, positions[positions != PADDING]), axis=1)
+        wanted[positions != PADDING] = np.stack(order.epoch_order.at(0, positions[positions != PADDING]), axis=1)
         real = found[found[:, 0] != PADDING]
         wrong += int((found != wanted).any(axis=1).sum()) + len(real) - len(np.unique(real, axis=0))
     cursors = len(json.dumps(order.cursors(steps[-1])))

@@ -1,7 +1,7 @@
-"""A shard set of any size with next to no audio: one small tar under as many names as wanted, and a whole index.
+"""Makes a shard set of any size with hardly any audio: one small tar under many names, and a complete index.
 
-Every shard has the same utterances, so one part file of the index serves for all that are full. Names, tables and rows
-are in memory what those of a packed set are; on disk the shard table is smaller, for its digests are all the same.
+Every shard has the same utterances, so all full parts of the index are links to one file. In memory, names, tables and
+rows are as large as those of a packed set; on disk the shard table is smaller, since its digests are all the same.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from cpcscale.shards.index_writer import IndexWriter, publish
 from cpcscale.shards.rows import GROUP_ROWS, SHARD_COLUMNS, ShardEntry, scan
 
 UTTERANCE_S = 0.1
-# A part of an index is full with somewhat fewer rows.
+# Rows that are certain to fill more than one part of an index.
 _MORE_THAN_A_PART = 130 * GROUP_ROWS
 _LINKS = 1000
 
 
 def make_scale_set(folder: Path, shards: int, utterances: int) -> Index:
-    """Publishes a set of so many shards, each of so many utterances of UTTERANCE_S, below `folder`."""
+    """Publishes a set of `shards` shards, each with `utterances` utterances of UTTERANCE_S, below `folder`."""
     (folder / "tars").mkdir(parents=True)
     tar = folder / "tars" / "0000.tar"
     _write_tar(tar, utterances)
@@ -44,17 +44,17 @@ def _write_tar(path: Path, utterances: int) -> None:
         for number in range(utterances):
             wave = (1000 * random.standard_normal(round(UTTERANCE_S * audio.RATE_HZ))).astype(np.int16)
             source = f"recordings/{number % 12:04d}.flac"
-            said = {"source": source, "group": f"speaker-{number % 12:04d}", "language": "", "samples": len(wave)}
-            said |= {"rate_hz": audio.RATE_HZ, "mean": 0.0, "mean_square": 0.001}
+            metadata = {"source": source, "group": f"speaker-{number % 12:04d}", "language": "", "samples": len(wave)}
+            metadata |= {"rate_hz": audio.RATE_HZ, "mean": 0.0, "mean_square": 0.001}
             key = f"{source.removesuffix('.flac')}_{number:06d}".replace("/", "_")
-            for suffix, data in (("wav", audio.encode(wave, "wav")), ("json", json.dumps(said).encode())):
+            for suffix, data in (("wav", audio.encode(wave, "wav")), ("json", json.dumps(metadata).encode())):
                 member = tarfile.TarInfo(f"{key}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
 
 
 def _shard_table(folder: Path, entry: ShardEntry, shards: int) -> pa.Table:
-    """The rows of all shards, each under a name that leads to the one tar, with a hash of its own."""
+    """The shard table: each row has its own hash and a path that leads to the one tar."""
     for number in range(1, min(shards, _LINKS)):
         os.link(folder / "tars" / "0000.tar", folder / "tars" / f"{number:04d}.tar")
     for number in range(-(-shards // _LINKS)):

@@ -1,4 +1,4 @@
-"""The shard set of a feed bench: utterances of one length made of real speech, so that every crop is whole."""
+"""Makes the shard set of a bench: utterances of one length from real speech, so that no crop needs padding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def make_speech_set(
     utterance_s: float,
     shard_mb: float,
 ) -> Index:
-    """Packs about `hours` of utterances of `utterance_s`, the speech below `speech` joined and begun anew as needed."""
+    """Packs about `hours` of utterances of `utterance_s` seconds, cut from the joined audio below `speech`, repeated as
+    needed. Returns the index."""
     length = round(utterance_s * audio.RATE_HZ)
     wanted = max(1, round(hours * 3600 / utterance_s))
     (folder / "audio").mkdir(parents=True)
@@ -35,7 +36,7 @@ def make_speech_set(
 
 
 def _utterances(speech: str, length: int) -> Iterator[np.ndarray]:
-    """int16 [length], without end: the files of the tree one after the other, each time from another sample on."""
+    """Yields int16 [length] without end: the files are joined and cut, from other samples on in each round."""
     sources = find_audio(speech)
     skip = 0
     while True:
@@ -49,4 +50,4 @@ def _utterances(speech: str, length: int) -> Iterator[np.ndarray]:
                 left = left[length:]
         skip += 997
         if skip > length:
-            raise UserError(f"there is too little speech below {speech} for a bench: lower hours")
+            raise UserError(f"there is too little speech below {speech} for a bench: lower hours, or name more audio")

@@ -1,9 +1,9 @@
-"""`cpcscale bench train`: updates against the same network written plainly, against more ranks, and against limits.
+"""`cpcscale bench train`: the speed of updates against a plainly written network, more ranks, and limits.
 
-Everything is measured in turns: updates of one rank in this process on a fixed batch in memory (`memory`) and on what
-the feed makes (`feed`), the same of several ranks that share the batch, the network of bench/plain_network.py with
-negatives gathered for each prediction and with those of a window shared, the rate of large matrix products over the
-operations that the model's formula counts (`gemm_limit`), and the loop without its network (`null_loop`) against its
+All contenders are measured in turns: updates of one rank in this process on a fixed batch in memory (`memory`) and on
+the feed's batches (`feed`); the same with several ranks that share the batch; the network of bench/plain_network.py
+with negatives for each prediction and with negatives shared by a window; large matrix products, whose rate over the
+model's operations is the limit of an update (`gemm_limit`); and the loop without its network (`null_loop`) against the
 feed alone.
 """
 
@@ -21,13 +21,13 @@ import torch
 
 from cpcscale import config, storage
 from cpcscale.bench import loop_without_network, plain_network, speech_set
-from cpcscale.bench.interleaved import in_turns
+from cpcscale.bench.interleaved import measure_in_turns
 from cpcscale.bench.ranks import rank_groups, refuse_without_gpus
 from cpcscale.bench.train_figures import FixedCosts, figures
 from cpcscale.bench.updates import UpdateBench, UpdateMeasurement
 from cpcscale.errors import UserError
 from cpcscale.model.cost import NetworkCost, network_cost
-from cpcscale.objective.infonce import ScoredRows, comparable, counts
+from cpcscale.objective.infonce import ScoredRows, count_predictions, prepare_vectors
 from cpcscale.progress import note
 from cpcscale.shards.index import Index
 from cpcscale.stream.lanes import Lanes
@@ -35,35 +35,35 @@ from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.step import TrainStep
 
-# The sides of the matrices whose product is this machine's limit: larger ones are no faster.
+# The sizes of the matrices whose product is this machine's limit: larger ones are not faster.
 _GEMM = (4096, 1024, 1024)
 _GEMM_TIMES = 8
 
 
 @dataclass(kw_only=True)
 class TrainBenchConfig(Recipe):
-    """What a train bench measures: a recipe, whose train.batch one rank takes at once, or `ranks` of them share."""
+    """The settings of `cpcscale bench train`, on top of the recipe that is measured."""
 
-    # A folder of audio that the batches are made of, over and over.
+    # A folder of audio from which the set is made, repeated as often as needed.
     audio: str = "tests/data/speech"
-    # Speech that the feed reads, as wav.
+    # Hours of speech in the set, as wav.
     hours: float = 0.5
-    # Measurements of each, in turns; the median counts.
+    # Measurements of each contender, in turns; the median counts.
     runs: int = 5
     # Updates in a measurement.
     updates: int = 2
-    # Numbers of ranks to measure beside one: processes that share the cores, or with a GPU each.
+    # Numbers of ranks that are measured in addition to one: processes that share the cores, or have a GPU each.
     ranks: list[int] = field(default_factory=list)
-    # Updates of the loop without its network, of which the first 10 are not measured; 0: it is left out.
+    # Updates of the loop without its network, of which the first 10 are not measured; 0: this is left out.
     null_updates: int = 40
-    # Whether the plain network is measured too: its gathered negatives take seconds and GBs.
+    # Whether the plain network is measured too: with negatives for each prediction it takes seconds and GBs.
     plain: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         config.at_least(1, runs=self.runs, updates=self.updates)
         config.at_least(2, ranks=min(self.ranks, default=2))
-        # Refused here in the words of the run that would come to it later.
+        # Raises the error here that the run would raise later.
         Lanes(round(self.hours * 3600 / self.window.seconds), self.train.lanes, self.train.batch)
         if max(self.ranks, default=0) > self.train.lanes:
             raise UserError(
@@ -94,7 +94,7 @@ class TrainBenchConfig(Recipe):
 
 
 def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
-    """Measures and returns what `train_figures.figures` names; `profile` names a file for a trace of updates."""
+    """Measures, and returns the figures of `train_figures.figures`; `profile` is a file for a trace of some updates."""
     refuse_without_gpus(spec.ranks)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cpcscale-bench-")))
@@ -108,21 +108,26 @@ def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
         one = UpdateBench(spec, index, Ranks.current(), spec.updates)
         if profile:
             _trace(one, profile)
-        contenders: dict[str, Callable[[], UpdateMeasurement]] = {"memory": one.memory, "feed": one.fed}
+        contenders: dict[str, Callable[[], UpdateMeasurement]] = {
+            "memory": one.measure_memory,
+            "feed": one.measure_feed,
+        }
         for world, group in together.items():
             for place in ("memory", "feed"):
                 contenders[f"{place} of {world}"] = partial(group.measure, place)
-        contenders["each"] = lambda: one.memory(replace(spec.objective, draw="each"))
+        contenders["each"] = lambda: one.measure_memory(replace(spec.objective, draw="each"))
         contenders["gemm_limit"] = lambda: _limit(one)
         if spec.plain:
             contenders["plain_matmul"] = lambda: _plainly(one, "shared")
             contenders["plain_gathered"] = lambda: _plainly(one, "each")
         if spec.null_updates:
-            contenders["null_loop"] = lambda: loop_without_network.looped(
+            contenders["null_loop"] = lambda: loop_without_network.measure_loop(
                 spec, index, one.ranks, spec.null_updates, folder
             )
-            contenders["feed_alone"] = lambda: loop_without_network.drained(one.source, one.ranks, spec.null_updates)
-        rows = in_turns("bench train", contenders, spec.runs)
+            contenders["feed_alone"] = lambda: loop_without_network.measure_feed_alone(
+                one.source, one.ranks, spec.null_updates
+            )
+        rows = measure_in_turns("bench train", contenders, spec.runs)
         peak_mib = {1: one.peak_mib} | {world: group.peak_mib for world, group in together.items()}
         return {
             "parameters": int(_facts(spec).parameters.total),
@@ -138,11 +143,11 @@ def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:
 def _costs(one: UpdateBench, index: Index, folder: Path) -> FixedCosts:
     spec = one.recipe
     with_network, without = (
-        loop_without_network.marks(spec, index, one.ranks, kind, folder)
+        loop_without_network.count_marks(spec, index, one.ranks, kind, folder)
         for kind in (TrainStep, loop_without_network.StepWithoutNetwork)
     )
     return FixedCosts(
-        _facts(spec).flops_per_s.total, with_network, without, loop_without_network.mark_s(one.ranks.device)
+        _facts(spec).flops_per_s.total, with_network, without, loop_without_network.measure_mark_s(one.ranks.device)
     )
 
 
@@ -151,9 +156,9 @@ def _facts(spec: Recipe) -> NetworkCost:
 
 
 def _plainly(one: UpdateBench, draw: Literal["each", "shared"]) -> UpdateMeasurement:
-    """The same update as it is first written: torch's layers, its optimiser's default, one autograd graph."""
+    """The same update written plainly: torch's layers, its optimiser with defaults, one autograd graph."""
     objective, batch, device = replace(one.recipe.objective, draw=draw), one.batch, one.ranks.device
-    model = one.model()
+    model = one.new_model()
     network = plain_network.PlainCPC(model).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     began = one.now_s()
@@ -161,16 +166,16 @@ def _plainly(one: UpdateBench, draw: Literal["each", "shared"]) -> UpdateMeasure
     frames_B = torch.from_numpy(batch.samples_B // model.hop_samples).to(device)
     key_B = torch.from_numpy(batch.key_B).to(device)
     z_BTC, predictions_BTKC = network(wave_BS)
-    z_BTC, predictions_BTKC = comparable(z_BTC, predictions_BTKC, objective)
+    z_BTC, predictions_BTKC = prepare_vectors(z_BTC, predictions_BTKC, objective)
     scale = torch.tensor(objective.scale(model.channels), device=device)
     rows = ScoredRows(z_BTC, predictions_BTKC, scale, frames_B, key_B)
-    (plain_network.loss_K(rows, objective) / counts(frames_B, network.steps)).mean().backward()
+    (plain_network.loss_K(rows, objective) / count_predictions(frames_B, network.steps)).mean().backward()
     optimizer.step()
     return UpdateMeasurement(batch.audio_s, one.now_s() - began)
 
 
 def _limit(one: UpdateBench) -> UpdateMeasurement:
-    """Operations a second of fp32 matrix products that are large enough."""
+    """Measures large fp32 matrix products; the amount is floating-point operations."""
     rows, inner, columns = _GEMM
     shapes = (rows, inner), (inner, columns), (rows, columns)
     left, right, out = (torch.ones(shape, device=one.ranks.device) for shape in shapes)
@@ -182,8 +187,8 @@ def _limit(one: UpdateBench) -> UpdateMeasurement:
 
 
 def _trace(one: UpdateBench, path: str) -> None:
-    """Writes what some updates do, for a browser's tracing page (chrome://tracing, ui.perfetto.dev)."""
+    """Writes a profile of some updates, for a browser's tracing page (chrome://tracing, ui.perfetto.dev)."""
     with torch.profiler.profile() as profiler:
-        one.memory()
+        one.measure_memory()
     with storage.publishing(path) as aside:
         profiler.export_chrome_trace(str(aside))

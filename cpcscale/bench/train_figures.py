@@ -1,4 +1,4 @@
-"""The figures of a train bench: medians over its turns, and medians of the ratios of neighbouring measurements."""
+"""The figures of a train bench: medians over its rounds, and medians of the ratios within each round."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cpcscale.bench.interleaved import ratio
+from cpcscale.bench.interleaved import median_ratio
 from cpcscale.bench.updates import UpdateMeasurement
 from cpcscale.train.time_account import TimeTotals
 
-# The rows of each measurement, turn by turn.
+# {contender: its measurement in each round}.
 Rows = Mapping[str, Sequence[UpdateMeasurement]]
 
 
 @dataclass(frozen=True)
 class FixedCosts:
-    """What is not measured in turns: operations of a forward pass over a second of audio, marks of an update of the
-    loop with its network and without, and the seconds of a mark."""
+    """Costs that are the same in every round: operations of a forward pass over a second of audio, time marks of an
+    update of the loop with and without its network, and the seconds of a mark."""
 
     flops_per_s: float
     marks: int
@@ -27,10 +27,10 @@ class FixedCosts:
 
 
 def figures(rows: Rows, costs: FixedCosts, peak_mib: Mapping[int, float]) -> dict[str, Any]:
-    """What the measurements come to; `peak_mib` by the number of ranks, the sum over these.
+    """The figures of all measurements; `peak_mib` maps a number of ranks to the sum of their peak memory.
 
-    seconds: the account by phase of the measurement of median wall time, which adds up to its `wall`; hidden: the
-    seconds beside it. Of several ranks both are those of rank 0.
+    `seconds` is the time account by phase of the measurement with the median wall time, and adds up to its `wall`;
+    `hidden` are its seconds of background work. With several ranks both are those of rank 0.
     """
     together = {str(world): _together(rows, world, peak) for world, peak in peak_mib.items() if world > 1}
     places = [name for name in ("memory", "feed", "null_loop") if name in rows]
@@ -48,12 +48,12 @@ def figures(rows: Rows, costs: FixedCosts, peak_mib: Mapping[int, float]) -> dic
 
 
 def _against_limits(rows: Rows, costs: FixedCosts) -> dict[str, float]:
-    """Updates in memory against the matrix products that they are made of, and against the plain network."""
+    """Updates in memory against matrix products with as many operations, and against the plain network."""
     operations, gemm = 3 * costs.flops_per_s, _rate(rows["gemm_limit"])
     found = {
         "gemm_gflop_per_s": round(gemm / 1e9, 1),
         "gemm_limit_audio_s_per_s": round(gemm / operations, 2),
-        "ratio_to_gemm_limit": round(operations * ratio(_rates(rows["memory"]), _rates(rows["gemm_limit"])), 3),
+        "ratio_to_gemm_limit": round(operations * median_ratio(_rates(rows["memory"]), _rates(rows["gemm_limit"])), 3),
     }
     for name in ("plain_matmul", "plain_gathered"):
         if name in rows:
@@ -65,7 +65,7 @@ def _against_limits(rows: Rows, costs: FixedCosts) -> dict[str, float]:
 
 
 def _together(rows: Rows, world: int, peak_mib: float) -> dict[str, Any]:
-    """What this many ranks do; the account of rank 0, `peak_mib` of all of them added up."""
+    """The figures of `world` ranks; `peak_mib` is the sum of their peak memory."""
     names = {place: f"{place} of {world}" for place in ("memory", "feed")}
     hidden = {place: _hidden(rows[name]) for place, name in names.items()}
     return {
@@ -90,7 +90,7 @@ def _null_loop(rows: Rows) -> dict[str, float]:
 
 
 def _meter(rows: Rows, costs: FixedCosts) -> dict[str, float]:
-    """What the marks of an update cost, as a share of its time."""
+    """The cost of an update's time marks, as a share of its time."""
     found = {
         "meter_marks": costs.marks,
         "meter_mark_us": round(1e6 * costs.mark_s, 3),
@@ -114,11 +114,11 @@ def _rate(rows: Sequence[UpdateMeasurement]) -> float:
 
 
 def _against(rows: Rows, mine: str, theirs: str) -> float:
-    return round(ratio(_rates(rows[mine]), _rates(rows[theirs])), 3)
+    return round(median_ratio(_rates(rows[mine]), _rates(rows[theirs])), 3)
 
 
 def _middle(rows: Sequence[UpdateMeasurement]) -> TimeTotals:
-    """The account of the median measurement: medians of each phase alone would not add up."""
+    """The account of the measurement with the median wall time; medians of single phases would not add up to it."""
     return sorted((row.stalls for row in rows), key=lambda stalls: stalls.wall_s)[(len(rows) - 1) // 2]
 
 

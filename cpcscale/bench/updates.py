@@ -1,4 +1,4 @@
-"""A rank's updates as a train bench measures them: on a batch in memory, and on what the feed makes."""
+"""Measures the updates of one rank, on a batch in memory and on the feed's batches."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from cpcscale.train.time_account import HiddenSeconds, TimeAccount, TimeTotals, 
 
 @dataclass(frozen=True)
 class UpdateMeasurement:
-    """One measurement: seconds of audio (operations for a limit), the wall time they took, where that went, and how
-    many updates they were."""
+    """One measurement: its `amount` in seconds of audio (operations for a limit), wall time, time account (`stalls`)
+    and number of updates."""
 
     amount: float
     wall_s: float
@@ -40,15 +40,15 @@ class UpdateMeasurement:
 
 
 class UpdateBench:
-    """The network, the batch and the feed of one rank, whose measurements are of `count` updates.
+    """The network, the batch and the feed of one rank; a measurement makes `count` updates.
 
-    All ranks are asked for the same measurements in the same order. Their accounts have the exchange of gradients as of
-    the update before: that of the last one is known when the next one has begun.
+    All ranks must make the same measurements in the same order. The exchange of gradients is counted one update late,
+    because DDP knows that of an update only when the next one has started.
     """
 
     def __init__(self, recipe: Recipe, index: Index, ranks: Ranks, count: int) -> None:
         self.recipe, self.ranks, self._scale, self._count = recipe, ranks, index.wave_scale(), count
-        # As the loop does.
+        # As the training loop does.
         torch.set_num_threads(recipe.train.threads or max(1, (os.cpu_count() or 1) // ranks.on_node))
         order = RunOrder(shard_windows(index, recipe.window), recipe.seed, recipe.train.lanes, recipe.train.batch)
         self.source = FeedSource(index, order, recipe.window, recipe.feed)
@@ -56,16 +56,16 @@ class UpdateBench:
         self.batch = feed.next()
         feed.close()
         self._steps: dict[str, TrainStep] = {}
-        self.memory()
+        self.measure_memory()
         # Before anything else is measured in this process.
         self.peak_mib = memory_peak_bytes(ranks.device) / 2**20
 
-    def memory(self, objective: InfoNCEConfig | None = None) -> UpdateMeasurement:
-        """Updates on the batch in memory; with another objective than the recipe's, of a network of their own."""
+    def measure_memory(self, objective: InfoNCEConfig | None = None) -> UpdateMeasurement:
+        """Measures updates on the batch in memory; another objective than the recipe's gets its own network."""
         return self._updated(self._step(objective or self.recipe.objective), lambda: self.batch, dict, self._count)
 
-    def fed(self, count: int | None = None) -> UpdateMeasurement:
-        """Updates on what the feed makes, by default as many as always; its start is no part of a long run."""
+    def measure_feed(self, count: int | None = None) -> UpdateMeasurement:
+        """Measures updates on the feed's batches, without the start of the feed; `count` of them if given."""
         step, feed = self._step(self.recipe.objective), thread_feed(self.source, self.ranks, 0)
         try:
             step(feed.next(), 0, scored=False)
@@ -73,13 +73,13 @@ class UpdateBench:
         finally:
             feed.close()
 
-    def model(self) -> CPC:
-        """A new network on the device, the same every time."""
+    def new_model(self) -> CPC:
+        """A new network on the device, with the same weights every time."""
         offset, gain = self._scale
         return build(self.recipe.model, self.recipe.seed, offset=offset, gain=gain).to(self.ranks.device)
 
     def now_s(self) -> float:
-        """Seconds, once a GPU has done what it was asked for."""
+        """The time in seconds, after waiting for a GPU to finish its work."""
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize(self.ranks.device)
         return time.perf_counter()
@@ -90,7 +90,7 @@ class UpdateBench:
         def beside() -> HiddenSeconds:
             return HiddenSeconds(*feed_seconds(fed()), 0.0, *step.exchange_s())
 
-        # No rank begins before the last one is ready.
+        # A barrier: no rank begins before the last one is ready.
         self.ranks.sum(torch.zeros(1, device=self.ranks.device))
         self.now_s()
         before, meter = beside(), TimeAccount(step.timeline)
@@ -98,16 +98,16 @@ class UpdateBench:
             with meter.phase("wait"):
                 batch = take()
             step(batch, 0, scored=False)
-            meter.heard(batch.audio_s)
+            meter.count_audio(batch.audio_s)
         self.now_s()
         lap = meter.lap(beside() - before, "unattributed")
         return UpdateMeasurement(lap.audio_s, lap.wall_s, lap, count)
 
     def _step(self, objective: InfoNCEConfig) -> TrainStep:
-        """The updates of a network of their own, the first of which is over."""
+        """A TrainStep for this objective with its own network, after a first update as a warm-up."""
         name = f"{objective.scope} {objective.draw}"
         if name not in self._steps:
             recipe = replace(self.recipe, objective=objective)
-            self._steps[name] = TrainStep(self.model(), recipe, self.ranks, total=1)
+            self._steps[name] = TrainStep(self.new_model(), recipe, self.ranks, total=1)
             self._steps[name](self.batch, 0, scored=False)
         return self._steps[name]

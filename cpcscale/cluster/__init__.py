@@ -1,1 +1,1 @@
-"""The one door to Ray: packing as tasks, pretraining under Ray Train, folds as tasks, sweeps under Ray Tune."""
+"""All use of Ray: packing and folds as Ray tasks, pretraining under Ray Train, feeders and probes as actors."""

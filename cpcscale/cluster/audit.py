@@ -1,4 +1,4 @@
-"""The audit of a shard set on Ray: a task a tar, and what they find put together in memory that the set cannot grow."""
+"""The audit of a shard set on Ray: one task for each tar, with totals whose memory does not grow with the set."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ from cpcscale.stream.window import WindowConfig
 
 @dataclass(kw_only=True)
 class AuditConfig:
-    """What is looked at beyond every byte, and the plan whose shuffle is measured."""
+    """What an audit checks beside the hashes, and the training plan whose shuffle it measures."""
 
-    # Keyed share of members that is decoded.
+    # Share of members that is decoded, chosen by the seed.
     share: float = 1.0
-    # Keys the share, and the plan.
+    # Seed of the share and of the plan.
     seed: int = 0
-    # The plan: train.lanes of a run.
+    # train.lanes of the plan.
     lanes: int = 64
-    # Its train.batch.
+    # train.batch of the plan.
     batch: int = 64
     window: WindowConfig = field(default_factory=WindowConfig)
-    # Batches of an epoch that are looked at; all when it has no more.
+    # Batches of an epoch whose shuffle is measured; all, if the epoch has no more.
     batches: int = 100
 
     def __post_init__(self) -> None:
         config.at_least(0, share=self.share)
         config.at_least(1, lanes=self.lanes, batch=self.batch, batches=self.batches)
         if self.share > 1:
-            raise UserError(f"share={self.share} is above 1, which is every member")
+            raise UserError(f"share={self.share} is above 1, which already is every member: give 1 or less")
         if self.batch % self.lanes:
             raise UserError(
-                f"batch={self.batch} is not a multiple of lanes={self.lanes}: every lane gives as many rows"
+                f"batch={self.batch} is not a multiple of lanes={self.lanes}: every lane gives the same number of rows"
             )
 
 
 def audit(base: str, spec: AuditConfig, run: RunTasks = connected_tasks) -> dict[str, Any]:
-    """Checks every tar of the set at `base` and says what is in it, as plain values; `ok` is false for any problem.
+    """Checks every tar of the set at `base`. Returns its contents and problems as plain values; `ok` is false for any.
 
-    Raises UserError for a folder that is no shard set; what is wrong with its shards is in the result.
+    Raises UserError for a folder that is not a shard set; problems of its shards are in the result.
     """
     index = Index.load(storage.absolute(base))
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +69,7 @@ def audit(base: str, spec: AuditConfig, run: RunTasks = connected_tasks) -> dict
 
 
 def _audit(shard: int, index: Index, spec: AuditConfig) -> tuple[ShardAudit, np.ndarray, np.ndarray]:
-    """(the audit of a tar, hash of each recording in it, how many windows that has here)."""
+    """(the audit of a tar, the hash of each recording in it, the number of windows of each recording in this tar)."""
     done = shards.audit_shard(index, shard, spec.share, spec.seed)
     windows = window.count(spec.window, done.samples[done.counts])
     recording, at = np.unique(done.recording[done.counts], return_inverse=True)
@@ -77,18 +77,18 @@ def _audit(shard: int, index: Index, spec: AuditConfig) -> tuple[ShardAudit, np.
 
 
 def _shuffle(index: Index, spec: AuditConfig, windows: int, same: int, run: RunTasks) -> dict[str, Any]:
-    """The shuffle figure of the first epoch under the plan, or `why` there is none."""
+    """How well the plan shuffles the first epoch (see shuffle_quality), or `why` that could not be measured."""
     plan = {"lanes": spec.lanes, "batch": spec.batch, "window": f"{spec.window.kind} {spec.window.seconds:g} s"}
     try:
         by_shard = window_counts.shard_windows(index, spec.window)
         steps_all = RunOrder(by_shard, spec.seed, spec.lanes, spec.batch).lanes.steps_per_epoch
-        steps = shuffle_quality.chosen_steps(steps_all, spec.batches, spec.seed)
+        steps = shuffle_quality.sample_steps(steps_all, spec.batches, spec.seed)
         pieces = np.array_split(steps, min(len(steps), 64))
         shared = index, spec, by_shard
         found = [row for rows in run(_pairs, pieces, what="shuffle", unit="parts", shared=shared) for row in rows]
     except UserError as error:
         return {**plan, "why": str(error)}
-    figure = shuffle_quality.measured(found, windows, same, exact=len(steps) == steps_all)
+    figure = shuffle_quality.shuffle_quality(found, windows, same, exact=len(steps) == steps_all)
     return {
         **plan,
         "pairs": figure.pairs,
@@ -101,7 +101,7 @@ def _shuffle(index: Index, spec: AuditConfig, windows: int, same: int, run: RunT
 
 
 def _pairs(steps: np.ndarray, index: Index, spec: AuditConfig, by_shard: np.ndarray) -> list[tuple[int, int]]:
-    """(rows that count, pairs of one recording) of the global batches of these steps."""
+    """(number of rows, number of pairs from the same recording) of the global batch of each of these steps."""
     order = RunOrder(by_shard, spec.seed, spec.lanes, spec.batch)
     return [_pairs_of(index, spec, *order.rows(step, range(spec.lanes))[1:]) for step in steps.tolist()]
 
@@ -110,8 +110,8 @@ def _pairs_of(index: Index, spec: AuditConfig, shard_B: np.ndarray, ordinal_B: n
     recordings = []
     for shard in np.unique(shard_B[shard_B != PADDING]).tolist():
         rows = index.rows(shard)
-        row, _ = window.numbered(window.count(spec.window, rows.samples), ordinal_B[shard_B == shard])
+        row, _ = window.locate(window.count(spec.window, rows.samples), ordinal_B[shard_B == shard])
         row = row[~rows.excluded[row]]
         recordings.append(shards.hashes(rows.table["recording"].take(row)))
     batch = np.concatenate([np.zeros(0, np.uint64), *recordings])
-    return len(batch), shuffle_quality.pairs(batch)
+    return len(batch), shuffle_quality.count_pairs(batch)

@@ -1,4 +1,4 @@
-"""What a pretraining takes of a cluster: waited for or refused where there is too little."""
+"""The cores, GPUs and other resources that a pretraining needs: waits for them, or refuses to start without them."""
 
 from __future__ import annotations
 
@@ -9,51 +9,53 @@ from cpcscale.cluster import session
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.errors import UserError
 
-_LOOK_EVERY_S = 1.0
+_POLL_S = 1.0
 
 
 class TooSmallError(UserError):
-    """The cluster lacks what other nodes could bring: `lack` says what, `way_out` what else to do."""
+    """The cluster lacks resources that more nodes could bring: `lack` names them, `way_out` says what else to do."""
 
     def __init__(self, lack: str, way_out: str) -> None:
         super().__init__(f"{lack}: {way_out}")
         self.lack, self.way_out = lack, way_out
 
 
-def room(config: PretrainConfig, say: Callable[[str], None]) -> bool:
-    """`use_gpu` once the cluster has room, for which it waits `start_wait_s` at most. Nobody joins a Ray of our own, so
-    there it waits for nothing."""
+def wait_for_capacity(config: PretrainConfig, say: Callable[[str], None]) -> bool:
+    """`check_capacity`, after waiting up to `start_wait_s` for nodes if the cluster is too small.
+
+    It does not wait on a Ray started by this process, which no node can join.
+    """
     try:
-        return use_gpu(config)
+        return check_capacity(config)
     except TooSmallError as refusal:
         if not session.joins_cluster():
             raise
         if not config.start_wait_s:
-            way_out = f"{refusal.way_out}; or have the start wait for nodes that are to come, by start_wait_s"
+            way_out = f"{refusal.way_out}; or set start_wait_s to wait for nodes that are still to come"
             raise TooSmallError(refusal.lack, way_out) from None
         say(f"{refusal.lack}; waiting {config.start_wait_s:g} s at most for other nodes (start_wait_s)")
-    # It brings much that a cluster with room does not need.
+    # Imported here: it loads much that is not needed otherwise.
     from ray.autoscaler.sdk import request_resources
 
     deadline = time.monotonic() + config.start_wait_s
     try:
         while True:
-            # Again and again: another driver's request takes its place. Where no autoscaler runs, nobody hears it.
+            # Repeated, because another driver's request replaces this one. Without an autoscaler it has no effect.
             request_resources(bundles=_bundles(config))
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_S)
             try:
-                return use_gpu(config)
+                return check_capacity(config)
             except TooSmallError as refusal:
                 if time.monotonic() >= deadline:
                     waited = f"{refusal.lack}, and not enough other nodes came in start_wait_s={config.start_wait_s:g}"
                     raise TooSmallError(waited, refusal.way_out) from None
     finally:
-        # Ray Train asks for itself from here on; nodes that nobody uses may go.
+        # From here on Ray Train makes its own requests, and unused nodes may be released.
         request_resources(bundles=[])
 
 
 def _bundles(config: PretrainConfig) -> list[dict[str, float]]:
-    """What `use_gpu` asks of a cluster like this one, a part for each that must be on one node."""
+    """The resources that `check_capacity` asks for, one bundle for each part that must be on one node."""
     import ray
 
     feed, probing = config.feed, _probe_cores(config)
@@ -64,15 +66,18 @@ def _bundles(config: PretrainConfig) -> list[dict[str, float]]:
 
 
 def _start(config: PretrainConfig, have: Mapping[str, float]) -> tuple[bool, int]:
-    """(whether each worker gets a GPU, how many workers will be started) on a cluster that has these resources."""
+    """(whether each worker gets a GPU, how many workers will be started) on a cluster with these resources."""
     gpus = int(have.get("GPU", 0))
     use_gpu = config.device != "cpu" and gpus >= config.least_workers
     return use_gpu, min(config.most_workers, gpus) if use_gpu else config.least_workers
 
 
-def use_gpu(config: PretrainConfig) -> bool:
-    """Whether each worker gets a GPU. Raises TooSmallError for a cluster that is too small for the least workers, and
-    UserError for what is not waited for."""
+def check_capacity(config: PretrainConfig) -> bool:
+    """Whether each worker gets a GPU.
+
+    Raises TooSmallError when the cluster is too small for the smallest number of workers, and UserError when more nodes
+    would not help.
+    """
     import ray
 
     have = ray.cluster_resources()
@@ -104,24 +109,24 @@ def use_gpu(config: PretrainConfig) -> bool:
         )
     if feeders and not named and config.elastic and not use_gpu:
         raise UserError(
-            f"workers={config.workers} take every core that is free, and feed.kind=actors would find none: name nodes "
-            "of their own by feed.actor_resource, fix the number of workers, or use feed.kind=threads"
+            f"workers={config.workers} take every free core, so feed.kind=actors would find none: reserve nodes for "
+            "feeders by feed.actor_resource, fix the number of workers, or use feed.kind=threads"
         )
     if probing and config.elastic and not use_gpu:
         raise UserError(
-            f"workers={config.workers} take every core that is free, and the probe would find none: set probe.cpus=0 "
-            "to let it have what they leave, or fix the number of workers"
+            f"workers={config.workers} take every free core, so the probe would find none: set probe.cpus=0 to let it "
+            "share their cores, or fix the number of workers"
         )
     return use_gpu
 
 
-def cores_beside(config: PretrainConfig, workers: int) -> int:
-    """The cores that are taken beside those of so many workers: by feeder actors and by the probe."""
+def extra_cores(config: PretrainConfig, workers: int) -> int:
+    """The cores that feeder actors and the probe take in addition to those of `workers` workers."""
     return feeder_cores(config, workers) + _probe_cores(config)
 
 
 def feeder_cores(config: PretrainConfig, workers: int) -> int:
-    """The cores that feeder actors take beside so many workers."""
+    """The cores that the feeder actors of `workers` workers take."""
     return _feeders(config, workers) * config.feed.actor_cpus
 
 

@@ -1,4 +1,4 @@
-"""What the workers of a pretraining say, in its driver: a bar or lines for the person, everything for the tracker."""
+"""The driver's observer of a pretraining: a progress bar or lines on the terminal, and all metrics to the tracker."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ QUARANTINE_COLUMNS = ("shard", "key", "number", "cause", "why", "step")
 
 
 class Console:
-    """The observer in the driver."""
+    """An `Observer` in the driver, to which the workers' events are delivered."""
 
-    def __init__(self, tracker: Tracker, look: Callable[[], None] | None = None) -> None:
-        """`look` is called when a checkpoint was published."""
-        self._tracker, self._look, self._detail = tracker, look, ""
+    def __init__(self, tracker: Tracker, on_saved: Callable[[], None] | None = None) -> None:
+        """`on_saved` is called after each published checkpoint."""
+        self._tracker, self._on_saved, self._detail = tracker, on_saved, ""
         self._bar: Progress | None = None
-        # Whether workers have made a step.
+        # Whether the workers have made a step yet.
         self.working = False
 
     def note(self, text: str) -> None:
@@ -31,7 +31,7 @@ class Console:
         self.working = True
         if self._bar is None:
             self._bar = Progress("pretrain", total, "steps")
-        self._bar.at(step, self._detail)
+        self._bar.update(step, self._detail)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self._tracker.log(step, values)
@@ -48,7 +48,7 @@ class Console:
                 )
 
     def replayed(self, step: int, values: Mapping[str, float]) -> None:
-        # What the tracker has already, it drops.
+        # The tracker skips values that it already has.
         self._tracker.log(step, values)
 
     def quarantined(self, windows: Sequence[Mapping[str, Any]]) -> None:
@@ -59,10 +59,10 @@ class Console:
         self._tracker.artifact("quarantine.csv", out.getvalue())
 
     def saved(self) -> None:
-        # A resumed run starts from here: what was logged before it is not made again.
+        # A resumed run starts from this checkpoint and does not repeat earlier steps: their records must not be lost.
         self._tracker.flush()
-        if self._look:
-            self._look()
+        if self._on_saved:
+            self._on_saved()
 
     def close(self) -> None:
         if self._bar:

@@ -1,7 +1,7 @@
-"""Feeder actors: lanes decoded anywhere in the cluster, their batches handed over through the Ray object store.
+"""Feeder actors: they decode lanes anywhere in the cluster and pass batches on through Ray's object store.
 
-A feeder holds nothing that cannot be made again: it answers for any step of its lanes. A dead one is replaced, asked
-for the steps that it still owed, and gives the same bytes.
+A feeder has no state that matters: it can make the batch of any step of its lanes. If one dies, a new one is asked for
+the missing steps and makes the same bytes.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from cpcscale.errors import UserError
 from cpcscale.storage import StorageConfig, TrafficCounts
 from cpcscale.stream.batch import Batch
 from cpcscale.stream.feed import Feed, FeedConfig, FeedSource, ThreadFeed
-from cpcscale.stream.lanes import served
+from cpcscale.stream.lanes import lanes_of_rank
 
 if TYPE_CHECKING:
-    # It brings torch, which is most of the memory of a feeder that does without.
+    # For the type only: it imports torch, which would be most of a feeder's memory.
     from cpcscale.train.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-# Deaths of one feeder without a batch between them before the run fails.
+# The run fails when one feeder dies more often than this without making a batch in between.
 _DEATHS = 5
 _PLACING_S = 30.0
 
 
 class FeederAnswer(NamedTuple):
-    """A feeder's answer: a batch, or a user's error as a value, which Ray does not wrap; and its figures (see Feed)."""
+    """A feeder's answer: a batch, or a UserError as a value (Ray would wrap a raised one), and its feed's figures."""
 
     batch: Batch | UserError
     seconds: dict[str, float]
@@ -43,7 +43,7 @@ class FeederAnswer(NamedTuple):
 
 
 class Feeder:
-    """The actor: batches of its lanes, of any step; cheapest in the order of steps."""
+    """The actor: makes the batch of its lanes for any step, fastest when steps are asked for in order."""
 
     def __init__(self, source: FeedSource, lanes: Sequence[int], lanes_on_node: int, stored: StorageConfig) -> None:
         storage.configure(stored)
@@ -52,7 +52,7 @@ class Feeder:
         self._step = -1
 
     def batch(self, step: int) -> FeederAnswer:
-        """The rows that its lanes give to `step`."""
+        """The rows of its lanes for `step`."""
         try:
             feed = self._feed_at(step)
             batch = feed.next()
@@ -62,7 +62,7 @@ class Feeder:
         return FeederAnswer(batch, feed.seconds(), feed.traffic())
 
     def close(self) -> None:
-        """Ends its threads; a killed actor does without."""
+        """Ends its threads. A killed actor need not call it."""
         if self._feed:
             self._feed.close()
 
@@ -78,17 +78,17 @@ class Feeder:
 
 
 class ActorFeed:
-    """The feed of a rank whose batches are made by feeder actors; see stream.feed.Feed."""
+    """A `stream.feed.Feed` of one rank whose batches are made by feeder actors."""
 
     def __init__(self, source: FeedSource, lanes: Sequence[int], start: int, stored: StorageConfig) -> None:
         count = min(source.config.actors, len(lanes))
-        # Consecutive lanes stay together, so that the rows of the feeders one after the other are those of the rank.
+        # Each feeder gets consecutive lanes, so that concatenating the feeders' rows gives the rank's rows in order.
         cuts = [len(lanes) * number // count for number in range(count + 1)]
-        self._ahead = source.config.prefetch
-        # Put once: the feeders of a node share the index.
+        self._prefetch = source.config.prefetch
+        # Stored once: the feeders of a node share the index.
         shared = ray.put(source)
-        # Feeders are spread over the nodes, and share the cache of each.
-        nodes = len(session.nodes())
+        # Feeders are spread over the nodes; those of one node share its cache.
+        nodes = len(session.live_nodes())
         on_node = max(len(lanes) // count, -(-source.order.lanes.lanes // nodes))
         self._feeders = [
             _Remote(source.config, (shared, list(lanes[cuts[number] : cuts[number + 1]]), on_node, stored))
@@ -99,7 +99,7 @@ class ActorFeed:
     def next(self) -> Batch:
         step, self._step = self._step, self._step + 1
         for feeder in self._feeders:
-            feeder.ask(range(step, step + self._ahead))
+            feeder.ask(range(step, step + self._prefetch))
         return _joined([feeder.take(step) for feeder in self._feeders])
 
     def seconds(self) -> dict[str, float]:
@@ -110,7 +110,7 @@ class ActorFeed:
         return dict(total)
 
     def traffic(self) -> TrafficCounts:
-        # A rank saves checkpoints itself.
+        # The rank's own traffic is that of its checkpoints.
         total = storage.counters()
         for feeder in self._feeders:
             total += feeder.traffic
@@ -122,30 +122,30 @@ class ActorFeed:
 
 
 def actor_feed(stored: StorageConfig, source: FeedSource, ranks: Ranks, start: int) -> Feed:
-    """The feed of a rank, by feeder actors."""
-    return ActorFeed(source, served(source.order.lanes.lanes, ranks.rank, ranks.world), start, stored)
+    """The feed of this rank, made by feeder actors."""
+    return ActorFeed(source, lanes_of_rank(source.order.lanes.lanes, ranks.rank, ranks.world), start, stored)
 
 
 class _Remote:
-    """One feeder as the rank sees it: a bounded number of steps asked for, a new actor when the old one is dead."""
+    """The rank's handle of one feeder: asks for steps ahead, and starts a new actor when the old one dies."""
 
     def __init__(self, config: FeedConfig, arguments: tuple[Any, ...]) -> None:
         self._config, self._arguments = config, arguments
         self._asked: deque[tuple[int, Any]] = deque()
         self._deaths = 0
-        # As of its last batch.
+        # As reported with its last batch.
         self.seconds: dict[str, float] = {}
         self.traffic = TrafficCounts()
         self._start()
 
     def ask(self, steps: range) -> None:
-        """Asks for those of these consecutive steps that were not asked for yet."""
+        """Asks for those of these consecutive steps that it has not asked for yet."""
         after = self._asked[-1][0] + 1 if self._asked else steps.start
         for step in range(after, steps.stop):
             self._asked.append((step, self._actor.batch.remote(step)))
 
     def take(self, step: int) -> Batch:
-        """The batch of `step`, the first that was asked for."""
+        """Waits for the batch of `step`, the earliest step that is asked for."""
         while True:
             assert self._asked[0][0] == step
             try:
@@ -153,7 +153,7 @@ class _Remote:
             except RayTaskError:
                 raise
             except RayError as error:
-                # The actor died, or its node with the batches that it had made.
+                # The actor died, or its node was lost with the batches that it had made.
                 self._replace(error)
                 continue
             self._asked.popleft()
@@ -184,7 +184,7 @@ class _Remote:
         why = " ".join(str(error).split())[:200]
         if self._deaths > _DEATHS:
             raise UserError(
-                f"a feeder died {self._deaths} times without giving a batch ({why}): look at its log in Ray's "
+                f"a feeder died {self._deaths} times without making a batch ({why}): look at its log in Ray's "
                 "dashboard, or use feed.kind=threads"
             )
         steps = [step for step, _ in self._asked]
@@ -194,13 +194,13 @@ class _Remote:
 
     def _start(self) -> None:
         needs = {self._config.actor_resource: 1} if self._config.actor_resource else None
-        # Outside of the workers' placement group: a feeder may stand on any node.
+        # Outside of the workers' placement group: a feeder may run on any node.
         options = {"num_cpus": self._config.actor_cpus, "resources": needs, "scheduling_strategy": "SPREAD"}
         self._actor = ray.remote(Feeder).options(**options).remote(*self._arguments)
 
 
 def _joined(parts: list[Batch]) -> Batch:
-    """One batch of several, its arrays this process's own: what Ray hands over is read-only and stays in its store."""
+    """Concatenates batches into new arrays; arrays from Ray's object store are read-only and would stay in it."""
     names = ("wave_BS", "samples_B", "key_B", "group_B", "utterance_B", "number_B")
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     bad = tuple(sorted((bad for part in parts for bad in part.bad), key=lambda bad: (bad.utterance, bad.number)))

@@ -1,8 +1,8 @@
-"""One fold trained by several processes: they share each batch, whose CCC and gradient are those of one process.
+"""Trains one fold by several processes (ranks) that share each batch, with the CCC and gradient of a single process.
 
-A task without cores of its own asks for the room of all ranks at once, starts an actor in each place of it and waits.
-Ranks that wait for those of another fold would never begin. When one of them fails or dies, the others end too, and a
-fold of which a process died begins again.
+A Ray task without cores reserves the resources of all ranks at once, then starts an actor for each rank and waits.
+Reserving them one by one could deadlock: ranks of two folds would wait for each other. When a rank fails or dies, the
+others end too; a fold of which a process died is trained again.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 
 _ATTEMPTS = 3
-# How long a rank that failed waits for the others to say why.
-_LAST_WORDS_S = 10
+# How long to wait for the errors of the other ranks after one has failed: theirs may explain it.
+_OTHER_ERRORS_S = 10
 
 
 @dataclass(frozen=True)
 class SharedFold:
-    """A fold for `run_shared`: `shared` refers to (recipe, prepared) in Ray's object store.
+    """The arguments of `run_shared`: `shared` refers to (recipe, prepared) in Ray's object store.
 
-    Each of the `ranks` gets `cpus` cores, of which torch uses `threads`, and a GPU where `gpus` says so.
+    Each of the `ranks` gets `cpus` cores, `threads` torch threads, and a GPU if `gpus`.
     """
 
     shared: Any
@@ -47,8 +47,8 @@ def check_ranks(recipe: EmotionRecipe, ranks: int) -> None:
     if recipe.regressor != "attention" or recipe.system == "minicpc":
         what = f"system={recipe.system}" if recipe.system in ("mean", "minicpc") else f"head={recipe.head}"
         raise UserError(
-            f"ranks={ranks} shares the batches of a recogniser, and {what} is fitted or pretrained by one process: use "
-            "ranks=1, and workers=N for folds at a time"
+            f"ranks={ranks} shares the batches of a recogniser, but {what} is fitted or pretrained by one process: use "
+            "ranks=1, and workers=N to run N folds at a time"
         )
     if ranks > recipe.fit.batch:
         raise UserError(
@@ -57,10 +57,10 @@ def check_ranks(recipe: EmotionRecipe, ranks: int) -> None:
         )
 
 
-def refuse_without_room(recipe: EmotionRecipe, ranks: int, workers: int) -> None:
-    """Raises UserError where the cluster that RAY_ADDRESS names, else this machine, has no core (or GPU) for each rank.
+def check_cluster_size(recipe: EmotionRecipe, ranks: int, workers: int) -> None:
+    """Raises UserError when the cluster of RAY_ADDRESS, else this machine, lacks a core (or GPU) for each rank.
 
-    One that is to be joined is joined; no Ray is started.
+    Joins that cluster, but starts no Ray on this machine.
     """
     import ray
     import torch
@@ -82,14 +82,14 @@ def refuse_without_room(recipe: EmotionRecipe, ranks: int, workers: int) -> None
 
 
 def uses_gpus(recipe: EmotionRecipe) -> bool:
-    """Whether ranks train on GPUs: where the cluster has any and the config does not forbid it."""
+    """Whether ranks train on GPUs: if the cluster has any and fit.device is not cpu."""
     import ray
 
     return recipe.fit.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
 
 
 def run_shared(item: SharedFold) -> FoldResult:
-    """The fold as its ranks train it. Raises the first rank's UserError, and one when processes die again and again."""
+    """Trains a fold by several ranks. Raises a rank's UserError, and one when processes die _ATTEMPTS times."""
     for _ in range(_ATTEMPTS):
         with contextlib.suppress(_RankDiedError):
             return _attempt(item)
@@ -122,14 +122,14 @@ def _run_alone(fold: int, recipe: EmotionRecipe, prepared: PreparedCorpus, threa
 
 
 class _RankDiedError(Exception):
-    """The process of a rank is gone."""
+    """The process of a rank died."""
 
 
 class _Rank:
-    """One rank of a fold, in a process of its own."""
+    """The actor of one rank of a fold."""
 
     def meeting(self) -> str:
-        """An address on this node at which the ranks can meet."""
+        """A free address on this node, tcp://HOST:PORT, at which the ranks can meet."""
         import ray
 
         with socket.socket() as free:
@@ -147,11 +147,11 @@ class _Rank:
         """The fold's result from rank 0, None from the others; `place` is (rank, world)."""
         import torch
 
-        from cpcscale.train.ranks import joined
+        from cpcscale.train.ranks import join_ranks
 
         torch.set_num_threads(threads)
         recipe, prepared = shared
-        with joined(*place, meeting, device(recipe.fit)) as ranks, ranks.meeting():
+        with join_ranks(*place, meeting, device(recipe.fit)) as ranks, ranks.detect_lost_peers():
             result = run_fold(recipe, prepared, fold, ranks)
         return result if ranks.first else None
 
@@ -180,12 +180,12 @@ def _attempt(item: SharedFold) -> FoldResult:
         ]
         return _first_result(results)
     finally:
-        # With their room the actors end, whatever they wait for.
+        # Also ends the actors, whatever they are waiting for.
         remove_placement_group(room)
 
 
 def _first_result(results: list[Any]) -> FoldResult:
-    """What rank 0 gives once all have ended well; of several failures the one that explains the others."""
+    """The result of rank 0 once all ranks have finished. If some failed, raises the error that explains the others."""
     import ray
 
     ended, waiting = list[Any](), results
@@ -193,8 +193,8 @@ def _first_result(results: list[Any]) -> FoldResult:
         now, waiting = ray.wait(waiting)
         ended += now
         if any(_failure(one) for one in now):
-            late, _ = ray.wait(waiting, num_returns=len(waiting), timeout=_LAST_WORDS_S) if waiting else ([], [])
-            raise _explained([failure for one in [*ended, *late] if (failure := _failure(one))])
+            late, _ = ray.wait(waiting, num_returns=len(waiting), timeout=_OTHER_ERRORS_S) if waiting else ([], [])
+            raise _root_cause([failure for one in [*ended, *late] if (failure := _failure(one))])
     return ray.get(results[0])
 
 
@@ -210,8 +210,8 @@ def _failure(reference: Any) -> Exception | None:
     return None
 
 
-def _explained(failures: list[Exception]) -> Exception:
-    """A user's error before a bug before a process that died, which the others only noticed."""
+def _root_cause(failures: list[Exception]) -> Exception:
+    """The most telling error: a UserError, else a bug, else that a process died (which other ranks only noticed)."""
     import ray
 
     from cpcscale.train.ranks import PeerLostError

@@ -1,6 +1,6 @@
-"""How rank 0 and the driver talk: an actor that keeps what was said until the other one takes it.
+"""Messages between rank 0 and the driver: an actor that keeps them until the other side takes them.
 
-The driver alone owns the terminal and the tracker, so one process touches the tracking store however many workers
+Only the driver writes to the terminal and the tracker, so one process uses the tracking store however many workers
 there are and wherever they run.
 """
 
@@ -23,7 +23,7 @@ _PROGRESS_EVERY_S = 0.3
 
 @dataclass(frozen=True)
 class RunEnd:
-    """How a run ended, of which one is set: its summary, where it stopped as it was asked to, or the user's error."""
+    """How a run ended. One field is set: its summary, the message of a requested stop, or that of a UserError."""
 
     summary: dict[str, Any] | None = None
     stopped: str = ""
@@ -31,11 +31,11 @@ class RunEnd:
 
 
 class Mailbox:
-    """The actor: messages in the order they were sent, then how the run ended; and whether it is asked to stop."""
+    """The actor: holds the messages in the order they were sent, how the run ended, and whether it is asked to stop."""
 
     def __init__(self) -> None:
         self._messages: list[tuple[str, tuple[Any, ...]]] = []
-        self._outcome, self._stop = RunEnd(), False
+        self._end, self._stop = RunEnd(), False
 
     def put(self, kind: str, *content: Any) -> None:
         self._messages.append((kind, content))
@@ -51,23 +51,23 @@ class Mailbox:
         return self._stop
 
     def finish(self, summary: dict[str, Any]) -> None:
-        self._outcome = replace(self._outcome, summary=summary)
+        self._end = replace(self._end, summary=summary)
 
     def stopped(self, text: str) -> None:
-        self._outcome = replace(self._outcome, stopped=text)
+        self._end = replace(self._end, stopped=text)
 
     def fail(self, error: str) -> None:
-        self._outcome = replace(self._outcome, error=self._outcome.error or error)
+        self._end = replace(self._end, error=self._end.error or error)
 
-    def outcome(self) -> RunEnd:
-        return self._outcome
+    def run_end(self) -> RunEnd:
+        return self._end
 
 
 class MailboxObserver:
-    """The observer in a worker: sends and never waits. Warnings of the package are sent on as notes."""
+    """The `Observer` of a worker: sends events to the mailbox, and the package's warnings as notes. Never waits."""
 
     def __init__(self, mailbox: Any) -> None:
-        self._mailbox, self._said = mailbox, 0.0
+        self._mailbox, self._last_progress_s = mailbox, 0.0
         logging.getLogger("cpcscale").addHandler(_NoteHandler(self))
 
     def note(self, text: str) -> None:
@@ -75,8 +75,8 @@ class MailboxObserver:
 
     def progress(self, step: int, total: int) -> None:
         now = time.monotonic()
-        if now - self._said >= _PROGRESS_EVERY_S or step == total:
-            self._said = now
+        if now - self._last_progress_s >= _PROGRESS_EVERY_S or step == total:
+            self._last_progress_s = now
             self._mailbox.put.remote("progress", step, total)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -102,7 +102,7 @@ class _NoteHandler(logging.Handler):
 
 
 class MessageDelivery:
-    """The driver's end: a thread that hands messages to an observer until the block ends, the last ones included."""
+    """In the driver: a thread that passes messages to an observer until the block ends, including the last ones."""
 
     def __init__(self, mailbox: Any, observer: Observer) -> None:
         self._mailbox, self._observer = mailbox, observer

@@ -1,4 +1,4 @@
-"""The config of a pretraining: the recipe, its data and where it runs."""
+"""The config of a pretraining run: the recipe, the data, the cluster, probes and tracking."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from cpcscale.errors import UserError
 from cpcscale.runs.lease import LeaseConfig
 from cpcscale.shards.pack import PackConfig
 from cpcscale.storage import StorageConfig
-from cpcscale.stream.lanes import served
+from cpcscale.stream.lanes import lanes_of_rank
 from cpcscale.tracking.tracker import TrackingConfig
 from cpcscale.train.recipe import Recipe
 
 
 @dataclass(kw_only=True)
 class ProbeConfig:
-    """Checkpoints scored on a labelled set beside the run: folds of whole speakers, support vector regression."""
+    """Probes: checkpoints are scored on a labelled corpus while the run goes on; off without probe.corpus.path."""
 
-    # No probe without its path.
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    # Every how manyth checkpoint; the run's last one is always probed.
+    # Every n-th checkpoint is probed; the last one of the run always is.
     every: int = 1
     # The protocol of the folds: speakers5, loso, official or random5 (LEAKY).
     split: str = "speakers5"
-    # Mean, deviation and percentiles of c over each utterance, into one config of support vector regression.
+    # svr: support vector regression, with fixed settings, on mean, deviation and percentiles of c over each utterance.
     head: Literal["svr"] = "svr"
-    # Cores of the cluster that it takes for the length of the run; 0: none of its own, it has what others leave.
+    # Cores that the probe reserves during the run; 0: none, it uses what others leave idle.
     cpus: int = 1
     audio_cache: AudioCacheConfig = field(default_factory=AudioCacheConfig, metadata=configs.PLACE)
 
@@ -43,7 +42,7 @@ class ProbeConfig:
 
     @property
     def is_on(self) -> bool:
-        """Whether there is a set to probe on."""
+        """Whether a corpus to probe on is given."""
         return bool(self.corpus.path)
 
 
@@ -52,13 +51,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Where the speech is."""
+    """The speech of a pretraining."""
 
-    # A folder that `cpcscale pack` made: `train` is learned from, `heldout` and `unseen` are scored.
+    # A folder made by `cpcscale pack`: the run trains on `train`, validations score `heldout` and `unseen`.
     shards: str = field(default="runs/shards", metadata=configs.PLACE)
-    # Audio to pack into `shards` first, when there is no shard set yet; empty: none.
+    # Audio that is packed into `shards` first if there is no shard set yet; empty: none.
     audio: str = field(default="", metadata=configs.PLACE)
-    # A run that goes on with a set to which shards were appended lets them in, at the next edge of an epoch.
+    # Whether a resumed run uses shards that were appended to the set meanwhile, from the next epoch on.
     append: bool = False
     pack: PackConfig = field(default_factory=PackConfig)
 
@@ -67,24 +66,24 @@ class DataConfig:
 class PretrainConfig(Recipe):
     """A pretraining run: the recipe, its data and where it runs."""
 
-    # What MLflow calls the run.
+    # The name of the run in MLflow.
     name: str = field(default="pretrain", metadata=configs.PLACE)
-    # The folder (or s3:// prefix) of the run; the same folder goes on with it.
+    # The folder (or s3:// prefix) of the run; a start with the same folder resumes the run.
     run_dir: str = field(default="runs/pretrain", metadata=configs.PLACE)
-    # As many workers, or [least, most]: as many as the cluster has room for, anew when one dies or a node joins.
+    # The number of workers, or [least, most]: then as many as fit, chosen again when a worker dies or a node joins.
     workers: Any = field(default=1, metadata=configs.PLACE)
-    # auto: a GPU for each worker where the cluster has enough of them now, else cores.
+    # auto: a GPU for each worker if the cluster has enough of them at the start, else cores.
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # The seconds that a start waits for nodes that it lacks, while it asks the cluster's autoscaler for them; 0: it is
-    # refused at once. For GPUs that are to come, device=cuda.
+    # Seconds that a start waits for missing nodes, which it requests from the cluster's autoscaler; 0: a start without
+    # enough nodes fails at once. To wait for GPUs, set device=cuda too.
     start_wait_s: float = field(default=0.0, metadata=configs.PLACE)
-    # Restarts after a worker died or failed, before the run fails; -1: no limit. A node that is taken away as it was
-    # announced does not count.
+    # Restarts after a worker died or failed before the run fails; -1: no limit. A node that is taken away after an
+    # announcement does not count.
     max_failures: int = field(default=3, metadata=configs.PLACE)
-    # With [least, most]: how often a cluster that has grown is looked at. Each growth costs the steps since the last
-    # checkpoint.
+    # With [least, most]: seconds between checks whether the cluster has grown. Each growth repeats the steps since the
+    # last checkpoint.
     grow_every_s: float = field(default=60.0, metadata=configs.PLACE)
-    # The longest that workers may take for a checkpoint when the driver is asked to stop (SIGTERM).
+    # Seconds that workers have for a last checkpoint when the driver is asked to stop (SIGTERM).
     stop_grace_s: float = field(default=60.0, metadata=configs.PLACE)
     data: DataConfig = field(default_factory=DataConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
@@ -100,7 +99,7 @@ class PretrainConfig(Recipe):
         configs.at_least(1, grow_every_s=self.grow_every_s)
         if not self.run_dir:
             raise UserError("run_dir is empty: name the folder of the run")
-        served(self.train.lanes, 0, self.most_workers)
+        lanes_of_rank(self.train.lanes, 0, self.most_workers)
         if self.checkpoint.best_by == "probe" and not self.probe.is_on:
             raise UserError(
                 "checkpoint.best_by=probe without a probe: name a labelled corpus by probe.corpus.path, or use loss"
@@ -113,28 +112,28 @@ class PretrainConfig(Recipe):
 
     @property
     def least_workers(self) -> int:
-        """The workers without which it does not go on."""
+        """The smallest number of workers with which the run continues."""
         return int(self.workers[0] if self.elastic else self.workers)
 
     @property
     def most_workers(self) -> int:
-        """The workers that it takes at most."""
+        """The largest number of workers."""
         return int(self.workers[1] if self.elastic else self.workers)
 
 
 def _workers(value: Any) -> int | list[int]:
-    """`workers` as it is written, or refused."""
+    """A valid value of `workers`: a number or [least, most]. Raises UserError for any other."""
     bounds = value if isinstance(value, list) else [value, value]
     if len(bounds) != 2 or any(type(bound) is not int for bound in bounds):
-        raise UserError(f"workers={value} is neither a number nor two, [least, most]: write 4, or [2, 8]")
+        raise UserError(f"workers={value} is neither a number nor [least, most]: write 4, or [2, 8]")
     configs.at_least(1, workers=bounds[0])
     if bounds[0] > bounds[1]:
-        raise UserError(f"workers={value} has more workers at least than at most: write [{bounds[1]}, {bounds[0]}]")
+        raise UserError(f"workers={value} has a minimum above its maximum: write [{bounds[1]}, {bounds[0]}]")
     return value if isinstance(value, list) else bounds[0]
 
 
-def absolute(config: PretrainConfig) -> PretrainConfig:
-    """Local paths made absolute: workers stand in other folders."""
+def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
+    """The config with absolute local paths, since workers run in other folders."""
     train = replace(
         config.train,
         log_window_ids=storage.absolute(config.train.log_window_ids) if config.train.log_window_ids else "",

@@ -1,4 +1,4 @@
-"""The speech of a pretraining: packed where it is not yet, opened, and refused where the workers would refuse it."""
+"""Opens the shard sets of a pretraining; packs audio first if needed, and checks the data before workers start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cpcscale.train.setup import Data
 
 
 def open_data(config: PretrainConfig) -> Data:
-    """The shard sets; raises UserError when there are none."""
+    """The training set and the held-out sets at data.shards. Raises UserError when there are none."""
     base = config.data.shards
     if storage.exists(storage.join(base, MARKER)):
         return Data(Index.load(base), {}, config.data.append)
@@ -32,8 +32,8 @@ def open_data(config: PretrainConfig) -> Data:
     return Data(Index.load(storage.join(base, TRAIN)), present, config.data.append)
 
 
-def pack_first(config: PretrainConfig) -> None:
-    """Packs `data.audio` where there is no shard set yet."""
+def pack_if_missing(config: PretrainConfig) -> None:
+    """Packs `data.audio` into `data.shards` if there is no shard set yet."""
     base = config.data.shards
     if not config.data.audio or any(storage.exists(storage.join(base, *at, MARKER)) for at in ((), (TRAIN,))):
         return
@@ -43,11 +43,13 @@ def pack_first(config: PretrainConfig) -> None:
 
 
 def checked_data(config: PretrainConfig, restored: RestoredCheckpoint | None) -> Data:
-    """The shard sets; what the workers would refuse is refused before they start."""
+    """The shard sets, after the checks that workers make: raises their UserError before any worker starts."""
     data = open_data(config)
     windows = shard_windows(data.train, config.window, config.feed.cache.path)
-    resume.order_of(resume.position(restored, config, data.train, windows, data.append), config, windows)
+    resume.start(restored, config, data.train, windows, data.append)
     largest = int(max(data.train.shards["bytes"].to_numpy(), default=0))
-    # A worker checks again for all the lanes of its node.
-    cache.holds_lanes(config.feed.cache, data.train.base, -(-config.train.lanes // config.least_workers), largest)
+    # Each worker checks again, for all the lanes of its node.
+    cache.keeps_whole_shards(
+        config.feed.cache, data.train.base, -(-config.train.lanes // config.least_workers), largest
+    )
     return data

@@ -1,8 +1,8 @@
-"""Probes of a pretraining's checkpoints: scored by an actor of its own, one at a time, while the run goes on.
+"""Probes the checkpoints of a pretraining while the run goes on: an actor scores them, one at a time.
 
-The driver hears when a checkpoint is published and has the newest one that is due scored; those that came meanwhile are
-passed over, and that is said. What comes of it stands in the run's folder (runs/probe_log.py) and in the tracker; no
-worker knows of it.
+When a checkpoint is published, the driver has the newest one that is due scored. Checkpoints published while a probe
+runs are skipped, with a line that says so. Results go to the run's folder (runs/probe_log.py) and to the tracker;
+workers are not involved.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from cpcscale.storage import StorageConfig
 from cpcscale.tracking.tracker import Tracker
 from cpcscale.train.checkpoint import load_encoder
 
-# Beside workers on the same cores it takes what they leave.
+# On cores shared with workers, the probe only uses idle time.
 _NICENESS = 19
 _JOIN_S = 0.5
 
 
 def check_probe(config: PretrainConfig) -> tuple[Corpus, ProbeSet]:
-    """The labelled set and what the run's folder says of it.
+    """(the labelled corpus, its description for the run's folder).
 
-    Raises UserError when there is none, when it does not fit the protocol, and for a run that was probed on another.
+    Raises UserError when there is no corpus, when it does not fit the protocol, and when the run was probed on another.
     """
     corpus = open_corpus(config.probe.corpus)
     recipe = _recipe(config.probe)
@@ -58,13 +58,13 @@ def check_probe(config: PretrainConfig) -> tuple[Corpus, ProbeSet]:
     if before and dataclasses.replace(before, stride=probe_set.stride) != probe_set:
         raise UserError(
             f"{storage.shown(config.run_dir)} was probed on {_described(before)}, this config says "
-            f"{_described(probe_set)}: their figures do not compare; keep the set, or name another run_dir"
+            f"{_described(probe_set)}: their scores are not comparable; keep the set, or name another run_dir"
         )
     return corpus, probe_set
 
 
 class ProbeScorer:
-    """The actor: scores one checkpoint after the other on the same set, read once."""
+    """The actor: scores one checkpoint after the other on the same corpus, which it reads once."""
 
     def __init__(self, config: ProbeConfig, stores: StorageConfig, corpus: Corpus) -> None:
         import os
@@ -78,7 +78,7 @@ class ProbeScorer:
         self._waves: Waves | None = None
 
     def score(self, url: str) -> tuple[dict[str, float], float]:
-        """(CCC by primitive and mean, hours of audio that the network had heard). Raises UserError for bad audio."""
+        """(CCC by primitive and mean, hours of audio that the network has seen). Raises UserError for bad audio."""
         network, source = load_encoder(url)
         if self._waves is None:
             self._waves = open_waves(self._recipe, self._corpus)
@@ -86,32 +86,35 @@ class ProbeScorer:
 
 
 class RunProbes:
-    """The probes of one run in its driver: `look` when a checkpoint is published, `finish` when the last one is."""
+    """Runs the probes of one run from its driver.
+
+    Call `wake` when a checkpoint was published, `finish` after the last one.
+    """
 
     def __init__(self, config: PretrainConfig, corpus: Corpus, probe_set: ProbeSet, tracker: Tracker) -> None:
         self._config, self._tracker, self._set = config, tracker, probe_set
         self._ledger, self._probes = Ledger(config.run_dir), Probes(config.run_dir)
-        self._wake, self._ending, self._gone = threading.Event(), False, False
-        self._last = self._take_up()
-        # Where the driver has read the corpus, if it can be there.
+        self._wake, self._ending, self._closed = threading.Event(), False, False
+        self._last = self._resume()
+        # On the driver's node if possible: there the corpus was read already.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         actor = ray.remote(num_cpus=config.probe.cpus, scheduling_strategy=here)(ProbeScorer)
         self._start = partial(actor.remote, config.probe, config.storage, corpus)
         self._scorer = self._start()
         self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
         self._thread.start()
-        self.look()
+        self.wake()
 
-    def look(self) -> None:
-        """A checkpoint may be there that is due. Returns at once."""
+    def wake(self) -> None:
+        """Lets the probe thread look for a checkpoint that is due. Returns at once."""
         self._wake.set()
 
     def finish(self) -> dict[str, Any]:
-        """Has the newest checkpoint probed and returns what all probes of the run came to, as the summary says it."""
+        """Waits until the newest checkpoint is probed. Returns the results of all probes, for the run's summary."""
         self._ending = True
-        self.look()
+        self.wake()
         while self._thread.is_alive():
-            # Ctrl-C is heard between two of them.
+            # With a timeout, so that Ctrl-C is handled.
             self._thread.join(_JOIN_S)
         probes = self._probes.all()
         best = self._probes.best(self._ledger.head()) if self._config.checkpoint.best_by == "probe" else None
@@ -130,38 +133,38 @@ class RunProbes:
         }
 
     def close(self) -> None:
-        """Ends the actor; a probe under way is given up."""
-        self._gone = True
-        self.look()
+        """Ends the actor and abandons a probe in progress."""
+        self._closed = True
+        self.wake()
         ray.kill(self._scorer)
         self._thread.join()
 
-    def _take_up(self) -> int:
-        """Goes on with what an earlier driver has left; the step of the last probe that counts, or -1."""
+    def _resume(self) -> int:
+        """Continues the probes of an earlier driver. Returns the step of the last completed one, or -1."""
         for each in self._ledger.head().checkpoints:
             before = self._probes.of(each.folder)
             if before and before.status != "done":
-                self._probes.forget(each.folder)
-        self._probes.describe(self._set)
+                self._probes.remove(each.folder)
+        self._probes.write_set(self._set)
         last = -1
         for done in self._probes.all():
             if done.status == "done":
-                # It may have died before the tracker had it; what that has already, it drops.
+                # The earlier driver may have died before it was tracked; the tracker skips what it already has.
                 self._log(done)
                 last = done.step
         return last
 
     def _run(self) -> None:
-        while not self._gone:
+        while not self._closed:
             self._wake.wait()
             self._wake.clear()
             ending = self._ending
             try:
-                while not self._gone and (chosen := self._probes.claim(self._ledger, self._set, every=ending)):
+                while not self._closed and (chosen := self._probes.claim(self._ledger, self._set, every=ending)):
                     self._probe(chosen)
             except UserError as error:
-                # A store that is away: the next checkpoint is another try.
-                self._say(f"none now: {error}")
+                # The store is away: try again with the next checkpoint.
+                self._say(f"no probe now, trying again at the next checkpoint: {error}")
             if ending:
                 return
 
@@ -169,17 +172,17 @@ class RunProbes:
         if passed := max(0, (chosen.step - 1) // self._set.stride - max(self._last, 0) // self._set.stride):
             self._say(f"step {chosen.step} now; {passed} checkpoint(s) before it were passed over")
         if self._ending:
-            self._say(f"waiting for that of step {chosen.step}")
+            self._say(f"waiting for the probe of step {chosen.step}")
         began, self._last = time.monotonic(), chosen.step
         done = Probe(folder=chosen.folder, step=chosen.step, status="done")
         try:
             ccc, hours = ray.get(self._scorer.score.remote(self._ledger.url(chosen)))
         except ray.exceptions.RayError as error:
-            if self._gone:
+            if self._closed:
                 return
             self._failed(dataclasses.replace(done, status="failed", why=_why(error)))
             if not isinstance(error, ray.exceptions.RayTaskError):
-                # Its process is gone, or out of reach: the next checkpoint has another.
+                # Its process died or cannot be reached: the next probe needs a new one.
                 ray.kill(self._scorer)
                 self._scorer = self._start()
             return
@@ -195,7 +198,7 @@ class RunProbes:
     def _failed(self, probe: Probe) -> None:
         self._probes.write(probe)
         self._tracker.tag("probe_failed", f"step {probe.step}: {probe.why}")
-        self._say(f"step {probe.step} has none, the run goes on: {probe.why}")
+        self._say(f"step {probe.step} failed, the run goes on: {probe.why}")
 
     def _log(self, done: Probe) -> None:
         values = {f"probe_ccc_{name}": value for name, value in done.ccc.items()}
@@ -207,7 +210,7 @@ class RunProbes:
 
 @contextlib.contextmanager
 def run_probes(config: PretrainConfig, corpus: Corpus, probe_set: ProbeSet, tracker: Tracker) -> Iterator[RunProbes]:
-    """The probes of a run for the block."""
+    """`RunProbes` for the block; closes it at the end."""
     probes = RunProbes(config, corpus, probe_set, tracker)
     try:
         yield probes
@@ -225,9 +228,9 @@ def _described(probe_set: ProbeSet) -> str:
 
 
 def _why(error: Exception) -> str:
-    """One line for what the actor ended with."""
+    """The cause of an actor's error in one line."""
     if isinstance(error, ray.exceptions.RayTaskError):
         cause = error.cause
         text = str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
         return " ".join(text.split())
-    return "its process died, maybe out of memory: give it a smaller corpus, or more room"
+    return "its process died, maybe out of memory: use a smaller corpus, or give the cluster more memory"

@@ -1,5 +1,7 @@
-"""A short piece of work by workers as a run has them: those of Ray Train, on a Ray of this machine, with all the
-processes that stand beside them. On a few cores these take a fifth of an update's speed."""
+"""Runs a short function on real Ray Train workers of a local Ray, for measurements under a run's conditions.
+
+Ray's other processes run too: with few cores they slow an update down by a fifth.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ from cpcscale.errors import UserError
 from cpcscale.train.ranks import Ranks
 
 
-def rehearsed(work: Callable[[Ranks], dict[str, float]], workers: int, use_gpu: bool) -> dict[str, float]:
-    """What `work` returns in rank 0 of so many workers, all of which do it.
+def run_on_workers(work: Callable[[Ranks], dict[str, float]], workers: int, use_gpu: bool) -> dict[str, float]:
+    """Runs `work` on `workers` workers and returns what rank 0 returned.
 
-    Takes nothing of a cluster, as long as this process has not joined one already.
-    Raises the workers' UserError, and KeyboardInterrupt at Ctrl-C.
+    Uses a local Ray, not a cluster, unless this process has already joined one. Raises the workers' UserError, and
+    KeyboardInterrupt at Ctrl-C.
     """
     with tempfile.TemporaryDirectory(prefix="cpcscale-ray-") as folder, session.connected(workers, here=True):
         out = Path(folder, "result.json")
@@ -37,7 +39,7 @@ def rehearsed(work: Callable[[Ranks], dict[str, float]], workers: int, use_gpu: 
         try:
             trainer.fit()
         except SystemExit:
-            # Ray Train answers Ctrl-C by exiting with status 0.
+            # Ray Train handles Ctrl-C by exiting with status 0.
             raise KeyboardInterrupt from None
         except ray.train.WorkerGroupError as failure:
             for error in failure.worker_failures.values():
@@ -45,7 +47,7 @@ def rehearsed(work: Callable[[Ranks], dict[str, float]], workers: int, use_gpu: 
                     raise UserError(str(error)) from None
             raise
         finally:
-            # Ray Train's own would end the process with status 0 at a later Ctrl-C.
+            # Ray Train's handler stays installed and would end the process with status 0 at a later Ctrl-C.
             signal.signal(signal.SIGINT, interrupted)
         return dict(json.loads(out.read_text()))
 
@@ -54,5 +56,5 @@ def _write(spec: dict[str, Any]) -> None:
     ranks = Ranks.current(get_device())
     found = spec["work"](ranks)
     if ranks.first:
-        # Ray Train hands over what was reported with a checkpoint alone.
+        # Through a file: Ray Train returns reported values only together with a checkpoint.
         Path(spec["out"]).write_text(json.dumps(found))

@@ -1,4 +1,4 @@
-"""The actors of a run of any size, each a real one: what they hold, and what a step of them costs."""
+"""Measures the actors of a run of any size: the memory of feeders, mailbox, rank and driver, and the time of a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cpcscale.freed_memory import private_mib
 from cpcscale.shards.index import Index
 from cpcscale.storage import StorageConfig
 from cpcscale.stream.feed import FeedConfig, FeedSource
-from cpcscale.stream.lanes import PADDING, served
+from cpcscale.stream.lanes import PADDING, lanes_of_rank
 from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
@@ -28,16 +28,16 @@ from cpcscale.stream.window_counts import shard_windows
 _MESSAGES = 2000
 
 
-def feeders(base: str, ranks: int, batch: int, steps: int, window: WindowConfig) -> dict[str, Any]:
-    """One feeder for each of so many ranks, all in this process: the lanes, threads and readers of each are its own.
+def measure_feeders(base: str, ranks: int, batch: int, steps: int, window: WindowConfig) -> dict[str, Any]:
+    """Measures one feeder for each of `ranks` ranks, all in this process, each with its own lanes, threads and readers.
 
-    Returns `first_s` until each has given a batch, `batch_us` of a later one, `kib_each` of memory, and `wrong` rows:
-    those whose window is not the plan's.
+    Returns `first_s`, the seconds until each has made a batch; `batch_us`, the microseconds of a later one; `kib_each`,
+    the memory of each; and `wrong`, the number of rows whose window is not the plan's.
     """
     source = _source(Index.load(base), ranks, batch, window, FeedConfig(prefetch=1))
     source.order.rows(0, [0])
     before, began, wrong, later_s = private_mib(), time.perf_counter(), 0, 0.0
-    made = [Feeder(source, served(ranks, rank, ranks), ranks, StorageConfig()) for rank in range(ranks)]
+    made = [Feeder(source, lanes_of_rank(ranks, rank, ranks), ranks, StorageConfig()) for rank in range(ranks)]
     wrong += _wrong(source, 0, made)
     first_s = time.perf_counter() - began
     for step in range(1, steps + 1):
@@ -45,7 +45,7 @@ def feeders(base: str, ranks: int, batch: int, steps: int, window: WindowConfig)
         wrong += _wrong(source, step, made)
         later_s += time.perf_counter() - began
     kib_each = 1024 * (private_mib() - before) / ranks
-    # Threads at work when their process ends would abort it.
+    # Threads that still work when the process exits would abort it.
     for feeder in made:
         feeder.close()
     return {
@@ -56,22 +56,23 @@ def feeders(base: str, ranks: int, batch: int, steps: int, window: WindowConfig)
     }
 
 
-def actors(base: str, ranks: int, batch: int, steps: int, window: WindowConfig) -> dict[str, Any]:
-    """Driver, mailbox, one rank of so many and its feeder, each a process of a Ray of their own.
+def measure_actors(base: str, ranks: int, batch: int, steps: int, window: WindowConfig) -> dict[str, Any]:
+    """Measures a driver, its mailbox, one of `ranks` ranks and its feeder, as processes of a local Ray.
 
-    Returns the private MiB of each, those that are shared through the object store (`store_mib`, once a rank and node),
-    `first_batch_s` and `step_us` of the rank's feed, `put_us` of a message to the mailbox and `message_bytes` there.
+    Returns the private MiB of each, the MiB shared through the object store (`store_mib`, once for each rank and node),
+    `first_batch_s` and `step_us` of the rank's feed, `put_us` to send a message to the mailbox and `message_bytes`, the
+    size of one there.
     """
     os.environ.pop("RAY_ADDRESS", None)
     index = Index.load(base)
-    # As the driver does to refuse what the workers would refuse.
+    # The driver makes it too, to check the data before workers start.
     RunOrder(shard_windows(index, window), 0, ranks, batch)
     with session.connected(4):
         mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
         rank = ray.remote(num_cpus=1)(_Rank).remote(base, ranks, batch, window)
-        fed = ray.get(rank.fed.remote(steps))
+        fed = ray.get(rank.measure_feed.remote(steps))
         ours = _by_name(("ray::Feeder", "ray::Mailbox"))
-        put_us, message_bytes = _told(mailbox)
+        put_us, message_bytes = _measure_messages(mailbox)
         driver_mib = private_mib()
     return {
         "driver_mib": round(driver_mib, 1),
@@ -83,11 +84,11 @@ def actors(base: str, ranks: int, batch: int, steps: int, window: WindowConfig) 
     }
 
 
-def _told(mailbox: Any) -> tuple[float, int]:
-    """(microseconds a message, bytes of one that nobody has taken yet), of the metrics of a logged step."""
+def _measure_messages(mailbox: Any) -> tuple[float, int]:
+    """(microseconds to send a message, bytes of one in the mailbox); a message holds the metrics of a logged step."""
     observer, values = MailboxObserver(mailbox), {f"accuracy_k{k:02d}": 0.5 for k in range(1, 41)}
     held = []
-    # The first lot warms both ends up.
+    # The first round is a warm-up.
     for _ in range(2):
         began = time.perf_counter()
         for step in range(_MESSAGES):
@@ -99,14 +100,14 @@ def _told(mailbox: Any) -> tuple[float, int]:
 
 
 class _Rank:
-    """Rank 0 of a run whose batches are made by feeder actors."""
+    """The actor of rank 0 of a run whose batches are made by feeder actors."""
 
     def __init__(self, base: str, ranks: int, batch: int, window: WindowConfig) -> None:
         self._source = _source(Index.load(base), ranks, batch, window, FeedConfig(kind="actors"))
-        self._lanes = served(ranks, 0, ranks)
+        self._lanes = lanes_of_rank(ranks, 0, ranks)
 
-    def fed(self, steps: int) -> dict[str, Any]:
-        """The figures of a feed that stays open, so that its feeder can be looked at."""
+    def measure_feed(self, steps: int) -> dict[str, Any]:
+        """Measures a feed, and leaves it open so that the memory of its feeder can be measured."""
         began = time.perf_counter()
         self._feed = ActorFeed(self._source, self._lanes, 0, StorageConfig())
         self._feed.next()
@@ -128,7 +129,7 @@ def _source(index: Index, ranks: int, batch: int, window: WindowConfig, config: 
 
 
 def _wrong(source: FeedSource, step: int, made: Sequence[Feeder]) -> int:
-    """Rows of the global batch of `step`, put together from all feeders, that the order does not give to it."""
+    """The number of rows in the feeders' global batch of `step` that differ from the order of the data."""
     given = []
     for batch in [feeder.batch(step).batch for feeder in made]:
         if isinstance(batch, UserError):
@@ -136,13 +137,13 @@ def _wrong(source: FeedSource, step: int, made: Sequence[Feeder]) -> int:
         given.append(batch.utterance_B)
     found = np.concatenate(given)
     _, shard, ordinal = source.order.rows(step, range(source.order.lanes.lanes))
-    # Of a crop the window's number in its shard is its utterance's.
+    # With crops there is one window for each utterance, so both have the same number in their shard.
     wanted = np.where(shard == PADDING, PADDING, source.index.bounds[shard] + ordinal)
     return int((found != wanted).sum())
 
 
 def _by_name(names: Sequence[str]) -> dict[str, float]:
-    """The private MiB of the newest process below this one whose name begins with each of these."""
+    """{name: private MiB of the newest child process whose title starts with it}."""
     found: dict[str, float] = {}
     for process in psutil.Process().children(recursive=True):
         title = " ".join(process.cmdline())

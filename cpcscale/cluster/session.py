@@ -23,12 +23,11 @@ _RAY_STOP_WAIT_S = 3
 
 
 def connect(workers: int = 1, *, here: bool = False) -> None:
-    """Joins the cluster that RAY_ADDRESS names, else starts a small Ray on this machine alone; once a process.
+    """Joins the cluster that RAY_ADDRESS names, else starts a small local Ray; does nothing when Ray is initialised.
 
-    With `here` it starts one whatever RAY_ADDRESS names.
-
-    A Ray of our own binds to loopback, needs no token and says nothing of its own; it ends with this process. It has
-    room for `workers` even on fewer cores. Raises UserError when the cluster does not answer.
+    With `here` it starts a local Ray whatever RAY_ADDRESS names. A local Ray binds to loopback, needs no token, prints
+    nothing and ends with this process. It has room for `workers` even on fewer cores. Raises UserError when the cluster
+    does not answer.
     """
     import ray
 
@@ -39,13 +38,13 @@ def connect(workers: int = 1, *, here: bool = False) -> None:
 
 
 def joins_cluster() -> bool:
-    """Whether `connect` joins a cluster, which others may join too, by RAY_ADDRESS."""
+    """Whether RAY_ADDRESS names a cluster that `connect` joins, and other nodes and drivers may join too."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 @contextlib.contextmanager
 def connected(workers: int, *, here: bool = False) -> Iterator[None]:
-    """`connect` for the block. What Ray prints meanwhile is lost: pages of its logs when a node is, on stdout."""
+    """`connect` for the block. Stdout is dropped meanwhile: Ray prints pages of logs to it when a node is lost."""
     import ray
 
     joining = not ray.is_initialized()
@@ -61,10 +60,10 @@ def connected(workers: int, *, here: bool = False) -> Iterator[None]:
 def _connect(workers: int, address: str) -> None:
     import ray
 
-    # How often Ray Train looks whether workers live, and whether a node is to be taken away.
+    # How often Ray Train checks whether workers are alive, and whether a node will be taken away.
     for name in ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"):
         os.environ.setdefault(name, "0.5")
-    # How long it waits for room on a node that may be gone by now; it asks again for as long as it takes.
+    # How long one attempt to place workers waits, maybe for a node that is gone by now; it tries again without limit.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     if address:
         try:
@@ -80,8 +79,8 @@ def _connect(workers: int, address: str) -> None:
                 "`ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
             ) from None
         return
-    # Set before Ray starts its processes, and never over a user's own choice. A Ray that only this process can reach
-    # needs no token; asking for one would write into the user's home.
+    # Set before Ray starts its processes, without overriding the user. A Ray that only this process can reach needs no
+    # token, and making one would write into the user's home.
     for name, value in (
         ("RAY_AUTH_MODE", "disabled"),
         ("RAY_USAGE_STATS_ENABLED", "0"),
@@ -100,22 +99,24 @@ def _connect(workers: int, address: str) -> None:
 
 
 def stop_wait_s() -> float:
-    """How long Ray waits for this process to end, once it was asked to: a job that `ray job stop` stops is killed then.
+    """Seconds between `ray job stop` and the kill, if this process is a Ray job; infinite if it is not.
 
-    Infinite for a process that is no job's. Raises UserError when the environment says no number.
+    Raises UserError when RAY_JOB_STOP_WAIT_TIME_S is not a whole number.
     """
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         return math.inf
     name = "RAY_JOB_STOP_WAIT_TIME_S"
     value = os.environ.get(name, str(_RAY_STOP_WAIT_S))
     if not value.isdecimal():
-        raise UserError(f"{name}={value} is no whole number of seconds, and Ray could not stop the job: write 60")
+        raise UserError(
+            f"{name}={value} is not a whole number, so Ray could not stop the job: write seconds, such as 60"
+        )
     return int(value)
 
 
 @contextlib.contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Ray ends a process at SIGTERM in its own way; what was to happen then before happens after the block too."""
+    """Restores the SIGTERM handler after the block: Ray installs its own. A SIGTERM in the block raises Terminated."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -126,16 +127,16 @@ def _sigterm_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def nodes() -> list[dict[str, float]]:
-    """The resources of each live node of the Ray that is joined, as Ray names them: CPU, GPU, ..."""
+def live_nodes() -> list[dict[str, float]]:
+    """The resources of each live node of the connected Ray, by Ray's names: CPU, GPU, ..."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def cpus_each(workers: int) -> float:
-    """The cores that each of `workers` tasks gets so that this many run at a time; never more than one node has."""
-    cores = [node.get("CPU", 0.0) for node in nodes()]
+    """The cores for each task so that `workers` tasks run at a time; never more than the largest node has."""
+    cores = [node.get("CPU", 0.0) for node in live_nodes()]
     share = min(sum(cores) / workers, max(cores, default=1.0))
     return float(int(share)) if share >= 1 else share
 
@@ -143,7 +144,7 @@ def cpus_each(workers: int) -> float:
 def map_tasks(
     function: Callable[..., Any], items: Sequence[Any], *, what: str, unit: str = "tasks", **options: Any
 ) -> list[Any]:
-    """The results of `stream_tasks`, all at once."""
+    """The results of `stream_tasks` as a list."""
     return list(stream_tasks(function, items, what=what, unit=unit, **options))
 
 
@@ -156,10 +157,10 @@ def stream_tasks(
     cpus: float = 1,
     shared: tuple[Any, ...] = (),
 ) -> Iterator[Any]:
-    """`function(item, *shared)` of every item, in order, each as a Ray task of `cpus`; `shared` is sent to a node once.
+    """Yields `function(item, *shared)` of every item in order, each run as a Ray task with `cpus` cores.
 
-    Items are asked for, and results held, a few for each core at a time; what is under way is cancelled when the caller
-    stops early. A task's UserError is raised as it is.
+    `shared` is sent to each node once. Only a few tasks for each core are submitted at a time. Tasks in progress are
+    cancelled when the caller stops early. A task's UserError is raised as it is.
     """
     import ray
 
@@ -170,28 +171,29 @@ def stream_tasks(
 
     remote = ray.remote(num_cpus=cpus)(call if shared else function)
     most = max(8, 4 * int(ray.cluster_resources().get("CPU", 1)))
-    coming: deque[Any] = deque()
-    working: set[Any] = set()
-    asked = 0
+    pending: deque[Any] = deque()
+    unfinished: set[Any] = set()
+    submitted = 0
     with Progress(what, len(items), unit) as progress:
         try:
             for _ in range(len(items)):
-                while len(coming) < most and asked < len(items):
-                    coming.append(remote.remote(items[asked]))
-                    working.add(coming[-1])
-                    asked += 1
-                # Results come in order, but what is done counts when it is done.
-                while coming[0] in working:
-                    ready, _ = ray.wait(list(working), num_returns=1)
-                    working.difference_update(ready)
-                    progress.at(asked - len(working))
-                yield _result(coming.popleft())
+                while len(pending) < most and submitted < len(items):
+                    pending.append(remote.remote(items[submitted]))
+                    unfinished.add(pending[-1])
+                    submitted += 1
+                # Results are yielded in order, but progress counts a task as soon as it is done.
+                while pending[0] in unfinished:
+                    ready, _ = ray.wait(list(unfinished), num_returns=1)
+                    unfinished.difference_update(ready)
+                    progress.update(submitted - len(unfinished))
+                yield _result(pending.popleft())
         except KeyboardInterrupt:
-            # This process ends, and Ray its tasks with it. Ray 2.60 aborts a process that hears from a cancelled one.
-            working.clear()
+            # Not cancelled: Ray ends the tasks with this process, and Ray 2.60 aborts a process at an answer from a
+            # cancelled task.
+            unfinished.clear()
             raise
         finally:
-            for reference in working:
+            for reference in unfinished:
                 ray.cancel(reference)
 
 

@@ -1,4 +1,4 @@
-"""Packing and indexing as Ray tasks; what a task does stands in shards/pack.py and shards/adoption/adopt.py."""
+"""Packing and indexing as Ray tasks; the tasks themselves are in shards/pack.py and shards/adoption/adopt.py."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def pack(source: str, target: str, config: PackConfig) -> PackedSets:
 
 
 def pack_sources(sources: Sequence[AudioFile], target: str, config: PackConfig) -> PackedSets:
-    """`pack` of an explicit list of files."""
+    """Like `pack`, for an explicit list of files."""
     session.connect()
     return packing.pack_sources(sources, storage.absolute(target), config, session.stream_tasks)
 
 
 def index(base: str, spec: IndexConfig, *, append: bool = False) -> AdoptedSet:
-    """Indexes the tars below `base`, or checks the index that is there; see shards.adoption.adopt.adopt."""
+    """Indexes the tars below `base`, or checks the existing index; see shards.adoption.adopt.adopt."""
     return adopt.adopt(base, spec, append=append, run=connected_tasks)
 
 
 def connected_tasks(*call: Any, **options: Any) -> Iterator[Any]:
-    """`session.stream_tasks`, which starts or joins Ray only when it is first asked for something."""
+    """`session.stream_tasks`, which starts or joins Ray on the first call."""
     session.connect()
     return session.stream_tasks(*call, **options)

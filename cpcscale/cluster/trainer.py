@@ -1,4 +1,4 @@
-"""The workers of a pretraining on Ray Train: started, started again with who is left, and asked to stop."""
+"""Runs the workers of a pretraining on Ray Train: starts them, restarts them after failures, and stops them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cpcscale.cluster import session
 from cpcscale.cluster.console import Console
 from cpcscale.cluster.mailbox import Mailbox, MessageDelivery
 from cpcscale.cluster.pretrain_config import PretrainConfig
-from cpcscale.cluster.worker import work
+from cpcscale.cluster.worker import run_worker
 from cpcscale.errors import Terminated, UserError
 from cpcscale.tracking.tracker import Tracker
 from cpcscale.train.ranks import PeerLostError
@@ -34,22 +34,22 @@ def fit(
     use_gpu: bool,
     tracker: Tracker,
     holder: str,
-    look: Callable[[], None] | None = None,
+    on_saved: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains on as many workers as the config asks for and returns the loop's summary; `look` as in Console.
+    """Trains on as many workers as the config asks for and returns the loop's summary; `on_saved` as in Console.
 
-    Raises the workers' UserError, and one when more of them died than may; KeyboardInterrupt at Ctrl-C; Terminated at
-    SIGTERM, once they have made a checkpoint or `stop_grace_s` is over, and at once at a second one.
+    Raises the workers' UserError; UserError after more than `max_failures` failures; KeyboardInterrupt at Ctrl-C; and
+    Terminated at SIGTERM, once the workers have made a checkpoint or `stop_grace_s` is over, or at a second SIGTERM.
     """
-    # Not where a node may be lost that the driver could do without.
+    # On the driver's own node, so that losing another node never loses the mailbox.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
-    # A driver that was overtaken may be at work in its own still.
+    # A folder for each driver: one that was overtaken may still be using its own.
     ray_folder = storage.join(config.run_dir, f"{_RAY}{holder}")
     _remove_ray_folders(config.run_dir)
     workers = (config.least_workers, config.most_workers) if config.elastic else config.workers
     trainer = TorchTrainer(
-        work,
+        run_worker,
         train_loop_config={"config": config, "mailbox": mailbox, "fingerprint": fingerprint, "holder": holder},
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=use_gpu, elastic_resize_monitor_interval_s=config.grow_every_s
@@ -58,40 +58,40 @@ def fit(
             name="train",
             storage_path=ray_folder,
             failure_config=FailureConfig(max_failures=config.max_failures),
-            callbacks=[_Deaths(mailbox, config.max_failures)],
+            callbacks=[_RestartNotes(mailbox, config.max_failures)],
         ),
     )
-    console = Console(tracker, look)
+    console = Console(tracker, on_saved)
     stop = _Stop(mailbox, console, _grace_s(config, console))
     try:
-        with stop.heard(), MessageDelivery(mailbox, console):
+        with stop.installed(), MessageDelivery(mailbox, console):
             trainer.fit()
     except (SystemExit, KeyboardInterrupt):
-        # Ray Train answers Ctrl-C by exiting with status 0; for us it is an interrupted run like any other.
+        # Ray Train handles Ctrl-C by exiting with status 0; here it is an interrupted run.
         raise (Terminated() if stop.asked else KeyboardInterrupt()) from None
     except ray.train.TrainingFailedError as failure:
-        if error := ray.get(mailbox.outcome.remote()).error:
+        if error := ray.get(mailbox.run_end.remote()).error:
             raise UserError(error) from None
         failures = failure.worker_failures if isinstance(failure, ray.train.WorkerGroupError) else {}
         if not failures or any(_is_bug(error) for error in failures.values()):
             raise
         raise UserError(
-            f"{_named(failures)}, past max_failures={config.max_failures}: out of memory (lower train.micro_batch or "
-            "feed.prefetch), or a node that is gone; the same command goes on from the last checkpoint"
+            f"{_describe_failures(failures)}, past max_failures={config.max_failures}: out of memory (lower "
+            "train.micro_batch or feed.prefetch), or a lost node; the same command goes on from the last checkpoint"
         ) from None
     finally:
         console.close()
         storage.remove(ray_folder)
-    outcome = ray.get(mailbox.outcome.remote())
-    if outcome.error:
-        raise UserError(outcome.error)
-    if outcome.summary is None:
-        raise Terminated(outcome.stopped)
-    return dict(outcome.summary)
+    end = ray.get(mailbox.run_end.remote())
+    if end.error:
+        raise UserError(end.error)
+    if end.summary is None:
+        raise Terminated(end.stopped)
+    return dict(end.summary)
 
 
 def _grace_s(config: PretrainConfig, console: Console) -> float:
-    """How long the workers have for a checkpoint at SIGTERM; the console says when Ray gives a job less."""
+    """Seconds that the workers have for a checkpoint at SIGTERM; notes on the console if Ray kills the job earlier."""
     if (wait_s := session.stop_wait_s()) < config.stop_grace_s:
         console.note(
             f"Ray kills this job {wait_s:g} s after it is asked to stop, and stop_grace_s={config.stop_grace_s:g}: for "
@@ -100,25 +100,27 @@ def _grace_s(config: PretrainConfig, console: Console) -> float:
     return min(config.stop_grace_s, wait_s)
 
 
-class _Deaths(ray.train.UserCallback):
-    """Says in the controller why the workers start again."""
+class _RestartNotes(ray.train.UserCallback):
+    """Sends a note, from Ray Train's controller, about why the workers start again."""
 
     def __init__(self, mailbox: Any, left: int) -> None:
         self._mailbox, self._left = mailbox, left
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         if any(isinstance(error, UserError) for error in worker_exceptions.values()):
-            # It is not tried again.
+            # A UserError ends the run.
             return
-        # A node that was taken away as it was announced is not counted.
-        announced = any(getattr(_gone(error), "preempted", False) for error in worker_exceptions.values())
+        # A node that was taken away after an announcement does not count as a failure.
+        announced = any(getattr(_cause(error), "preempted", False) for error in worker_exceptions.values())
         self._left -= not announced
         if announced or self._left != -1:
-            self._mailbox.put.remote("note", f"{_named(worker_exceptions)}: starting again from the last checkpoint")
+            self._mailbox.put.remote(
+                "note", f"{_describe_failures(worker_exceptions)}: starting again from the last checkpoint"
+            )
 
 
 class _Stop:
-    """What SIGTERM does while workers work: the first asks them for a checkpoint and to end, another one ends all."""
+    """Handles SIGTERM: the first one asks the workers for a checkpoint and to stop, a second one ends them at once."""
 
     def __init__(self, mailbox: Any, console: Console, grace_s: float) -> None:
         self._mailbox, self._console, self._grace_s = mailbox, console, grace_s
@@ -127,22 +129,22 @@ class _Stop:
         self._abort.daemon = True
 
     @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
-        """Within the block; after it signals do what they did before."""
+    def installed(self) -> Iterator[None]:
+        """Handles SIGTERM in the block, and restores the handlers of SIGTERM and SIGINT after it."""
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        signal.signal(signal.SIGTERM, self._hear)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
             yield
         finally:
             self._abort.cancel()
-            # Ray Train's own stays installed and would end the process at a later Ctrl-C, whatever runs then.
+            # Ray Train's handler stays installed and would end the process at a later Ctrl-C, whatever runs then.
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked, True
         if again or not self._console.working:
-            # By Ray Train's handler, which ends the workers.
+            # Ray Train's handler of SIGINT ends the workers.
             signal.raise_signal(signal.SIGINT)
             return
         self._console.note(f"asked to stop (SIGTERM): making a checkpoint, {self._grace_s:g} s at most")
@@ -150,8 +152,8 @@ class _Stop:
         self._abort.start()
 
 
-def _named(failures: Mapping[int, Exception]) -> str:
-    """Which workers died; where those that are left noticed first, that one did."""
+def _describe_failures(failures: Mapping[int, Exception]) -> str:
+    """A phrase that says which workers died; without ranks if only the others' errors are known."""
     dead = [rank for rank, error in failures.items() if not isinstance(error, PeerLostError) and not _is_bug(error)]
     if dead:
         return f"worker{'s' * (len(dead) > 1)} {', '.join(map(str, sorted(dead)))} died"
@@ -162,17 +164,17 @@ def _named(failures: Mapping[int, Exception]) -> str:
 
 
 def _is_bug(error: Exception) -> bool:
-    """Whether a worker failed of itself: neither its process nor that of another one is gone."""
-    return not isinstance(_gone(error), ray.exceptions.RayActorError | PeerLostError)
+    """Whether a worker failed on its own: neither its process nor that of another worker is gone."""
+    return not isinstance(_cause(error), ray.exceptions.RayActorError | PeerLostError)
 
 
-def _gone(error: Exception) -> Exception:
-    """What Ray knows of a worker that does not answer any more; any other error as it is."""
+def _cause(error: Exception) -> Exception:
+    """The underlying error of a worker that no longer answers; any other error as it is."""
     return getattr(error, "health_check_failure", error)
 
 
 def _remove_ray_folders(run_dir: str) -> None:
-    """Removes what drivers that were killed have left of Ray Train's."""
+    """Removes the Ray Train folders that killed drivers have left behind."""
     local = storage.local_path(run_dir)
     names = [path.name for path in local.iterdir()] if local else storage.list_files(run_dir)
     for name in {name.partition("/")[0] for name in names if name.startswith(_RAY)}:

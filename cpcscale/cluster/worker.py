@@ -1,4 +1,4 @@
-"""What one worker of a pretraining does: its ranks, its data, the loop, and an ear for what it is asked meanwhile."""
+"""One worker of a pretraining: opens the data, runs the training loop, and passes requests to save or stop on to it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cpcscale.train.loop import pretrain, thread_feed
 from cpcscale.train.observer import Observer, RunRequests, StoppedError
 from cpcscale.train.ranks import Ranks
 
-_LISTEN_EVERY_S = 0.5
-# The last checkpoint before a node is taken away.
+_POLL_S = 0.5
+# How long before a node is taken away the last checkpoint is made.
 _BEFORE_S = 5.0
 
 
-def work(spec: dict[str, Any]) -> None:
-    """One worker. A user's error is left with the driver and not tried again."""
+def run_worker(spec: dict[str, Any]) -> None:
+    """Runs one worker. A UserError is reported to the driver, and the run is not restarted then."""
     import ray
     from ray.train.torch import get_device
 
@@ -31,23 +31,23 @@ def work(spec: dict[str, Any]) -> None:
     from cpcscale.cluster.mailbox import MailboxObserver
 
     config, mailbox = spec["config"], spec["mailbox"]
-    if ray.get(mailbox.outcome.remote()).error:
+    if ray.get(mailbox.run_end.remote()).error:
         return
     storage.configure(config.storage)
     ranks = Ranks.current(get_device())
     make_feed = partial(actor_feed, config.storage) if config.feed.kind == "actors" else thread_feed
-    observer, notices = MailboxObserver(mailbox), RunRequests()
+    observer, requests = MailboxObserver(mailbox), RunRequests()
     try:
         data = open_data(config)
         if data.train.fingerprint != spec["fingerprint"]:
             raise UserError(
-                f"the index at {data.train.base} is another version than when this run was started: start the same "
-                "command again to take it over"
+                f"the index at {data.train.base} has changed since this run was started: start the same command again "
+                "to use the new version"
             )
-        # The others learn from rank 0 with each step.
-        listening = _listening(mailbox, notices, observer) if ranks.first else contextlib.nullcontext()
-        with listening, ranks.meeting():
-            summary = pretrain(config, data, config.run_dir, ranks, observer, make_feed, spec["holder"], notices)
+        # Rank 0 passes requests on to the others with each step.
+        watching = _pass_requests(mailbox, requests, observer) if ranks.first else contextlib.nullcontext()
+        with watching, ranks.detect_lost_peers():
+            summary = pretrain(config, data, config.run_dir, ranks, observer, make_feed, spec["holder"], requests)
     except UserError as failure:
         ray.get(mailbox.fail.remote(str(failure)))
         raise
@@ -59,35 +59,35 @@ def work(spec: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _listening(mailbox: Any, notices: RunRequests, observer: Observer) -> Iterator[None]:
-    """Passes on, for the block, a driver that is to stop and a node that is to be taken away."""
+def _pass_requests(mailbox: Any, requests: RunRequests, observer: Observer) -> Iterator[None]:
+    """For the block, a thread requests a stop when the driver asks for it, and saves when a node will be taken away."""
     import ray
 
     ended, preemption = threading.Event(), _preemption(observer)
 
     def listen() -> None:
         known, again_s = None, math.inf
-        while not ended.wait(_LISTEN_EVERY_S):
+        while not ended.wait(_POLL_S):
             if ray.get(mailbox.stopping.remote()):
-                notices.stop()
+                requests.stop()
                 return
             info = preemption()
             if info and info != known:
                 known = info
-                # What is done meanwhile is not to be done again.
+                # A second checkpoint just before the deadline, so that the steps until then are not lost.
                 again_s = (info.deadline_ms or math.inf) / 1000 - _BEFORE_S
                 again_s = again_s if again_s > time.time() + _BEFORE_S else math.inf
-                notices.save()
-                observer.note("a node is to be taken away: making a checkpoint, going on while it is there")
+                requests.save()
+                observer.note("a node will be taken away: making a checkpoint, and going on until then")
             elif time.time() >= again_s:
                 again_s = math.inf
-                notices.save()
+                requests.save()
 
     def quietly() -> None:
         try:
             listen()
         except ray.exceptions.RayError:
-            # Whom it listened to is gone, and so will this worker be.
+            # The driver's mailbox is gone, and this worker will end too.
             return
 
     threading.Thread(target=quietly, name="listen", daemon=True).start()
@@ -98,10 +98,10 @@ def _listening(mailbox: Any, notices: RunRequests, observer: Observer) -> Iterat
 
 
 def _preemption(observer: Observer) -> Callable[[], Any]:
-    """Says what Ray Train's watcher has told this worker, as it tells each (a ray.train.PreemptionInfo); None before.
+    """Returns a function that gives this worker's ray.train.PreemptionInfo, None while no node will be taken away.
 
-    ray.train.get_preemption_info() hands round what rank 0 knows of it, by a barrier of all workers in one actor, which
-    holds 1,000 calls at a time: with more workers it would wait for good.
+    ray.train.get_preemption_info() cannot be used: it goes through a barrier of all workers in one actor that takes
+    1,000 calls at a time, so with more workers it would wait for ever.
     """
     try:
         from ray.train.v2._internal.execution.context import get_train_context
@@ -109,7 +109,7 @@ def _preemption(observer: Observer) -> Callable[[], Any]:
         context = get_train_context().preemption_context
     except (ImportError, AttributeError):
         observer.note(
-            "this version of Ray does not say when a node is to be taken away: no checkpoint is made just then"
+            "this version of Ray does not announce that a node will be taken away: no checkpoint is made before that"
         )
         return lambda: None
     return lambda: context.preemption_info

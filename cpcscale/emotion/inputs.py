@@ -39,10 +39,10 @@ from cpcscale.emotion.handmade.prosody import chosen, prosody, version
 from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
 from cpcscale.emotion.heads.training import device
+from cpcscale.emotion.probe_selection import refuse_selected
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.protocol.splits import Folds, Split
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.selected_on_test import refuse_selected
 from cpcscale.emotion.speaker_norm import ScaledFeatures, SpeakerScale, apply_each, speaker_scales, vectors_scale
 from cpcscale.errors import UserError
 

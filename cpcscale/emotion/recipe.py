@@ -103,9 +103,9 @@ class EmotionRecipe:
     pretraining_on: Literal["fold", "corpus"] = "fold"
 
     def __post_init__(self) -> None:
-        config.choose("system", self.system, SYSTEMS)
-        config.choose("head", self.head, HEADS)
-        config.choose("prosody", self.prosody, PROSODY_KINDS)
+        config.check_choice("system", self.system, SYSTEMS)
+        config.check_choice("head", self.head, HEADS)
+        config.check_choice("prosody", self.prosody, PROSODY_KINDS)
         for name in self.test_conditions:
             parse_condition(name)
         if len(set(self.test_conditions)) < len(self.test_conditions):

@@ -12,16 +12,16 @@ from typing import Any
 from cpcscale import config as configs
 from cpcscale import storage
 from cpcscale.cluster import session
-from cpcscale.cluster.folds import check_ranks, refuse_without_room, run_folds
+from cpcscale.cluster.folds import check_cluster_size, check_ranks, run_folds
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders.networks import OpenedEncoder, absolute_checkpoint, encoder_digest, open_encoder
 from cpcscale.emotion.finetune_result import FinetuneResult, combine
 from cpcscale.emotion.inputs import prepare
+from cpcscale.emotion.probe_selection import refuse_selected
 from cpcscale.emotion.protocol.folds import fold_splits, marks
 from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.selected_on_test import refuse_selected
 from cpcscale.errors import UserError
 from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
 
@@ -73,7 +73,7 @@ def finetune(
         log.warning("%s holds this run, finished: it is not run again", config.run_dir)
         return done
     started = time.monotonic()
-    refuse_without_room(config, config.ranks, config.workers)
+    check_cluster_size(config, config.ranks, config.workers)
     prepared = prepare(config, corpus, opened)
     session.connect(config.workers * config.ranks)
     tracker = Tracker.start(

@@ -122,12 +122,11 @@ def seconds_by_system(runs: Sequence[FinetuneRun], done: Mapping[str, FinetuneRe
     return total
 
 
-def _expected_s(run: FinetuneRun, done: Mapping[str, FinetuneResult]) -> float | None:
-    known = [result.seconds for result in done.values() if result.system == run.config.system]
-    return float(np.mean(known)) if known else None
-
-
 def _left(todo: Sequence[FinetuneRun], done: Mapping[str, FinetuneResult]) -> str:
-    seconds = [_expected_s(run, done) for run in todo]
-    known = [value for value in seconds if value is not None]
-    return f"; about {duration(sum(known))} left" if len(known) == len(seconds) else ""
+    """How long the runs may take, by the mean of those of their systems that are done; nothing where there is none."""
+    known: dict[str, list[float]] = {}
+    for result in done.values():
+        known.setdefault(result.system, []).append(result.seconds)
+    if not all(run.config.system in known for run in todo):
+        return ""
+    return f"; about {duration(sum(float(np.mean(known[run.config.system])) for run in todo))} left"

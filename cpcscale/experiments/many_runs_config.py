@@ -47,7 +47,7 @@ class ReproduceConfig(EmotionRecipe):
         if not self.run_dir:
             raise UserError("run_dir is empty: name the folder of the reproduction")
         check_systems_and_seeds(self, self.systems, self.seeds, self.overrides)
-        configs.choose("reference", self.reference, self.systems)
+        configs.check_choice("reference", self.reference, self.systems)
         for system in self.systems:
             self.recipe(system)
 
@@ -68,9 +68,9 @@ def check_systems_and_seeds(
         if not given or len(set(given)) < len(given):
             raise UserError(f"{name}={given} is empty or has a value twice: give each value once")
     for system in systems:
-        configs.choose("systems", system, SYSTEMS)
+        configs.check_choice("systems", system, SYSTEMS)
     for system in overrides:
-        configs.choose("overrides", system, SYSTEMS)
+        configs.check_choice("overrides", system, SYSTEMS)
 
 
 def system_recipe(base: EmotionRecipe, overrides: Mapping[str, Any], system: str) -> EmotionRecipe:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from cpcscale import config as configs
 from cpcscale import storage
 from cpcscale.cluster import session
-from cpcscale.cluster.capacity import cores_beside, room
-from cpcscale.cluster.pretrain_config import PretrainConfig, absolute
-from cpcscale.cluster.pretrain_data import checked_data, pack_first
+from cpcscale.cluster.capacity import extra_cores, wait_for_capacity
+from cpcscale.cluster.pretrain_config import PretrainConfig, with_absolute_paths
+from cpcscale.cluster.pretrain_data import checked_data, pack_if_missing
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.errors import UserError
 from cpcscale.experiments.tracked_run import tracked_run
 from cpcscale.progress import note
-from cpcscale.runs.lease import Lease, free, hold
+from cpcscale.runs.lease import Lease, hold, wait_until_free
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.probe_log import Probes, ProbeSet
 from cpcscale.tracking.tracker import Tracker
@@ -33,22 +33,22 @@ def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, An
     Mistakes of the user raise UserError before a worker starts or a file is written; so does a run that another live
     driver holds, unless `take_over`. Raises OvertakenError when another driver takes this run over.
     """
-    config = absolute(config)
+    config = with_absolute_paths(config)
     storage.configure(config.storage)
     folder = storage.local_path(config.run_dir)
     if folder and folder.exists() and not folder.is_dir():
         raise UserError(f"run_dir={storage.shown(config.run_dir)} is a file: name a folder for the run")
     ledger = Ledger(config.run_dir)
-    restored = checkpoint.newest(ledger, ledger.head())
+    restored = checkpoint.load_newest(ledger, ledger.head())
     origin = _origin(config, restored)
     # An existing shard set is checked before Ray starts; one that has to be packed first, after that.
     data = None if config.data.audio else checked_data(config, restored)
     labelled = _probe_set(config)
-    before = free(ledger, take_over=take_over, say=_say)
-    with session.connected(config.least_workers + cores_beside(config, config.least_workers)):
-        gpu = room(config, _say)
+    before = wait_until_free(ledger, take_over=take_over, say=_say)
+    with session.connected(config.least_workers + extra_cores(config, config.least_workers)):
+        gpu = wait_for_capacity(config, _say)
         if data is None:
-            pack_first(config)
+            pack_if_missing(config)
             data = checked_data(config, restored)
         gone = before.holder.id if before.holder else ""
         with hold(config.run_dir, config.lease, take_over=take_over, say=_say, gone=gone) as lease:
@@ -81,7 +81,7 @@ def _probing(
     config: PretrainConfig, labelled: tuple[Corpus, ProbeSet] | None, tracker: Tracker
 ) -> AbstractContextManager[RunProbes | None]:
     if labelled is None:
-        Probes(config.run_dir).retire()
+        Probes(config.run_dir).retire_set()
         return nullcontext()
     from cpcscale.cluster.probe_beside import run_probes
 
@@ -112,6 +112,6 @@ def _tracked(
         ) as (tracker, _),
         _probing(config, labelled, tracker) as probes,
     ):
-        summary = fit(config, fingerprint, gpu, tracker, lease.id, probes.look if probes else None)
+        summary = fit(config, fingerprint, gpu, tracker, lease.id, probes.wake if probes else None)
         summary |= {"probe": probes.finish()} if probes else {}
     return {**summary, "run_id": tracker.run_id, "run_dir": config.run_dir}

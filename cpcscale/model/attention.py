@@ -1,7 +1,7 @@
 """Causal self-attention over frames: the blocks of transformer contexts and predictors.
 
-Shapes: B rows, T frames, D width, H heads of width E = D / H, P pairs = E / 2. There is no dropout: the update of a
-step stays a pure function of its batch and of the seed.
+Shapes: B rows, T frames, D width, H heads of width E = D / H, P = E / 2 pairs. There is no dropout, so that an update
+is a pure function of its batch and the seed.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from cpcscale.errors import UserError
 
-# The widest turn of a rotary pair takes 2 pi times this many frames (Su et al. 2021, section 3.2.2).
+# The slowest rotary pair turns once in 2 pi times this many frames (Su et al. 2021, section 3.2.2).
 _ROTARY_BASE = 10_000.0
-# Of every weight at the start (Radford et al. 2019 and their code).
+# Standard deviation of initial weights (Radford et al. 2019 and their code).
 _DEVIATION = 0.02
 
-# (query, key, value), each [B, H, T, E], to what every frame takes from those up to itself, [B, H, T, E].
+# (query, key, value), each [B, H, T, E] -> [B, H, T, E]: causal attention with positions.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def check(part: str, heads: int, width: int, positions: str) -> None:
-    """Refuses `heads` that do not split the `width`, and for rotary positions heads of odd width."""
+def check_heads(part: str, heads: int, width: int, positions: str) -> None:
+    """Raises UserError for `heads` that do not divide `width`, and for heads of odd width with rotary positions."""
     even = 2 if positions == "rotary" else 1
     if width % (heads * even):
         split = "into heads of even width, which rotary positions need" if width % heads == 0 else "into equal heads"
@@ -35,14 +35,15 @@ def check(part: str, heads: int, width: int, positions: str) -> None:
 
 
 class Transformer(nn.Module):
-    """x_BTD -> y_BTD by causal pre-norm blocks and a last layer norm (Xiong et al. 2020, arXiv 2002.04745).
+    """x_BTD -> y_BTD: causal pre-norm blocks and a last layer norm (Xiong et al. 2020, arXiv 2002.04745).
 
-    Frame t sees frames 0 to t, on any T. `positions`: `rotary` turns queries and keys by their place (Su et al. 2021,
-    arXiv 2104.09864, eq. 34); `relative` lowers a score by the distance times a fixed slope of the head (ALiBi, Press
-    et al. 2022, arXiv 2108.12409, section 3), which was made for sequences longer than those of training.
+    Frame t attends to frames 0 to t; T may be any. `positions`: `rotary` rotates queries and keys by an angle that
+    grows with their frame (Su et al. 2021, arXiv 2104.09864, eq. 34); `relative` subtracts the distance times a fixed
+    slope of each head from the scores (ALiBi, Press et al. 2022, arXiv 2108.12409, section 3), made for sequences
+    longer than those of training.
 
-    Weights start normal with deviation 0.02, those that end a residual path over the root of the number of such paths,
-    biases at zero, as in GPT-2 (Radford et al. 2019, section 2.3).
+    Weights are drawn from a normal distribution of deviation 0.02; for the last layer of a residual path, divided by
+    the root of the number of such paths. Biases start at 0 (GPT-2, Radford et al. 2019, section 2.3).
     """
 
     def __init__(self, width: int, layers: int, heads: int, positions: str) -> None:
@@ -58,7 +59,7 @@ class Transformer(nn.Module):
         return self.norm(x_BTD)
 
     def _attention(self, frames: int, device: torch.device) -> Attend:
-        """The attention of all blocks; what it knows of positions is made once a forward pass."""
+        """The attention function of all blocks. What depends on positions is computed once for each forward pass."""
         match self._positions:
             case "rotary":
                 return partial(_rotary_attention, angle_TP=_angles(frames, self._head_width, device))
@@ -68,8 +69,10 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """x_BTD -> y_BTD: causal self-attention, then a feed-forward of 4 times the width with GELU, each on a residual
-    path behind a layer norm. `paths`: residual paths in the whole stack."""
+    """x_BTD -> y_BTD: causal self-attention, then a feed-forward network of 4 times the width with GELU.
+
+    Each is on a residual path after a layer norm. `paths` is the number of residual paths in the whole stack.
+    """
 
     def __init__(self, width: int, heads: int, paths: int) -> None:
         super().__init__()
@@ -93,8 +96,8 @@ class Block(nn.Module):
 
 
 def _rotary_attention(query: Tensor, key: Tensor, value: Tensor, *, angle_TP: Tensor) -> Tensor:
-    turned = (_turned(query, angle_TP), _turned(key, angle_TP))
-    return F.scaled_dot_product_attention(*turned, value, is_causal=True)
+    rotated = (_rotate(query, angle_TP), _rotate(key, angle_TP))
+    return F.scaled_dot_product_attention(*rotated, value, is_causal=True)
 
 
 def _biased_attention(query: Tensor, key: Tensor, value: Tensor, *, bias_HTT: Tensor) -> Tensor:
@@ -102,22 +105,24 @@ def _biased_attention(query: Tensor, key: Tensor, value: Tensor, *, bias_HTT: Te
 
 
 def _angles(frames: int, width: int, device: torch.device) -> Tensor:
-    """Radians by which the pairs of a head of this width turn at each frame, fp32 [T, P]."""
+    """fp32 [T, P]: the angle in radians by which each pair of a head of this width is rotated at each frame."""
     frequency_P = _ROTARY_BASE ** (-torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
     return torch.arange(frames, device=device, dtype=torch.float32).unsqueeze(1) * frequency_P
 
 
-def _turned(x_BHTE: Tensor, angle_TP: Tensor) -> Tensor:
-    """Each pair (i, i + P) of the last axis turned by its frame's angle, in fp32 at least."""
+def _rotate(x_BHTE: Tensor, angle_TP: Tensor) -> Tensor:
+    """Each pair (i, i + P) of the last axis rotated by the angle of its frame; computed in fp32 at least."""
     first, second = x_BHTE.chunk(2, dim=-1)
     cosine, sine = angle_TP.cos(), angle_TP.sin()
-    turned = torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
-    return turned.type_as(x_BHTE)
+    rotated = torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+    return rotated.type_as(x_BHTE)
 
 
 def _distance_bias(frames: int, heads: int, device: torch.device) -> Tensor:
-    """What is added to the score of query t and key s, fp32 [H, T, T]: minus the head's slope times t - s, and minus
-    infinity for later keys. Slopes are 2 ** (-8 h / H) for heads h = 1 to H."""
+    """fp32 [H, T, T]: what is added to the score of query t and key s.
+
+    It is -(t - s) times the slope of the head, 2 ** (-8 h / H) for h = 1 to H, and minus infinity for later keys.
+    """
     place_T = torch.arange(frames, device=device)
     distance_TT = place_T.unsqueeze(1) - place_T
     slope_H = 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=device) / heads)

@@ -1,4 +1,4 @@
-"""The context network: latents z to contexts c, c_t a function of z_0..z_t (Li et al. 2021: one GRU of 256 units)."""
+"""The context network: latents z to contexts c; c_t depends on z_0..z_t (Li et al. 2021: one GRU of 256 units)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _MOST_RECURRENT_LAYERS = 4
 
 @dataclass(kw_only=True)
 class ContextConfig:
-    """The network over frames. What is left at 0 or auto is filled in by ModelConfig with what `model.size` has."""
+    """The network over frames. ModelConfig replaces values 0 and auto by those of `model.size`."""
 
-    # A recurrent network of torch, or causal attention.
+    # gru and lstm: recurrent networks. transformer: causal attention.
     kind: Literal["auto", "gru", "lstm", "transformer"] = "auto"
-    # 1 to 4 of a gru or lstm, any number of a transformer.
+    # Number of layers: 1 to 4 for gru and lstm, any for a transformer.
     layers: int = 0
     # D, the width of c: units of a gru or lstm, the model width of a transformer.
     width: int = 0
-    # Of a transformer.
+    # Attention heads of a transformer.
     heads: int = 0
-    # How a transformer knows distances: rotary turns queries and keys; relative lowers scores by them (ALiBi), which
-    # was made for audio longer than the windows of training.
+    # Positions of a transformer: rotary rotates queries and keys; relative lowers scores by distance (ALiBi), which is
+    # made for audio longer than the windows of training.
     positions: Literal["rotary", "relative"] = "rotary"
 
     def __post_init__(self) -> None:
@@ -39,14 +39,14 @@ class ContextConfig:
                 f"1 to {_MOST_RECURRENT_LAYERS}, or kind=transformer"
             )
         if self.kind == "transformer" and self.heads:
-            attention.check("model.context", self.heads, self.width, self.positions)
+            attention.check_heads("model.context", self.heads, self.width, self.positions)
 
 
 class Context(nn.Module):
-    """z_BTC -> c_BTD, causal: c at t is a function of z up to t.
+    """z_BTC -> c_BTD, causal: c at t depends on z up to t.
 
-    `gru` and `lstm`: torch's, of any depth (the paper: one GRU; Riviere et al. 2020: one LSTM). `transformer`: a
-    linear map from C to D, then attention.Transformer.
+    `gru` and `lstm` are those of torch (the paper: one GRU layer; Riviere et al. 2020: one LSTM layer). `transformer`
+    is a linear map from C to D, then attention.Transformer.
     """
 
     def __init__(self, config: ContextConfig, channels: int) -> None:

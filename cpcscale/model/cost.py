@@ -1,4 +1,4 @@
-"""What a network costs, from its config alone: parameters, operations, memory, and what a frame hears."""
+"""What a network costs, computed from its config: parameters, operations, memory, and the receptive field."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from torch import nn
 
 from cpcscale import audio
 from cpcscale.model.cpc import CPC, ModelConfig
-from cpcscale.model.strided_conv import SHORT
+from cpcscale.model.strided_conv import SHORT_ROW
 
-_BYTES = 4  # of a number in fp32
-# Numbers that are kept for the backward pass, a frame and unit of width, of each layer.
+# Bytes of a number in fp32.
+_BYTES = 4
+# Numbers that each layer keeps for the backward pass, for each frame and unit of width.
 _KEPT_RECURRENT = {"gru": 5, "lstm": 17}
-_KEPT_BLOCK = 16  # of a transformer: 2 norms' inputs and outputs, query, key, value, their sum, 2 feed-forwards of 4
-_KEPT_ROTARY = 3  # turned queries and keys, and the sum of values in another layout
-_KEPT_ENDS = 2  # the input of the last norm and of the linear map at either end
+# Of a block of a transformer: input and output of 2 norms, query, key, value, their sum, 2 feed-forward layers of 4.
+_KEPT_BLOCK = 16
+# Rotated queries and keys, and the sum of values in another layout.
+_KEPT_ROTARY = 3
+# The input of the last norm, and that of the linear map before or after the blocks.
+_KEPT_ENDS = 2
 
 
 @dataclass(frozen=True)
 class CostByPart:
-    """A figure of each part of the network."""
+    """One kind of cost for each part of the network."""
 
     encoder: float
     context: float
@@ -30,12 +34,12 @@ class CostByPart:
 
     @property
     def total(self) -> float:
-        """Of the whole network, as pretraining has it."""
+        """The cost of the whole network, as in pretraining."""
         return self.kept + self.predictor
 
     @property
     def kept(self) -> float:
-        """Without the predictors, as every use after pretraining has it."""
+        """The cost without the predictors, as in every use after pretraining."""
         return self.encoder + self.context
 
     def times(self, factor: float) -> CostByPart:
@@ -44,34 +48,34 @@ class CostByPart:
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What `network_cost` finds; the fields say their units."""
+    """The result of `network_cost`; names of fields end with their units."""
 
     parameters: CostByPart
-    # Of the forward pass over a second of audio; training costs 3 times that.
+    # Operations of the forward pass for each second of audio; training takes 3 times as many.
     flops_per_s: CostByPart
     frames_per_s: float
-    # How much audio one frame of z hears.
+    # The receptive field: how much audio one frame of z depends on.
     receptive_ms: float
-    # An estimate of what training in fp32 holds.
+    # An estimate of the memory for training in fp32.
     memory_mib: float
 
 
 def network_cost(config: ModelConfig, window_samples: int, rows: int) -> NetworkCost:
-    """The facts of a network that sees `rows` windows of `window_samples` at once.
+    """The cost of a network that is trained on `rows` windows of `window_samples` at once.
 
-    Operations are those of convolutions, matrix products and attention, a multiplication with its addition counting 2;
-    biases, norms, activations and the objective are left out. Attention is counted as the full square of the window's
-    frames, though a causal kernel may skip half. The backward pass costs twice the forward one.
+    Operations are those of convolutions, matrix products and attention; a multiplication with its addition counts as 2.
+    Biases, norms, activations and the objective are not counted. Attention counts as the full square of the frames of a
+    window, though a causal kernel may skip half. The backward pass takes twice as many as the forward pass.
 
-    Memory is weights, gradients, Adam's two moments and what the layers keep for the backward pass on a CPU;
-    temporaries, the objective's scores and the allocator's slack come on top.
+    Memory is that of weights, gradients, the two moments of Adam and what layers keep for the backward pass on a CPU.
+    Temporary arrays, the scores of the objective and unused memory of the allocator are not counted.
     """
     encoder = config.encoder
     frames_per_s = audio.RATE_HZ / encoder.hop_samples
     frames = window_samples // encoder.hop_samples
     per_frame = _flops(config, frames)
     parameters = _parameters(config)
-    # Kernels are kept once more, as matrices.
+    # The backward pass keeps the kernels once more, as matrices.
     numbers = 4 * parameters.total + parameters.encoder + _kept_numbers(config, frames, rows)
     return NetworkCost(
         parameters=parameters,
@@ -83,7 +87,7 @@ def network_cost(config: ModelConfig, window_samples: int, rows: int) -> Network
 
 
 def _parameters(config: ModelConfig) -> CostByPart:
-    # On the meta device a network has shapes and no numbers.
+    # On the meta device, parameters have shapes but take no memory.
     with torch.device("meta"):
         network = CPC(config)
     return CostByPart(_count(network.encoder), _count(network.context), _count(network.predictor))
@@ -94,7 +98,7 @@ def _count(module: nn.Module) -> int:
 
 
 def _flops(config: ModelConfig, frames: int) -> CostByPart:
-    """Of one frame, in windows of `frames`."""
+    """Operations of the forward pass for one frame, in windows of `frames`."""
     encoder, context, predictor = config.encoder, config.context, config.predictor
     channels, width = encoder.channels, context.width
     block = 24 * width**2 + 4 * frames * width
@@ -117,13 +121,13 @@ def _kept_numbers(config: ModelConfig, frames: int, rows: int) -> int:
     encoder, context, predictor = config.encoder, config.context, config.predictor
     channels, width = encoder.channels, context.width
     outputs = [math.prod(encoder.strides[layer + 1 :]) for layer in range(len(encoder.strides))]
-    # Each layer's output, where there is a norm before it too; the unfolded waveform; copies that strides do not fit.
+    # The output of each layer, and the input of its norm if any; the unfolded waveform; copies for unfit strides.
     a_frame = channels * sum(outputs) * (1 if encoder.norm == "none" else 2) + encoder.kernels[0] * outputs[0]
-    if encoder.stems:
-        # The waveform itself in place of the first layer's output and what it was made of.
+    if encoder.fuses_first_layers:
+        # The waveform itself replaces the output of the first layer and the unfolded waveform.
         a_frame += encoder.hop_samples - (channels + encoder.kernels[0]) * outputs[0]
-    for layer in range(2 if encoder.stems else 1, len(outputs)):
-        if encoder.kernels[layer] % encoder.strides[layer] or channels * encoder.strides[layer] < SHORT:
+    for layer in range(2 if encoder.fuses_first_layers else 1, len(outputs)):
+        if encoder.kernels[layer] % encoder.strides[layer] or channels * encoder.strides[layer] < SHORT_ROW:
             a_frame += channels * outputs[layer - 1]
     bias = 0
     if context.kind == "transformer":

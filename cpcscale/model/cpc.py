@@ -1,4 +1,4 @@
-"""The CPC network: encoder, context and predictors, with the corpus's level as part of the model."""
+"""The CPC network: encoder, context network and predictors; the normalisation of the waveform is part of the model."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from cpcscale.model import attention
 from cpcscale.model.context import Context, ContextConfig
 from cpcscale.model.encoder import ConvEncoder, EncoderConfig
 from cpcscale.model.predictor import Predictor, PredictorConfig
-from cpcscale.model.presets import Size, filled, preset
+from cpcscale.model.presets import Size, fill_defaults, preset
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """The network of a run. `size` is its one dial (presets.py); a key that a part sets itself wins over it.
+    """The network of a run. `size` chooses a preset (presets.py); a key that is set in a part overrides the preset.
 
-    Once built, every key of every part has the value that counts, so a stored config needs no presets. Raises UserError
-    for parts that do not fit together.
+    When it is built, all presets are filled in, so a stored config does not depend on them. Raises UserError for parts
+    that do not fit together.
     """
 
-    # What every part has where it says nothing itself: 1, 4, 31 or 103 M parameters.
+    # The preset for all keys of parts that are not set: 1, 4, 31 or 103 M parameters.
     size: Size = "paper"
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
@@ -31,12 +31,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         encoder, context, predictor = preset(self.size)
-        self.encoder = filled(self.encoder, encoder)
-        self.context = filled(self.context, context)
-        self.predictor = filled(self.predictor, predictor)
+        self.encoder = fill_defaults(self.encoder, encoder)
+        self.context = fill_defaults(self.context, context)
+        self.predictor = fill_defaults(self.predictor, predictor)
         if self.predictor.kind != "linear":
             heads, positions = self.predictor.heads, self.predictor.positions
-            attention.check("model.predictor", heads, self.context.width, positions)
+            attention.check_heads("model.predictor", heads, self.context.width, positions)
 
 
 Layer = Literal["c", "z", "both"]
@@ -45,8 +45,8 @@ Layer = Literal["c", "z", "both"]
 class CPC(nn.Module):
     """waveform -> latents z and contexts c.
 
-    `offset` and `gain` bring the training corpus to zero mean and unit variance. One pair for the whole corpus
-    keeps the loudness of each utterance. They are buffers, so a checkpoint carries them to every later use.
+    `offset` and `gain` bring the training corpus to zero mean and unit variance. They are one pair for the whole
+    corpus, so the loudness of each utterance is kept, and are buffers, so checkpoints hold them.
     """
 
     offset: Tensor
@@ -63,7 +63,7 @@ class CPC(nn.Module):
 
     @property
     def hop_samples(self) -> int:
-        """Samples a frame."""
+        """Samples between two frames."""
         return self.config.encoder.hop_samples
 
     @property
@@ -79,14 +79,14 @@ class CPC(nn.Module):
     def features(self, wave_BS: Tensor, past_BS: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(z_BTC, c_BTD) of float waveforms in [-1, 1) at 16 kHz; T = S // hop_samples.
 
-        With `past_BS`, contexts hear that instead: past-only augmentation (arXiv 2007.00991). Causal: the first
-        samples // hop_samples frames of a padded row equal those of the row alone.
+        With `past_BS`, contexts are computed from that instead: past-only augmentation (arXiv 2007.00991). Both are
+        causal: padding after a row does not change the frames of the row.
         """
         z_BTC = self._latents(wave_BS)
         return z_BTC, self.context(z_BTC if past_BS is None else self._latents(past_BS))
 
     def layer(self, wave_BS: Tensor, name: Layer) -> Tensor:
-        """[B, T, C] for whoever goes on from here: the context c, the latents z, or both side by side."""
+        """[B, T, width]: the contexts c, the latents z, or both concatenated, as features for later use."""
         z_BTC, c_BTD = self.features(wave_BS)
         match name:
             case "c":
@@ -101,7 +101,7 @@ class CPC(nn.Module):
 
 
 def build(config: ModelConfig, seed: int, *, offset: float = 0.0, gain: float = 1.0) -> CPC:
-    """A network whose first weights depend on `seed` alone; torch's global generator is left as it was."""
+    """A network whose initial weights depend on `seed` alone; the state of torch's global generator does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CPC(config, offset=offset, gain=gain)

@@ -1,9 +1,9 @@
-"""The first two layers of the encoder on a CPU, in pieces that stay in its caches.
+"""The first two layers of the encoder on a CPU, computed in pieces that fit its caches.
 
-The first layer makes one waveform into many channels: its output is the largest array of the network, at next to no
-work. Here it never stands in memory as a whole: a piece of it is made, the second layer's matrix products take it up at
-once, and the backward pass makes it again. For the paper's network and 8 windows of 10 s that is a quarter less time of
-both layers, and 131 MB less.
+The first layer turns one waveform into many channels: its output is the largest array of the network and cheap to
+compute. Here it is never in memory as a whole: each piece is computed, used by the second layer at once, and computed
+again in the backward pass. For the paper's network and 8 windows of 10 s, both layers take a quarter less time, and
+131 MB less memory.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Bytes of a piece of the first layer's output. It stays in a last-level cache; pieces for a core's own are 5 % slower.
+# Bytes of a piece of the first layer's output: fits a last-level cache. Pieces for a core's own cache are 5 % slower.
 _PIECE = 2**23
 
 
 def fits(wave_BS: Tensor) -> bool:
-    """Whether `stem` takes this wave: on a CPU without autocast, and no gradient asked for."""
+    """Whether `stem` can take this wave: it is on a CPU, without autocast, and needs no gradient."""
     return wave_BS.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not wave_BS.requires_grad
 
 
 def stem(wave_BS: Tensor, first: nn.Conv1d, second: nn.Conv1d) -> Tensor:
-    """[B, S // (both strides), C']: the ReLU of `second` over that of `first` over the wave, both causal.
+    """[B, S // (product of strides), C']: ReLU of `first`, then ReLU of `second`, both causal.
 
-    Each has kernel - stride zeros in front, as in strided.convolved, whose values these are. The kernel of the second
-    is a whole number of its strides.
+    Gives the values of `strided_conv.causal_conv`, with kernel - stride zeros in front. The kernel of `second` must be
+    a multiple of its stride.
     """
     strides = first.stride[0], second.stride[0]
-    # The bias of the first layer is the weight of a 1 beside each patch.
+    # The bias of the first layer is the weight of a 1 that is added to each patch.
     weight_JC = torch.cat([first.weight.flatten(1), cast(Tensor, first.bias).unsqueeze(1)], dim=1).t()
     # Slice n of the second kernel, its oldest frames first, as [stride x C, C'].
     slices_MNC = second.weight.permute(2, 1, 0).reshape(-1, strides[1] * second.in_channels, second.out_channels)
@@ -40,8 +40,11 @@ def stem(wave_BS: Tensor, first: nn.Conv1d, second: nn.Conv1d) -> Tensor:
 
 
 class _Piece(NamedTuple):
-    """Frames start .. stop of one row of the output. `patches_FJ` of the wave make `h_FC`, which the second layer sees
-    as `rows_TN`: those of these frames, behind the `before` last ones before them."""
+    """Output frames [start, stop) of one row.
+
+    `patches_FJ` of the wave give `h_FC`, the first layer's output, which the second layer takes as `rows_TN`: the rows
+    of these frames, after those of the `before` frames before them.
+    """
 
     row: int
     start: int
@@ -55,31 +58,31 @@ class _Piece(NamedTuple):
         return self.stop - self.start
 
     def rows_TN(self, lag: int) -> Tensor:
-        """What the slice of this lag meets: the rows `lag` before those of the piece's frames."""
+        """The input of the kernel slice of this lag: the rows `lag` before those of the piece's frames."""
         rows_TN = self.h_FC.view(self.frames + self.before, -1)
         return rows_TN[self.before - lag : self.before - lag + self.frames]
 
 
 def _pieces(wave_BS: Tensor, weight_JC: Tensor, before: int, strides: tuple[int, int]) -> Iterator[_Piece]:
-    """The wave's pieces one after the other, in the same memory."""
-    stride, many = strides
-    hop, taps, channels = stride * many, weight_JC.shape[0] - 1, weight_JC.shape[1]
+    """The pieces of the wave, one after the other, in the same memory."""
+    stride, frame_stride = strides
+    hop, taps, channels = stride * frame_stride, weight_JC.shape[0] - 1, weight_JC.shape[1]
     total = wave_BS.shape[1] // hop
     if not total:
         return
-    most = min(total, max(1, _PIECE // (wave_BS.element_size() * many * channels)))
-    patches = wave_BS.new_ones((most + before) * many, taps + 1)
+    most = min(total, max(1, _PIECE // (wave_BS.element_size() * frame_stride * channels)))
+    patches = wave_BS.new_ones((most + before) * frame_stride, taps + 1)
     h = wave_BS.new_empty(len(patches), channels)
     for row, wave_S in enumerate(wave_BS):
         unfolded_FJ = F.pad(wave_S[: total * hop], (taps - stride + before * hop, 0)).unfold(0, taps, stride)
         for start in range(0, total, most):
             stop = min(total, start + most)
-            count = (stop - start + before) * many
+            count = (stop - start + before) * frame_stride
             patches_FJ, h_FC = patches[:count], h[:count]
-            patches_FJ[:, :taps] = unfolded_FJ[start * many : start * many + count]
+            patches_FJ[:, :taps] = unfolded_FJ[start * frame_stride : start * frame_stride + count]
             torch.mm(patches_FJ, weight_JC, out=h_FC).relu_()
-            # Before its first frame the second layer hears zeros, not the first one's bias.
-            h_FC[: max(0, before - start) * many] = 0
+            # The padding of the second layer is zero, not the bias of the first.
+            h_FC[: max(0, before - start) * frame_stride] = 0
             yield _Piece(row, start, stop, before, patches_FJ, h_FC)
 
 
@@ -106,20 +109,20 @@ class _Stem(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor, Tensor, None]:
         wave, weight, slices, y = ctx.saved_tensors
         d, before = gradients[0], len(slices) - 1
-        # In the orders of memory that are fastest to add to.
+        # In the memory layouts that are fastest to add to.
         d_weight, d_slices = d.new_zeros(weight.shape), torch.zeros_like(slices.transpose(1, 2).contiguous())
         d_bias, ones = d.new_zeros(d.shape[2]), d.new_ones(d.shape[1])
         for piece in _pieces(wave, weight, before, ctx.strides):
-            heard = slice(piece.start, piece.stop + before)
-            # With the frames of the next piece that heard this one's.
-            d_heard = torch.ops.aten.threshold_backward(d[piece.row, heard], y[piece.row, heard], 0)
-            d_out = d_heard[: piece.frames]
+            reached = slice(piece.start, piece.stop + before)
+            # With the frames of the next piece that depend on this piece.
+            d_reached = torch.ops.aten.threshold_backward(d[piece.row, reached], y[piece.row, reached], 0)
+            d_out = d_reached[: piece.frames]
             d_bias.addmv_(d_out.t(), ones[: piece.frames])
             d_rows = d_out @ slices[-1].t()
             for lag in range(len(slices)):
                 d_slices[-1 - lag].addmm_(d_out.t(), piece.rows_TN(lag))
                 if lag:
-                    late = d_heard[lag : lag + piece.frames]
+                    late = d_reached[lag : lag + piece.frames]
                     d_rows[: len(late)].addmm_(late, slices[-1 - lag].t())
             h_FC = piece.rows_TN(0).view(-1, weight.shape[1])
             d_h = d_rows.view_as(h_FC)

@@ -1,4 +1,4 @@
-"""torch's GRU on a CPU, faster: one matrix product a frame, and the gradients of the weights are one product each.
+"""A faster GRU for CPUs: one matrix product for each frame, and one for the gradient of each weight matrix.
 
 Cho et al. 2014 (arXiv 1406.1078) in the form of torch.nn.GRU: r and z are the reset and update gates,
 n = tanh(W x + b + r (U h + c)), h' = n + z (h - n).
@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Frames whose factors the backward pass makes at a time, to use them while they are in the cache.
+# Frames whose factors the backward pass computes at a time, to use them while they are in the cache.
 _PIECE = 64
 
 
 def gru(x_BTC: Tensor, module: nn.GRU) -> Tensor:
-    """[B, T, H]: what `module` (batch first, one direction, from a state of zeros) gives; by cuDNN on a GPU.
+    """[B, T, H]: the output of `module` (batch first, one direction) from an initial state of zeros.
 
-    Elsewhere with the same values and gradients to fp32 rounding.
+    On a CPU without autocast it is computed here, with the same values and gradients up to fp32 rounding; else by
+    torch.
     """
     if x_BTC.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return cast(Tensor, module(x_BTC)[0])
@@ -34,15 +35,14 @@ def gru(x_BTC: Tensor, module: nn.GRU) -> Tensor:
 class _Gru(torch.autograd.Function):
     """x [T, B, C], weight [3 H, C], recurrent [3 H, H] and their biases [3 H], in the order r, z, n -> h [T, B, H].
 
-    Frames are taken apart once, as tuples of views: to index a tensor a dozen times a frame would cost a quarter of the
-    forward pass.
+    Tensors are split into tuples of frames once: to index them for each frame would take a quarter of the forward pass.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, recurrent: Tensor, bias: Tensor, inner: Tensor) -> Tensor:
         frames, batch, width = x.shape[0], x.shape[1], recurrent.shape[1]
         h = x.new_zeros(frames + 1, batch, width)
-        # r and z before their sigmoid, what goes on to h with r and z, and in n's place U h + c: r scales it.
+        # `gates`: first the input's part of r and z, and c; the loop adds U h and applies the sigmoid to r and z.
         gates, n = x.new_empty(frames, batch, 3 * width), x.new_empty(frames, batch, width)
         rows, rz = x.flatten(0, 1), gates[:, :, : 2 * width]
         both = bias + F.pad(inner[: 2 * width], (0, width))
@@ -65,8 +65,8 @@ class _Gru(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
         x, weight, recurrent, gates, n, h = ctx.saved_tensors
         frames, batch, width = n.shape
-        # The gradient of h' times the factors gives those before the gates: of n's recurrent half, r, z and n. So the
-        # first three are what the recurrent weights brought about, the last three what the input's did.
+        # The gradient of h' times these factors is that of the inputs of the gates: the recurrent part of n, r, z, and
+        # n. The recurrent weights get the first three, the weights of the input the last three.
         factors = n.new_empty(frames, batch, 4, width)
         rows = factors.view(frames * batch, 4 * width)
         inner, outer = rows[:, : 3 * width], rows[:, width:]
@@ -74,7 +74,7 @@ class _Gru(torch.autograd.Function):
         r, z, u = gates.split(width, dim=2)
         d_h = gradients[0][-1].clone()
         d_h_B1H = d_h.unsqueeze(1)
-        # Of n, r and z, as the factors are; column by column in memory, which is faster here.
+        # In the order n, r, z of the factors, and column-major, which is faster here.
         weight_nrz = recurrent.roll(width, 0).t().contiguous().t()
         for start in reversed(range(0, frames, _PIECE)):
             piece = slice(start, start + _PIECE)
@@ -86,14 +86,14 @@ class _Gru(torch.autograd.Function):
                 d_h.addmm_(inner_t, weight_nrz)
         sums = rows.sum(0)
         d_x = (outer @ weight).view_as(x) if ctx.needs_input_grad[0] else None
-        # Transposed, which is faster with this side of the result first.
+        # Computed transposed, which is faster.
         d_weight = (x.flatten(0, 1).t() @ outer).t()
         d_recurrent = (h[:-1].flatten(0, 1).t() @ inner).t().roll(-width, 0)
         return d_x, d_weight, d_recurrent, sums[width:], sums[: 3 * width].roll(-width)
 
 
 def _fill(factors: Tensor, r: Tensor, z: Tensor, u: Tensor, n: Tensor, h: Tensor) -> None:
-    """`factors` [T, B, 4, H] of some frames from their r, z, U h + c, n and the h before them, [T, B, H] each."""
+    """Computes `factors` [T, B, 4, H] of some frames from their r, z, u = U h + c, n and previous h, each [T, B, H]."""
     inner, of_r, of_z, outer = factors.unbind(2)
     torch.ops.aten.tanh_backward.grad_input(1 - z, n, grad_input=outer)
     torch.mul(outer, r, out=inner)

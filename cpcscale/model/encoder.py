@@ -1,4 +1,4 @@
-"""The convolutional encoder: waveform to one latent z a hop (Li et al. 2021: 4 layers, 128 channels, 10 ms a frame)."""
+"""The convolutional encoder: waveform to one latent z for each hop (Li et al. 2021: 4 layers, 128 channels, 10 ms)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from torch import Tensor, nn
 from cpcscale import config
 from cpcscale.errors import UserError
 from cpcscale.model.cpu_first_layers import fits, stem
-from cpcscale.model.strided_conv import convolved
+from cpcscale.model.strided_conv import causal_conv
 
 
 @dataclass(kw_only=True)
 class EncoderConfig:
-    """The convolution stack; kernels and strides pair up layer by layer. What is left at 0, [] or auto is filled in by
-    ModelConfig with what `model.size` has."""
+    """The stack of convolutions. ModelConfig replaces values 0, [] and auto by those of `model.size`."""
 
     # C, the width of every layer and of z.
     channels: int = 0
-    # Samples (frames of the layer before) that each layer hears, none fewer than its stride.
+    # Kernel sizes, one for each layer, in samples (frames of the layer before); none is smaller than its stride.
     kernels: list[int] = field(default_factory=list)
-    # Samples (frames of the layer before) between two frames of each layer; their product is the hop.
+    # Strides, one for each layer, in samples (frames of the layer before); their product is the hop.
     strides: list[int] = field(default_factory=list)
-    # Between each convolution and its ReLU; over channels of one frame only, never over time.
+    # Normalisation between each convolution and its ReLU, over the channels of each frame, never over time.
     norm: Literal["auto", "none", "channel", "group"] = "auto"
-    # Of channels, for norm: group.
+    # Groups of channels, for norm: group.
     groups: int = 8
-    # Added to the variance that a norm divides by. The corpus gain brings waves to a variance of 1, so 1 leaves quiet
-    # frames quiet; next to 0 (1e-5 in Riviere et al. 2020) loudness is lost and silence as loud as speech.
+    # Added to the variance that a norm divides by. Waves are scaled to a variance of 1, so 1 keeps quiet frames quiet;
+    # with 1e-5 (Riviere et al. 2020) loudness is lost, and silence becomes as loud as speech.
     norm_epsilon: float = 1.0
 
     def __post_init__(self) -> None:
@@ -57,31 +56,32 @@ class EncoderConfig:
 
     @property
     def hop_samples(self) -> int:
-        """Samples a frame: the product of the strides (160 in the paper, 10 ms)."""
+        """Samples between two frames: the product of the strides (160 in the paper, 10 ms)."""
         return math.prod(self.strides)
 
     @property
     def receptive_samples(self) -> int:
-        """Samples that a frame of z is a function of, its own hop included."""
+        """The receptive field: samples that a frame of z depends on, its own hop included."""
         spacings = [math.prod(self.strides[:layer]) for layer in range(len(self.strides))]
         return 1 + sum((kernel - 1) * spacing for kernel, spacing in zip(self.kernels, spacings, strict=True))
 
     @property
-    def stems(self) -> bool:
-        """Whether the first two layers are of a kind that model/cpu_first_layers.py computes as one, where it runs."""
+    def fuses_first_layers(self) -> bool:
+        """Whether model/cpu_first_layers.py can compute the first two layers together."""
         return self.norm == "none" and len(self.kernels) > 1 and self.kernels[1] % self.strides[1] == 0
 
 
 class ConvEncoder(nn.Module):
-    """wave_BS -> z_BTC with T = S // hop, causal: frame t sees samples before (t + 1) * hop alone.
+    """wave_BS -> z_BTC with T = S // hop, causal: frame t depends only on samples before (t + 1) * hop.
 
-    Each layer is padded on the left by kernel - stride, so whole hops in give whole frames out and what follows an
-    utterance never reaches its frames. The norms keep that, being of each frame by itself: `channel` over all channels
-    (Riviere et al. 2020, arXiv 2002.02848, whose reason is that statistics over time leak the future), `group` over
-    groups of them (Wu and He 2018, arXiv 1803.08494, without their pooling over positions); both with a gain and a
-    shift for each channel, and an epsilon that keeps loudness: with theirs of 1e-5 networks of several layers stay at
-    chance for hundreds of updates. The paper states no normalisation. Weights start from Kaiming's initialisation for
-    ReLU with zero biases: without it and without the corpus gain, all frames start alike and CPC does not take off.
+    Each layer is padded on the left by kernel - stride, so padding after an utterance never changes its frames. Norms
+    are computed for each frame by itself: `channel` over all channels (Riviere et al. 2020, arXiv 2002.02848:
+    statistics over time leak the future), `group` over groups of them (Wu and He 2018, arXiv 1803.08494, without
+    pooling over positions). Both have a gain and a shift for each channel, and an epsilon that keeps loudness: with
+    1e-5, networks of several layers stay at chance for hundreds of updates. The paper states no normalisation.
+
+    Weights have Kaiming's initialisation for ReLU, biases start at 0. Without it and without the gain of the corpus,
+    all frames start out alike and CPC learns nothing.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -94,27 +94,27 @@ class ConvEncoder(nn.Module):
         ]
         self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList([_norm(config) for _ in layers])
-        self._stems = config.stems
+        self._fuses_first_layers = config.fuses_first_layers
         for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, wave_BS: Tensor) -> Tensor:
         layers, norms = cast(list[nn.Conv1d], list(self.layers)), list(self.norms)
-        if self._stems and fits(wave_BS):
+        if self._fuses_first_layers and fits(wave_BS):
             x_BSC, done = stem(wave_BS, layers[0], layers[1]), 2
         else:
             x_BSC, done = wave_BS.unsqueeze(2), 0
         for layer, norm in zip(layers[done:], norms[done:], strict=True):
-            x_BSC = F.relu(norm(convolved(x_BSC, layer)), inplace=True)
+            x_BSC = F.relu(norm(causal_conv(x_BSC, layer)), inplace=True)
         return x_BSC.contiguous()
 
 
 class _FrameGroupNorm(nn.GroupNorm):
-    """x_BSC -> x_BSC, the groups of channels of each frame to zero mean and unit variance."""
+    """x_BSC -> x_BSC: each group of channels of each frame is brought to zero mean and unit variance."""
 
     def forward(self, input: Tensor) -> Tensor:
-        # As rows of their own, frames do not share statistics.
+        # Each frame becomes a row, so that frames do not share statistics.
         return super().forward(input.flatten(0, 1)).view_as(input)
 
 

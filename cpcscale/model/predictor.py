@@ -1,5 +1,4 @@
-"""The predictors of pretraining: one linear map W_k for each step ahead (van den Oord et al. 2018, eq. 3), by itself or
-behind a transformer layer (Riviere et al. 2020)."""
+"""The predictors of pretraining: a linear map W_k for each step ahead, alone or after a transformer layer."""
 
 from __future__ import annotations
 
@@ -16,16 +15,15 @@ from cpcscale.model.attention import Transformer
 
 @dataclass(kw_only=True)
 class PredictorConfig:
-    """How far ahead the context predicts, and by what. What is left at 0 or auto is filled in by ModelConfig with what
-    `model.size` has."""
+    """How latents are predicted from contexts. ModelConfig replaces values 0 and auto by those of `model.size`."""
 
-    # linear: W_k alone. shared: one transformer layer for all steps, then W_k. each: a layer for each step, then W_k.
+    # linear: W_k alone. shared: one transformer layer for all steps, then W_k. each: one for each step, then W_k.
     kind: Literal["auto", "linear", "shared", "each"] = "auto"
-    # K: the steps ahead, in frames (12 frames of 10 ms in the paper).
+    # K: how many frames ahead to predict (in the paper 12, of 10 ms).
     steps: int = 12
-    # Of the transformer layers.
+    # Attention heads of the transformer layers.
     heads: int = 0
-    # How they know distances, as in model.context.positions.
+    # Positions in the transformer layers, as in model.context.positions.
     positions: Literal["rotary", "relative"] = "rotary"
 
     def __post_init__(self) -> None:
@@ -34,11 +32,11 @@ class PredictorConfig:
 
 
 class Predictor(nn.Module):
-    """c_BTD -> predictions_BTKC: row k - 1 predicts the latent k frames ahead, from c up to t.
+    """c_BTD -> predictions_BTKC: entry k - 1 of axis K predicts the latent k frames ahead, from c up to t.
 
-    `linear`: W_k c_t (van den Oord et al. 2018, eq. 3). `shared` and `each`: W_k of what one causal transformer layer
-    for all steps, or one for each, makes of c. Riviere et al. 2020 (arXiv 2002.02848) have one for each and take its
-    output for the prediction, which needs D = C; W_k makes it fit any D.
+    `linear`: W_k c_t (van den Oord et al. 2018, eq. 3). `shared` and `each`: a causal transformer layer, one for all
+    steps or one for each, then W_k. Riviere et al. 2020 (arXiv 2002.02848) use one for each and its output as the
+    prediction, which needs D = C; W_k allows any D.
     """
 
     def __init__(self, config: PredictorConfig, width: int, channels: int) -> None:

@@ -1,4 +1,4 @@
-"""The sizes of one dial, `model.size`: what each has where a config says nothing itself. All make 100 frames a second.
+"""The presets of `model.size`: values for all keys that a config does not set. All give 100 frames a second.
 
 | size  | parameters | kept at inference | after |
 |-------|------------|-------------------|-------|
@@ -22,7 +22,7 @@ Part = TypeVar("Part", EncoderConfig, ContextConfig, PredictorConfig)
 
 
 def preset(size: Size) -> tuple[EncoderConfig, ContextConfig, PredictorConfig]:
-    """The parts of a size, wholly explicit."""
+    """The configs of encoder, context and predictor of a size, with every key set."""
     match size:
         case "paper":
             return (
@@ -50,8 +50,8 @@ def preset(size: Size) -> tuple[EncoderConfig, ContextConfig, PredictorConfig]:
             )
 
 
-def filled(given: Part, sized: Part) -> Part:
-    """`given` with all it leaves open (0, [] or auto) taken from `sized`."""
+def fill_defaults(given: Part, sized: Part) -> Part:
+    """`given`, with values 0, [] and auto replaced by those of `sized`."""
     values: dict[str, Any] = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
     open_ = {name: getattr(sized, name) for name, value in values.items() if not value or value == "auto"}
     return dataclasses.replace(given, **open_)

@@ -1,6 +1,6 @@
-"""Random numbers that are functions of a key: the same under every batch layout, order and device.
+"""Random numbers as functions of a key: the same for every batch layout, order and device.
 
-The hash is splitmix64 (Steele et al. 2014); torch's generators give other numbers on other devices.
+The hash is splitmix64 (Steele et al. 2014). torch's generators give different numbers on different devices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SECOND = 0x94D049BB133111EB - (1 << 64)
 def hashed(key: Tensor, value: Tensor) -> Tensor:
     """int64: 64 bits for each pair of int64 `key` and `value`, broadcast against each other.
 
-    One of them may be a number on the CPU (a tensor []), which costs no copy to the other's device.
+    One of them may be a scalar tensor on the CPU, which needs no copy to the device of the other.
     """
     state = key + (value + 1) * _GOLDEN
     for bits, factor in ((30, _FIRST), (27, _SECOND)):
@@ -27,13 +27,13 @@ def hashed(key: Tensor, value: Tensor) -> Tensor:
 
 
 def bounded(bits: Tensor, count: Tensor) -> Tensor:
-    """int64 in 0..count-1 from hashed bits, for counts below 2^32: unbiased to one part in 2^31 / count."""
-    # 31 bits times the range, and no division.
+    """int64 in 0..count-1 from hashed bits, for counts below 2^32; the bias is at most one part in 2^31 / count."""
+    # 31 bits times the range: needs no division.
     return (bits & 0x7FFFFFFF).mul_(count).bitwise_right_shift_(31)
 
 
 def uniform(bits: Tensor) -> Tensor:
-    """float32 in [0, 1) from hashed bits: the upper 24 of them, which float32 holds exactly."""
+    """float32 in [0, 1) from the upper 24 of the hashed bits, which float32 represents exactly."""
     return _shifted(bits, 40).to(torch.float32) * 2**-24
 
 

@@ -1,12 +1,12 @@
 """InfoNCE over K steps (van den Oord et al. 2018, eq. 4), as sums and counts that add up over any split of a batch.
 
-For frame t and step k the score of a candidate latent s is f_k(t, s) = scale * <W_k c_t, z_s>. The loss of a prediction
-is -log softmax of the positive z_{t+k} among itself and N negatives (objective/negatives.py). The loss of a global
-batch is, for each k, the sum over valid predictions over their count, then the mean over k; so no split over ranks or
-micro-batches can change it.
+For frame t and step k, the score of a candidate latent z_s is f_k(t, s) = scale * <W_k c_t, z_s>. The loss of a
+prediction is -log softmax of the positive z_{t+k} among itself and N negatives (objective/negatives.py). The loss of a
+global batch is, for each k, the mean over valid predictions, then the mean over k. Sums and counts are returned
+separately, so that a split over ranks or micro-batches does not change the loss.
 
-The gradient is computed with the loss, by hand: the scores of a few rows and one step stand in memory at a time, never
-those of all, and the caller decides when the gradients of other ranks' frames are exchanged.
+The gradient is computed together with the loss and without autograd: only the scores of some rows and one step are in
+memory at a time, and the caller decides when ranks exchange the gradients of each other's frames.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from cpcscale import config
 from cpcscale.objective import hash_random
-from cpcscale.objective.negative_scores import DrawnNegatives, PoolFrames, of_own_row, of_pool, shared
+from cpcscale.objective.negative_scores import DrawnNegatives, PoolFrames, score_own_row, score_pool, score_shared
 from cpcscale.objective.negatives import Scope
 
-# Of |W_k c| |z|: twice the most that the order of summation was seen to change a score.
+# Relative to |W_k c| |z|: twice the largest change of a score by the order of summation that was measured.
 _ROUNDING = 2 * torch.finfo(torch.float32).eps
-# The numbers that the scores of some rows may take at a time.
+# How many scores may be in memory at a time, by type of device.
 _CHUNK = {"cpu": 2**21, "cuda": 2**26}
 
 
@@ -34,17 +34,17 @@ _CHUNK = {"cpu": 2**21, "cuda": 2**26}
 class InfoNCEConfig:
     """The contrastive objective; the defaults are the paper's."""
 
-    # N: negatives for every prediction.
+    # N, the negatives of each prediction.
     negatives: int = 50
-    # Where they come from: the utterance's window, the windows of its group (speaker), or all, of the global batch.
+    # Where negatives come from, in the global batch: the window itself, the windows of its group (speaker), or all.
     scope: Literal["utterance", "group", "batch"] = "utterance"
-    # each: own negatives for every prediction; shared: one set for a window and step, a matrix product and much faster.
+    # each: every prediction draws its own negatives. shared: one set for each window and step, which is much faster.
     draw: Literal["each", "shared"] = "each"
-    # dot: the dot product; mean: that over the channels; cosine: of vectors of length 1.
+    # dot: the dot product. mean: divided by the number of channels. cosine: of vectors scaled to length 1.
     score: Literal["dot", "mean", "cosine"] = "dot"
-    # Divides the scores; what it starts from where it is learnt.
+    # Divides the scores; with learn_temperature, its value at the start.
     temperature: float = 1.0
-    # Whether the temperature is a parameter of the network.
+    # Whether the temperature is learnt.
     learn_temperature: bool = False
 
     def __post_init__(self) -> None:
@@ -57,17 +57,18 @@ class InfoNCEConfig:
         return 1.0 / (self.negatives + 1)
 
     def scale(self, channels: int) -> float:
-        """What the dot products of latents of this width are multiplied by; where it is learnt, at the start."""
+        """The factor of dot products of latents of this width; where the temperature is learnt, at the start."""
         return 1.0 / (self.temperature * (channels if self.score == "mean" else 1))
 
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """What the scores of some rows are made of, in fp32.
+    """The input of `infonce` for some rows, in fp32.
 
-    `z_BTC` latents, `predictions_BTKC` = W_k c_t, `scale` a tensor []. `frames_B` counts each row's frames of real
-    audio, 0 for padding: only they are targets or negatives. `key_B` int64 keys the draws. `content_BT` says what each
-    frame holds (see `content`): with it, correct predictions and false negatives are counted.
+    `z_BTC` latents; `predictions_BTKC` = W_k c_t; `scale` a tensor []. `frames_B` counts the frames of real audio in
+    each row (0 for padding): only these are targets or negatives. `key_B` int64 keys the draws of negatives. With
+    `content_BT`, a hash of the audio of each frame (`frame_content`), correct predictions and false negatives are
+    counted.
     """
 
     z_BTC: Tensor
@@ -80,7 +81,7 @@ class ScoredRows:
 
 @dataclass(frozen=True)
 class NegativePool:
-    """The frames of R rows that negatives come from, and how the rows at hand draw from them."""
+    """The frames of R rows that negatives are drawn from; `scope` says which of them each scored row draws from."""
 
     z_RTC: Tensor
     scope: Scope
@@ -89,11 +90,11 @@ class NegativePool:
 
 @dataclass(frozen=True)
 class LossSums:
-    """Over the valid predictions of some rows, for each k: summed loss, correct predictions and false negatives.
+    """Sums over the valid predictions of some rows, for each k: loss, correct predictions, shares of false negatives.
 
-    A prediction is correct when the positive scores above every negative by more than fp32 rounds, so ties count as
-    wrong and a network that maps all frames alike gets 0. `false_K` adds up, over predictions, the share of negatives
-    that hold the very audio of the positive.
+    A prediction is correct when the positive scores above every negative by more than rounding, so ties count as wrong
+    and a network that maps all frames to one vector gets 0. A false negative holds the same audio as the positive;
+    `false_K` sums, over predictions, their share among the negatives.
     """
 
     loss_K: Tensor
@@ -103,9 +104,9 @@ class LossSums:
 
 @dataclass(frozen=True)
 class LossGradients:
-    """Of sum_k weight_k loss_k: with respect to the parts of Latents, and to the latents of the pool, if there is one.
+    """Gradients of sum_k weight_k loss_k with respect to the fields of ScoredRows and to the latents of a pool.
 
-    Where rows at hand stand in the pool too, their latents' gradient is the sum of both.
+    The gradient of a scored row that is also in the pool is the sum of both.
     """
 
     z_BTC: Tensor
@@ -114,29 +115,33 @@ class LossGradients:
     pool_RTC: Tensor | None
 
 
-def counts(frames_B: Tensor, steps: int) -> Tensor:
-    """int64 [K]: the valid predictions of rows with these frames: those whose target k frames ahead is real audio."""
-    ahead_K = torch.arange(1, steps + 1, device=frames_B.device)
-    return (frames_B.unsqueeze(1) - ahead_K).clamp(min=0).sum(0)
+def count_predictions(frames_B: Tensor, steps: int) -> Tensor:
+    """int64 [K]: how many predictions of these rows are valid, that is, have real audio k frames ahead, for k = 1..K.
+
+    >>> count_predictions(torch.tensor([5, 2]), steps=3)  # rows with 5 and 2 frames of real audio
+    tensor([5, 3, 2])
+    """
+    step_K = torch.arange(1, steps + 1, device=frames_B.device)
+    return (frames_B.unsqueeze(1) - step_K).clamp(min=0).sum(0)
 
 
-def added(parts: Iterable[LossSums]) -> LossSums:
-    """The sums of all parts; there is at least one."""
+def sum_parts(parts: Iterable[LossSums]) -> LossSums:
+    """The sums over all parts, of which there is at least one."""
     whole, *others = parts
     for part in others:
         whole = LossSums(whole.loss_K + part.loss_K, whole.correct_K + part.correct_K, whole.false_K + part.false_K)
     return whole
 
 
-def content(wave_BS: Tensor, frames: int) -> Tensor:
-    """int64 [B, frames]: the same for frames whose hop of int16 samples is the same, and by rare chance for others."""
+def frame_content(wave_BS: Tensor, frames: int) -> Tensor:
+    """int64 [B, frames]: a hash of each frame's hop of int16 samples; frames of the same audio have the same hash."""
     hop_BTH = wave_BS.unflatten(1, (frames, -1)).long()
     factor_H = hash_random.hashed(torch.tensor(0), torch.arange(hop_BTH.shape[2], device=wave_BS.device))
     return (hop_BTH * factor_H).sum(2)
 
 
-def comparable(z_BTC: Tensor, predictions_BTKC: Tensor, config: InfoNCEConfig) -> tuple[Tensor, Tensor]:
-    """Latents and predictions as their dot product scores them: in fp32, of length 1 for `cosine`. Keeps the graph."""
+def prepare_vectors(z_BTC: Tensor, predictions_BTKC: Tensor, config: InfoNCEConfig) -> tuple[Tensor, Tensor]:
+    """Latents and predictions ready for dot products: in fp32, scaled to length 1 for `cosine`. Differentiable."""
     z_BTC, predictions_BTKC = z_BTC.float(), predictions_BTKC.float()
     if config.score == "cosine":
         return F.normalize(z_BTC, dim=-1), F.normalize(predictions_BTKC, dim=-1)
@@ -147,9 +152,15 @@ def comparable(z_BTC: Tensor, predictions_BTKC: Tensor, config: InfoNCEConfig) -
 def infonce(
     rows: ScoredRows, config: InfoNCEConfig, *, pool: NegativePool | None = None, weight_K: Tensor | None = None
 ) -> tuple[LossSums, LossGradients | None]:
-    """The sums of these rows and, given `weight_K`, the gradient of sum_k weight_k loss_k; all in fp32.
+    """The sums of these rows and, given `weight_K`, the gradients of sum_k weight_k loss_k; all in fp32.
 
-    Without a pool each row draws from its own frames, which is the scope `utterance`.
+    Without a pool, each row draws negatives from its own frames, which is the scope `utterance`.
+
+    >>> z_BTC, frames_B = torch.ones(1, 10, 4), torch.tensor([10])  # equal latents: the loss is log(N + 1)
+    >>> rows = ScoredRows(z_BTC, torch.ones(1, 10, 2, 4), torch.tensor(1.0), frames_B, key_B=torch.tensor([0]))
+    >>> sums, _ = infonce(rows, InfoNCEConfig(negatives=3))
+    >>> sums.loss_K / count_predictions(frames_B, steps=2)
+    tensor([1.3863, 1.3863])
     """
     comparison = _Comparison(rows, config, pool, weight_K)
     batch, frames, steps = rows.predictions_BTKC.shape[:3]
@@ -161,7 +172,7 @@ def infonce(
 
 
 class _Comparison:
-    """The accumulators of one call of `infonce`."""
+    """The sums and gradients of one call of `infonce` while they are added up."""
 
     def __init__(
         self, rows: ScoredRows, config: InfoNCEConfig, pool: NegativePool | None, weight_K: Tensor | None
@@ -174,22 +185,22 @@ class _Comparison:
         pool_RTC = None
         if weight_K is not None:
             z_BTC, predictions_BTKC = torch.zeros_like(rows.z_BTC), torch.empty_like(rows.predictions_BTKC)
-            # The rest is written, not added to: to clear it first costs as much as to write it.
+            # Only frames without a target are set to 0: the others are overwritten, and clearing them takes as long.
             for k in range(1, steps + 1):
                 predictions_BTKC[:, max(0, frames - k) :, k - 1] = 0
-            # Rows that draw from themselves are one tensor as targets and as negatives: so is their gradient.
+            # Rows that draw from themselves are both targets and negatives: one tensor holds both gradients.
             pool_RTC = z_BTC if own else torch.zeros_like(pool.z_RTC)
             scale = torch.zeros_like(rows.scale)
             self.gradients = LossGradients(z_BTC, predictions_BTKC, scale, None if own else pool_RTC)
         self._scope, self._frames = pool.scope, PoolFrames(pool.z_RTC, pool.content_RT, pool_RTC)
         match config.draw:
             case "shared":
-                self._rivals, self.numbers_a_row = shared, frames * config.negatives
+                self._score, self.numbers_a_row = score_shared, frames * config.negatives
             case "each" if own:
-                self._rivals, self.numbers_a_row = of_own_row, frames * frames
+                self._score, self.numbers_a_row = score_own_row, frames * frames
             case "each":
-                self._rivals, self.numbers_a_row = of_pool, frames * config.negatives * channels
-        # Equal latents in two places of a matrix product may score a rounding apart: a tie all the same.
+                self._score, self.numbers_a_row = score_pool, frames * config.negatives * channels
+        # Equal latents may get scores that differ by rounding; these must count as a tie.
         norm_RT = pool.z_RTC.norm(dim=2)
         if own:
             norm_RT *= torch.arange(frames, device=norm_RT.device) < rows.frames_B.unsqueeze(1)
@@ -197,20 +208,20 @@ class _Comparison:
         self._rounding_B1 = (_ROUNDING * rows.scale * widest).expand(batch).unsqueeze(1)
 
     def add(self, k: int, piece: slice) -> None:
-        """Compares the predictions k frames ahead of these rows."""
+        """Adds the predictions k frames ahead of the rows `piece`."""
         rows, scale = self._rows, self._rows.scale
         targets = rows.z_BTC.shape[1] - k
         p_BTC, z_BTC = rows.predictions_BTKC[piece, :targets, k - 1], rows.z_BTC[piece, k:]
         valid_BT = torch.arange(k, targets + k, device=z_BTC.device) < rows.frames_B[piece].unsqueeze(1)
         draw = DrawnNegatives(k, p_BTC, rows.key_B[piece], self._scope[piece], self._config.negatives)
-        rivals = self._rivals(draw, self._frames[piece] if self._rivals is of_own_row else self._frames)
+        negatives = self._score(draw, self._frames[piece] if self._score is score_own_row else self._frames)
         positive_BT = (p_BTC * z_BTC).sum(2).mul_(scale)
-        score_BTN = rivals.score_BTN.mul_(scale)
+        score_BTN = negatives.score_BTN.mul_(scale)
         hardest_BT = score_BTN.amax(2)
-        if rows.content_BT is not None and rivals.content_BTN is not None:
-            ahead_BT = positive_BT - hardest_BT > self._rounding_B1[piece] * p_BTC.norm(dim=2)
-            self.sums.correct_K[k - 1] += (ahead_BT & valid_BT).sum()
-            same_BTN = rivals.content_BTN == rows.content_BT[piece, k:].unsqueeze(2)
+        if rows.content_BT is not None and negatives.content_BTN is not None:
+            correct_BT = positive_BT - hardest_BT > self._rounding_B1[piece] * p_BTC.norm(dim=2)
+            self.sums.correct_K[k - 1] += (correct_BT & valid_BT).sum()
+            same_BTN = negatives.content_BTN == rows.content_BT[piece, k:].unsqueeze(2)
             self.sums.false_K[k - 1] += (same_BTN & valid_BT.unsqueeze(2)).sum() / self._config.negatives
         top_BT = torch.maximum(hardest_BT, positive_BT)
         share_BTN, share_BT = (score_BTN - top_BT.unsqueeze(2)).exp_(), (positive_BT - top_BT).exp_()
@@ -218,12 +229,12 @@ class _Comparison:
         self.sums.loss_K[k - 1] += ((total_BT.log() + top_BT - positive_BT) * valid_BT).sum()
         if self.gradients is None or self._weight_K is None:
             return
-        # Softmax less one for the positive.
+        # The gradient of the scores: softmax, less 1 for the positive.
         weight_BT = valid_BT * self._weight_K[k - 1]
         d_BTN, d_BT = share_BTN.mul_((weight_BT / total_BT).unsqueeze(2)), (share_BT / total_BT - 1) * weight_BT
         if self._config.learn_temperature:
             self.gradients.scale.add_(((d_BTN * score_BTN).sum() + (d_BT * positive_BT).sum()) / scale)
         d_BT1 = d_BT.mul_(scale).unsqueeze(2)
-        back_BTC = rivals.back(d_BTN.mul_(scale))
+        back_BTC = negatives.back(d_BTN.mul_(scale))
         torch.addcmul(back_BTC, d_BT1, z_BTC, out=self.gradients.predictions_BTKC[piece, :targets, k - 1])
         self.gradients.z_BTC[piece, k:].addcmul_(d_BT1, p_BTC)

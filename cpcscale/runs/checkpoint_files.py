@@ -1,8 +1,8 @@
-"""A checkpoint as files: any number of them, then the marker that names each with its size and hash.
+"""The files of a checkpoint: tensors, state, and a marker that lists each file with its size and hash.
 
-`RUN/checkpoints/step-00000500-0003/` holds `model.safetensors`, `optimizer.safetensors`, what further tensors a run
-has, `state.json` and, written last, `COMPLETE.json`. The second number tells writers apart (ledger.py), so that no two
-ever write into one folder. A folder without a marker that matches its files is torn.
+`RUN/checkpoints/step-00000500-0003/` holds `model.safetensors`, `optimizer.safetensors`, further tensors if the run has
+any, `state.json` and, written last, `COMPLETE.json` (the marker). The second number in the name identifies the writer
+(ledger.py), so two writers never share a folder. A checkpoint is torn when its files do not match its marker.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from cpcscale.errors import UserError
 MARKER, STATE, TENSORS = "COMPLETE.json", "state.json", ".safetensors"
 FORMAT = 2
 _FOLDER = re.compile(r"step-(\d+)(?:-(\d+))?")
-# A marker may come from anywhere, and a name in it is opened.
+# A marker may come from anywhere, and the names in it are opened: nothing but plain file names is accepted.
 _NAME = re.compile(r"[a-z][a-z0-9_]*\.(safetensors|json)")
 
 
 class TornError(UserError):
-    """A checkpoint that is not whole: an older one may be."""
+    """The checkpoint is incomplete or damaged; an older one may be whole."""
 
 
 @dataclass(frozen=True)
 class MarkedFile:
-    """What the marker says of a file."""
+    """A file's size and hash as the marker gives them."""
 
     bytes: int
     sha256: str
 
 
 def folder_name(step: int, writer: int) -> str:
-    """The name of the folder of the checkpoint that this writer makes of `step`."""
+    """The folder name of a checkpoint: its step and the number of its writer."""
     return f"step-{step:08d}-{writer:04d}"
 
 
-def numbers(folder: str) -> tuple[int, int] | None:
-    """(step, writer) of the name of a checkpoint's folder, or None for another name."""
+def parse_folder_name(folder: str) -> tuple[int, int] | None:
+    """(step, writer) from the name of a checkpoint's folder, or None if it is not such a name."""
     match = _FOLDER.fullmatch(folder)
     return (int(match.group(1)), int(match.group(2) or 0)) if match else None
 
@@ -56,17 +56,22 @@ def write(url: str, contents: Mapping[str, bytes]) -> None:
 
 
 def remove(url: str) -> None:
-    """Removes a checkpoint's folder, the marker first: one that is half removed must not look whole."""
+    """Removes a checkpoint's folder, the marker first, so that a half-removed checkpoint never looks whole."""
     storage.remove(storage.join(url, MARKER))
     storage.remove(url)
 
 
-def marker(url: str) -> dict[str, MarkedFile]:
-    """The files of the checkpoint in folder `url` by name. Raises TornError, and UserError for another format."""
+def read_marker(url: str) -> dict[str, MarkedFile]:
+    """{name: size and hash} of the files of the checkpoint in folder `url`, from its marker.
+
+    Raises TornError when the marker is missing or damaged, and UserError when the checkpoint has another format.
+    """
     try:
         read = json.loads(storage.read(storage.join(url, MARKER)))
         number = int(read.get("format", 1))
-        files = {name: MarkedFile(int(file["bytes"]), str(file["sha256"])) for name, file in read.get("files", {}).items()}
+        files = {
+            name: MarkedFile(int(file["bytes"]), str(file["sha256"])) for name, file in read.get("files", {}).items()
+        }
     except storage.NotFoundError:
         raise TornError(f"{url} is not a whole checkpoint: it has no {MARKER}") from None
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -80,10 +85,10 @@ def marker(url: str) -> dict[str, MarkedFile]:
     return files
 
 
-def contents(url: str) -> dict[str, bytes]:
-    """Every file of the checkpoint in folder `url`, checked against the marker. Raises TornError when it is torn."""
+def read_files(url: str) -> dict[str, bytes]:
+    """{name: bytes} of the checkpoint in folder `url`, checked against the marker. Raises TornError on a mismatch."""
     found = {}
-    for name, file in marker(url).items():
+    for name, file in read_marker(url).items():
         try:
             found[name] = storage.read(storage.join(url, name))
         except storage.NotFoundError:
@@ -93,10 +98,13 @@ def contents(url: str) -> dict[str, bytes]:
     return found
 
 
-def problems(url: str, *, every_byte: bool) -> Iterator[str]:
-    """What is wrong with the checkpoint in folder `url`, in a few words each; sizes alone, or `every_byte`."""
+def find_problems(url: str, *, every_byte: bool) -> Iterator[str]:
+    """Describes each problem of the checkpoint in folder `url` in a few words.
+
+    Checks sizes only; with `every_byte` it reads the files and checks their hashes too.
+    """
     try:
-        files = marker(url)
+        files = read_marker(url)
     except TornError as error:
         yield str(error).rpartition(": ")[2]
         return
@@ -113,16 +121,16 @@ def problems(url: str, *, every_byte: bool) -> Iterator[str]:
             yield f"{name} does not match the hash in {MARKER}"
 
 
-def state(url: str) -> dict[str, Any]:
-    """What `state.json` of the checkpoint in folder `url` says, not checked. Raises TornError when it says nothing."""
+def read_state(url: str) -> dict[str, Any]:
+    """`state.json` of the checkpoint in folder `url`, not checked against its hash. Raises TornError without one."""
     try:
-        return parsed(url, storage.read(storage.join(url, STATE)))
+        return parse_state(url, storage.read(storage.join(url, STATE)))
     except storage.NotFoundError:
         raise TornError(f"{url} is torn: {STATE} is missing") from None
 
 
-def parsed(url: str, data: bytes) -> dict[str, Any]:
-    """The content of a `state.json`. Raises TornError when it is not one."""
+def parse_state(url: str, data: bytes) -> dict[str, Any]:
+    """Parses the bytes of a `state.json`. Raises TornError when they are none."""
     try:
         found = json.loads(data)
         if isinstance(found["position"], dict):

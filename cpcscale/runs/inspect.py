@@ -1,4 +1,4 @@
-"""A run's checkpoints looked at from outside, without torch: which there are, what is in one, whether all are whole."""
+"""Lists, describes and verifies the checkpoints of a run, without importing torch (`cpcscale checkpoint`)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from cpcscale.runs.ledger import Ledger, RunState
 from cpcscale.runs.probe_log import Probe, Probes
 
 
-def listed(url: str) -> dict[str, Any]:
-    """The checkpoints of a run folder, or the one in a checkpoint's folder, by rising steps, and who holds the run.
+def list_checkpoints(url: str) -> dict[str, Any]:
+    """The checkpoints of a run folder (or the one checkpoint at `url`) by rising step, and who holds the run.
 
-    Each has folder, step, writer, published, newest, best, audio_hours, heldout_loss, probe_ccc (mean), probe
-    (running, done, failed or None), bytes,
-    saved_at_s, age_s, and `why` it is torn, as far as sizes tell (None when it is whole). Raises UserError when there
-    is none at `url`.
+    Each has folder, step, writer, published, newest, best, audio_hours, heldout_loss, probe_ccc (mean), probe (running,
+    done, failed or None), bytes, saved_at_s, age_s, and `why`: the reason it is torn, judged by file sizes, None when
+    it is whole. Raises UserError when there is no checkpoint at `url`.
     """
     run = _Run(url)
     best = run.probes.best(run.state)
     newest = next((folder for folder in reversed(run.published) if not run.why(folder)), None)
     rows = []
     for folder in run.folders:
-        step, writer = checkpoint_files.numbers(folder) or (0, 0)
+        step, writer = checkpoint_files.parse_folder_name(folder) or (0, 0)
         marks = {
             "published": folder in run.published,
             "newest": folder == newest,
@@ -40,39 +39,42 @@ def listed(url: str) -> dict[str, Any]:
     return {"path": url, "holder": holder, "checkpoints": rows}
 
 
-def verified(url: str) -> dict[str, Any]:
-    """{checkpoints: what is wrong with each, by folder, every byte read; ok}. Those of a run that are published."""
+def verify_checkpoints(url: str) -> dict[str, Any]:
+    """Reads every byte of a run's published checkpoints, or of the one at `url`.
+
+    Returns {path, checkpoints: {folder: [problems]}, ok}.
+    """
     run = _Run(url)
     folders = [folder for folder in run.folders if run.one or folder in run.published]
-    wrong = {folder: list(checkpoint_files.problems(run.place(folder), every_byte=True)) for folder in folders}
+    wrong = {folder: list(checkpoint_files.find_problems(run.place(folder), every_byte=True)) for folder in folders}
     return {"path": url, "checkpoints": wrong, "ok": not any(wrong.values())}
 
 
-def shown(url: str) -> dict[str, Any]:
-    """What is in one checkpoint, or in the newest whole one of a run.
+def describe_checkpoint(url: str) -> dict[str, Any]:
+    """The content of one checkpoint, or of the newest whole one of a run.
 
-    {checkpoint, saved_at_s, config_hash, position, tensors: {file: {name: {dtype, shape}}}}. Raises UserError when it
-    is torn, as far as sizes tell.
+    Returns {checkpoint, saved_at_s, config_hash, position, tensors: {file: {name: {dtype, shape}}}}. Raises UserError
+    when no checkpoint is whole, judged by file sizes.
     """
     run = _Run(url)
     whole = [folder for folder in run.folders if (run.one or folder in run.published) and not run.why(folder)]
     if not whole:
         raise UserError(f"no whole checkpoint at {url} ({run.folders[-1]}: {run.why(run.folders[-1])}): see `ls`")
     place = run.place(whole[-1])
-    names = [name for name in checkpoint_files.marker(place) if name.endswith(checkpoint_files.TENSORS)]
-    kept = {name: checkpoint_files.state(place).get(name) for name in ("saved_at_s", "config_hash", "position")}
+    names = [name for name in checkpoint_files.read_marker(place) if name.endswith(checkpoint_files.TENSORS)]
+    kept = {name: checkpoint_files.read_state(place).get(name) for name in ("saved_at_s", "config_hash", "position")}
     tensors = {name.removesuffix(checkpoint_files.TENSORS): _tensors(storage.join(place, name)) for name in names}
     return {"checkpoint": place, **kept, "tensors": tensors}
 
 
 class _Run:
-    """A run, or `one` checkpoint and the run it lies in, if it does; `folders` are those to look at."""
+    """A run and its checkpoint `folders`; with `one`, a single checkpoint and the run that it belongs to, if any."""
 
     def __init__(self, url: str) -> None:
         if not storage.exists(url):
             raise UserError(f"there is nothing at {url}: check the path")
         place, _, name = storage.absolute(url).rstrip("/").rpartition("/")
-        self.one = checkpoint_files.numbers(name) is not None
+        self.one = checkpoint_files.parse_folder_name(name) is not None
         inside = place.endswith("/checkpoints")
         self._base = place if self.one else storage.join(url, "checkpoints")
         run_dir = place.removesuffix("/checkpoints") if self.one else url
@@ -80,7 +82,9 @@ class _Run:
         self.state = RunState() if self.one and not inside else ledger.head()
         self.published = [each.folder for each in self.state.checkpoints]
         found = {*ledger.folders(), *self.published}
-        self.folders = [name] if self.one else sorted(found, key=lambda each: checkpoint_files.numbers(each) or (0, 0))
+        self.folders = (
+            [name] if self.one else sorted(found, key=lambda each: checkpoint_files.parse_folder_name(each) or (0, 0))
+        )
         if not self.folders:
             raise UserError(
                 f"no checkpoint at {url}: name the run_dir of a `cpcscale pretrain` run, or one of its "
@@ -91,20 +95,20 @@ class _Run:
         return storage.join(self._base, folder)
 
     def why(self, folder: str) -> str | None:
-        """Why a checkpoint is torn, as far as sizes tell; None when it is whole."""
-        problems = list(checkpoint_files.problems(self.place(folder), every_byte=False))
+        """The reason that a checkpoint is torn, judged by file sizes; None when it is whole."""
+        problems = list(checkpoint_files.find_problems(self.place(folder), every_byte=False))
         if problems and not self.one and folder not in self.published:
             return "not published: a save that was cut off, or is under way"
         return ", ".join(problems) or None
 
 
 def _facts(url: str) -> dict[str, Any]:
-    """What can be read of a checkpoint, torn or not."""
+    """Size, age and metrics of a checkpoint; None for whatever a torn one lacks."""
     size: int | None = None
     state: dict[str, Any] = {"position": {}}
     try:
-        state = checkpoint_files.state(url)
-        size = sum(file.bytes for file in checkpoint_files.marker(url).values())
+        state = checkpoint_files.read_state(url)
+        size = sum(file.bytes for file in checkpoint_files.read_marker(url).values())
     except checkpoint_files.TornError:
         pass
     position = state["position"]
@@ -123,7 +127,7 @@ def _probed(probe: Probe | None) -> dict[str, Any]:
 
 
 def _tensors(url: str) -> dict[str, dict[str, Any]]:
-    """{name: {dtype, shape}} of a safetensors file: its first 8 bytes say how long the JSON is that comes next."""
+    """{name: {dtype, shape}} of a safetensors file: its first 8 bytes are the length of the JSON header after them."""
     start = storage.read(url, 0, 8)
     try:
         (count,) = struct.unpack("<Q", start)
@@ -136,4 +140,6 @@ def _tensors(url: str) -> dict[str, dict[str, Any]]:
             if name != "__metadata__"
         }
     except (struct.error, ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{url} holds tensors that cannot be read: verify its checkpoint") from None
+        raise UserError(
+            f"{url} holds tensors that cannot be read: check it with `cpcscale checkpoint verify`"
+        ) from None

@@ -1,9 +1,9 @@
-"""One live driver a run: who may take a run, how a holder shows that it lives, and how it learns that it was overtaken.
+"""The lease of a run: at most one live driver works on a run, and it notices when another one takes the run over.
 
-A holder writes `RUN/ledger/alive-ID.json` anew every few seconds. Whether it lives is judged by its process where it
-runs on this machine, and elsewhere by whether that file changes while we look: clocks of two machines are never
-compared. A wrong judgement costs a run its driver and never a checkpoint: that only the last holder publishes follows
-from the ledger alone.
+The driver that holds a run rewrites `RUN/ledger/alive-ID.json` every few seconds. A driver on this machine is alive
+when its process is; a driver elsewhere is alive when that file changes while we watch it. Clocks of two machines are
+never compared. A wrong judgement can stop a driver but never damages a checkpoint: the ledger alone ensures that only
+the last holder publishes.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpcscale import config
-from cpcscale import storage
+from cpcscale import config, storage
 from cpcscale.errors import UserError
-from cpcscale.runs.ledger import RunHolder, Ledger, OvertakenError, RunState
+from cpcscale.runs.ledger import Ledger, OvertakenError, RunHolder, RunState
 
 log = logging.getLogger(__name__)
 
-# Signs of life in the time after which a holder counts as dead.
+# How many signs of life a holder writes within ttl_s.
 _SIGNS = 6
 _POLL_S = 0.5
 
 
 class HeldError(UserError):
-    """Another driver holds the run, and lives."""
+    """Another driver, which is alive, holds the run."""
 
 
 @dataclass(kw_only=True)
@@ -48,8 +47,8 @@ class LeaseConfig:
         config.at_least(0.1, **{"lease.ttl_s": self.ttl_s})
 
 
-def this_process(spec: LeaseConfig) -> RunHolder:
-    """A holder that is this process."""
+def new_holder(spec: LeaseConfig) -> RunHolder:
+    """This process as a holder, with a new id."""
     pid = os.getpid()
     return RunHolder(
         id=uuid.uuid4().hex,
@@ -62,11 +61,11 @@ def this_process(spec: LeaseConfig) -> RunHolder:
     )
 
 
-def free(ledger: Ledger, *, take_over: bool, say: Callable[[str], None], gone: str = "") -> RunState:
-    """The state of a run that may be taken. Raises HeldError when its holder lives, unless `take_over`.
+def wait_until_free(ledger: Ledger, *, take_over: bool, say: Callable[[str], None], gone: str = "") -> RunState:
+    """Returns the state of the run once it may be taken; raises HeldError if its holder is alive, unless `take_over`.
 
-    A holder whose process on this machine is gone is no holder. One on another machine is watched for as long as its
-    silence may last, which `say` is told; `gone` names one that was found silent before.
+    A holder on this machine counts only while its process runs. A holder on another machine is watched for its `ttl_s`
+    before it counts as dead; `say` prints a line about that. `gone` is the id of a holder already found dead.
     """
     while True:
         state = ledger.head()
@@ -80,7 +79,7 @@ def free(ledger: Ledger, *, take_over: bool, say: Callable[[str], None], gone: s
             alive = _seen_alive(ledger, holder)
         if alive:
             raise HeldError(
-                f"{what}, which lives: stop it, name another run_dir, or give --take-over (pretrain) to stop it"
+                f"{what}, which is alive: stop it, name another run_dir, or give --take-over (pretrain) to stop it"
             )
         gone = holder.id
 
@@ -89,13 +88,13 @@ def free(ledger: Ledger, *, take_over: bool, say: Callable[[str], None], gone: s
 def hold(
     run_dir: str, spec: LeaseConfig, *, take_over: bool, say: Callable[[str], None], gone: str = ""
 ) -> Iterator[Lease]:
-    """Takes the run for the block, as `free` allows it.
+    """Holds the run for the block, once `wait_until_free` allows it.
 
-    When another driver takes it over, the main thread is interrupted, as by Ctrl-C, and the block ends with an
-    OvertakenError, as it does when whatever else went wrong in it did so after that.
+    When another driver takes the run over, the main thread is interrupted as by Ctrl-C and the block ends with an
+    OvertakenError. Any other error that is raised in the block after that becomes an OvertakenError too.
     """
     ledger = Ledger(run_dir)
-    lease = _taken(ledger, this_process(spec), take_over, say, gone)
+    lease = _take(ledger, new_holder(spec), take_over, say, gone)
     try:
         try:
             yield lease
@@ -111,15 +110,15 @@ def hold(
 
 
 class Lease:
-    """A run that this process holds; `id` names it to the processes that publish in its name.
+    """A run held by this process. Processes that publish checkpoints for it are given its `id`.
 
-    `lost`: another driver was seen to have it.
+    `lost` is true once another driver is seen to hold the run.
     """
 
     def __init__(self, ledger: Ledger, holder: RunHolder, number: int) -> None:
         self.id = holder.id
         self._ledger, self._holder = ledger, holder
-        self._seen, self._looked_s = number, time.monotonic()
+        self._seen, self._checked_s = number, time.monotonic()
         self._every_s = holder.ttl_s / _SIGNS
         self.lost, self._signs = False, 0
         self._lock, self._ending = threading.Lock(), threading.Event()
@@ -128,28 +127,28 @@ class Lease:
         self._thread.start()
 
     def held(self, *, now: bool = False) -> bool:
-        """Whether no other driver is known to have the run; asked of the ledger `now`, or when that is a while ago.
+        """Whether this process still holds the run, as far as it knows.
 
-        A ledger that does not answer is no other driver.
+        Reads the ledger with `now`, or when the last reading is old. An unreachable ledger does not count as a loss.
         """
         with self._lock, contextlib.suppress(UserError):
-            if not self.lost and (now or time.monotonic() - self._looked_s > 2 * self._every_s):
-                self._look()
+            if not self.lost and (now or time.monotonic() - self._checked_s > 2 * self._every_s):
+                self._check_ledger()
         return not self.lost
 
     def close(self) -> None:
-        """Gives the run back, unless another has it."""
+        """Releases the run, unless another driver holds it."""
         with self._lock:
             self._ending.set()
         self._thread.join()
         try:
             while (state := self._ledger.head()).is_of(self.id):
                 released = state.released()
-                if self._ledger.advance(released) and self._ledger.leads(released):
-                    self._ledger.sweep(released)
+                if self._ledger.advance(released) and self._ledger.is_head(released):
+                    self._ledger.remove_unlisted(released)
             storage.remove(_alive(self._ledger, self._holder))
         except UserError as error:
-            log.warning("%s could not be given back: %s", storage.shown(self._ledger.run_dir), error)
+            log.warning("the run %s could not be released: %s", storage.shown(self._ledger.run_dir), error)
 
     def _watch(self) -> None:
         while not self._ending.wait(self._every_s):
@@ -163,30 +162,30 @@ class Lease:
                         signal.pthread_kill(main, signal.SIGINT)
                 return
 
-    def _look(self) -> None:
+    def _check_ledger(self) -> None:
         if (number := self._ledger.highest()) != self._seen:
             self.lost = not self._ledger.head().is_of(self.id)
             self._seen = number
-        self._looked_s = time.monotonic()
+        self._checked_s = time.monotonic()
 
     def _sign(self) -> None:
         self._signs += 1
         storage.write(_alive(self._ledger, self._holder), json.dumps({"signs": self._signs}).encode())
 
 
-def _taken(ledger: Ledger, me: RunHolder, take_over: bool, say: Callable[[str], None], gone: str) -> Lease:
+def _take(ledger: Ledger, me: RunHolder, take_over: bool, say: Callable[[str], None], gone: str) -> Lease:
     while True:
-        state = free(ledger, take_over=take_over, say=say, gone=gone).taken(me)
-        if ledger.advance(state) and ledger.leads(state):
+        state = wait_until_free(ledger, take_over=take_over, say=say, gone=gone).taken(me)
+        if ledger.advance(state) and ledger.is_head(state):
             for name in storage.list_files(ledger.folder):
                 if name.startswith("alive-"):
                     storage.remove(storage.join(ledger.folder, name))
             return Lease(ledger, me, state.number)
-        # A second one that took it in the same moment is a holder like any other.
+        # Another driver took it in the same moment: ask again whether it is alive.
 
 
 def _seen_alive(ledger: Ledger, holder: RunHolder) -> bool:
-    """Whether the holder gives a sign of life within its time; at once False when it has given the run back."""
+    """Whether the holder writes a sign of life within its ttl_s; False at once when it has released the run."""
     deadline = time.monotonic() + holder.ttl_s
     before = _last_sign(ledger, holder)
     while time.monotonic() < deadline:
@@ -210,14 +209,14 @@ def _alive(ledger: Ledger, holder: RunHolder) -> str:
 
 
 def _lives(holder: RunHolder) -> bool | None:
-    """Whether the holder's process lives; None when it runs where this process cannot see it."""
+    """Whether the holder's process is alive; None when it runs where this process cannot see it."""
     if not holder.machine or holder.machine != _machine():
         return None
     return _started(holder.pid) == holder.started
 
 
 def _machine() -> str:
-    """This boot of this machine and its process numbers; empty where the system does not tell (not Linux)."""
+    """An id of this boot and this namespace of process ids; empty where the system has none (not Linux)."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}:{Path('/proc/self/ns/pid').stat().st_ino}"
@@ -226,9 +225,12 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a living process of this machine began, in ticks since boot; None for one that is gone."""
+    """The start time of a live process of this machine in ticks since boot; None when the process is gone.
+
+    Not psutil's create_time: it follows the wall clock, and setting the clock would make a live holder a dead one.
+    """
     try:
-        # The name before it may hold anything, the last bracket ends it.
+        # The process name stands in brackets and may itself hold brackets and spaces: split after the last one.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None

@@ -1,10 +1,10 @@
-"""Who holds a run and which checkpoints it has: numbered entries, each written only where none stands.
+"""The ledger of a run: which driver holds it and which checkpoints it has, as numbered entries.
 
-`RUN/ledger/00000007.json` is the state of the run after seven changes; the highest number counts. A change is made to
-the state of entry n by creating entry n + 1, which of several who try exactly one does. So a checkpoint is published by
-the same act that finds out whether its writer still may: however long a process was stopped or cut off between a look
-and a write, once another has taken the run over nothing of it is added, and the checkpoints are one line of history,
-each made by a process that went on from the one before. No clock and no liveness of a process enters into this.
+`RUN/ledger/00000007.json` is the state of the run after seven changes; the entry with the highest number is current. A
+process changes the state of entry n by creating entry n + 1. If several processes try, exactly one succeeds. A
+checkpoint becomes valid when its ledger entry is created, so a process that has been overtaken can publish nothing,
+however long it was paused between reading and writing. The checkpoints form one line of history: each was made by a
+process that continued from the one before. No clock and no check of live processes is involved.
 """
 
 from __future__ import annotations
@@ -29,27 +29,25 @@ from cpcscale.runs import checkpoint_files
 log = logging.getLogger(__name__)
 
 _ENTRY = re.compile(r"(\d{8,})\.json")
-# Entries below the highest that stay, so that a slow reader finds what it has listed.
+# How many entries below the highest are kept, so that a slow reader still finds what it has listed.
 _KEPT = 8
-# A file written aside for longer than this is of a process that was killed, or that will find itself overtaken.
+# A temporary file older than this belongs to a process that was killed, or that will find itself overtaken.
 _ASIDE_S = 10.0
 
 
 class OvertakenError(UserError):
-    """This process may not publish any more: another one has taken the run over."""
+    """Another process has taken the run over, so this one may not publish any more."""
 
     def __init__(self, run_dir: str, state: RunState) -> None:
         by = state.holder.described() if state.holder else "another process"
-        super().__init__(
-            f"{storage.shown(run_dir)} was taken over by {by}: this one stops, and nothing of it is published any more"
-        )
+        super().__init__(f"{storage.shown(run_dir)} was taken over by {by}: this one stops and publishes nothing more")
 
 
 @dataclass(frozen=True)
 class RunHolder:
-    """A driver that a run belongs to, or did.
+    """The driver that holds a run, or the last one that did.
 
-    `machine` and `started` tell its process for sure, where the machine says so (see lease.py); else they are empty.
+    `machine` and `started` identify its process (see lease.py); both are empty where the system has no such ids.
     `since_s` is in seconds since 1970 by its own clock. Without a sign of life for `ttl_s` it counts as dead.
     """
 
@@ -62,30 +60,30 @@ class RunHolder:
     ttl_s: float
 
     def described(self) -> str:
-        """Where it runs, and for how long it has held the run."""
+        """A phrase for messages: where it runs, and for how long it has held the run."""
         return f"pid {self.pid} on {self.host} (since {duration(max(0.0, time.time() - self.since_s))})"
 
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """A checkpoint of the run: its folder's name, its step, and its held-out loss where it was measured."""
+    """A checkpoint of the run: its folder's name, its step, and its held-out loss if it was measured."""
 
     folder: str
     step: int
     heldout_loss: float | None = None
 
 
-# Of the checkpoints of a line, the new one included, those that stay however old they are.
-Spare: TypeAlias = Callable[[tuple[CheckpointEntry, ...]], Iterable[CheckpointEntry]]
+# Given all checkpoints, the new one included, returns those that are kept however old they are.
+KeepRule: TypeAlias = Callable[[tuple[CheckpointEntry, ...]], Iterable[CheckpointEntry]]
 
 
 @dataclass(frozen=True)
 class RunState:
-    """The state of a run; each method gives the next one, which is true once its entry is created.
+    """The state of a run. Each method returns the next state, which holds once `Ledger.advance` has created its entry.
 
-    `held`: it belongs to `holder`, which else is the last one it belonged to. `writer` is the number of the entry with
-    which the process that publishes began, 0 while there is none. `checkpoints` are ascending in their steps; the best
-    of them is so by `best_by`, the loss or a probe (probes.py).
+    `held` says whether `holder` holds the run now; if not, `holder` is the last one. `writer` is the number of the
+    entry with which the publishing process started, 0 without one. `checkpoints` are in order of their steps; the best
+    is chosen by `best_by`: the held-out loss or a probe (probe_log.py).
     """
 
     number: int = 0
@@ -96,35 +94,41 @@ class RunState:
     best_by: str = "loss"
 
     def is_of(self, holder: str) -> bool:
-        """Whether the run belongs to the holder of this id."""
+        """Whether the holder with this id holds the run now."""
         return self.held and self.holder is not None and self.holder.id == holder
 
     def taken(self, holder: RunHolder) -> RunState:
-        """The run belongs to `holder`."""
+        """The state after `holder` has taken the run."""
         return replace(self, number=self.number + 1, holder=holder, held=True, writer=0)
 
     def released(self) -> RunState:
-        """The run belongs to nobody."""
+        """The state after the run was released."""
         return replace(self, number=self.number + 1, held=False, writer=0)
 
-    def begun(self, step: int, holder: str, best_by: str = "loss") -> RunState:
-        """A process goes on from `step` and will publish, in the name of the holder or of none; what is later goes."""
+    def started_from(self, step: int, holder: str, best_by: str = "loss") -> RunState:
+        """The state after a process starts to publish from `step` on; checkpoints of later steps are dropped.
+
+        `holder` is the id of the driver that it works for. If that driver does not hold the run, nobody does any more.
+        """
         number = self.number + 1
         stay = tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.step <= step)
         owner = self.holder if self.is_of(holder) else None
         return RunState(number, owner, owner is not None, number, stay, best_by)
 
-    def published(self, new: CheckpointEntry, keep: int, spare: Spare | None = None) -> RunState:
-        """The checkpoint is the newest; the newest `keep` stay, and those to `spare`: without it, the first with the
-        lowest held-out loss."""
+    def published(self, new: CheckpointEntry, keep: int, spare: KeepRule | None = None) -> RunState:
+        """The state after `new` was published.
+
+        The newest `keep` checkpoints stay, and those that `spare` returns; without `spare`, the one with the lowest
+        held-out loss (the first of equals).
+        """
         line = (*(each for each in self.checkpoints if each.step < new.step), new)
-        best = best_of(line)
+        best = lowest_loss(line)
         stay = {*line[-keep:], *(spare(line) if spare else [best] if best else [])}
         return replace(self, number=self.number + 1, checkpoints=tuple(each for each in line if each in stay))
 
 
-def best_of(checkpoints: tuple[CheckpointEntry, ...]) -> CheckpointEntry | None:
-    """The first of those with the lowest held-out loss; None when none has one."""
+def lowest_loss(checkpoints: tuple[CheckpointEntry, ...]) -> CheckpointEntry | None:
+    """The checkpoint with the lowest finite held-out loss, the first of equals; None when none has one."""
     losses = [(each.heldout_loss, each) for each in checkpoints if each.heldout_loss is not None]
     finite = [each for each in losses if math.isfinite(each[0])]
     return min(finite, key=lambda each: each[0])[1] if finite else None
@@ -142,16 +146,19 @@ class Ledger:
         return storage.join(self.checkpoints, checkpoint.folder)
 
     def head(self) -> RunState:
-        """The state of the run. Where nothing says it, or a damaged entry, checkpoints that have a marker count."""
+        """The current state of the run.
+
+        Without any entry, or if the current entry is damaged, the state lists the checkpoints that have a marker.
+        """
         while number := self.highest():
             try:
                 return _parsed(number, storage.read(self._entry(number)))
             except storage.NotFoundError:
-                continue  # Removed since, so there are higher ones; or the whole run is.
+                continue  # Removed since it was listed: there is a higher one, or the whole run was removed.
             except (ValueError, TypeError, KeyError):
                 log.warning("%s is damaged: the checkpoints are taken from their folders", self._entry(number))
                 break
-        # Numbers of entries that are lost stand in the folders' names, and are not given again.
+        # Folder names hold the numbers of lost entries; these numbers must not be used again.
         number = max([number, *(writer for _, writer in self.folders().values())])
         return RunState(number, checkpoints=self._scanned())
 
@@ -160,18 +167,18 @@ class Ledger:
         return max(self._numbers(), default=0)
 
     def advance(self, state: RunState) -> bool:
-        """Creates the entry of `state`; whether it did. Where not, another process has made a change first."""
-        # The same change made by two processes is two entries.
+        """Creates the entry of `state`. Returns whether it did; if not, another process made a change first."""
+        # The random id makes the entries differ when two processes make the same change.
         text = json.dumps({"by": uuid.uuid4().hex, "state": asdict(state)})
         try:
             return storage.create(self._entry(state.number), _sealed(text))
         except storage.NotFoundError:
-            return False  # What was written aside has been cleared away by those who went on.
+            return False  # The process that made the change first has removed our temporary file.
 
-    def leads(self, state: RunState) -> bool:
-        """Whether `state`, just created, is the head.
+    def is_head(self, state: RunState) -> bool:
+        """Whether the entry of `state`, just created, is the highest one; removes old entries if so.
 
-        It is not where others have gone on from it since, or where it was created in a gap that they left.
+        It is not when others have advanced since, or when its number was free only because they removed old entries.
         """
         found = self._numbers()
         if max(found, default=0) != state.number:
@@ -181,18 +188,18 @@ class Ledger:
                 storage.remove(self._entry(number))
         return True
 
-    def sweep(self, state: RunState) -> None:
-        """Removes the checkpoints that `state` does not name, whole or not. It has been the head since its creation.
+    def remove_unlisted(self, state: RunState) -> None:
+        """Removes the checkpoints that `state` does not list, whole or not. `state` must have been the head.
 
-        No later state names one of them either: it names those of this one, and those of later writers.
+        No later state can list one of them: later states list checkpoints of this state and of later writers only.
         """
         named = {checkpoint.folder for checkpoint in state.checkpoints}
         try:
             for folder, (_, writer) in self.folders().items():
                 if folder not in named and writer <= state.number:
                     checkpoint_files.remove(storage.join(self.checkpoints, folder))
-        except UserError as error:  # An overtaken process may be writing there still: the next time it will not.
-            log.warning("a checkpoint that is not kept stays for now: %s", error)
+        except UserError as error:  # An overtaken process may still be writing there; the next call removes it.
+            log.warning("an old checkpoint could not be removed yet: %s", error)
         local = storage.local_path(self.folder)
         for path in local.glob(".*.tmp") if local else ():
             with contextlib.suppress(OSError):
@@ -200,14 +207,14 @@ class Ledger:
                     path.unlink()
 
     def folders(self) -> dict[str, tuple[int, int]]:
-        """The name, step and writer of each checkpoint's folder, whole or not, in the order of both numbers."""
+        """{name: (step, writer)} of each checkpoint's folder, whole or not, in the order of step and writer."""
         local = storage.local_path(self.checkpoints)
         names: set[str] = set()
         with contextlib.suppress(storage.NotFoundError):
             names = {name.partition("/")[0] for name in storage.list_files(self.checkpoints)}
-            # That lists no folder in which a killed process left nothing but a file written aside.
+            # list_files skips a folder in which a killed process left only a temporary file.
             names |= {path.name for path in local.iterdir()} if local else set()
-        found = {name: at for name in names if (at := checkpoint_files.numbers(name))}
+        found = {name: at for name in names if (at := checkpoint_files.parse_folder_name(name))}
         return dict(sorted(found.items(), key=lambda item: item[1]))
 
     def _scanned(self) -> tuple[CheckpointEntry, ...]:
@@ -215,8 +222,8 @@ class Ledger:
         for folder, (step, _) in self.folders().items():
             url = storage.join(self.checkpoints, folder)
             with contextlib.suppress(checkpoint_files.TornError):
-                checkpoint_files.marker(url)
-                metrics = checkpoint_files.state(url)["position"].get("metrics", {})
+                checkpoint_files.read_marker(url)
+                metrics = checkpoint_files.read_state(url)["position"].get("metrics", {})
                 found[step] = CheckpointEntry(folder, step, metrics.get("heldout_loss"))
         return tuple(found.values())
 
@@ -231,7 +238,7 @@ class Ledger:
 
 
 def _sealed(text: str) -> bytes:
-    """One line of JSON and the hash of it, so that no flipped bit reads as another state."""
+    """One line of JSON and its hash, so that a damaged entry is recognised."""
     return f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n".encode()
 
 

@@ -1,11 +1,11 @@
-"""What probes of a run's checkpoints came to, as files: `RUN/probe/set.json` and one file for each checkpoint probed.
+"""The probe results of a run's checkpoints as files: `RUN/probe/set.json` and one file for each probed checkpoint.
 
-A probe is a small emotion evaluation of one checkpoint, made beside the run by its driver (cluster/probe_beside.py); the
-process that publishes checkpoints (publisher.py) removes none that is probed or may be. The two never wait for each
-other. The driver claims the newest checkpoint that is due and looks again: it is the newest still, so whoever publishes
-the next one has it among the two newest that wait, whatever he read before, and after that reads the claim. So a
-checkpoint that was claimed is there until its figure is, and the best of all figures belongs to a checkpoint that is
-kept.
+A probe is a small emotion evaluation of one checkpoint, made by the driver while the run goes on
+(cluster/probe_beside.py). The process that publishes checkpoints (publisher.py) keeps those that are being probed or
+may be next. The two processes never wait for each other. The driver claims the newest checkpoint that is due, then
+checks that it still is the newest. The publisher keeps the two newest that are due and every claimed one, so it cannot
+remove a checkpoint between these two steps. A claimed checkpoint therefore exists until its result does, and the
+checkpoint with the best result is always kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from cpcscale import storage
 from cpcscale.runs import checkpoint_files
-from cpcscale.runs.ledger import Ledger, CheckpointEntry, RunState, best_of
+from cpcscale.runs.ledger import CheckpointEntry, Ledger, RunState, lowest_loss
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ _SET = "set.json"
 class ProbeSet:
     """The labelled set that a run's checkpoints are scored on, always in the same way.
 
-    `settings` are what decides a figure beside the set; `marks` go with every figure. A checkpoint is due whose step is
-    a multiple of `stride`; 0: none is any more.
+    `settings` are the further settings that decide a result; `marks` are warnings shown with every result. Checkpoints
+    at multiples of `stride` steps are probed; 0: no further one is.
     """
 
     corpus: str
@@ -47,7 +47,7 @@ class ProbeSet:
         return self.stride > 0 and step % self.stride == 0
 
     def tags(self) -> dict[str, str]:
-        """What a tracked run says of the set."""
+        """The MLflow tags that describe the set."""
         return {
             "cpcscale.probe_corpus": self.corpus,
             "cpcscale.probe_corpus_hash": self.corpus_digest,
@@ -58,7 +58,7 @@ class ProbeSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One checkpoint's probe: under way, done with its `ccc` by primitive and `mean`, or failed for the cause `why`."""
+    """The probe of one checkpoint: running, done with `ccc` by primitive and `mean`, or failed with the cause `why`."""
 
     folder: str
     step: int
@@ -70,7 +70,7 @@ class Probe:
 
     @property
     def score(self) -> float | None:
-        """What the best is chosen by; None when there is no finite one."""
+        """The mean CCC, by which the best checkpoint is chosen; None when it is missing or not finite."""
         mean = self.ccc.get("mean") if self.status == "done" else None
         return mean if mean is not None and math.isfinite(mean) else None
 
@@ -83,7 +83,7 @@ class Probes:
         self._over: dict[str, Probe] = {}
 
     def probe_set(self) -> ProbeSet | None:
-        """The set that the run is or was probed on, None when it never was."""
+        """The set that the run is or was probed on; None when it never was."""
         url = storage.join(self.folder, _SET)
         try:
             return ProbeSet(**json.loads(storage.read(url)))
@@ -93,18 +93,18 @@ class Probes:
             log.warning("%s is damaged: the run counts as not probed", url)
             return None
 
-    def describe(self, probe_set: ProbeSet) -> None:
-        """Writes what the run is probed on."""
+    def write_set(self, probe_set: ProbeSet) -> None:
+        """Writes the set that the run is probed on."""
         storage.write(storage.join(self.folder, _SET), _json(probe_set))
 
-    def retire(self) -> None:
-        """No checkpoint of the run waits for a probe any more, if ever one did."""
+    def retire_set(self) -> None:
+        """Ends probing: no checkpoint of the run is due any more."""
         before = self.probe_set()
         if before and before.stride:
-            self.describe(replace(before, stride=0))
+            self.write_set(replace(before, stride=0))
 
     def of(self, folder: str) -> Probe | None:
-        """The probe of the checkpoint in this folder of the run, None when there is none."""
+        """The probe of the checkpoint in this folder of the run; None when there is none."""
         if folder in self._over:
             return self._over[folder]
         url = self._url(folder)
@@ -120,18 +120,20 @@ class Probes:
         return probe
 
     def all(self) -> list[Probe]:
-        """Every probe of the run by rising steps; of a step that was made twice the later one."""
+        """Every probe of the run by rising step; if a step was made twice, only the later one."""
         with contextlib.suppress(storage.NotFoundError):
             names = [name.removesuffix(".json") for name in storage.list_files(self.folder)]
-            found = sorted((at, name) for name in names if (at := checkpoint_files.numbers(name)))
+            found = sorted((at, name) for name in names if (at := checkpoint_files.parse_folder_name(name)))
             probes = {step: probe for (step, _), name in found if (probe := self.of(name))}
             return list(probes.values())
         return []
 
     def claim(self, ledger: Ledger, probe_set: ProbeSet, *, every: bool = False) -> CheckpointEntry | None:
-        """The newest checkpoint that is due, put down as being probed, so that it stays; None when that one was probed.
+        """Claims the newest checkpoint that is due and returns it; None when that one has been probed.
 
-        `every`: whether due or not, as at the end of a run, when nothing is published any more. One process claims.
+        A claim is a probe with the status `running`; it keeps the checkpoint from being removed. With `every` the
+        newest checkpoint counts, due or not: for the end of a run, when nothing more is published. Only one process may
+        claim.
         """
 
         def newest() -> CheckpointEntry | None:
@@ -140,35 +142,37 @@ class Probes:
 
         while chosen := newest():
             before = self.of(chosen.folder)
-            # A claim is its own, of a try that the store cut short.
+            # A running probe is our own claim, from a try that the store interrupted.
             if before and before.status != "running":
                 return None
             self.write(Probe(folder=chosen.folder, step=chosen.step, status="running"))
             if newest() == chosen:
                 return chosen
-            self.forget(chosen.folder)
+            self.remove(chosen.folder)
         return None
 
     def write(self, probe: Probe) -> None:
-        """Puts down how a probe stands."""
+        """Writes the state of a probe."""
         storage.write(self._url(probe.folder), _json(probe))
 
-    def forget(self, folder: str) -> None:
-        """Takes back what was put down of a checkpoint."""
+    def remove(self, folder: str) -> None:
+        """Removes the probe of a checkpoint."""
         self._over.pop(folder, None)
         storage.remove(self._url(folder))
 
     def best(self, state: RunState) -> CheckpointEntry | None:
-        """The best checkpoint of a run, by what it chooses by: the lowest held-out loss or the highest mean CCC.
+        """The best checkpoint by `state.best_by`: the lowest held-out loss or the highest mean CCC.
 
-        Of equals the first; None when none has a figure.
+        The first of equals; None when no checkpoint has a score.
         """
         return self._best(state.checkpoints, [self.of(each.folder) for each in state.checkpoints], state.best_by)
 
-    def spared(self, line: Sequence[CheckpointEntry], best_by: str, probe_set: ProbeSet | None) -> Collection[CheckpointEntry]:
-        """The checkpoints of a line that are kept however old they are: the best, those that are being probed, and of
-        those that are due and later than any probe the two newest."""
-        # Each is read once: between two looks a probe may be over, and would be neither under way nor the best.
+    def select_kept(
+        self, line: Sequence[CheckpointEntry], best_by: str, probe_set: ProbeSet | None
+    ) -> Collection[CheckpointEntry]:
+        """The checkpoints that are kept however old they are: the best, those being probed, and the two newest that
+        are due and later than any probe."""
+        # Each probe is read once: one that ended between two readings would count neither as running nor as the best.
         known = [self.of(each.folder) for each in line]
         best = self._best(line, known, best_by)
         running = [each for each, probe in zip(line, known, strict=True) if probe and probe.status == "running"]
@@ -179,7 +183,7 @@ class Probes:
     @staticmethod
     def _best(line: Sequence[CheckpointEntry], known: Sequence[Probe | None], best_by: str) -> CheckpointEntry | None:
         if best_by == "loss":
-            return best_of(tuple(line))
+            return lowest_loss(tuple(line))
         pairs = zip(line, known, strict=True)
         scored = [(score, each) for each, probe in pairs if probe and (score := probe.score) is not None]
         return max(scored, key=lambda pair: pair[0])[1] if scored else None

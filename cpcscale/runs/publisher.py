@@ -1,4 +1,4 @@
-"""How a process adds checkpoints to a run: it begins at the state it has read, and goes on until it is overtaken."""
+"""Publishes checkpoints of a run from one process, until another process takes the run over."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from functools import partial
 
 from cpcscale.errors import UserError
 from cpcscale.runs import checkpoint_files
-from cpcscale.runs.ledger import Ledger, OvertakenError, CheckpointEntry, RunState
+from cpcscale.runs.ledger import CheckpointEntry, Ledger, OvertakenError, RunState
 from cpcscale.runs.probe_log import Probes
 
 
 class Publisher:
-    """Publishes the checkpoints of one process, the newest `keep` of which stay, and the best by `best_by`.
+    """Publishes the checkpoints of one process; keeps the newest `keep` and the best by `best_by`.
 
-    In a run that is probed those that wait for it stay too. `probe_set` is what it is probed on, if it is.
+    In a probed run, checkpoints that are being probed or due are kept too. `probe_set` is the set it is probed on.
     """
 
     def __init__(
         self, ledger: Ledger, seen: RunState, step: int, *, keep: int, holder: str = "", best_by: str = "loss"
     ) -> None:
-        """Goes on from `step` of the state `seen`, in the name of the driver that holds the run with this id.
+        """Continues from `step` of the state `seen`, for the driver that holds the run with the id `holder`.
 
-        Whoever published before cannot any more. Raises OvertakenError when the state has changed since, and when it is
-        another driver's. Without a `holder` the run is taken from any.
+        From here on no earlier process can publish. Raises OvertakenError when the state has changed since `seen` or
+        another driver holds the run. Without a `holder` the run is taken from whoever holds it.
         """
         self._ledger, self._keep = ledger, keep
         probes = Probes(ledger.run_dir)
         self.probe_set = probes.probe_set()
-        self._spare = partial(probes.spared, best_by=best_by, probe_set=self.probe_set)
+        self._spare = partial(probes.select_kept, best_by=best_by, probe_set=self.probe_set)
         if holder and not seen.is_of(holder):
             raise self._overtaken()
-        self._state = seen.begun(step, holder, best_by)
-        if not (ledger.advance(self._state) and ledger.leads(self._state)):
+        self._state = seen.started_from(step, holder, best_by)
+        if not (ledger.advance(self._state) and ledger.is_head(self._state)):
             raise self._overtaken()
 
     def publish(self, step: int, heldout_loss: float | None, contents: Mapping[str, bytes]) -> str:
-        """Publishes a checkpoint of `step`, then removes what retention does not keep. Returns its folder.
+        """Publishes a checkpoint of `step`, then removes those that are not kept. Returns its folder.
 
-        Raises OvertakenError once another process goes on with the run. Nothing is published when anything is raised.
+        Raises OvertakenError once another process has taken the run over. A call that raises publishes nothing.
         """
         if self._ledger.highest() != self._state.number:
             raise self._overtaken()
@@ -56,10 +56,10 @@ class Publisher:
             checkpoint_files.remove(url)
             raise self._overtaken()
         self._state = state
-        if not self._ledger.leads(state):
-            # Published in the last moment: whoever came next has it, and its folder is his.
+        if not self._ledger.is_head(state):
+            # Another process took over right after this checkpoint was published: it owns the folder now.
             raise self._overtaken()
-        self._ledger.sweep(state)
+        self._ledger.remove_unlisted(state)
         return url
 
     def _overtaken(self) -> OvertakenError:

@@ -1,1 +1,1 @@
-"""Audio files to immutable WebDataset tars and the index that names every utterance in them."""
+"""Audio files become immutable WebDataset tars (shards) and an index of every utterance in them."""

@@ -1,4 +1,4 @@
-"""Is a shard set what its index says? One tar at a time, from its first byte to its last; it never stops at a fault."""
+"""Checks that a shard set is what its index says, one tar at a time; reads every byte and reports all problems."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ import xxhash
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
-from cpcscale.shards.adoption.read_tar import decoded
+from cpcscale.shards.adoption.read_tar import decode_member
 from cpcscale.shards.adoption.tar_members import TarMember, TarScan
 from cpcscale.shards.index import Index
 from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry, ShardRows
 
-# Durations fall into classes of 1/32 octave from 1/64 s on: 2 % wide, up to three days.
+# Durations are counted in classes of 1/32 octave (2 %), from 1/64 s up to three days.
 OCTAVE, LEAST_S, CLASSES = 32, 1 / 64, 24 * 32
-_SAID = 5
+_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class ShardAudit:
-    """What one tar holds, and what is wrong with it: `problems` are a line each, the first few of `problem_count`.
+    """What one tar holds, and what is wrong with it: `problems` has a line for each of the first of `problem_count`.
 
-    `decoded` and `unindexed` count members that were decoded, and audio members that the index does not have. `content`
-    and `recording` uint64 [utterances] are hashes, `samples` int64 [utterances] lengths at 16 kHz; `counts` bool
-    [utterances] is false for what is excluded. `durations` int64 [CLASSES] counts utterances; `by_language` and
-    `by_group` are tables of names and samples, `own_groups` the samples of those whose group is their recording.
+    `decoded` counts members that were decoded (`decoded_samples` at 16 kHz), `unindexed` audio members that the index
+    lacks. For each utterance from number `first` on: `content` and `recording` uint64 are hashes, `samples` int64 the
+    length at 16 kHz, `counts` bool is false if it is excluded. `durations` int64 [CLASSES] counts utterances.
+    `by_language` and `by_group` are tables of names and samples; `own_groups` are the samples of utterances whose group
+    is their recording.
     """
 
     shard: int
@@ -49,40 +50,40 @@ class ShardAudit:
 
 
 def audit_shard(index: Index, shard: int, share: float, seed: int) -> ShardAudit:
-    """Checks one tar of the set against its entry and its rows, and decodes a keyed `share` of its members."""
+    """Checks one tar of the set against the index, and decodes a keyed `share` of its utterances."""
     check = _Check(index, shard, share, seed)
     entry = {name: index.shards[name][shard].as_py() for name in index.shards.column_names}
     try:
         rows = index.rows(shard)
     except UserError as error:
-        check.found(str(error))
+        check.report(str(error))
         rows = ShardRows(shard, int(index.bounds[shard]), UTTERANCE_COLUMNS.empty_table(), index.excluded)
     else:
         own = ShardEntry(entry["path"], entry["sha256"], entry["bytes"], rows.table).row()
         for name in ("utterances", "samples", "mean", "mean_square"):
-            # Another processor may add floats up in another order.
+            # Another processor may sum floats in another order.
             if abs(own[name] - entry[name]) > 1e-12 + 1e-9 * abs(entry[name]):
-                check.found(f"its rows give {name}={own[name]}, its entry {entry[name]}")
+                check.report(f"its rows give {name}={own[name]}, its entry {entry[name]}")
     scan = TarScan(index.url(shard))
     try:
         check.members(scan, rows)
     except storage.NotFoundError:
-        check.found("the shard is missing")
+        check.report("the shard is missing")
     except UserError as error:
-        check.found(str(error))
+        check.report(str(error))
     else:
         if scan.fault:
-            check.found(scan.fault)
+            check.report(scan.fault)
         if scan.size_bytes != entry["bytes"]:
-            check.found(f"it has {scan.size_bytes} bytes, the index says {entry['bytes']}")
+            check.report(f"it has {scan.size_bytes} bytes, the index says {entry['bytes']}")
         elif scan.sha256 != entry["sha256"]:
-            check.found(f"its sha256 is {scan.sha256.hex()[:12]}..., the index says {entry['sha256'].hex()[:12]}...")
+            check.report(f"its sha256 is {scan.sha256.hex()[:12]}..., the index says {entry['sha256'].hex()[:12]}...")
     return check.result(rows)
 
 
 @dataclass
 class _Check:
-    """The checks of one tar while they run."""
+    """Collects what the checks of one tar find."""
 
     index: Index
     shard: int
@@ -94,14 +95,14 @@ class _Check:
     decoded_samples: int = 0
     unindexed: int = 0
 
-    def found(self, problem: str) -> None:
+    def report(self, problem: str) -> None:
         self.count += 1
-        if self.count <= _SAID:
+        if self.count <= _MOST_SHOWN:
             path = self.index.shards["path"][self.shard].as_py()
             self.problems.append(f"{path}: {problem}")
 
     def members(self, scan: TarScan, rows: ShardRows) -> None:
-        """Walks the tar and holds every member against its row."""
+        """Reads the tar and compares every audio member with its row."""
         keys, codecs = rows.table["key"].to_pylist(), rows.table["codec"].to_pylist()
         at = {offset: row for row, offset in enumerate(rows.offset.tolist())}
         for member in scan.members(audio.SUFFIXES):
@@ -111,33 +112,33 @@ class _Check:
             if row is None:
                 self.unindexed += 1
             elif (member.key, member.suffix) != (keys[row], f".{codecs[row]}"):
-                self.found(f"{member.name} stands at byte {member.offset}, the index says {keys[row]}.{codecs[row]}")
+                self.report(f"{member.name} is at byte {member.offset}, the index says {keys[row]}.{codecs[row]}")
             else:
                 self._member(member, rows, row)
         if at:
             first = keys[min(at.values())]
-            self.found(f"{len(at)} of {len(keys)} members are not in the tar, the first {first}")
+            self.report(f"{len(at)} of {len(keys)} members are not in the tar, the first {first}")
 
     def _member(self, member: TarMember, rows: ShardRows, row: int) -> None:
         if member.size != rows.size[row]:
-            self.found(f"{member.key} has {member.size} bytes, the index says {rows.size[row]}")
+            self.report(f"{member.key} has {member.size} bytes, the index says {rows.size[row]}")
         elif xxhash.xxh3_64_intdigest(member.data) != rows.checksum[row]:
-            self.found(f"{member.key} fails its checksum")
+            self.report(f"{member.key} fails its checksum")
         elif xxhash.xxh3_64_intdigest(f"{self.seed}/{self.shard}/{member.key}".encode()) < self.share * 2**64:
             self.decoded += 1
             try:
-                length = len(decoded(member.data))
+                length = len(decode_member(member.data))
             except audio.AudioError as error:
-                self.found(f"{member.key} does not decode: {error}")
+                self.report(f"{member.key} does not decode: {error}")
                 return
             self.decoded_samples += length
             if length != rows.samples[row]:
-                self.found(f"{member.key} decodes to {length} samples, the index says {rows.samples[row]}")
+                self.report(f"{member.key} decodes to {length} samples, the index says {rows.samples[row]}")
 
     def result(self, rows: ShardRows) -> ShardAudit:
-        if self.count > _SAID:
+        if self.count > _MOST_SHOWN:
             path = self.index.shards["path"][self.shard].as_py()
-            self.problems.append(f"{path}: and {self.count - _SAID} problems more")
+            self.problems.append(f"{path}: and {self.count - _MOST_SHOWN} problems more")
         own = pc.equal(rows.table["group"], rows.table["recording"]).to_numpy()
         named = rows.table.filter(pa.array(~own))
         return ShardAudit(
@@ -160,13 +161,13 @@ class _Check:
 
 
 def duration_class(samples: np.ndarray) -> np.ndarray:
-    """int64: the class of each length at 16 kHz."""
+    """int64: the class of duration of each length in samples at 16 kHz."""
     octaves = np.log2(np.maximum(samples, 1) / (audio.RATE_HZ * LEAST_S))
     return np.clip(np.floor(octaves * OCTAVE), 0, CLASSES - 1).astype(np.int64)
 
 
 def class_edges_s() -> np.ndarray:
-    """float64 [CLASSES + 1]: where the classes begin and end, in seconds."""
+    """float64 [CLASSES + 1]: the edges of the classes of duration, in seconds."""
     return LEAST_S * 2.0 ** (np.arange(CLASSES + 1) / OCTAVE)
 
 
@@ -176,11 +177,11 @@ def hashes(texts: pa.ChunkedArray) -> np.ndarray:
 
 
 def _content(rows: ShardRows) -> np.ndarray:
-    """uint64 [utterances]: the same for members of the same bytes, as far as checksum and size tell."""
+    """uint64 [utterances]: a hash of the bytes of each, from its checksum and size."""
     with np.errstate(over="ignore"):
         return rows.checksum ^ (rows.size.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 
 
 def _summed(table: pa.Table, name: str) -> pa.Table:
-    """(name, samples): the samples of each value of a column."""
+    """Table (name, samples): total samples for each value of the column `name`."""
     return table.group_by(name).aggregate([("samples", "sum")]).rename_columns([name, "samples"])

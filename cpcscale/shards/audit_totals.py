@@ -1,4 +1,4 @@
-"""What the audits of all tars of a set say together, in memory that does not grow with the set."""
+"""Sums up the audits of all tars of a set, in memory that does not grow with the set."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from cpcscale.shards.audit import CLASSES, OCTAVE, ShardAudit, class_edges_s
 from cpcscale.shards.index import Index
 
 _PAIR = np.dtype([("hash", "<u8"), ("value", "<i8")])
-# Rows of one bucket: some hundred MB while it is sorted.
+# Rows of one bucket: a few hundred MB while it is sorted.
 _BUCKET_ROWS = 1 << 24
 _COMPACT_ROWS = 1 << 20
 _MOST_PROBLEMS, _MOST_NAMES, _MOST_DUPLICATES, _MOST_COPIES = 1000, 20, 5, 4
 _HOUR_SAMPLES = 3600 * audio.RATE_HZ
-# Classes of durations as they are shown: four an octave.
+# Classes of duration to merge into one of those shown, four to an octave.
 _MERGED = OCTAVE // 4
 _SIZE_CLASSES = 30
 
 
 class HashBuckets:
-    """(hash, number) pairs of a set of any size: in files, so many that each is sorted in memory."""
+    """(hash, number) pairs of a set of any size, in files that are each small enough to sort in memory."""
 
     def __init__(self, folder: Path, expected: int) -> None:
         folder.mkdir()
         self._paths = [folder / str(number) for number in range(1 + expected // _BUCKET_ROWS)]
 
     def add(self, hashes: np.ndarray, values: np.ndarray) -> None:
-        """More of them, uint64 and int64 of one length."""
+        """Adds pairs: `hashes` uint64 and `values` int64, of equal length."""
         rows = np.empty(len(hashes), _PAIR)
         rows["hash"], rows["value"] = hashes, values
         bucket = hashes % np.uint64(len(self._paths))
@@ -43,7 +43,7 @@ class HashBuckets:
                 file.write(rows[bucket == number].tobytes())
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(where each hash begins, the numbers in order of their hashes) of each bucket; equal hashes are in one."""
+        """Yields, for each bucket, (where each hash begins, numbers sorted by hash); equal hashes are in one bucket."""
         for path in self._paths:
             if path.exists():
                 rows = np.fromfile(path, _PAIR)
@@ -54,27 +54,27 @@ class HashBuckets:
 
 
 class SamplesByName:
-    """Samples by name, of any number of names."""
+    """Total samples by name, for any number of names."""
 
     def __init__(self, name: str) -> None:
         self._name, self._rows = name, 0
         self._tables = [pa.table({name: pa.array([], pa.string()), "samples": pa.array([], pa.int64())})]
 
     def add(self, table: pa.Table) -> None:
-        """More of them: columns `name` and `samples`."""
+        """Adds a table of names and samples."""
         self._tables.append(table)
         self._rows += table.num_rows
         if self._rows > _COMPACT_ROWS:
             self._tables, self._rows = [self.table()], 0
 
     def table(self) -> pa.Table:
-        """(name, samples), the most first."""
+        """Table (name, samples), the largest first."""
         summed = pa.concat_tables(self._tables).group_by(self._name).aggregate([("samples", "sum")])
         return summed.rename_columns([self._name, "samples"]).sort_by([("samples", "descending")])
 
 
 class AuditTotals:
-    """The audits of the tars of one set, added up. `folder` is for what does not stay in memory."""
+    """The sums over the audits of all tars of a set. `folder` is for data that is not kept in memory."""
 
     def __init__(self, index: Index, folder: Path) -> None:
         self._index = index
@@ -88,7 +88,7 @@ class AuditTotals:
         self._languages, self._groups = SamplesByName("language"), SamplesByName("group")
 
     def add(self, done: ShardAudit, recording: np.ndarray, windows: np.ndarray) -> None:
-        """The audit of the next tar; `recording` uint64 and `windows` int64: the windows of each recording in it."""
+        """Adds the audit of the next tar, and the hashes (uint64) of its recordings with their numbers of `windows`."""
         self._problems += done.problems[: max(0, _MOST_PROBLEMS - len(self._problems))]
         self._problem_count += done.problem_count
         self._unindexed += done.unindexed
@@ -107,7 +107,7 @@ class AuditTotals:
 
     @cached_property
     def windows_by_recording(self) -> tuple[int, int, int]:
-        """(recordings, windows, sum of n (n - 1) over the windows n of each recording)."""
+        """(number of recordings, number of windows, sum of n (n - 1) over recordings with n windows)."""
         count = total = same = 0
         for begins, windows in self._recordings:
             by_recording = np.add.reduceat(windows, begins)
@@ -117,7 +117,7 @@ class AuditTotals:
         return count, total, same
 
     def result(self, names: Sequence[str]) -> dict[str, Any]:
-        """All of it as plain values; `names` are the files beside the set."""
+        """The sums as plain values; `names` are the files in the folder of the set."""
         index, groups, languages = self._index, self._groups.table(), self._languages.table()
         known = set(index.shards["path"].to_pylist())
         beside = [name for name in names if name.endswith(".tar") and name not in known]
@@ -153,7 +153,7 @@ class AuditTotals:
         }
 
     def _duration_s(self) -> dict[str, float] | None:
-        """The least, median (to 2 %) and most; None for a set without utterances."""
+        """Shortest, median (to 2 %) and longest duration in seconds; None for a set without utterances."""
         if not self._durations.sum():
             return None
         median = int(np.searchsorted(np.cumsum(self._durations), self._durations.sum() / 2))
@@ -165,7 +165,7 @@ class AuditTotals:
         }
 
     def _histogram(self) -> dict[str, list[Any]]:
-        """Utterances in each class of durations, from the first to the last that has any."""
+        """The number of utterances in each class of duration, from the first to the last class that has any."""
         merged = self._durations.reshape(-1, _MERGED).sum(axis=1)
         there = np.flatnonzero(merged)
         first, last = (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)
@@ -173,7 +173,7 @@ class AuditTotals:
         return {"edges_s": edges.round(4).tolist(), "utterances": merged[first:last].tolist()}
 
     def _sizes(self) -> dict[str, list[Any]]:
-        """Tars in each class of sizes, from 0 bytes to the largest."""
+        """The number of tars in each class of size, from 0 bytes to the largest."""
         sizes = self._index.shards["bytes"].to_numpy()
         if not len(sizes):
             return {"edges": [], "tars": []}
@@ -181,17 +181,17 @@ class AuditTotals:
         return {"edges": edges.round().astype(np.int64).tolist(), "tars": tars.tolist()}
 
     def _duplicates(self) -> dict[str, Any]:
-        """Utterances whose bytes another one has too, by checksum and size; excluded ones do not count."""
+        """Utterances that have the same bytes as an earlier one, by checksum and size, without excluded ones."""
         contents = copies = 0
         firsts: list[list[int]] = []
         for begins, utterances in self._contents:
             counts = np.diff(np.append(begins, len(utterances)))
-            several = np.flatnonzero(counts > 1)
-            contents += len(several)
-            copies += int((counts[several] - 1).sum())
+            repeated = np.flatnonzero(counts > 1)
+            contents += len(repeated)
+            copies += int((counts[repeated] - 1).sum())
             firsts += [
                 utterances[begins[at] : begins[at] + min(int(counts[at]), _MOST_COPIES)].tolist()
-                for at in several[np.argsort(utterances[begins[several]])][:_MOST_DUPLICATES].tolist()
+                for at in repeated[np.argsort(utterances[begins[repeated]])][:_MOST_DUPLICATES].tolist()
             ]
         named = [[self._named(utterance) for utterance in group] for group in sorted(firsts)[:_MOST_DUPLICATES]]
         return {"utterances": copies, "contents": contents, "first": named}
@@ -202,7 +202,7 @@ class AuditTotals:
 
 
 def _first_names(table: pa.Table) -> dict[str, float]:
-    """Hours of the names that have the most."""
+    """Hours by name, of the names that have the most."""
     first = table.slice(0, _MOST_NAMES)
     names, samples = (column.to_pylist() for column in first.columns)
     return {name: total / _HOUR_SAMPLES for name, total in zip(names, samples, strict=True)}

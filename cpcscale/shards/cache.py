@@ -1,8 +1,8 @@
-"""Whole shards on local disk: one download a shard and node, shared by every process of the node through files.
+"""A cache of whole shards on local disk: each node downloads a shard once, and all its processes share the files.
 
-`FOLDER/shards/SHA256` is a shard that was verified whole. `FOLDER/shards/SHA256.BYTES.part` is one that is being filled
-from its start: what stands in it may be read, each member being verified by its own checksum. Who fills a part holds
-its flock, which the kernel gives up when the process dies, and the next one goes on where the dead one was.
+`FOLDER/shards/SHA256` is a whole shard, verified. `FOLDER/shards/SHA256.BYTES.part` is one that is being downloaded,
+from its start; what is there may be read, for each utterance has a checksum. The process that downloads it holds a lock
+(flock) on it, which the kernel releases when the process dies; another process then continues the download.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _READ_BYTES = 1 << 20
 
 @dataclass(kw_only=True)
 class CacheConfig:
-    """How shards of an object store reach a node; local shards are read where they lie."""
+    """How shards of an object store are cached on a node; local shards are read where they are."""
 
-    # shards: whole shards on local disk; ranged: each member by itself; auto: shards where max_gb is enough.
+    # shards: whole shards on local disk. ranged: each utterance by itself. auto: shards if max_gb is enough.
     mode: Literal["auto", "shards", "ranged"] = "auto"
-    # Empty: `cpcscale` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache).
+    # The folder of the cache; empty: `cpcscale` in XDG_CACHE_HOME, else in ~/.cache.
     folder: str = ""
-    # The most that the cache of a node takes of its disk.
+    # The largest size of the cache of a node, in GB.
     max_gb: float = 50.0
-    # Shards fetched ahead of each lane.
+    # How many shards to fetch ahead for each lane.
     ahead: int = 1
 
     def __post_init__(self) -> None:
@@ -55,22 +55,22 @@ class CacheConfig:
         return int(self.max_gb * 1e9)
 
     def least_bytes(self, lanes: int, largest_bytes: int) -> int:
-        """The least a node with this many open lanes needs: each holds the shard it reads and those ahead of it."""
+        """The bytes that a node with this many lanes needs: for each, the shard that it reads and those ahead of it."""
         return lanes * (1 + self.ahead) * largest_bytes
 
 
-def choose(spec: CacheConfig, base: str, lanes: int, largest_bytes: int) -> ShardCache | None:
-    """The cache of a node that serves this many lanes; None where members are read one by one.
+def open_cache(spec: CacheConfig, base: str, lanes: int, largest_bytes: int) -> ShardCache | None:
+    """The cache of a node that reads this many lanes; None if utterances are to be read one by one.
 
-    Raises UserError as `holds_lanes` does, and for a folder that cannot be made.
+    Raises UserError as `keeps_whole_shards` does, and for a folder that cannot be made.
     """
-    return ShardCache(spec.path, spec.max_bytes) if holds_lanes(spec, base, lanes, largest_bytes) else None
+    return ShardCache(spec.path, spec.max_bytes) if keeps_whole_shards(spec, base, lanes, largest_bytes) else None
 
 
-def holds_lanes(spec: CacheConfig, base: str, lanes: int, largest_bytes: int) -> bool:
-    """Whether a node that serves this many lanes is to keep whole shards of the set at `base`.
+def keeps_whole_shards(spec: CacheConfig, base: str, lanes: int, largest_bytes: int) -> bool:
+    """Whether a node that reads this many lanes should keep whole shards of the set at `base`; warns when it cannot.
 
-    Raises UserError when `mode: shards` is asked for and the cache is smaller than the lanes need.
+    Raises UserError with `mode: shards` when the cache is smaller than the lanes need.
     """
     if storage.local_path(base) or spec.mode == "ranged":
         return False
@@ -88,22 +88,22 @@ def holds_lanes(spec: CacheConfig, base: str, lanes: int, largest_bytes: int) ->
 
 
 class NoRoomError(Exception):
-    """The cache cannot hold a shard now: read its members by range."""
+    """Raised when the cache has no room for a shard now; its utterances can be read by range."""
 
 
 class CachedShard(NamedTuple):
-    """A file of the cache: a whole shard, or the part of one."""
+    """A file of the cache: a whole shard, or the part of one that was downloaded so far."""
 
     path: Path
     whole: bool
 
 
 class CacheClosedError(Exception):
-    """The download of a shard was ended on purpose."""
+    """Raised when a download ends because `stop` was called."""
 
 
 class ShardCache:
-    """The cache in `folder`, of at most `max_bytes`. Any number of processes may use one folder, and die."""
+    """The cache in `folder`, of at most `max_bytes`. Any number of processes may share it, and may be killed."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder / "shards", max_bytes
@@ -115,18 +115,18 @@ class ShardCache:
                 f"feed.cache.folder={folder} cannot be made ({error.strerror}): name another folder"
             ) from None
 
-    def found(self, digest: str, size: int) -> CachedShard | None:
-        """Where the bytes of a shard stand, as far as they are filled; None when there are none."""
+    def find(self, digest: str, size: int) -> CachedShard | None:
+        """The file of a shard, whole or as far as it was downloaded; None if there is none."""
         if self.holds(digest, size):
             return CachedShard(self._folder / digest, True)
         part = self._part(digest, size)
         return CachedShard(part, False) if part.exists() else None
 
     def holds(self, digest: str, size: int) -> bool:
-        """Whether the shard is here whole; it then counts as used now: the least recently used goes first."""
+        """Whether the whole shard is here; if so, marks it as used now. The least recently used are removed first."""
         whole = self._folder / digest
         try:
-            # A crash of the machine may leave a file of this name that is short.
+            # A crash of the machine may leave a truncated file of this name.
             if whole.stat().st_size == size:
                 os.utime(whole)
                 return True
@@ -136,23 +136,23 @@ class ShardCache:
         return False
 
     def stop(self) -> None:
-        """Ends the downloads of this process at their next chunk; what came stays for the next start."""
+        """Ends the downloads of this process at their next chunk; they can be continued later."""
         self._stopped.set()
 
     def drop(self, digest: str) -> None:
-        """Forgets a shard whose bytes turned out wrong; it is fetched again when it is next wanted."""
+        """Removes a shard whose bytes are wrong; it will be downloaded again when it is needed."""
         (self._folder / digest).unlink(missing_ok=True)
 
     def fill(self, url: str, digest: str, size: int) -> bool:
-        """Downloads a shard unless it is here; False when another process is at it.
+        """Downloads a shard unless it is here; returns False if another process is downloading it.
 
-        Raises NoRoomError when it does not fit, and UserError naming the shard when what the store gives does not
-        match its sha256 twice, or cannot be had.
+        Raises NoRoomError when it does not fit. Raises UserError when the store fails, or when the bytes do not match
+        the sha256 twice.
         """
         whole, part = self._folder / digest, self._part(digest, size)
         if self.holds(digest, size):
             return True
-        with self._filling(part) as descriptor:
+        with self._locked_part(part) as descriptor:
             if descriptor is None:
                 return False
             if whole.exists():
@@ -161,10 +161,10 @@ class ShardCache:
             self._make_room(size, part)
             for _ in range(2):
                 if self._fetch(url, descriptor, part, size) == digest:
-                    with self._counting(), contextlib.suppress(FileNotFoundError):
+                    with self._exclusive(), contextlib.suppress(FileNotFoundError):
                         part.rename(whole)
                     return True
-                # From its start: a part that a crash of the machine left may have holes.
+                # Again from the start: after a crash of the machine, a part may have holes.
                 os.ftruncate(descriptor, 0)
             part.unlink(missing_ok=True)
         raise UserError(
@@ -173,7 +173,7 @@ class ShardCache:
         )
 
     def _fetch(self, url: str, descriptor: int, part: Path, size: int) -> str:
-        """Fills the open part from where it stands and returns the sha256 of all of it."""
+        """Continues the download into the open part; returns the sha256 in hex of the whole."""
         digest, position = sha256(), 0
         while chunk := os.pread(descriptor, _READ_BYTES, position):
             digest.update(chunk)
@@ -196,14 +196,14 @@ class ShardCache:
             except OSError as error:
                 if error.errno not in _FULL:
                     raise
-                # Others use the disk too: give up old shards, and when there are none, this one.
+                # Others use the disk too: remove old shards and, if there are none, give up this one.
                 if not self._evict(len(view), part):
                     part.unlink(missing_ok=True)
                     raise NoRoomError(f"{self._folder}: {error.strerror}") from None
 
     @contextlib.contextmanager
-    def _filling(self, part: Path) -> Iterator[int | None]:
-        """The part opened and locked, or None when another process holds it."""
+    def _locked_part(self, part: Path) -> Iterator[int | None]:
+        """Opens and locks the part; None if another process holds the lock."""
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
@@ -211,28 +211,28 @@ class ShardCache:
             except BlockingIOError:
                 yield None
                 return
-            # Between open and lock the one before may have finished: then this is no longer the file of that name.
+            # Between open and lock another process may have finished: then the open file is no longer the part.
             same = part.exists() and os.path.samestat(part.stat(), os.fstat(descriptor))
             yield descriptor if same else None
         finally:
             os.close(descriptor)
 
     def _make_room(self, size: int, keep: Path) -> None:
-        with self._counting():
+        with self._exclusive():
             over = sum(taken for _, taken, path in self._entries() if path != keep) + size - self._max_bytes
             if over > 0 and not self._evict(over, keep):
                 keep.unlink(missing_ok=True)
                 raise NoRoomError(f"{self._folder} is full of shards in use: raise feed.cache.max_gb")
 
     @contextlib.contextmanager
-    def _counting(self) -> Iterator[None]:
-        """No other process counts or renames meanwhile: a listing may miss what is renamed under it."""
+    def _exclusive(self) -> Iterator[None]:
+        """Keeps other processes from counting or renaming meanwhile: a listing may miss a file during its rename."""
         with (self._folder / "lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _evict(self, least: int, keep: Path) -> bool:
-        """Removes the least recently used shards until `least` bytes are free again; whether that many were."""
+        """Removes the least recently used shards to free `least` bytes; returns whether it could."""
         freed = 0
         for _, taken, path in sorted(self._entries()):
             if freed >= least:
@@ -243,7 +243,7 @@ class ShardCache:
         return freed >= least
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
-        """(last use, bytes, path) of what is in the cache; a part counts as the whole that it will be."""
+        """(last use, bytes, path) of every file of the cache; a part counts with the size of its shard."""
         for path in self._folder.iterdir():
             if path.name == "lock":
                 continue
@@ -257,7 +257,7 @@ class ShardCache:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a process is filling this part."""
+    """Whether a process is downloading this part."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,9 +1,9 @@
-"""The index of a shard set: which utterance lies where in which tar, and the fingerprint that names the data.
+"""The index of a shard set: where each utterance is in which tar, and the fingerprint that identifies the data.
 
-A shard set is a folder of plain tars with `shards-*.parquet` (a row a tar), `utterances/part-*.parquet` (a row an
-utterance, in shard order) and, written last, the marker `index.json`. Without the marker there is no set. Loading reads
-the shard table alone; the rows of a shard are read when they are asked for and checked against its digest, so a set of
-240,000,000 utterances opens in seconds.
+A shard set is a folder of plain tars with `shards-*.parquet` (a row for each tar), `utterances/part-*.parquet` (a row
+for each utterance, in the order of the shards) and the marker `index.json`, which is written last: without it there is
+no set. Loading reads the shard table alone. The rows of a shard are read when they are needed and checked against its
+digest, so a set of 240,000,000 utterances opens in seconds.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from cpcscale.shards.rows import (
 MARKER = "index.json"
 FORMAT = 2
 _OPEN_PARTS = 8
-# Shards whose hashes are put side by side at once.
+# Shards to hash at a time.
 _HASHED_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
 class RowsFile:
-    """One file of utterance rows: those of the shards `first_shard` and after, up to the next part's."""
+    """One file of utterance rows: those of shard `first_shard` and after it, up to the first shard of the next file."""
 
     path: str
     first_shard: int
@@ -49,7 +49,7 @@ class RowsFile:
 
 @dataclass(frozen=True)
 class Ancestor:
-    """An earlier version of a set: its fingerprint, and how many of the shards and excluded utterances it had."""
+    """An earlier version of a set: its fingerprint, and its numbers of shards and of excluded utterances."""
 
     fingerprint: str
     shards: int
@@ -58,10 +58,10 @@ class Ancestor:
 
 @dataclass(frozen=True)
 class Index:
-    """A shard set: `shards` is an Arrow table in memory, utterance rows are read from `parts` (or `memory`).
+    """A shard set at `base`: `shards` is a table in memory; utterance rows are read from `parts`, or are in `memory`.
 
-    `excluded` int64, sorted: utterances that keep their place and count for nothing. `lineage`: earlier versions, the
-    oldest first.
+    `excluded` int64, sorted: numbers of utterances that keep their place in the order, with weight 0. `lineage`:
+    earlier versions, the oldest first.
     """
 
     base: str
@@ -72,21 +72,21 @@ class Index:
     lineage: tuple[Ancestor, ...] = ()
 
     def __post_init__(self) -> None:
-        # Of this process and this object; a frozen dataclass is set up in this way alone.
+        # Belong to this process and object; set in this way because the dataclass is frozen.
         self.__dict__["_files"], self.__dict__["_lock"] = dict[str, pq.ParquetFile](), threading.Lock()
 
     @classmethod
     def of(cls, base: str, entries: Sequence[ShardEntry]) -> Index:
-        """The index of these tars in this order, all of it in memory."""
+        """The index of these tars in this order, with all rows in memory."""
         shards = pa.Table.from_pylist([entry.row() for entry in entries], SHARD_COLUMNS)
         tables = [entry.utterances for entry in entries]
         return cls(base, shards, memory=pa.concat_tables([UTTERANCE_COLUMNS.empty_table(), *tables]))
 
     @classmethod
     def load(cls, base: str) -> Index:
-        """The published index of the shard set at `base` (path or s3://).
+        """Reads the index of the shard set at `base` (path or s3://).
 
-        Raises UserError when there is none, when its format is another, or when its tables do not match the marker.
+        Raises UserError when there is none, when it has another format, or when its tables do not match the marker.
         """
         marker = _marker(base)
         try:
@@ -100,14 +100,14 @@ class Index:
         except (KeyError, TypeError, ValueError):
             raise UserError(_damaged(base)) from None
         if not same:
-            raise UserError(f"the index tables at {base} do not match their marker: {_AGAIN}")
+            raise UserError(f"the index tables at {base} do not match their marker: {_WAY_OUT}")
         return index
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the ordered (shard sha256, digest of its utterance columns): never over urls or Parquet bytes.
+        """sha256 in hex over the hashes and row digests of all shards in order, and over excluded utterances, if any.
 
-        Excluded utterances, when there are any, are hashed on top of it.
+        It does not depend on where the set is, nor on how Parquet stores its tables.
         """
         return self.fingerprint_of(self.shards.num_rows)
 
@@ -125,7 +125,7 @@ class Index:
 
     @cached_property
     def contents(self) -> str:
-        """sha256 over all that the marker vouches for: tells tables that were changed since they were published."""
+        """sha256 in hex over all tables, to detect tables that were changed after the marker was written."""
         rest = [[asdict(part) for part in self.parts], [asdict(entry) for entry in self.lineage]]
         return sha256(
             table_digest(self.shards, SHARD_COLUMNS.names)
@@ -135,12 +135,12 @@ class Index:
 
     @cached_property
     def bounds(self) -> np.ndarray:
-        """int64 [shards + 1]: the utterances of shard s are numbers bounds[s] to bounds[s + 1]."""
+        """int64 [shards + 1]: the utterances of shard s have numbers bounds[s] to bounds[s + 1] - 1."""
         return np.concatenate([[0], np.cumsum(self.shards["utterances"].to_numpy())]).astype(np.int64)
 
     @property
     def count(self) -> int:
-        """Utterances in the set, excluded ones among them."""
+        """The number of utterances in the set, with excluded ones."""
         return int(self.bounds[-1])
 
     @property
@@ -152,28 +152,28 @@ class Index:
         return np.searchsorted(self.bounds, utterance, side="right") - 1
 
     def url(self, shard: int) -> str:
-        """Where a shard lies."""
+        """The path or URL of a shard."""
         return storage.join(self.base, self.shards["path"][shard].as_py())
 
     def key(self, utterance: int) -> str:
-        """The key of an utterance."""
+        """The key of an utterance, given by number."""
         shard = int(self.shard_of(utterance))
         return str(self.rows(shard).table["key"][utterance - int(self.bounds[shard])].as_py())
 
     def rows(self, shard: int) -> ShardRows:
-        """The rows of one shard, checked. Safe between threads. Raises UserError when they are not what was indexed."""
+        """The rows of one shard. Thread-safe. Raises UserError when they do not match the digest of the shard."""
         first, last = int(self.bounds[shard]), int(self.bounds[shard + 1])
         table = self._table(shard, first, last)
         rows = ShardRows(shard, first, table, self.excluded)
         entry = self.shards.slice(shard, 1)
         if not rows.matches(entry["digest"][0].as_py(), entry["unnamed"][0].as_py()):
             raise UserError(
-                f"the index rows of {self.url(shard)} do not match its entry in the index at {self.base}: {_AGAIN}"
+                f"the index rows of {self.url(shard)} do not match its entry in the index at {self.base}: {_WAY_OUT}"
             )
         return rows
 
     def samples_by_part(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(first shard, int64 lengths at 16 kHz) of consecutive runs of whole shards, in order, one column read."""
+        """Yields (first shard, int64 lengths in samples at 16 kHz) of consecutive groups of shards."""
         if self.memory is not None:
             yield 0, self.memory["samples"].to_numpy()
             return
@@ -184,19 +184,19 @@ class Index:
 
     @property
     def samples(self) -> np.ndarray:
-        """int64 [utterances]: every length at 16 kHz. For sets that fit memory; else use `samples_by_part`."""
+        """int64 [utterances]: lengths in samples at 16 kHz. For sets that fit in memory, else use `samples_by_part`."""
         return np.concatenate([np.zeros(0, np.int64), *(samples for _, samples in self.samples_by_part())])
 
     @cached_property
     def utterances(self) -> pa.Table:
-        """Every row, checked. For sets that fit memory; else use `rows`."""
+        """All utterance rows, checked. For sets that fit in memory; else use `rows`."""
         tables = [self.rows(shard).table for shard in range(self.shards.num_rows)]
         return pa.concat_tables([UTTERANCE_COLUMNS.empty_table(), *tables])
 
     def wave_scale(self) -> tuple[float, float]:
-        """(offset, gain) that bring the whole corpus to zero mean and unit variance: (x - offset) * gain.
+        """(offset, gain): (x - offset) * gain has zero mean and unit variance over the whole corpus.
 
-        One pair for a corpus keeps the loudness of an utterance, a cue of arousal, and can stream.
+        One pair for a corpus keeps the loudness of each utterance, a cue of arousal, and needs no pass over the audio.
         """
         samples = self.shards["samples"].to_numpy()
         weight = samples / max(1, samples.sum())
@@ -206,7 +206,7 @@ class Index:
         return mean, (1.0 / deviation if deviation > 0 else 1.0)
 
     def ancestor(self, fingerprint: str) -> Ancestor | None:
-        """The earlier version of this set that has this fingerprint, or None."""
+        """The earlier version of this set with this fingerprint, or None."""
         return next((entry for entry in self.lineage if entry.fingerprint == fingerprint), None)
 
     def _table(self, shard: int, first: int, last: int) -> pa.Table:
@@ -222,20 +222,20 @@ class Index:
         with self._reading(part) as file:
             table = file.read_row_group(group, columns=UTTERANCE_COLUMNS.names)
         if table.schema.remove_metadata() != UTTERANCE_COLUMNS:
-            raise UserError(f"{storage.join(self.base, part.path)} has other columns than an index: {_AGAIN}")
+            raise UserError(f"{storage.join(self.base, part.path)} has other columns than an index: {_WAY_OUT}")
         rows = table.slice(first - int(self.bounds[part.first_shard]) - before, last - first)
-        # Copied: a slice keeps the whole group in memory, some thirty times as much.
+        # Copied: a slice would keep the whole row group in memory, about thirty times as much.
         return rows.take(np.arange(rows.num_rows))
 
     @contextlib.contextmanager
     def _reading(self, part: RowsFile) -> Iterator[pq.ParquetFile]:
-        """The open file of a part, for one thread at a time; the newest few stay open, for a footer is a request."""
+        """The open file of a part, for one thread at a time. The last few stay open, for each opening is a request."""
         url, files = storage.join(self.base, part.path), self.__dict__["_files"]
         with self.__dict__["_lock"]:
             try:
                 file = files.pop(url, None) or pq.ParquetFile(storage.opened(url))
                 yield file
-                # Only one that was read well is kept.
+                # A file is kept open only when reading succeeded.
                 files[url] = file
                 while len(files) > _OPEN_PARTS:
                     files.pop(next(iter(files))).close(force=True)
@@ -243,10 +243,10 @@ class Index:
                 raise
             except (pa.ArrowException, OSError, ValueError) as error:
                 why = " ".join(str(error).split())
-                raise UserError(f"{url} is not a Parquet table of an index ({why}): {_AGAIN}") from None
+                raise UserError(f"{url} is not a Parquet table of an index ({why}): {_WAY_OUT}") from None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files and locks stay with the process.
+        # Open files and locks cannot go to another process.
         return {name: value for name, value in self.__dict__.items() if name not in ("_files", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -254,7 +254,7 @@ class Index:
         self.__post_init__()
 
 
-_AGAIN = "remove index.json and run `cpcscale index` on the folder, or pack the set again"
+_WAY_OUT = "remove index.json and run `cpcscale index` on the folder, or pack the set again"
 
 
 def _marker(base: str) -> dict[str, Any]:
@@ -273,27 +273,27 @@ def _marker(base: str) -> dict[str, Any]:
     if version > FORMAT:
         raise UserError(f"{base} has index format {version}, this cpcscale reads up to {FORMAT}: upgrade")
     if version < FORMAT:
-        raise UserError(f"{base} has index format {version}, this cpcscale reads {FORMAT}: {_AGAIN}")
+        raise UserError(f"{base} has index format {version}, this cpcscale reads {FORMAT}: {_WAY_OUT}")
     return marker
 
 
 def _damaged(base: str) -> str:
-    return f"{storage.join(base, MARKER)} is not the marker of a shard set: {_AGAIN}"
+    return f"{storage.join(base, MARKER)} is not the marker of a shard set: {_WAY_OUT}"
 
 
 def _read_shards(base: str, name: str) -> pa.Table:
     url = storage.join(base, name)
     try:
         with storage.opened(url) as file:
-            # Not read_table: its chunks share buffers, and a copy for another process has each of them whole.
+            # Not read_table: its chunks share buffers, and a pickle holds the whole buffer for each of them.
             table = pq.ParquetFile(file).read()
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         why = " ".join(str(error).split())
-        raise UserError(f"{url} is not a Parquet table ({why}): {_AGAIN}") from None
+        raise UserError(f"{url} is not a Parquet table ({why}): {_WAY_OUT}") from None
     if not table.schema.equals(SHARD_COLUMNS) or any(column.null_count for column in table.columns):
-        raise UserError(f"{url} has other columns than an index: {_AGAIN}")
+        raise UserError(f"{url} has other columns than an index: {_WAY_OUT}")
     return table
 
 
@@ -307,7 +307,7 @@ def _read_excluded(base: str, name: str | None) -> np.ndarray:
 
 
 def _bytes_column(column: pa.ChunkedArray) -> np.ndarray:
-    """uint8 [rows, 32] of a column of hashes, not copied where it is one chunk."""
+    """uint8 [rows, 32]: a column of hashes."""
     chunks = [
         np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, 32)[chunk.offset : chunk.offset + len(chunk)]
         for chunk in column.chunks

@@ -1,7 +1,7 @@
-"""Writing an index: shard by shard as they are packed or scanned, then the marker; and making a new version of one.
+"""Writes an index shard by shard, then its marker; makes new versions of an index.
 
-A version is published by its marker: files of another version are never written over, so a run that has the old one
-open goes on with it.
+A version is published by writing its marker. Files of earlier versions are never overwritten, so a run that has opened
+an earlier version can keep using it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _TABLE_ROWS = 16_384
 
 
 class IndexWriter:
-    """Collects the entries of a shard set in order; rows go to part files as they come, a few thousand in memory.
+    """Collects the entries of a shard set in order; writes rows to part files, with a few thousand in memory at a time.
 
-    Use it as a context manager: when the block raises before the index is published, its part files go again. `after`
-    is the version that the new shards come after.
+    Use it as a context manager: when the block raises before the index is published, the part files are removed. With
+    `after`, the new shards are appended to those of that version.
     """
 
     def __init__(self, base: str, after: Index | None = None) -> None:
@@ -55,14 +55,14 @@ class IndexWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if self._part:
             part, self._part = self._part, None
-            # A part that is not published is no part.
+            # A part that was not finished is not in the index.
             self._parts.pop()
             part.__exit__(kind, error, trace)
         if error is not None:
             self.discard()
 
     def add(self, entry: ShardEntry) -> None:
-        """The next shard of the set."""
+        """Adds the next shard of the set."""
         block = self._rows_in_part // GROUP_ROWS
         if self._group and block != self._block:
             self._write_group()
@@ -76,7 +76,7 @@ class IndexWriter:
         self._rows_in_part += entry.utterances.num_rows
         self._shards.append(entry.row())
         self._count += 1
-        # A row as a dict takes ten times the memory of a row in a table.
+        # A row takes ten times as much memory in a dict as in a table.
         if len(self._shards) == _TABLE_ROWS:
             self._end_table()
 
@@ -88,7 +88,7 @@ class IndexWriter:
         return index
 
     def finish(self) -> Index:
-        """The index whose part files all stand now; it is not published yet."""
+        """Writes the last part file and returns the index, which is not published yet."""
         if self._group:
             self._write_group()
         if self._part:
@@ -101,11 +101,11 @@ class IndexWriter:
         return Index(self._base, shards, tuple(self._parts), None, before.excluded, _lineage(before))
 
     def keep(self) -> None:
-        """The part files stay from now on, whatever comes: a marker that names them may reach the store."""
+        """Keeps the part files also when an error follows: a marker that names them may have reached the store."""
         self._kept = True
 
     def discard(self) -> None:
-        """Removes the part files that were written, unless the index was published."""
+        """Removes the part files that were written, unless `keep` was called."""
         if self._kept:
             return
         for part in self._parts[len(self._after.parts) if self._after else 0 :]:
@@ -114,8 +114,8 @@ class IndexWriter:
     def _begin_part(self) -> None:
         path = f"utterances/part-{len(self._parts):05d}-{self._name}.parquet"
         with contextlib.ExitStack() as stack:
-            aside = stack.enter_context(storage.publishing(storage.join(self._base, path)))
-            self._file = stack.enter_context(pq.ParquetWriter(aside, UTTERANCE_COLUMNS))
+            temporary = stack.enter_context(storage.publishing(storage.join(self._base, path)))
+            self._file = stack.enter_context(pq.ParquetWriter(temporary, UTTERANCE_COLUMNS))
             self._part = stack.pop_all()
         self._parts.append(RowsFile(path, self._count))
         self._rows_in_part = self._groups_in_part = self._block = 0
@@ -138,7 +138,7 @@ class IndexWriter:
 
 
 def publish(index: Index) -> None:
-    """Writes the shard table of this version, then the marker. Utterance rows stand already, or are in memory."""
+    """Writes the shard table of this version, then the marker; rows that are in memory are written before."""
     if index.memory is not None:
         with IndexWriter(index.base) as writer:
             for entry in _entries(index):
@@ -171,11 +171,11 @@ def publish(index: Index) -> None:
 
 
 def exclude(index: Index, keys: Sequence[str]) -> Index:
-    """Publishes a version of `index` in which the utterances of these keys count for nothing, and returns it.
+    """Publishes a version of `index` without the utterances of these keys, and returns it.
 
-    A key is that of every shard's utterance of this name, `SHARD:KEY` of one shard's alone. They keep their places, so
-    that a run may take the new version over in its middle. Raises UserError for a key that no utterance has, and when
-    nothing would be left.
+    `KEY` means the utterances with this key in all shards, `SHARD:KEY` that of one shard. They keep their places in the
+    order, with weight 0, so that a run can take the new version in its middle. Raises UserError for a key that no
+    utterance has, and when nothing would be left.
     """
     if index.memory is not None:
         index = Index.load(index.base)
@@ -203,7 +203,7 @@ def exclude(index: Index, keys: Sequence[str]) -> Index:
 
 
 def _wanted(index: Index, keys: Sequence[str]) -> set[tuple[int, str]]:
-    """(shard, key) for each of the texts; _ANY_SHARD where it names none."""
+    """(shard, key) for each text; the shard is _ANY_SHARD where the text names none."""
     split = [text.partition(f"{_TAR}:") for text in keys]
     paths = pa.array([f"{shard}{_TAR}" if colon else None for shard, colon, _ in split], pa.string())
     shards = pc.fill_null(pc.index_in(paths, value_set=index.shards["path"], skip_nulls=True), _ANY_SHARD).to_pylist()
@@ -218,11 +218,11 @@ def _missing(index: Index, missing: Sequence[tuple[int, str]], total: int) -> st
     first = max(shard, 0)
     where = f"shard of {index.base}" if shard == _ANY_SHARD else f"utterance of {index.url(shard)}"
     hint = nearest(key, index.rows(first).table["key"].to_pylist()) if index.shards.num_rows else ""
-    return f"{len(missing)} of {total} keys are not there, as {key!r}, which is in no {where}{hint}"
+    return f"{len(missing)} of {total} keys are unknown; the first, {key!r}, is in no {where}{hint}"
 
 
 def _columns(index: Index, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    """(number of the first utterance, rows) of the whole set in order, some thousand rows at a time, these columns."""
+    """Yields (number of the first utterance, table of these columns), some thousand rows at a time, in order."""
     for part in index.parts:
         url, first = storage.join(index.base, part.path), int(index.bounds[part.first_shard])
         try:
@@ -236,7 +236,7 @@ def _columns(index: Index, columns: Sequence[str]) -> Iterator[tuple[int, pa.Tab
 
 
 def _lineage(index: Index) -> tuple[Ancestor, ...]:
-    """The earlier versions of the next one."""
+    """The lineage of the next version."""
     return (*index.lineage, Ancestor(index.fingerprint, index.shards.num_rows, len(index.excluded)))
 
 

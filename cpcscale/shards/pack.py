@@ -1,9 +1,9 @@
-"""Audio files to a shard set, in two passes that any ordered `map` may run in parallel.
+"""Packs audio files into a shard set, in two passes that can each run in parallel (`RunTasks`).
 
-Pass 1 probes every file, splits off what is held out and assigns the rest to shards; the assignment is written before
-anything else. Pass 2 packs each task of it by itself and publishes its shards whole, so a stopped pack goes on where it
-was. The same files, seed and codec give the same tars. A pack that leaves nothing to train on leaves nothing behind.
-Memory grows with the names of the files alone: neither rows, results nor audio stand in it at once.
+Pass 1 reads the header of every file, holds out part of the files, and assigns files to shards; the assignment is
+written first. Pass 2 packs each task of it and publishes whole shards, so a pack that was stopped can be continued. The
+same files, seed and codec give the same tars. A pack that leaves nothing to train on removes all it made. Memory grows
+only with the names of the files, not with rows, results or audio.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True)
 class PackedSets:
-    """What a pack made: the index of each split; how many files, and pieces of other recordings, are left out."""
+    """The result of a pack: the index of each split; how many files, and pieces of other files, are left out."""
 
     target: str
     splits: dict[str, Index]
@@ -46,24 +46,24 @@ class PackedSets:
 
     @property
     def quarantine(self) -> list[dict[str, str]]:
-        """The rows of the table of what is left out: path, piece, cause, why."""
+        """The rows of the quarantine table, of what is left out: path, piece, cause, why."""
         return list(quarantine.read(self.target))
 
 
 def pack(source: str, target: str, config: PackConfig, run: RunTasks = in_turn) -> PackedSets:
     """Packs the audio tree at `source` into shard sets `target/train`, `/heldout` and `/unseen`.
 
-    Runs again without work when the same pack is complete. Raises UserError for a source without audio, an unknown
-    speaker in `unseen_groups`, or a target that holds another pack.
+    If the same pack is complete, nothing is done. Raises UserError for a source without audio, an unknown speaker in
+    `unseen_groups`, or a target that holds another pack.
     """
     return pack_sources(find_audio(source, config), target, config, run)
 
 
 def pack_sources(sources: Sequence[AudioFile], target: str, config: PackConfig, run: RunTasks = in_turn) -> PackedSets:
-    """`pack` of an explicit list of files, whose names are all different."""
+    """As `pack`, for a given list of files, whose names must be different."""
     files = sources if isinstance(sources, AudioFiles) else AudioFiles.of(sources)
     with Quarantine() as left_out, contextlib.ExitStack() as stack:
-        samples = _probe(files, left_out, run)
+        samples = _read_lengths(files, left_out, run)
         usable = samples >= 0
         if not usable.any():
             example = f"; the first: {left_out.first['why']}" if left_out.first else ""
@@ -72,37 +72,37 @@ def pack_sources(sources: Sequence[AudioFile], target: str, config: PackConfig, 
         assignment = Assignment(target, config, files, samples)
         for below in (NOTES, *(f"{split}/utterances" for split in assignment.splits)):
             stack.enter_context(storage.undoing_folders(storage.join(target, below)))
-        claim = stack.enter_context(FolderLock(_made(target)))
+        lock = stack.enter_context(FolderLock(_local_folder(target)))
         assignment.write()
         if assignment.resumed:
-            claim.clean([*assignment.splits, NOTES], MARKER)
-        claim.share()
+            lock.clean([*assignment.splits, NOTES], MARKER)
+        lock.share()
         complete = _complete(target, assignment) if assignment.resumed else None
         return complete or _pack_shards(target, assignment, left_out, run)
 
 
-def _probe(files: AudioFiles, left_out: Quarantine, run: RunTasks) -> np.ndarray:
-    """int64 [files]: the length of each at 16 kHz, -1 for those left out."""
+def _read_lengths(files: AudioFiles, left_out: Quarantine, run: RunTasks) -> np.ndarray:
+    """int64 [files]: the length of each in samples at 16 kHz, or -1 for those left out."""
     samples = np.empty(len(files), np.int64)
     at = 0
-    for probed in run(read_headers, FileChunks(files), what="reading headers", unit="groups of files"):
-        samples[at : at + len(probed.samples)] = probed.samples
-        at += len(probed.samples)
-        left_out.add(probed.left_out)
+    for headers in run(read_headers, FileChunks(files), what="reading headers", unit="groups of files"):
+        samples[at : at + len(headers.samples)] = headers.samples
+        at += len(headers.samples)
+        left_out.add(headers.left_out)
     return samples
 
 
 def _pack_shards(target: str, assignment: Assignment, left_out: Quarantine, run: RunTasks) -> PackedSets:
-    trained_on = False
+    has_training_data = False
     with contextlib.ExitStack() as stack:
         writers = {split: stack.enter_context(IndexWriter(storage.join(target, split))) for split in assignment.splits}
         for task, result in enumerate(run(pack_task, assignment, what="packing", unit="groups of shards")):
             split = assignment.split(task)
             for entry in result.entries:
                 writers[split].add(entry)
-                trained_on |= split == TRAIN
+                has_training_data |= split == TRAIN
             left_out.add(result.left_out)
-        if not trained_on:
+        if not has_training_data:
             raise _nothing_left(target, assignment, left_out)
         left_out.publish(target)
         indexes = {split: writer.publish() for split, writer in writers.items()}
@@ -112,7 +112,7 @@ def _pack_shards(target: str, assignment: Assignment, left_out: Quarantine, run:
 
 def _remove_notes(target: str) -> None:
     folder = storage.join(target, NOTES)
-    # A pack that is done has no use for them, and is not undone by what cannot be removed.
+    # A complete pack does not need them, and is complete even if they cannot be removed.
     with contextlib.suppress(UserError):
         if storage.local_path(folder):
             storage.remove(folder)
@@ -122,7 +122,7 @@ def _remove_notes(target: str) -> None:
 
 
 def _nothing_left(target: str, assignment: Assignment, left_out: Quarantine) -> UserError:
-    """Removes what was made of a pack without training data, and says why there is none."""
+    """Removes what was made by a pack without training data; returns the error that says why there is none."""
     for split in assignment.splits:
         base = storage.join(target, split)
         for name in storage.list_files(base) if storage.exists(base) else []:
@@ -139,7 +139,7 @@ def _nothing_left(target: str, assignment: Assignment, left_out: Quarantine) -> 
 
 
 def _complete(target: str, assignment: Assignment) -> PackedSets | None:
-    """The pack as it stands when every index is published and every tar is there; no tar is read."""
+    """The result of an earlier, complete pack: every index is published and every tar is there. Reads no tar."""
     splits, left_out = {}, [0, 0]
     try:
         for row in quarantine.read(target):
@@ -155,8 +155,8 @@ def _complete(target: str, assignment: Assignment) -> PackedSets | None:
     return PackedSets(target, splits, *left_out)
 
 
-def _made(target: str) -> Path | None:
-    """The local folder of the target, made if it is missing; None for a store."""
+def _local_folder(target: str) -> Path | None:
+    """The local folder of the target, made if missing; None for a store."""
     folder = storage.local_path(target)
     if folder:
         try:

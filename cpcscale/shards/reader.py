@@ -1,4 +1,4 @@
-"""Verified audio bytes of an utterance, from a local shard, the node's cache, or a ranged read of the store."""
+"""Reads the encoded bytes of utterances and verifies them: from a local shard, the cache, or a range of the store."""
 
 from __future__ import annotations
 
@@ -25,12 +25,23 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.rows import ShardRows
 from cpcscale.time_by_name import TimeByName
 
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+_DOWNLOADS, _RANGED_READERS = 2, 16
+# If another process downloads a shard, try again after this long, for it may have died.
+_RETRY_AFTER_S = 2.0
+# If a download will reach an utterance within this time, wait for it instead of fetching the utterance by itself.
+_SOON_S, _POLL_S = 1.0, 0.005
+# The assumed speed of a download before one was measured, and how long to measure one.
+_ASSUMED_BYTES_PER_S, _MEASURABLE_AFTER_S = 50e6, 0.2
+
 
 class OpenShard:
-    """An open file of which members are read by range. Safe between threads; closed by its last reference.
+    """An open shard from which ranges are read. Thread-safe; closed with its last reference.
 
-    `whole`: a finished file of the cache, which nobody ever writes to again: it is mapped, and its members are not
-    copied. What a user may replace or cut is read by calls, which fail where a mapping would end the process.
+    `whole` is for a finished file of the cache, which is never written to again: it is memory-mapped, so reads are not
+    copied. Other files are read by calls, because when a file is truncated, a mapping would crash the process.
     """
 
     def __init__(self, path: Path, *, whole: bool) -> None:
@@ -38,35 +49,23 @@ class OpenShard:
         size = os.fstat(self._file.fileno()).st_size
         self._view = memoryview(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)) if whole and size else None
         if self._view:
-            # The mapping has a descriptor of its own.
+            # The mapping has its own descriptor.
             self._file.close()
 
     @property
     def size_bytes(self) -> int:
-        """The bytes that stand so far."""
+        """The size of the file so far."""
         return len(self._view) if self._view else os.fstat(self._file.fileno()).st_size
 
     def read(self, first: int, size: int) -> bytes | memoryview:
-        """The bytes [first, first + size), fewer where the file ends before."""
+        """The bytes [first, first + size), or fewer if the file ends before."""
         return self._view[first : first + size] if self._view else os.pread(self._file.fileno(), size, first)
 
 
-log = logging.getLogger(__name__)
-
-_ATTEMPTS = 3
-_FILLERS, _RANGED_READERS = 2, 16
-# Another process fills a shard that we want: look again after this long, it may have died.
-_AGAIN_S = 2.0
-# A member that a fill reaches within this time is waited for and not fetched by itself.
-_NEAR_S, _POLL_S = 1.0, 0.005
-# How fast one fill is taken to be before any was, and how long it takes to tell.
-_GUESS_BYTES_PER_S, _TELLING_S = 50e6, 0.2
-
-
 class ShardReader:
-    """Reads members of a shard set. Safe to share between threads.
+    """Reads the bytes of utterances of a shard set. Thread-safe.
 
-    `keep` shards stay open, with their index rows in memory: as many as are read in turn.
+    `keep` shards stay open, with their index rows in memory: give as many as are read in turn.
     """
 
     def __init__(
@@ -79,17 +78,17 @@ class ShardReader:
         self._lock = threading.Lock()
         self._rows: OrderedDict[int, ShardRows] = OrderedDict()
         self._files: OrderedDict[int, OpenShard] = OrderedDict()
-        # When a shard may be fetched (again): never while a thread is at it.
+        # When each shard may be downloaded (again): never while a thread downloads it.
         self._not_before: dict[int, float] = {}
-        # The shards that wait for a thread, in order; those that one is at, since when; how fast the last one came.
+        # The shards that wait for a thread, in order; when each download started; the speed of the last one.
         self._queued: dict[int, None] = {}
-        self._filling: dict[int, float] = {}
-        self._bytes_per_s = _GUESS_BYTES_PER_S
-        self._fillers = ThreadPoolExecutor(_FILLERS, thread_name_prefix="fill")
+        self._download_started: dict[int, float] = {}
+        self._bytes_per_s = _ASSUMED_BYTES_PER_S
+        self._downloads = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="fill")
         self._ranged = ThreadPoolExecutor(_RANGED_READERS, thread_name_prefix="fetch")
 
     def rows(self, shard: int) -> ShardRows:
-        """The index rows of a shard, kept while it is in use."""
+        """The index rows of a shard, kept in memory while it is in use."""
         with self._lock:
             if shard in self._rows:
                 self._rows.move_to_end(shard)
@@ -101,46 +100,46 @@ class ShardReader:
                 self._rows.popitem(last=False)
         return rows
 
-    def want(self, shards: Sequence[int]) -> None:
-        """These shards will be read, in this order: their rows and, into the cache, they are fetched. Never waits."""
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Starts to fetch the rows of these shards and, into the cache, the shards, in this order. Does not wait."""
         if not self._local:
-            # A row group is a request or two, which nobody need wait for later.
+            # Rows take a request or two; fetched now, nobody has to wait for them later.
             for shard in shards:
                 if shard not in self._rows:
-                    self._ranged.submit(self._rows_ahead, shard)
+                    self._ranged.submit(self._prefetch_rows, shard)
         if self._cache is None:
             return
         now = time.monotonic()
         for shard in shards:
-            # Asked first, for it also marks the shard as in use.
+            # Called first, for it also marks the shard as in use.
             here = self._cache.holds(self._digest(shard), self._size(shard))
             if not here and now >= self._not_before.get(shard, 0.0):
                 self._not_before[shard] = math.inf
                 with self._lock:
                     self._queued[shard] = None
-                self._fillers.submit(self._fill, shard)
+                self._downloads.submit(self._download, shard)
 
-    def ask(self, rows: ShardRows, row: int) -> Future[bytes] | None:
-        """Starts a ranged read of a member that is not on this node; None when it is, or is about to be."""
+    def start_read(self, rows: ShardRows, row: int) -> Future[bytes] | None:
+        """Starts a ranged read of an utterance that is not on this node; None if it is, or will be soon."""
         end = int(rows.offset[row] + rows.size[row])
-        if self._local or self._held(rows, end) or self._is_near(rows.shard, end):
+        if self._local or self._local_file(rows, end) or self._will_arrive_soon(rows.shard, end):
             return None
         return self._ranged.submit(self._from_store, rows, row)
 
-    def member(self, rows: ShardRows, row: int, asked: Future[bytes] | None = None) -> bytes | memoryview:
-        """The bytes of an audio member, equal to what was indexed; `asked` is what `ask` returned for it.
+    def member(self, rows: ShardRows, row: int, started: Future[bytes] | None = None) -> bytes | memoryview:
+        """The encoded bytes of an utterance, verified; `started` is what `start_read` returned for it.
 
-        Bytes that fail their checksum are fetched again, past the cache; when they keep failing, UserError names the
-        shard, since data that changed must stop a run and never silently change what it learns.
+        Bytes that fail their checksum are fetched again from the store. If they still fail, UserError names the shard:
+        data that changed must stop a run.
         """
         for attempt in range(_ATTEMPTS):
-            data = self._bytes(rows, row, asked if attempt == 0 else None, fresh=attempt > 0)
+            data = self._bytes(rows, row, started if attempt == 0 else None, fresh=attempt > 0)
             self.account.mark("fetch")
             whole = xxhash.xxh3_64_intdigest(data) == rows.checksum[row]
             self.account.mark("verify")
             if whole:
                 return data
-            # A shard that was put in its place meanwhile is another file.
+            # The shard may have been replaced meanwhile: open it again.
             self._forget(rows.shard, drop=attempt == 0)
         first = int(rows.offset[row])
         raise UserError(
@@ -150,23 +149,23 @@ class ShardReader:
         )
 
     def close(self) -> None:
-        """Ends the threads; what they fill stays as far as it came. Safe to call twice."""
+        """Ends the threads; unfinished downloads stay in the cache, to be continued. Safe to call twice."""
         if self._cache:
             self._cache.stop()
-        for pool in (self._fillers, self._ranged):
+        for pool in (self._downloads, self._ranged):
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _bytes(self, rows: ShardRows, row: int, asked: Future[bytes] | None, fresh: bool) -> bytes | memoryview:
-        if asked:
-            return asked.result()
+    def _bytes(self, rows: ShardRows, row: int, started: Future[bytes] | None, fresh: bool) -> bytes | memoryview:
+        if started:
+            return started.result()
         first, size = int(rows.offset[row]), int(rows.size[row])
         if not fresh or self._local:
-            held = self._held(rows, first + size) or self._awaited(rows, first + size)
-            if held:
+            file = self._local_file(rows, first + size) or self._wait_for_download(rows, first + size)
+            if file:
                 try:
-                    data = held.read(first, size)
+                    data = file.read(first, size)
                 except OSError as error:
-                    # As bytes that are not there: tried again, and in the end the run's end.
+                    # Counts as missing bytes: read again, and in the end an error.
                     log.warning("%s cannot be read: %s", self.index.url(rows.shard), error)
                     data = b""
                 if len(data) == size or self._local:
@@ -177,53 +176,53 @@ class ShardReader:
         first = int(rows.offset[row])
         return storage.read(self.index.url(rows.shard), first, first + int(rows.size[row]))
 
-    def _held(self, rows: ShardRows, end: int) -> OpenShard | None:
-        """The shard's file on this node when it holds its first `end` bytes."""
+    def _local_file(self, rows: ShardRows, end: int) -> OpenShard | None:
+        """The open file of the shard on this node if it holds the first `end` bytes, else None."""
         shard = rows.shard
         with self._lock:
-            held = self._files.get(shard)
-            if held:
+            file = self._files.get(shard)
+            if file:
                 self._files.move_to_end(shard)
-        if held and (self._local or held.size_bytes >= end):
-            return held
-        held = self._open(shard)
-        if held is None or (not self._local and held.size_bytes < end):
+        if file and (self._local or file.size_bytes >= end):
+            return file
+        file = self._open(shard)
+        if file is None or (not self._local and file.size_bytes < end):
             return None
         with self._lock:
-            self._files[shard] = held
+            self._files[shard] = file
             while len(self._files) > self._keep:
                 self._files.popitem(last=False)
-        return held
+        return file
 
-    def _is_near(self, shard: int, end: int) -> bool:
-        """Whether a fill of this process will soon be at byte `end` of the shard: then no one need fetch it twice.
+    def _will_arrive_soon(self, shard: int, end: int) -> bool:
+        """Whether a download of this process will soon reach byte `end` of the shard, so that it is worth waiting for.
 
-        A ranged read costs a store and this machine many times what the same bytes cost in a whole shard.
+        A ranged read takes many times the work of the same bytes in a whole shard, for the store and this machine.
         """
         now = time.monotonic()
         with self._lock:
-            began, ahead_bytes = self._filling.get(shard), 0
-            if began is None:
+            started_at, ahead_bytes = self._download_started.get(shard), 0
+            if started_at is None:
                 if shard not in self._queued:
                     return False
                 for other in self._queued:
                     if other == shard:
                         break
                     ahead_bytes += self._size(other)
-        held = self._open(shard)
-        filled = held.size_bytes if held else 0
+        file = self._open(shard)
+        filled = file.size_bytes if file else 0
         rate = self._bytes_per_s
-        if began is not None and now - began > _TELLING_S:
-            rate = filled / (now - began)
-        return end - filled + ahead_bytes / _FILLERS < rate * _NEAR_S
+        if started_at is not None and now - started_at > _MEASURABLE_AFTER_S:
+            rate = filled / (now - started_at)
+        return end - filled + ahead_bytes / _DOWNLOADS < rate * _SOON_S
 
-    def _awaited(self, rows: ShardRows, end: int) -> OpenShard | None:
-        """The shard's file once a fill of this process is at byte `end`; None when that is not near."""
-        while self._is_near(rows.shard, end):
+    def _wait_for_download(self, rows: ShardRows, end: int) -> OpenShard | None:
+        """Waits until a download of this process reaches byte `end`; None if that is not soon."""
+        while self._will_arrive_soon(rows.shard, end):
             time.sleep(_POLL_S)
-            if held := self._held(rows, end):
-                return held
-        return self._held(rows, end)
+            if file := self._local_file(rows, end):
+                return file
+        return self._local_file(rows, end)
 
     def _open(self, shard: int) -> OpenShard | None:
         if self._local:
@@ -238,7 +237,7 @@ class ShardReader:
         if self._cache is None:
             return None
         with contextlib.suppress(OSError):
-            found = self._cache.found(self._digest(shard), self._size(shard))
+            found = self._cache.find(self._digest(shard), self._size(shard))
             return OpenShard(found.path, whole=found.whole) if found else None
         return None
 
@@ -248,34 +247,34 @@ class ShardReader:
         with self._lock:
             self._files.pop(shard, None)
 
-    def _rows_ahead(self, shard: int) -> None:
-        # What cannot be had is met again, and said, by who needs it.
+    def _prefetch_rows(self, shard: int) -> None:
+        # An error will come again, and be raised, when the rows are needed.
         with contextlib.suppress(UserError):
             self.rows(shard)
 
-    def _fill(self, shard: int) -> None:
-        """One download. What goes wrong here is not the run's end: the members are read by range, which says it."""
+    def _download(self, shard: int) -> None:
+        """Downloads one shard. A failure here does not stop the run: utterances are then read by range."""
         assert self._cache is not None
-        wait_s, began = 0.0, time.monotonic()
+        wait_s, started_at = 0.0, time.monotonic()
         with self._lock:
             self._queued.pop(shard, None)
-            self._filling[shard] = began
+            self._download_started[shard] = started_at
         try:
             if self._cache.fill(self.index.url(shard), self._digest(shard), self._size(shard)):
-                self._bytes_per_s = self._size(shard) / (time.monotonic() - began)
+                self._bytes_per_s = self._size(shard) / (time.monotonic() - started_at)
             else:
-                wait_s = _AGAIN_S
+                wait_s = _RETRY_AFTER_S
         except NoRoomError as error:
             log.warning("no room to cache %s (%s): reading its members one by one", self.index.url(shard), error)
-            wait_s = 60 * _AGAIN_S
+            wait_s = 60 * _RETRY_AFTER_S
         except (UserError, OSError) as error:
             log.warning("caching failed, reading members one by one: %s", error)
-            wait_s = 5 * _AGAIN_S
+            wait_s = 5 * _RETRY_AFTER_S
         except CacheClosedError:
             pass
         finally:
             with self._lock:
-                self._filling.pop(shard, None)
+                self._download_started.pop(shard, None)
             self._not_before[shard] = time.monotonic() + wait_s
 
     def _digest(self, shard: int) -> str:
@@ -286,7 +285,7 @@ class ShardReader:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raises this process's limit of open files, as far as it may, by so many."""
+    """Raises the limit of open files of this process by `count`, as far as allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         wanted = max(soft, 1024 + count)

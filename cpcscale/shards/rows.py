@@ -1,4 +1,4 @@
-"""The rows of an index: their columns, the digests that vouch for them, and how a tar's members become rows."""
+"""The rows of an index: their columns, their digests, and how the members of a tar become rows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import xxhash
 from cpcscale import audio
 from cpcscale.errors import UserError
 
-# `digest` is sha256 over the naming columns of a shard's utterances, `unnamed` xxh3 over the others. `samples`, `mean`
-# and `mean_square` are sums and averages over the shard, so that the corpus gain follows from this table alone.
+# A row for each shard. `digest` is sha256 over the NAMING columns of its utterances, `unnamed` xxh3 over the others.
+# `samples`, `mean` and `mean_square` are sums and averages over the shard, from which the gain of a corpus follows.
 SHARD_COLUMNS = pa.schema(
     [
         ("path", pa.string()),
@@ -34,8 +34,9 @@ SHARD_COLUMNS = pa.schema(
         ("mean_square", pa.float64()),
     ]
 )
-# `samples` is the length at 16 kHz, `rate_hz` the member's own rate; `mean` and `mean_square` are of the samples in
-# [-1, 1); `recording` is what the utterance was cut from.
+# A row for each utterance. `offset` and `size` say where its bytes are in the tar, `checksum` is their xxh3. `samples`
+# is the length at 16 kHz, `rate_hz` the rate of the file; `mean` and `mean_square` are those of samples in [-1, 1);
+# `recording` is what the utterance was cut from.
 UTTERANCE_COLUMNS = pa.schema(
     [
         ("key", pa.string()),
@@ -52,16 +53,16 @@ UTTERANCE_COLUMNS = pa.schema(
         ("mean_square", pa.float64()),
     ]
 )
-# The columns that name the data, in the order they are hashed. What follows from the audio bytes stays out.
+# The columns that identify the data, in the order they are hashed, without those that follow from the audio.
 NAMING = ("key", "offset", "size", "checksum", "codec", "samples", "rate_hz", "group", "language")
 UNNAMED = tuple(name for name in UTTERANCE_COLUMNS.names if name not in NAMING)
-# Rows that are read at once: the shards whose first row falls into one block of this many.
+# A row group of a part file holds the shards whose first row is in one block of this many rows.
 GROUP_ROWS = 8192
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar as it stands in the index: its place and hash, and the table of its utterances."""
+    """One tar of an index: its path relative to the set, hash and size, and the table of its utterances."""
 
     path: str
     sha256: bytes
@@ -70,11 +71,11 @@ class ShardEntry:
 
     @classmethod
     def of(cls, path: str, sha256: bytes, size_bytes: int, rows: Sequence[dict[str, Any]]) -> ShardEntry:
-        """The entry of a tar with these utterance rows."""
+        """The entry of a tar with these utterance rows, as dicts of UTTERANCE_COLUMNS."""
         return cls(path, sha256, size_bytes, pa.Table.from_pylist(list(rows), UTTERANCE_COLUMNS))
 
     def row(self) -> dict[str, Any]:
-        """Its row of the shard table."""
+        """The row of this tar in the shard table."""
         samples = self.utterances["samples"].to_numpy()
         total = int(samples.sum())
         weight = samples / max(1, total)
@@ -93,7 +94,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class ShardRows:
-    """The utterances of one shard: `table` in tar order, the first of them number `first` of the set."""
+    """The utterances of one shard: `table` in the order of the tar; the first one has number `first` in the set."""
 
     shard: int
     first: int
@@ -101,8 +102,8 @@ class ShardRows:
     all_excluded: np.ndarray
 
     def matches(self, digest: bytes, unnamed: int) -> bool:
-        """Whether the rows are those that the shard's entry vouches for."""
-        # An absent text has the bytes of an empty one.
+        """Whether the rows have the digests of the shard's entry."""
+        # A null would be hashed like an empty text.
         if any(column.null_count for column in self.table.columns):
             return False
         return table_digest(self.table, NAMING) == digest and _unnamed(self.table) == unnamed
@@ -125,7 +126,7 @@ class ShardRows:
 
     @cached_property
     def group(self) -> np.ndarray:
-        """int64 [utterances of the shard]: a hash of each one's group, or of its recording where it has none."""
+        """int64 [utterances of the shard]: a hash of the group of each, or of its recording where it has no group."""
         named = pc.if_else(pc.equal(self.table["group"], ""), self.table["recording"], self.table["group"])
         encoded = named.combine_chunks().dictionary_encode()
         hashes = [xxhash.xxh3_64_intdigest(name.encode()) for name in encoded.dictionary.to_pylist()]
@@ -133,7 +134,7 @@ class ShardRows:
 
     @cached_property
     def excluded(self) -> np.ndarray:
-        """bool [utterances of the shard]: those that keep their place and count for nothing."""
+        """bool [utterances of the shard]: which utterances are excluded."""
         low, high = np.searchsorted(self.all_excluded, [self.first, self.first + self.table.num_rows])
         mask = np.zeros(self.table.num_rows, bool)
         mask[self.all_excluded[low:high] - self.first] = True
@@ -141,9 +142,9 @@ class ShardRows:
 
 
 def row_groups(starts: np.ndarray) -> np.ndarray:
-    """int64 [shards]: the row group of each shard of a part, from `starts` int64 [shards + 1], its rows' ends.
+    """int64 [shards]: the row group of each shard of a part file; shard s has rows starts[s] to starts[s + 1] - 1.
 
-    A group holds the shards whose first row falls into one block of rows; blocks without any do not count.
+    A group holds the shards whose first row is in one block of GROUP_ROWS rows; blocks without any are skipped.
     """
     block = starts[:-1] // GROUP_ROWS
     return np.unique(block, return_inverse=True)[1].reshape(-1)
@@ -189,7 +190,7 @@ def _row(meta: dict[str, Any], key: str, codec: str, offset: int, size: int, che
 
 
 def table_digest(table: pa.Table, names: Sequence[str]) -> bytes:
-    """sha256 over these columns in a canonical form that no version of Arrow or Parquet changes."""
+    """sha256 over these columns, in a form that does not depend on versions of Arrow or Parquet."""
     digest = sha256()
     for piece in _canonical(table, names):
         digest.update(piece)
@@ -204,7 +205,7 @@ def _unnamed(table: pa.Table) -> int:
 
 
 def _canonical(table: pa.Table, names: Sequence[str]) -> Iterator[Any]:
-    """The rows' count, then each column: texts and hashes as their lengths and bytes, numbers as 8 bytes each."""
+    """The bytes to hash: the number of rows, then each column; texts as lengths and bytes, numbers as 8 bytes each."""
     yield table.num_rows.to_bytes(8, "little")
     for name in names:
         column = table[name].combine_chunks()

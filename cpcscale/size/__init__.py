@@ -1,1 +1,1 @@
-"""How large a pretraining is before anything is taken: what is measured here, and what follows from it."""
+"""`cpcscale size`: time, cores, memory and traffic of a pretraining, estimated before it starts."""

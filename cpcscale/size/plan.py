@@ -1,8 +1,8 @@
-"""What a pretraining takes of its machines: time, cores that decode, store, network, cache; and what holds it up.
+"""Estimates what a pretraining needs: time, cores for decoding, store, network and cache; and finds the bottleneck.
 
-Every update a worker hears its share of the batch. In that time its device updates, cores decode, the store is read
-and gradients travel, side by side; the slowest of them is the bottleneck. Without GPUs, decoding takes the cores that
-the update would have had, unless both were measured side by side.
+In each update a worker processes its share of the batch. Meanwhile cores decode, the store is read and gradients are
+exchanged, all in parallel; the slowest of these is the bottleneck. Without GPUs, decoding takes cores from the update,
+which is added up unless both were measured together.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from cpcscale import audio, storage
-from cpcscale.cluster.pretrain_config import PretrainConfig, absolute
+from cpcscale.cluster.pretrain_config import PretrainConfig, with_absolute_paths
 from cpcscale.cluster.pretrain_data import open_data
 from cpcscale.model.cost import network_cost
 from cpcscale.shards.index import Index
 from cpcscale.size.machines import Machines
-from cpcscale.size.rates import Rates, needs_gpu, rates
+from cpcscale.size.rates import Rates, check_gpu_rate, measure_rates
 from cpcscale.stream import window
 from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window_counts import shard_windows
@@ -27,34 +27,36 @@ from cpcscale.train.setup import Data
 
 
 def run_size(config: PretrainConfig, machines: Machines, given: Rates) -> RunSize:
-    """The sizes of a run from its first step on, on these machines; rates of 0 are measured, on this one.
+    """Estimates a whole run on these machines. Rates that are 0 in `given` are measured on this machine.
 
-    Writes nothing. Raises UserError for workers without a lane, without shards, and for the rate of GPUs where there is
-    none to measure.
+    Writes nothing. Raises UserError for workers without a lane, for missing shards, and when the rate of a GPU is
+    neither given nor can be measured here.
     """
-    config = absolute(config)
+    config = with_absolute_paths(config)
     storage.configure(config.storage)
     workers = machines.workers(config)
     if machines.gpus_per_node:
-        needs_gpu(config, given)
+        check_gpu_rate(config, given)
     data = open_data(config)
     windows = shard_windows(data.train, config.window)
     order = RunOrder(windows, config.seed, config.train.lanes, config.train.batch)
-    speed = rates(config, data.train, windows, workers, machines.on_node(config), machines.cores_per_node, given)
+    speed = measure_rates(
+        config, data.train, windows, workers, machines.workers_per_node(config), machines.cores_per_node, given
+    )
     return _run_size(config, data, order, machines, speed)
 
 
 _NUMBER_BYTES = 4
-# Of the time of an update, which is 1 part forward and 2 parts backward: gradients travel beside the latter.
+# Shares of an update's time: the backward pass takes twice as long as the forward pass, and hides the exchange.
 _BACKWARD = 2 / 3
 _FORWARD = 1 / 3
-# What a checkpoint has of each weight: itself and Adam's two moments.
+# Numbers in a checkpoint for each weight: the weight and Adam's two moments.
 _COPIES = 3
 
 
 @dataclass(frozen=True)
 class SpeechSize:
-    """What there is to learn from; GB are decimal."""
+    """The size of the training set; GB are decimal."""
 
     hours: float
     gb: float
@@ -66,12 +68,12 @@ class SpeechSize:
 
 @dataclass(frozen=True)
 class StoreReading:
-    """What a node reads of an object store: while its cache fills, and once it is full; 0 on a local disk. MB and GB
-    are decimal."""
+    """What a node reads from an object store; all 0 on a local disk. MB and GB are decimal."""
 
+    # While its cache fills, and once it is full.
     mb_per_s: float
     later_mb_per_s: float
-    # The least that the cache needs, its limit, and the share of the set that stays in it.
+    # The smallest cache that works, the limit of the cache, and the share of the set that fits it.
     cache_least_gb: float
     cache_gb: float
     cache_share: float
@@ -79,8 +81,10 @@ class StoreReading:
 
 @dataclass(frozen=True)
 class RunSize:
-    """`steps_s` are the seconds of a step that each part takes, of which `bottleneck` takes most;
-    MB are decimal."""
+    """The estimate for a run. `steps_s` are the seconds of a step by part; `bottleneck` is the slowest part.
+
+    MB are decimal.
+    """
 
     speech: SpeechSize
     reading: StoreReading
@@ -98,7 +102,7 @@ class RunSize:
     validation_s: float
     run_hours: float
     worker_hours: float
-    # What keeps the updates fed.
+    # Needed to keep the updates supplied with data.
     decode_cores_per_node: float
     feeders_per_worker: int
     gradient_mb: float
@@ -107,28 +111,28 @@ class RunSize:
 
 
 def _run_size(config: PretrainConfig, data: Data, order: RunOrder, machines: Machines, speed: Rates) -> RunSize:
-    """`order` is that of the run. See the module."""
-    workers, on_node, train = machines.workers(config), machines.on_node(config), config.train
-    # Lanes that do not divide leave some workers with one more, and all wait for these.
+    """Computes the estimate from measured or given rates; `order` is the order of the run's data."""
+    workers, on_node, train = machines.workers(config), machines.workers_per_node(config), config.train
+    # If workers do not divide the lanes, some have one lane more, and all wait for these.
     share = order.lanes.per_step * -(-train.lanes // workers)
     network = network_cost(config.model, config.window.samples, min(train.micro_batch or share, share))
     weights_mb = _NUMBER_BYTES * network.parameters.total / 1e6
-    heard_s = share * _heard_s(data.train, config)
-    decoding_s, updating_s = heard_s / speed.decode, share * config.window.seconds / speed.update
-    crowded_s = updating_s
+    audio_s = share * _window_audio_s(data.train, config)
+    decoding_s, updating_s = audio_s / speed.decode, share * config.window.seconds / speed.update
+    update_s = updating_s
     if not machines.gpus_per_node and not speed.beside:
-        crowded_s += decoding_s / max(1, machines.cores_per_node / on_node)
-    parts = _parts(config, data.train, machines, heard_s, crowded_s, heard_s / (speed.beside or speed.decode)) | {
-        # Beside the backward pass alone.
-        "network": _travelling_s(weights_mb, machines, workers) / _BACKWARD
+        update_s += decoding_s / max(1, machines.cores_per_node / on_node)
+    parts = _parts(config, data.train, machines, audio_s, update_s, audio_s / (speed.beside or speed.decode)) | {
+        # The exchange of gradients overlaps with the backward pass only.
+        "network": _allreduce_s(weights_mb, machines, workers) / _BACKWARD
     }
     bottleneck = max(parts, key=lambda name: parts[name])
     step_s, steps = parts[bottleneck], total_steps(config, order)
-    validation_s = _validated_s(config, data, steps) / (workers * speed.update) * _FORWARD
+    validation_s = _validation_audio_s(config, data, steps) / (workers * speed.update) * _FORWARD
     run_s = steps * step_s + validation_s
     return RunSize(
         speech=_speech(data.train, order, train.lanes),
-        reading=_reading(config, data.train, machines.nodes, heard_s * on_node / step_s),
+        reading=_reading(config, data.train, machines.nodes, audio_s * on_node / step_s),
         workers=workers,
         windows_per_worker=share,
         lanes_per_node=-(-train.lanes // machines.nodes),
@@ -139,7 +143,7 @@ def _run_size(config: PretrainConfig, data: Data, order: RunOrder, machines: Mac
         step_s=step_s,
         steps_s=parts,
         bottleneck=bottleneck,
-        audio_s_per_s=heard_s / share * train.batch * steps / run_s,
+        audio_s_per_s=audio_s / share * train.batch * steps / run_s,
         validation_s=validation_s,
         run_hours=run_s / 3600,
         worker_hours=run_s / 3600 * workers,
@@ -152,12 +156,12 @@ def _run_size(config: PretrainConfig, data: Data, order: RunOrder, machines: Mac
 
 
 def _parts(
-    config: PretrainConfig, index: Index, machines: Machines, heard_s: float, updating_s: float, decoding_s: float
+    config: PretrainConfig, index: Index, machines: Machines, audio_s: float, updating_s: float, decoding_s: float
 ) -> dict[str, float]:
-    """Seconds of a step that a node's devices, cores and store take; the arguments are of one worker."""
-    on_node = machines.on_node(config)
+    """Seconds of a step for updating, decoding and reading the store on one node; the arguments are of one worker."""
+    on_node = machines.workers_per_node(config)
     known = machines.store_mb_per_s and not storage.local_path(index.base)
-    read_mb = heard_s * on_node * _mb(index) / index.duration_s
+    read_mb = audio_s * on_node * _mb(index) / index.duration_s
     return {
         "update": updating_s,
         "decode": decoding_s / _threads(config, machines, on_node),
@@ -172,7 +176,7 @@ def _speech(index: Index, order: RunOrder, lanes: int) -> SpeechSize:
 
 
 def _reading(config: PretrainConfig, index: Index, nodes: int, audio_s_per_s: float) -> StoreReading:
-    """Of a node that hears so much. Every epoch shuffles the shards over the lanes, so any of them may be needed."""
+    """The reading of a node that uses `audio_s_per_s`. Shards are shuffled over all lanes, so it may need any shard."""
     if storage.local_path(index.base):
         return StoreReading(0.0, 0.0, 0.0, 0.0, 0.0)
     cache, largest = config.feed.cache, int(index.shards["bytes"].to_numpy().max())
@@ -182,31 +186,31 @@ def _reading(config: PretrainConfig, index: Index, nodes: int, audio_s_per_s: fl
     return StoreReading(mb_per_s, mb_per_s * (1 - share), least / 1e9, cache.max_bytes / 1e9, share)
 
 
-def _heard_s(index: Index, config: PretrainConfig) -> float:
-    """The mean audio of a window, whose padding is not heard; of the utterances in the first part of the index."""
+def _window_audio_s(index: Index, config: PretrainConfig) -> float:
+    """Mean seconds of audio in a window, without padding, over the utterances in the first part of the index."""
     _, samples = next(index.samples_by_part())
     counts = window.count(config.window, samples)
-    heard = np.where(samples < config.window.samples, samples, counts * config.window.samples)
-    return float(heard.sum() / counts.sum()) / audio.RATE_HZ
+    used = np.where(samples < config.window.samples, samples, counts * config.window.samples)
+    return float(used.sum() / counts.sum()) / audio.RATE_HZ
 
 
 def _threads(config: PretrainConfig, machines: Machines, on_node: int) -> int:
-    """The threads that decode for a worker."""
+    """The number of threads that decode for a worker."""
     feed = config.feed
     if feed.kind == "actors":
         return feed.actors * (feed.decode_threads or feed.actor_cpus)
     return feed.decode_threads or max(1, machines.cores_per_node // on_node // 2)
 
 
-def _travelling_s(gradient_mb: float, machines: Machines, workers: int) -> float:
-    """Seconds that a ring all-reduce of the gradients takes between nodes, whose cards it passes once each way."""
+def _allreduce_s(gradient_mb: float, machines: Machines, workers: int) -> float:
+    """Seconds of a ring all-reduce of the gradients between nodes: each card sends and receives them once."""
     if machines.nodes == 1:
         return 0.0
     return 8e-3 * gradient_mb * 2 * (workers - 1) / workers / machines.network_gbit_per_s
 
 
-def _validated_s(config: PretrainConfig, data: Data, steps: int) -> float:
-    """Seconds of audio that the run's validations score; one stands at its end."""
+def _validation_audio_s(config: PretrainConfig, data: Data, steps: int) -> float:
+    """Seconds of audio that all validations of the run score, the one at its end included."""
     visits = -(-steps // config.train.validate_every_steps)
     return sum(
         visits * min(config.train.validate_windows * config.window.seconds, index.duration_s)

@@ -1,4 +1,4 @@
-"""How fast this machine updates the network and decodes the speech: measured with the parts that a run has."""
+"""Measures how fast this machine updates the network and decodes the speech, with the code of a real run."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from cpcscale.train.ranks import Ranks
 
 _UPDATES = 2
 _UPDATING_S = 8.0
-# Of one feed, whose start fills its queues and takes more of the cores than what follows.
+# One feed is measured at least this long: at its start it fills its queues and takes more cores than later.
 _FED_S = 4.0
 _DECODING_S = 2.0
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of audio in a second: that a worker's device updates on, with any padding, and that one core decodes.
+    """Seconds of audio a second: `update` of one worker's device (padding included), `decode` of one core.
 
-    What is decoded has a core to itself, and updates are on a batch in memory, unless `beside` is known: what a core
-    decodes beside the updates that were measured with it, on the same cores.
+    Both are measured alone: updates on a batch in memory, decoding on an idle core. If updates and decoding were
+    measured together, `beside` is the decoding rate of a core during the updates; else it is 0.
     """
 
     update: float
@@ -45,17 +45,17 @@ class Rates:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those that are known."""
+        """The names of the rates that are known."""
         return tuple(name for name in ("update", "decode") if getattr(self, name))
 
 
-def rates(
+def measure_rates(
     config: PretrainConfig, index: Index, windows: np.ndarray, workers: int, on_node: int, cores: int, given: Rates
 ) -> Rates:
-    """Measures what `given` has no rate of (0), with the share of the batch that one of so many workers has.
+    """Measures the rates that are 0 in `given`, with a worker's share of the batch.
 
-    `windows` are those of each shard, `on_node` the workers that share a node's `cores`. Where this machine can hold as
-    many, they are measured together; else one of them alone.
+    `windows` are the windows of each shard; `on_node` workers share a node's `cores`. If this machine can hold as many
+    workers, they are measured together; else one worker alone.
     """
     share = config.train.batch // config.train.lanes * -(-config.train.lanes // workers)
     update, decode, beside = given.update, given.decode, 0.0
@@ -69,18 +69,18 @@ def rates(
         device = f"{together} worker(s), {'a GPU each' if on_gpu else 'on this CPU'}"
         note(f"size: measuring updates of {share} windows a worker: {device}")
         threads = config.train.threads or max(1, min(cores, here) // on_node)
-        # On as many cores as a node has, by the threads that a worker has there.
+        # Updates and decoding are measured together only if this machine has as many cores as a node.
         fed = not on_gpu and cores == here and config.feed.kind == "threads" and not given.decode
         found = _updating(config, index, share, threads, together, on_gpu, fed)
         update, beside = share * config.window.seconds / found["update_s"], found["beside"]
         if together < on_node and not on_gpu:
-            # One alone has its threads to itself; so many have the node's cores between them.
+            # One worker alone has its threads to itself; `on_node` workers share the node's cores.
             update *= min(1.0, cores / (on_node * threads))
     return Rates(update, decode, beside)
 
 
-def needs_gpu(config: PretrainConfig, given: Rates) -> None:
-    """Refuses to size for GPUs by the rate of a CPU."""
+def check_gpu_rate(config: PretrainConfig, given: Rates) -> None:
+    """Raises UserError when the rate of a GPU is neither given nor can be measured here."""
     if not given.update and (config.device == "cpu" or not torch.cuda.is_available()):
         raise UserError(
             "this process has no GPU to measure an update on: give --update-rate, the seconds of audio that one GPU "
@@ -91,30 +91,30 @@ def needs_gpu(config: PretrainConfig, given: Rates) -> None:
 def _updating(
     config: PretrainConfig, index: Index, share: int, threads: int, together: int, on_gpu: bool, fed: bool
 ) -> dict[str, float]:
-    """What `_rehearsal` finds with so many workers, as a run has them."""
-    # It brings Ray Train, which given rates do not need.
-    from cpcscale.cluster.rehearsal import rehearsed
+    """Runs `_measure_updates` on `together` Ray Train workers."""
+    # Imported here: it loads Ray Train, which is not needed if the rates are given.
+    from cpcscale.cluster.rehearsal import run_on_workers
 
     train = replace(config.train, batch=share * together, lanes=share * together, threads=threads)
     recipe = replace(config, train=train, workers=together)
-    return rehearsed(partial(_rehearsal, recipe, index, fed), together, on_gpu)
+    return run_on_workers(partial(_measure_updates, recipe, index, fed), together, on_gpu)
 
 
-def _rehearsal(recipe: PretrainConfig, index: Index, fed: bool, ranks: Ranks) -> dict[str, float]:
-    """`update_s`, the mean seconds of an update of all workers, `fed` with the feed beside it, less the longest wait
-    for it; and `beside`, what a core decoded meanwhile, 0 where none did.
+def _measure_updates(recipe: PretrainConfig, index: Index, fed: bool, ranks: Ranks) -> dict[str, float]:
+    """{update_s: mean seconds of an update of all workers, beside: audio a second that a core decoded meanwhile}.
 
-    No medians: what comes now and then and takes the cores is part of a run.
+    With `fed` the batches come from the feed, whose longest wait is subtracted; without it they are in memory and
+    `beside` is 0. Means, not medians: work that takes the cores now and then is part of a run.
     """
     storage.configure(recipe.storage)
     updates, count = UpdateBench(recipe, index, ranks, _UPDATES), _UPDATES
     if fed:
-        count = max(_UPDATES, math.ceil(_FED_S / _most_s(ranks, updates.fed().wall_s) * _UPDATES))
+        count = max(_UPDATES, math.ceil(_FED_S / _most_s(ranks, updates.measure_feed().wall_s) * _UPDATES))
     updating_s = spent_s = audio_s = decoding_s = 0.0
     made = 0
     while updating_s < _UPDATING_S and spent_s < 2 * _UPDATING_S:
-        row = updates.fed(count) if fed else updates.memory()
-        # Where one worker waits for its feed, the others wait for that worker.
+        row = updates.measure_feed(count) if fed else updates.measure_memory()
+        # When one worker waits for its feed, the others wait for that worker.
         waited_s = row.stalls.exposed_s["store"] + row.stalls.exposed_s["decode"]
         wall_s = _most_s(ranks, row.wall_s)
         updating_s += wall_s - _most_s(ranks, waited_s)
@@ -126,11 +126,11 @@ def _rehearsal(recipe: PretrainConfig, index: Index, fed: bool, ranks: Ranks) ->
 
 
 def _most_s(ranks: Ranks, seconds: float) -> float:
-    return float(ranks.most(torch.tensor(seconds, dtype=torch.float64)))
+    return float(ranks.max(torch.tensor(seconds, dtype=torch.float64)))
 
 
 def _decoding(config: PretrainConfig, index: Index, windows: np.ndarray) -> float:
-    """Of one thread over the shards that the run reads, without its waits for disk or store."""
+    """Seconds of audio a second that one thread decodes from the run's shards, without waiting for disk or store."""
     spec = replace(config.feed, prefetch=1)
     order = RunOrder(windows, config.seed, lanes=1, batch=1)
     feed = ThreadFeed(FeedSource(index, order, config.window, spec), [0], 0, threads=1)

@@ -1,8 +1,8 @@
-"""The one door to files and object stores: whole and ranged reads, publishing writes, listing. Paths are local or s3://.
+"""Files and object stores: whole and ranged reads, atomic writes, listing. Paths are local or s3://.
 
-A write is seen whole or not at all: a local file is written aside and renamed, an object is one put. A request to a
-store that fails in passing is tried again within the limits of `StorageConfig`; after them, and for what no try cures,
-the error is a UserError of one line. Names are str, not Path, because Path collapses the double slash of s3://.
+A write is seen whole or not at all: a local file is written under another name and renamed, an object is one put. A
+request that fails for a moment is retried within the limits of `StorageConfig`; a failure that stays is a UserError of
+one line. Names are str, not Path, because Path collapses the double slash of s3://.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from cpcscale.storage.s3_requests import StorageConfig, TrafficCounts
 
 _SCHEMES = ("file", "s3")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# `word:` at the start, as in pipe:cat; one letter is a name or a drive.
+# `word:` at the start, as in pipe:cat; a single letter may be a name or a drive.
 _SCHEME_LIKE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
-# What one failed request of a large transfer costs.
+# Large transfers are made in parts of this size; a failed request repeats one part.
 _PART_BYTES = 8 * 2**20
 _IN_PARTS = {"chunksize": _PART_BYTES, "max_concurrency": 4}
 
@@ -39,24 +39,24 @@ _settings = StorageConfig()
 
 
 class NotFoundError(UserError):
-    """A path or object that does not exist."""
+    """Raised for a path or object that does not exist."""
 
 
 def configure(settings: StorageConfig) -> None:
-    """Sets the limits for every store operation of this process that starts from now on; connections are made anew."""
+    """Sets the limits of all store requests that this process starts from now on, over new connections."""
     global _settings
     _settings = settings
     _filesystem.cache_clear()
 
 
 def in_job_folder(path: str | Path) -> bool:
-    """Whether a path lies where Ray unpacks the `--working-dir` of a job, and throws it away in the end."""
+    """Whether a path lies where Ray unpacks the `--working-dir` of a job, which Ray removes after the job."""
     return "_ray_pkg_" in absolute(str(path))
 
 
 def counters() -> TrafficCounts:
-    """What this process has moved to and from object stores so far; local files are not counted."""
-    return s3_requests.TALLY.now()
+    """What this process has sent to and received from object stores so far; local files are not counted."""
+    return s3_requests.TRAFFIC.now()
 
 
 def join(base: str, *parts: str) -> str:
@@ -65,12 +65,12 @@ def join(base: str, *parts: str) -> str:
 
 
 def absolute(url: str) -> str:
-    """A local path made absolute from the current folder, a URL as it is: worker processes stand elsewhere."""
+    """A local path made absolute, for workers have other current folders; a URL is returned as it is."""
     return url if "://" in url else str(Path(url).expanduser().absolute())
 
 
 def shown(url: str) -> str:
-    """`url` as a person would type it: relative where it lies below the current folder."""
+    """`url` as a person would type it: relative where it is below the current folder."""
     path = Path(url)
     return str(path.relative_to(Path.cwd())) if "://" not in url and path.is_relative_to(Path.cwd()) else url
 
@@ -82,23 +82,23 @@ def local_path(url: str) -> Path | None:
 
 
 def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
-    """The bytes [start, stop) of a file, by default all. Raises NotFoundError, or UserError for a store that fails."""
+    """The bytes [start, stop) of a file, by default all. Raises NotFoundError, or UserError when the store fails."""
     filesystem, path = _open(url)
     if start is not None and stop is not None and 0 <= stop <= start:
-        return b""  # A store takes an empty range for none, and sends all.
-    # A whole object is one request: its bytes are those of one version, and nobody need ask for its size first.
+        return b""  # Asked for an empty range, a store sends the whole object.
+    # One request for a whole object: all bytes are of one version, and its size need not be known.
     whole = {} if local_path(url) else {"max_concurrency": 1}
     with _failures(url):
         return filesystem.cat_file(path, start=start, end=stop, **whole)
 
 
 def size(url: str) -> int:
-    """The bytes of a file. Raises NotFoundError when there is no such file, or a folder."""
+    """The size of a file in bytes. Raises NotFoundError when there is no such file, or it is a folder."""
     return stat(url)[0]
 
 
 def stat(url: str) -> tuple[int, str]:
-    """(bytes, etag) of a file, the etag empty for a local one. Raises NotFoundError as `size` does."""
+    """(bytes, etag) of a file; the etag of a local file is empty. Raises NotFoundError as `size` does."""
     filesystem, path = _open(url)
     local = local_path(url)
     with _failures(url):
@@ -109,10 +109,10 @@ def stat(url: str) -> tuple[int, str]:
 
 
 def opened(url: str) -> io.RawIOBase | io.BufferedReader:
-    """A file to read and seek in, which the caller closes; in a store, each read is one ranged request.
+    """Opens a file for reading and seeking; the caller closes it. In a store, each read is one ranged request.
 
-    Raises NotFoundError at once, and UserError at a read when the object was replaced since: bytes of two versions
-    never meet.
+    Raises NotFoundError at once. A read raises UserError when the object was replaced since it was opened, so bytes of
+    two versions are never mixed.
     """
     if local := local_path(url):
         with _failures(url):
@@ -121,24 +121,23 @@ def opened(url: str) -> io.RawIOBase | io.BufferedReader:
     filesystem, path = _open(url)
     bucket, key, _ = filesystem.split_path(path)
 
-    def send_for(start: int, stop: int) -> Future[bytes]:
-        return asyncio.run_coroutine_threadsafe(
-            filesystem._call_s3.get(bucket, key, start, stop, etag), filesystem.loop
-        )
+    def request(start: int, stop: int) -> Future[bytes]:
+        reply = filesystem._call_s3.get(bucket, key, start, stop, etag)
+        return asyncio.run_coroutine_threadsafe(reply, filesystem.loop)
 
-    return ranged.RangedFile(count, send_for, partial(_failures, url))
+    return ranged.RangedFile(count, request, partial(_failures, url))
 
 
 def chunks(url: str, start: int = 0, chunk_bytes: int = _PART_BYTES) -> Iterator[bytes]:
-    """The bytes of a file from `start` on, `chunk_bytes` at a time; in a store, the next chunk is already on its way.
+    """The bytes of a file from `start` on, `chunk_bytes` at a time; from a store, the next chunk is requested ahead.
 
-    A failed request costs one chunk, not the file. Raises UserError when the file ends before `start`, and when an
-    object is replaced on the way.
+    A failed request repeats one chunk, not the file. Raises UserError when the file ends before `start`, and when an
+    object is replaced while it is read.
     """
     with _failures(url), opened(url) as file:
         count = file.seek(0, os.SEEK_END)
         if start > count:
-            raise UserError(f"{url} has {count} bytes and none at {start} to go on with: it was replaced, begin anew")
+            raise UserError(f"{url} has {count} bytes, not the {start} read before: it was replaced, start again")
         file.seek(start)
         if isinstance(file, ranged.RangedFile):
             yield from file.chunks(chunk_bytes)
@@ -147,31 +146,31 @@ def chunks(url: str, start: int = 0, chunk_bytes: int = _PART_BYTES) -> Iterator
 
 
 def write(url: str, data: bytes) -> None:
-    """Publishes `data` at `url`, replacing what stood there; readers see the old bytes or the new, never a part."""
+    """Writes `data` to `url` and replaces what was there; readers see the old bytes or the new, never a part."""
     filesystem, path = _open(url)
     with _failures(url):
         if local_path(url):
-            with publishing(url) as aside:
-                aside.write_bytes(data)
+            with publishing(url) as temporary:
+                temporary.write_bytes(data)
         else:
             s3_requests.upload(lambda: filesystem.pipe_file(path, data, **_IN_PARTS))
 
 
 def create(url: str, data: bytes) -> bool:
-    """Publishes `data` at `url` if nothing stands there; whether it did. Of many that try, exactly one does.
+    """Writes `data` to `url` if there is nothing yet; returns whether it did. Of many that try, exactly one succeeds.
 
-    When the answer of a store was lost and the request tried again, the same bytes at `url` count as ours: give the
-    data of each contender something of its own. A folder on a file system without hard links is a UserError.
+    When the store's reply was lost and the request is retried, equal bytes at `url` count as written by this call: so
+    each contender must write different data. Raises UserError for a file system without hard links.
     """
     filesystem, path = _open(url)
     with _failures(url):
         try:
             if target := local_path(url):
-                with _aside(url, target.parent) as aside:
-                    aside.write_bytes(data)
-                    _flush(aside)
-                    os.link(aside, target)
-            else:  # One request: a store need not look at the condition when it joins parts.
+                with _temporary_path(url, target.parent) as temporary:
+                    temporary.write_bytes(data)
+                    _flush(temporary)
+                    os.link(temporary, target)
+            else:  # One request: a store need not check the condition when it joins parts.
                 filesystem.pipe_file(path, data, chunksize=len(data) + 1, mode="create")
         except OSError as error:
             if not s3_requests.already_there(error):
@@ -182,26 +181,26 @@ def create(url: str, data: bytes) -> bool:
 
 @contextlib.contextmanager
 def publishing(url: str) -> Iterator[Path]:
-    """A fresh local path beside `url` (in the temporary folder for a store), published when the block ends well.
+    """Yields a new local path to write to; when the block ends without an error, the file becomes `url`.
 
-    When the block raises, nothing is published and the file written aside is removed. Raises UserError for a place
-    that cannot be written, and when the block runs out of room.
+    The path is beside `url`, or in the temporary folder for a store. When the block raises, the file is removed and
+    nothing is published. Raises UserError for a place that cannot be written to, and when the disk is full.
     """
     filesystem, path = _open(url)
     target = local_path(url)
-    with _aside(url, target.parent if target else Path(tempfile.gettempdir())) as aside:
-        yield aside
+    with _temporary_path(url, target.parent if target else Path(tempfile.gettempdir())) as temporary:
+        yield temporary
         with _failures(url):
             if target:
-                _flush(aside)
-                aside.replace(target)
+                _flush(temporary)
+                temporary.replace(target)
             else:
-                s3_requests.upload(lambda: filesystem.put_file(str(aside), path, **_IN_PARTS))
+                s3_requests.upload(lambda: filesystem.put_file(str(temporary), path, **_IN_PARTS))
 
 
 @contextlib.contextmanager
 def undoing_folders(url: str) -> Iterator[None]:
-    """When the block raises, the folder `url` and those above it that it made go again, as far as they are empty."""
+    """When the block raises, removes the folder `url` and its parents if the block made them and they are empty."""
     folder = local_path(url)
     missing = [level for level in (folder, *folder.parents) if not level.exists()] if folder else []
     try:
@@ -214,19 +213,19 @@ def undoing_folders(url: str) -> Iterator[None]:
 
 
 def exists(url: str) -> bool:
-    """Whether a file, folder or object prefix stands at `url`."""
+    """Whether there is a file, folder or object prefix at `url`."""
     filesystem, path = _open(url)
     with _failures(url):
         if local_path(url):
             return bool(filesystem.exists(path))
-        try:  # The library's own question takes a store that is away for an empty one.
+        try:  # s3fs.exists() returns False for a store that cannot be reached.
             return bool(filesystem.info(path))
         except FileNotFoundError:
             return False
 
 
 def list_files(url: str) -> list[str]:
-    """The files below a folder or prefix, relative to it, sorted; temporary and hidden names left out.
+    """The files below a folder or prefix, relative to it and sorted; hidden and temporary names are left out.
 
     Linked folders are entered. Raises NotFoundError when there is no such folder, UserError when one cannot be read.
     """
@@ -245,19 +244,19 @@ def list_files(url: str) -> list[str]:
 
 
 def remove(url: str) -> None:
-    """Removes a file or a whole folder; nothing when it is not there."""
+    """Removes a file or a whole folder; does nothing when it is not there."""
     filesystem, path = _open(url)
     with _failures(url), contextlib.suppress(FileNotFoundError):
         if local_path(url):
             filesystem.rm(path, recursive=True)
             return
-        # One by one: the recursive removal of a store reads [ ] * ? in a name as wildcards, and removes other objects.
+        # One by one: s3fs reads [ ] * ? in a name as wildcards when it removes recursively, and removes other objects.
         for name in filesystem.find(path):
             filesystem.rm_file(name)
 
 
 def _walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """The files below a local folder, broken links among them; a link back to a folder we are in is not entered."""
+    """The files below a local folder, also broken links; a link back to a folder above is not entered."""
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -272,20 +271,22 @@ def _walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _aside(url: str, folder: Path) -> Iterator[Path]:
-    """A fresh path in `folder`, made if it is missing, for what becomes `url`; gone after the block."""
-    aside = folder / f".{Path(url).name}.{uuid.uuid4().hex[:8]}.tmp"
+def _temporary_path(url: str, folder: Path) -> Iterator[Path]:
+    """Yields a new path in `folder`, which is made if missing, for what will be `url`; removed after the block."""
+    temporary = folder / f".{Path(url).name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with _failures(url):
             folder.mkdir(parents=True, exist_ok=True)
-        yield aside
+        yield temporary
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        raise UserError(f"no room to write {url} in {folder} ({error.strerror}): free some, and run again") from None
+        raise UserError(
+            f"no room to write {url} in {folder} ({error.strerror}): free some space and run again"
+        ) from None
     finally:
         with contextlib.suppress(OSError):
-            aside.unlink()
+            temporary.unlink()
 
 
 def _flush(path: Path) -> None:
@@ -316,23 +317,22 @@ def _split(url: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=8)
 def _filesystem(scheme: str, process: int, endpoint: str) -> fsspec.AbstractFileSystem:
-    """One filesystem a process: its event loop and connections do not survive a fork, so the pid is part of the key;
-    and one an endpoint, which the environment names and may change."""
+    # One for each process, because its event loop does not survive a fork, and for each AWS_ENDPOINT_URL.
     if scheme == "file":
         return fsspec.filesystem(scheme)
-    # Here, because they cost half a second that a process with local files need not wait.
+    # Imported here: it takes half a second, which a process with local files need not wait for.
     from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
     from s3fs import S3FileSystem
 
-    # s3fs, botocore and aiohttp each try again by themselves, unseen by limits and counters: all three are turned off.
+    # s3fs, botocore and aiohttp each retry by themselves, outside of our limits and counters: all are turned off.
     config_kwargs = {
         "connect_timeout": _settings.connect_timeout_s,
         "read_timeout": _settings.request_timeout_s,
         "retries": {"mode": "standard", "total_max_attempts": 1},
         "max_pool_connections": 64,
-        "http_session_cls": s3_requests.counted(AIOHTTPSession),
+        "http_session_cls": s3_requests.counting_session(AIOHTTPSession),
     }
-    # No cached listings, for other processes write too; no cached instance, which would keep other limits.
+    # No cached listings, for other processes write too; no cached instance, which would keep earlier limits.
     filesystem = S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=config_kwargs)
     filesystem.retries = 1
     filesystem._call_s3 = s3_requests.Requests(filesystem, _errors()[1], _settings)
@@ -359,15 +359,15 @@ def _failures(url: str) -> Iterator[None]:
         keys = "its permissions" if local_path(url) else "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         raise UserError(f"access to {url} is denied ({_one_line(error)}): check {keys}") from None
     except _errors()[0] as error:
-        if s3_requests.answer(error)[0] == 412:
-            raise UserError(f"{url} was replaced while it was read: begin anew") from None
+        if s3_requests.error_reply(error)[0] == 412:
+            raise UserError(f"{url} was replaced while it was read: start again") from None
         why = f"{type(error).__name__}: {_one_line(error)}"
         check = "the path and the disk" if local_path(url) else "the path, AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID"
         raise UserError(f"{url} cannot be read or written ({why}): check {check}") from None
 
 
 def _errors() -> tuple[s3_requests.Errors, s3_requests.Errors]:
-    """(what a file system raises, what of it another try may cure): a store has its own errors for most things."""
+    """(errors that a file system or store raises, those of them that a retry may cure)."""
     from aiohttp import ClientError
     from botocore import exceptions, parsers  # type: ignore[import-untyped]
 

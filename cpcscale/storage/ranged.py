@@ -1,4 +1,4 @@
-"""An object of a store as a file to read and seek in, a ranged request a read."""
+"""An object of a store as a file: each read is one ranged request."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 
 class RangedFile(io.RawIOBase):
-    """An object of `size` bytes as a file: each read is one range, sent for by `send_for(start, stop)`.
+    """An object of `size` bytes as a file: each read is one call of `request(start, stop)`.
 
-    What a range raises goes through the context manager that `failures` gives.
+    `failures` returns the context manager in which the result is awaited, so that it can translate errors.
     """
 
     def __init__(
         self,
         size: int,
-        send_for: Callable[[int, int], Future[bytes]],
+        request: Callable[[int, int], Future[bytes]],
         failures: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> None:
         super().__init__()
-        self._size, self._send_for, self._failures = size, send_for, failures
+        self._size, self._request, self._failures = size, request, failures
         self._at = 0
 
     def readable(self) -> bool:
@@ -44,8 +44,8 @@ class RangedFile(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         """`size` bytes, fewer at the end only. Not by way of `readinto`, which would copy them twice."""
-        coming = self._ask(self._size if size is None or size < 0 else size)
-        return self._received(coming) if coming else b""
+        pending = self._request_next(self._size if size is None or size < 0 else size)
+        return self._result(pending) if pending else b""
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
@@ -54,25 +54,25 @@ class RangedFile(io.RawIOBase):
         return len(data)
 
     def chunks(self, count: int) -> Iterator[bytes]:
-        """The bytes from here on, `count` at a time; the next are on their way while some are in use."""
-        coming = self._ask(count)
+        """The bytes from the current position on, `count` at a time; the next ones are requested ahead."""
+        pending = self._request_next(count)
         try:
-            while coming:
-                data = self._received(coming)
-                coming = self._ask(count)
+            while pending:
+                data = self._result(pending)
+                pending = self._request_next(count)
                 yield data
         finally:
-            if coming:
-                coming.cancel()
+            if pending:
+                pending.cancel()
 
-    def _ask(self, count: int) -> Future[bytes] | None:
+    def _request_next(self, count: int) -> Future[bytes] | None:
         if self.closed:
             raise ValueError("read of a closed file")
         stop = min(self._at + count, self._size)
-        return self._send_for(self._at, stop) if stop > self._at else None
+        return self._request(self._at, stop) if stop > self._at else None
 
-    def _received(self, coming: Future[bytes]) -> bytes:
+    def _result(self, pending: Future[bytes]) -> bytes:
         with self._failures():
-            data = coming.result()
+            data = pending.result()
         self._at += len(data)
         return data

@@ -1,6 +1,6 @@
-"""The requests of storage.py to an object store: tried until they are through, within limits, and counted.
+"""Requests to an object store: retried within limits, and counted.
 
-The libraries are known here by the shape of their calls and errors only; storage.py, their door, hands them in.
+s3fs, botocore and aiobotocore are not imported here: `cpcscale.storage` imports them and passes objects and errors in.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Errors = tuple[type[Exception], ...]
 
 log = logging.getLogger(__name__)
 
-# A line that moves less is a line that hangs: what a request carries adds to its time at this rate.
+# A slower connection counts as hung: the bytes of a request add to its time limit at this rate.
 SLOWEST_BYTES_PER_S = 256 * 2**10
-_SAY_AFTER_S = 5.0
-# The last try before the end gets this much, or it would only tell that it had no time.
+_WARN_AFTER_S = 5.0
+# The last try gets at least this long, else it could only report that it had no time.
 _LEAST_S = 1.0
-# Refusals that pass, whatever their status: throttling, a body damaged on its way up, two conditional writes that met.
-_PASSING_CODES = re.compile(
+# Codes that a retry may cure, whatever their status: throttling, a body damaged on its way, colliding writes.
+_TRANSIENT_CODES = re.compile(
     "SlowDown|Throttl.*|RequestLimitExceeded|TooManyRequests.*|InternalError|ServiceUnavailable|RequestTimeout.*"
     "|BadDigest|IncompleteBody|XAmzContentSHA256Mismatch|OperationAborted|ConditionalRequestConflict"
 )
-# A certificate that does not hold, and a server that speaks no TLS, will not in a second.
+# Errors of TLS that a retry does not cure: an invalid certificate, a server without TLS.
 _NO_TLS = re.compile("CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER")
-# No state to share over a fork, and the global generator's sequence belongs to others.
+# Has no state that forked processes would share, and leaves the global generator alone.
 _jitter = random.SystemRandom()
 
 
@@ -45,16 +45,16 @@ _jitter = random.SystemRandom()
 class StorageConfig:
     """How long an object store may take. Local files have no limits."""
 
+    # Seconds to wait for one connection.
     connect_timeout_s: float = 5.0
-    """Seconds for one connection to stand."""
+    # Seconds that one try of a request may take; each MiB of data adds 4 s.
     request_timeout_s: float = 30.0
-    """Seconds one try of a request may take; what it carries adds 4 s a MiB."""
+    # Seconds after the first try of a request in which a retry may start; then the operation fails.
     total_timeout_s: float = 120.0
-    """Seconds from the first try of a request in which another may start; then the operation fails."""
+    # The pause after the nth failed try is drawn between 0 and this times 2^n seconds.
     backoff_base_s: float = 0.2
-    """The pause after the nth failed try is drawn between 0 and this x 2^n seconds..."""
+    # The longest pause in seconds.
     backoff_cap_s: float = 8.0
-    """...but never longer than this."""
 
     def __post_init__(self) -> None:
         values = {f"storage.{name}": value for name, value in dataclasses.asdict(self).items()}
@@ -63,18 +63,18 @@ class StorageConfig:
 
 @dataclass(frozen=True)
 class TrafficCounts:
-    """What went to and from object stores in this process; `later - earlier` is what happened between."""
+    """Traffic of this process with object stores; `later - earlier` is what happened in between."""
 
+    # HTTP requests, sent or attempted, with all retries.
     requests: int = 0
-    """HTTP requests sent or tried to send, the retried ones among them."""
+    # Tries after the first of each request.
     retries: int = 0
-    """Tries after the first of a request."""
+    # Bytes of objects received whole; listings and failed tries do not count.
     bytes_read: int = 0
-    """Bytes of objects that arrived whole (not listings, not what a failed try brought)."""
+    # Bytes of objects that the store accepted.
     bytes_written: int = 0
-    """Bytes of objects that the store took."""
+    # Seconds in requests, summed over those at the same time, without the pauses between tries.
     seconds: float = 0.0
-    """Seconds in tries, added up over requests at the same time; pauses between tries are not in it."""
 
     def __add__(self, other: TrafficCounts) -> TrafficCounts:
         return TrafficCounts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
@@ -84,13 +84,13 @@ class TrafficCounts:
 
 
 class TrafficTotals:
-    """Counts from many threads."""
+    """Sums the counts of all threads of a process."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Starts at zero with a lock of its own, as a forked process must."""
+        """Sets the counts to zero and makes a new lock, as a forked process needs."""
         self._lock, self._now = threading.Lock(), TrafficCounts()
 
     def add(self, **more: float) -> None:
@@ -103,29 +103,29 @@ class TrafficTotals:
         return self._now
 
 
-TALLY = TrafficTotals()
-os.register_at_fork(after_in_child=TALLY.reset)
+TRAFFIC = TrafficTotals()
+os.register_at_fork(after_in_child=TRAFFIC.reset)
 
 
-def counted(session_class: Any) -> Any:
-    """aiobotocore's HTTP session `session_class`, made to count each request and to send none twice."""
+def counting_session(session_class: Any) -> Any:
+    """A subclass of aiobotocore's HTTP session that counts each request and never sends one twice."""
 
     class Session(session_class):
         async def _get_session(self, proxy_url: str | None) -> Any:
             session = await super()._get_session(proxy_url)
-            # aiohttp sends a PUT once more when a connection breaks: a conditional one would lose against itself.
+            # aiohttp repeats a PUT when a connection breaks: a conditional one could then fail because of itself.
             session._retry_connection = False
             return session
 
         async def send(self, request: Any) -> Any:
-            TALLY.add(requests=1)
+            TRAFFIC.add(requests=1)
             return await super().send(request)
 
     return Session
 
 
 class GaveUpError(Exception):
-    """No try of a request got through in the time there was; no OSError, which s3fs takes for an absent object."""
+    """Raised when every try of a request failed. Not an OSError, which s3fs would take for a missing object."""
 
     def __init__(self, number: int, seconds: float, last: Exception) -> None:
         tries = "1 try" if number == 1 else f"{number} tries"
@@ -133,54 +133,55 @@ class GaveUpError(Exception):
 
 
 class ShortReadError(OSError):
-    """A range that came with fewer bytes than it names."""
+    """Raised for a reply with fewer bytes than the range that was byte_range for."""
 
 
-async def persist(
-    attempt: Callable[[int, float], Awaitable[T]], passing: Errors, settings: StorageConfig, what: str
+async def retry(
+    attempt: Callable[[int, float], Awaitable[T]], transient: Errors, settings: StorageConfig, what: str
 ) -> T:
-    """The result of the first `attempt(number from 1, seconds it may take)` that raises nothing.
+    """The result of the first `attempt(number from 1, seconds it may take)` that succeeds; `what` is for a warning.
 
-    An error of OSError or `passing` that another try may cure is followed by one, with full jitter; any other is raised
-    at once. Raises GaveUpError when the next try would start `total_timeout_s` after the first or later.
+    An OSError, or one of `transient`, that a retry may cure is followed by one, after a pause with full jitter; any
+    other error is raised at once. Raises GaveUpError when the next try would start more than `total_timeout_s` after
+    the first.
     """
-    errors: Errors = (OSError, *passing)
-    began, said, number = time.monotonic(), False, 1
+    errors: Errors = (OSError, *transient)
+    started, warned, number = time.monotonic(), False, 1
     while True:
-        left_s = settings.total_timeout_s - (time.monotonic() - began)
+        left_s = settings.total_timeout_s - (time.monotonic() - started)
         tried = time.monotonic()
         try:
             return await attempt(number, min(settings.request_timeout_s, max(left_s, _LEAST_S)))
         except errors as error:
-            if not is_transient(error, passing):
+            if not is_transient(error, transient):
                 raise
             now = time.monotonic()
             pause_s = _jitter.uniform(0, min(settings.backoff_cap_s, settings.backoff_base_s * 2 ** min(number, 60)))
-            if now - began + pause_s >= settings.total_timeout_s:
-                raise GaveUpError(number, now - began, error) from error
-            if not said and now - began > _SAY_AFTER_S:
-                said = True
+            if now - started + pause_s >= settings.total_timeout_s:
+                raise GaveUpError(number, now - started, error) from error
+            if not warned and now - started > _WARN_AFTER_S:
+                warned = True
                 why = config.redact(" ".join(f"{type(error).__name__}: {error}".split()))
                 log.warning("%s: no good answer (%s), trying for up to %g s", what, why, settings.total_timeout_s)
         finally:
-            TALLY.add(seconds=time.monotonic() - tried)
+            TRAFFIC.add(seconds=time.monotonic() - tried)
         await asyncio.sleep(pause_s)
-        TALLY.add(retries=1)
+        TRAFFIC.add(retries=1)
         number += 1
 
 
-def is_transient(error: Exception, passing: Errors) -> bool:
-    """Whether another try may end otherwise: no or a broken connection, silence, 5xx, throttling, a body cut short."""
-    status, code = answer(error)
+def is_transient(error: Exception, transient: Errors) -> bool:
+    """Whether a retry may help: a failed or broken connection, a time-out, 5xx, throttling, a truncated body."""
+    status, code = error_reply(error)
     if status:
-        return status in (408, 429) or (status >= 500 and status != 501) or bool(_PASSING_CODES.fullmatch(code))
+        return status in (408, 429) or (status >= 500 and status != 501) or bool(_TRANSIENT_CODES.fullmatch(code))
     if _NO_TLS.search(str(error)):
         return False
-    return isinstance(error, (ConnectionError, TimeoutError, ShortReadError, *passing))
+    return isinstance(error, (ConnectionError, TimeoutError, ShortReadError, *transient))
 
 
-def answer(error: BaseException) -> tuple[int, str]:
-    """(HTTP status, the store's code) of what a store refused, (0, "") for an error that is no answer of a store."""
+def error_reply(error: BaseException) -> tuple[int, str]:
+    """(HTTP status, error code) of a store's reply in `error`; (0, "") where the store did not reply."""
     for one in (error, error.__cause__):
         response = getattr(one, "response", None)
         if isinstance(response, dict):
@@ -190,7 +191,7 @@ def answer(error: BaseException) -> tuple[int, str]:
 
 
 class FetchedBody:
-    """A body that has arrived, where s3fs expects one to be read."""
+    """A body in memory, where s3fs expects one that it must still read."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -199,25 +200,26 @@ class FetchedBody:
         return self._data
 
     def close(self) -> None:
-        """Nothing is open any more."""
+        """Does nothing: the connection is closed."""
 
 
 class Requests:
-    """Stands in for the `_call_s3` of an s3fs file system, through which all its requests go.
+    """Replaces `_call_s3` of an s3fs file system, which sends all its requests.
 
-    Each is tried by itself (a page of a listing, a part of an upload, an object with its body), so a long operation
-    does not begin anew for one bad answer. `filesystem` is set to one try, with `settings`' time-outs.
+    Each request is retried by itself (a page of a listing, a part of an upload, an object with its body), so a long
+    operation does not start again after one failure. `filesystem` must be set to one try, with the time-outs of
+    `settings`.
     """
 
-    def __init__(self, filesystem: Any, passing: Errors, settings: StorageConfig) -> None:
+    def __init__(self, filesystem: Any, transient: Errors, settings: StorageConfig) -> None:
         self._call, self._connect = filesystem._call_s3, filesystem.set_session
-        self._passing, self._settings = passing, settings
+        self._transient, self._settings = transient, settings
 
     async def __call__(self, method: str, *defaults: Any, **request: Any) -> Any:
-        """The reply to the request, its body in memory. Raises GaveUpError, or the store's refusal."""
+        """The reply to the request, with its body in memory. Raises GaveUpError, or the store's error."""
         if method == "abort_multipart_upload":
-            return await self._tidy(method, *defaults, **request)
-        # Work of this machine, a second and more on a busy one: no part of a request's time.
+            return await self._abort_upload(method, *defaults, **request)
+        # May take over a second on a busy machine, and is not part of the time of a request.
         await self._connect()
         number = 1
 
@@ -228,28 +230,28 @@ class Requests:
 
         what = "/".join(["s3:/", *(request[part] for part in ("Bucket", "Key", "Prefix") if request.get(part))])
         try:
-            reply = await persist(attempt, self._passing, self._settings, what)
+            reply = await retry(attempt, self._transient, self._settings, what)
         except OSError as error:
-            # The try before may have written the object and only its answer was lost.
+            # An earlier try may have written the object, and only its reply was lost.
             if number == 1 or "IfNoneMatch" not in request or not already_there(error):
                 raise
             there = await self("get_object", Bucket=request["Bucket"], Key=request["Key"])
             if await there["Body"].read() != request.get("Body"):
                 raise
             return {}
-        TALLY.add(bytes_written=len(request.get("Body", b"")))
+        TRAFFIC.add(bytes_written=len(request.get("Body", b"")))
         if method == "get_object":
-            TALLY.add(bytes_read=len(await reply["Body"].read()))
+            TRAFFIC.add(bytes_read=len(await reply["Body"].read()))
         return reply
 
     async def get(self, bucket: str, key: str, start: int, stop: int, etag: str) -> bytes:
-        """The bytes [start, stop) of the object with this etag; another one is refused with status 412."""
+        """The bytes [start, stop) of an object; the store replies with status 412 if its etag is another one."""
         only = {"IfMatch": etag} if etag else {}
         reply = await self("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **only)
         return bytes(await reply["Body"].read())
 
     async def _try(self, limit_s: float, method: str, *defaults: Any, **request: Any) -> Any:
-        # Joining parts takes a store time that grows with their number.
+        # A store takes a time to join parts that grows with their number.
         carried_s = len(request.get("Body", b"")) / SLOWEST_BYTES_PER_S
         carried_s += len(request.get("MultipartUpload", {}).get("Parts", ()))
         clock = asyncio.get_running_loop().time
@@ -258,49 +260,51 @@ class Requests:
                 reply = await self._call(method, *defaults, **request)
                 if method == "get_object":
                     bound.reschedule(clock() + limit_s + reply["ContentLength"] / SLOWEST_BYTES_PER_S)
-                    reply["Body"] = FetchedBody(await _arrived(reply, request.get("Range", "")))
+                    reply["Body"] = FetchedBody(await _read_body(reply, request.get("Range", "")))
                 return reply
         except TimeoutError as error:
             if bound.expired():
                 raise TimeoutError(f"no whole answer within {limit_s:.3g} s") from error
             raise
 
-    async def _tidy(self, method: str, *defaults: Any, **request: Any) -> None:
-        """One try to remove what a failed upload left: the error to report is the one that made it fail."""
-        with contextlib.suppress(OSError, *self._passing):
+    async def _abort_upload(self, method: str, *defaults: Any, **request: Any) -> None:
+        """Removes the parts of a failed upload, in one try; errors are ignored, for that of the upload is reported."""
+        with contextlib.suppress(OSError, *self._transient):
             await self._try(self._settings.connect_timeout_s, method, *defaults, **request)
 
 
 def already_there(error: OSError) -> bool:
-    """Whether a conditional write was refused because something stands at its place."""
-    return isinstance(error, FileExistsError) or answer(error)[0] == 412
+    """Whether a conditional write was refused because the object exists."""
+    return isinstance(error, FileExistsError) or error_reply(error)[0] == 412
 
 
-async def _arrived(reply: dict[str, Any], asked: str) -> bytes:
-    """The body of `reply` to a request for the range `asked` (`bytes=first-last`), checked to be all of it."""
+async def _read_body(reply: dict[str, Any], byte_range: str) -> bytes:
+    """The body of `reply` to a request for `byte_range` (`bytes=first-last`); ShortReadError if bytes are missing."""
     try:
         data: bytes = await reply["Body"].read()
     finally:
         reply["Body"].close()
-    if not asked or asked.startswith("bytes=-"):
+    if not byte_range or byte_range.startswith("bytes=-"):
         return data
-    first, _, last = asked.removeprefix("bytes=").partition("-")
+    first, _, last = byte_range.removeprefix("bytes=").partition("-")
     covered, _, total = reply.get("ContentRange", "").removeprefix("bytes ").partition("/")
-    if not covered:  # A server may ignore a range and send all.
+    if not covered:  # A server may ignore the range and send all.
         return data[int(first) : int(last) + 1 if last else None]
     if total.isdigit():
         expected = min(int(last) + 1 if last else int(total), int(total)) - int(first)
         if len(data) != expected or not covered.startswith(f"{first}-"):
-            raise ShortReadError(f"{len(data)} bytes ({covered}) came for {asked} of an object of {total}")
+            raise ShortReadError(f"{len(data)} bytes ({covered}) came for {byte_range} of an object of {total}")
     return data
 
 
 def upload(put: Callable[[], object]) -> None:
-    """Runs `put`. When the answer to the last request of an upload in parts is lost, the next try finds no such upload,
-    and nobody knows which of two objects stands: then once more."""
+    """Runs `put`, and once more when the reply to the last request of an upload in parts was lost.
+
+    The retried request then finds no such upload, and it is unknown whether the old or the new object is there.
+    """
     try:
         put()
     except FileNotFoundError as error:
-        if answer(error)[1] != "NoSuchUpload":
+        if error_reply(error)[1] != "NoSuchUpload":
             raise
         put()

@@ -1,1 +1,1 @@
-"""Immutable tars to batches in a known order: plan and windows are pure, lanes are arithmetic, the feed reads."""
+"""From shards to batches in a known order: order, lanes and windows are pure functions; the feed reads and decodes."""

@@ -1,4 +1,4 @@
-"""One batch in the making: the rows are planned and its arrays laid out, then any thread fills any of its rows."""
+"""How one batch is made: its windows are planned and its arrays allocated, then threads fill rows in any order."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _ARRAYS_KEPT = 15
 
 @dataclass(frozen=True)
 class BadWindow:
-    """A window whose bytes match their checksum but do not decode: it keeps its place with weight 0.
+    """A window whose bytes match their checksum but do not decode: it keeps its row in the batch with weight 0.
 
-    `cause` is one word, `why` a sentence; `key` and `shard` name the utterance and the tar, `step` (from 1) the update.
+    `utterance` and `number` identify the window, `key` the utterance and `shard` the tar; `step` is the update, from 1.
+    `cause` is one word, `why` a sentence.
     """
 
     utterance: int
@@ -36,11 +37,12 @@ class BadWindow:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one global batch that some lanes give, lane by lane.
+    """The rows of one global batch that come from some lanes, lane by lane.
 
-    `wave_BS` int16; after `samples_B` it is zero, or the crop of a short utterance repeated. `samples_B` is 0 for
-    padding, and for bad and excluded windows; `key_B` int64 keys every random choice; `group_B` int64 is the same for
-    windows of one group (speaker, else recording); `utterance_B` is -1 for padding.
+    `wave_BS` int16 is the audio at 16 kHz; `samples_B` is how much of each row counts: 0 for padding, and for bad and
+    excluded windows. After it, a row is zero, or repeats the crop of a short utterance. `key_B` int64 keys every random
+    choice for the window; `group_B` int64 is equal for windows of one speaker (of one recording where the speaker is
+    not known). `utterance_B` (-1 for padding) and `number_B` identify the window.
     """
 
     step: int
@@ -60,7 +62,7 @@ class Batch:
 
 
 class UnfilledBatch:
-    """The arrays of a batch (see Batch), the place of each row's window in its utterance, and what is on its way."""
+    """The arrays of a Batch before they are filled, the start of each window in its utterance, and reads under way."""
 
     def __init__(self, step: int, epoch: int, wave_BS: np.ndarray) -> None:
         self.step, self.epoch, self.wave_BS = step, epoch, wave_BS
@@ -68,10 +70,10 @@ class UnfilledBatch:
         self.start_B, self.samples_B, self.key_B, self.group_B = (np.zeros(rows, np.int64) for _ in range(4))
         self.utterance_B, self.number_B = (np.full(rows, PADDING, np.int64) for _ in range(2))
         self.member_B: list[tuple[ShardRows, int] | None] = [None] * rows
-        self.asked_B: list[Future[bytes] | None] = [None] * rows
+        self.read_B: list[Future[bytes] | None] = [None] * rows
         self.bad: list[BadWindow] = []
 
-    def batch(self) -> Batch:
+    def to_batch(self) -> Batch:
         """The batch, once every row is filled."""
         bad = tuple(sorted(self.bad, key=lambda window: (window.utterance, window.number)))
         arrays = self.wave_BS, self.samples_B, self.key_B, self.group_B, self.utterance_B, self.number_B
@@ -79,49 +81,49 @@ class UnfilledBatch:
 
 
 class WindowReader:
-    """Plans, reads and decodes windows of one shard set."""
+    """Plans, reads and decodes the windows of one shard set."""
 
     def __init__(self, shards: ShardReader, spec: WindowConfig, seed: int) -> None:
         self._shards, self._spec, self._seed = shards, spec, seed
         self._waves = _Arrays()
 
-    def draft(self, step: int, epoch: int, shard_B: np.ndarray, ordinal_B: np.ndarray) -> UnfilledBatch:
-        """A draft of these windows, -1 marking padding; members that are not on this node are on their way."""
-        draft = UnfilledBatch(step, epoch, self._waves.empty((len(shard_B), self._spec.samples)))
+    def plan(self, step: int, epoch: int, shard_B: np.ndarray, ordinal_B: np.ndarray) -> UnfilledBatch:
+        """The unfilled batch of these windows (-1: padding). Starts reading utterances that are not on this node."""
+        unfilled = UnfilledBatch(step, epoch, self._waves.empty((len(shard_B), self._spec.samples)))
         for shard in np.unique(shard_B[shard_B != PADDING]).tolist():
             here = np.flatnonzero(shard_B == shard)
             rows = self._shards.rows(shard)
-            row, number = window.numbered(window.count(self._spec, rows.samples), ordinal_B[here])
+            row, number = window.locate(window.count(self._spec, rows.samples), ordinal_B[here])
             utterance = rows.first + row
-            which = utterance, number, self._seed, epoch
-            draft.start_B[here], lengths = window.place(self._spec, rows.samples[row], *which)
-            # An excluded utterance keeps its place and counts for nothing.
-            draft.samples_B[here] = np.where(rows.excluded[row], 0, lengths)
-            draft.key_B[here] = window.keys(*which)
-            draft.group_B[here] = rows.group[row]
-            draft.utterance_B[here], draft.number_B[here] = utterance, number
+            window_id = utterance, number, self._seed, epoch
+            unfilled.start_B[here], lengths = window.span(self._spec, rows.samples[row], *window_id)
+            # An excluded utterance keeps its row, with weight 0.
+            unfilled.samples_B[here] = np.where(rows.excluded[row], 0, lengths)
+            unfilled.key_B[here] = window.keys(*window_id)
+            unfilled.group_B[here] = rows.group[row]
+            unfilled.utterance_B[here], unfilled.number_B[here] = utterance, number
             for slot, member in zip(here.tolist(), row.tolist(), strict=True):
-                if draft.samples_B[slot]:
-                    draft.member_B[slot] = rows, member
-        for slot, place in enumerate(draft.member_B):
+                if unfilled.samples_B[slot]:
+                    unfilled.member_B[slot] = rows, member
+        for slot, place in enumerate(unfilled.member_B):
             if place:
-                draft.asked_B[slot] = self._shards.ask(*place)
-        return draft
+                unfilled.read_B[slot] = self._shards.start_read(*place)
+        return unfilled
 
-    def fill(self, draft: UnfilledBatch, rows: range) -> None:
-        """Reads and decodes these rows of a draft. Raises UserError for data that cannot be had, or has changed."""
+    def fill(self, unfilled: UnfilledBatch, rows: range) -> None:
+        """Reads and decodes these rows. Raises UserError for data that cannot be read, or changed since indexing."""
         account, repeat = self._shards.account, self._spec.kind == "crop"
         for slot in rows:
-            count, wave_S = int(draft.samples_B[slot]), draft.wave_BS[slot]
-            place = draft.member_B[slot]
+            count, wave_S = int(unfilled.samples_B[slot]), unfilled.wave_BS[slot]
+            place = unfilled.member_B[slot]
             if place:
-                data = self._shards.member(*place, draft.asked_B[slot])
-                draft.asked_B[slot] = None
+                data = self._shards.member(*place, unfilled.read_B[slot])
+                unfilled.read_B[slot] = None
                 try:
-                    audio.decode_slice(data, int(draft.start_B[slot]), count, wave_S[:count])
+                    audio.decode_slice(data, int(unfilled.start_B[slot]), count, wave_S[:count])
                 except audio.AudioError as error:
-                    draft.bad.append(self._bad(draft, slot, *place, error))
-                    draft.samples_B[slot] = count = 0
+                    unfilled.bad.append(self._bad(unfilled, slot, *place, error))
+                    unfilled.samples_B[slot] = count = 0
                 account.mark("decode")
             if repeat and 0 < count < len(wave_S):
                 wave_S[:] = np.resize(wave_S[:count], len(wave_S))
@@ -129,29 +131,29 @@ class WindowReader:
                 wave_S[count:] = 0
             account.mark("collate")
 
-    def _bad(self, draft: UnfilledBatch, slot: int, rows: ShardRows, row: int, error: audio.AudioError) -> BadWindow:
+    def _bad(self, unfilled: UnfilledBatch, slot: int, rows: ShardRows, row: int, error: audio.AudioError) -> BadWindow:
         shard = self._shards.index.shards["path"][rows.shard].as_py()
         key = str(rows.table["key"][row].as_py())
-        place = int(draft.utterance_B[slot]), int(draft.number_B[slot])
-        return BadWindow(*place, error.cause, str(error), key, shard, draft.step + 1)
+        place = int(unfilled.utterance_B[slot]), int(unfilled.number_B[slot])
+        return BadWindow(*place, error.cause, str(error), key, shard, unfilled.step + 1)
 
 
 class _Arrays:
-    """int16 arrays that are used again once nobody refers to them: fresh pages cost as much as a twentieth of decoding.
+    """int16 arrays that are reused when nothing refers to them, for new pages cost a twentieth of the time of decoding.
 
-    An array that a batch, a view or a tensor still holds is never given out.
+    An array that a batch, a view or a tensor still refers to is never reused.
     """
 
     def __init__(self) -> None:
-        self._made: list[np.ndarray] = []
+        self._kept: list[np.ndarray] = []
 
     def empty(self, shape: tuple[int, int]) -> np.ndarray:
-        """An array of this shape with anything in it. For one thread."""
-        for number in range(len(self._made)):
-            if self._made[number].shape == shape and _references(self._made, number) == _UNUSED:
-                return self._made[number]
+        """An array of this shape, not cleared. For one thread."""
+        for number in range(len(self._kept)):
+            if self._kept[number].shape == shape and _references(self._kept, number) == _UNUSED:
+                return self._kept[number]
         made = np.empty(shape, np.int16)
-        self._made = [*self._made[-_ARRAYS_KEPT:], made]
+        self._kept = [*self._kept[-_ARRAYS_KEPT:], made]
         return made
 
 
@@ -159,5 +161,5 @@ def _references(arrays: list[np.ndarray], number: int) -> int:
     return sys.getrefcount(arrays[number])
 
 
-# As this interpreter counts the references to an array that the list alone holds.
+# How many references this interpreter counts for an array that only the list refers to.
 _UNUSED = _references([np.empty(0)], 0)

@@ -1,17 +1,17 @@
 """The order of an epoch, as a pure function.
 
 Theorem. Let an epoch have N windows. For every (index, window spec, seed, epoch), positions 0..N-1 map one to one onto
-the windows, and the map needs neither the number of workers nor what was read before. With lanes (stream/lanes.py) and
-chapters (stream/run_order.py), the windows of global batch t, in order, depend only on (fingerprint, seed, batch size,
-lanes, window spec, t), and an epoch has each window exactly once.
+the windows, and the map depends neither on the number of workers nor on what was read before. With lanes
+(stream/lanes.py) and chapters (stream/run_order.py), the windows of global batch t, in order, depend only on
+(fingerprint, seed, batch size, lanes, window spec, t), and an epoch has each window exactly once.
 
-Proof. The shards of an epoch stand in a permutation keyed by (seed, epoch), the windows of each shard in one keyed by
-(seed, epoch, shard). Position p belongs to the shard whose run of positions holds p, a search in the running sum of
-window counts; the rest of p numbers a window of that shard. Both steps are bijections of things that the index alone
-counts, so their composition is one. A position is reached by this arithmetic, never by reading.
+Proof. The shards of an epoch are in an order that is a permutation keyed by (seed, epoch), the windows of each shard in
+one keyed by (seed, epoch, shard). Position p is in the shard whose run of positions holds p, which a search in the
+running sum of window counts finds; the rest of p selects a window of that shard. Both steps are bijections, and all
+counts come from the index, so their composition is a bijection too. No audio is read to reach a position.
 
-Permutations are argsorts of a 64-bit integer hash, not a library's shuffle, so they are the same under every version
-of every library.
+Permutations are argsorts of a 64-bit integer hash, not the shuffle of a library, so they are the same under every
+version of every library.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _SHARD_ORDER = -1
-# Window orders kept: 64 MiB of them, some thousands of shards.
+# Window numbers kept in memory: 64 MiB, the orders of some thousand shards.
 _KEPT_WINDOWS = 1 << 23
 
 
 def mix(values: np.ndarray | int, *keys: int) -> np.ndarray:
-    """uint64 hashes of integers `values` under integer `keys`: splitmix64 (Steele et al. 2014), one round a key."""
+    """uint64 hashes of the integers `values` under integer `keys`, by splitmix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         state = np.atleast_1d(np.asarray(values)).astype(np.int64).view(np.uint64)
         for key in (*keys, 0):
@@ -40,12 +40,24 @@ def mix(values: np.ndarray | int, *keys: int) -> np.ndarray:
 
 
 def permutation(size: int, *keys: int) -> np.ndarray:
-    """int64 [size]: a keyed permutation of 0..size-1."""
+    """int64 [size]: the permutation of 0..size-1 that the keys give.
+
+    >>> permutation(5, 0).tolist(), permutation(5, 1).tolist()
+    ([1, 2, 4, 0, 3], [2, 0, 3, 1, 4])
+    """
     return np.argsort(mix(np.arange(size), *keys), kind="stable")
 
 
 class EpochOrder:
-    """The order of every epoch of a set whose shards have `windows` int64 [shards] windows."""
+    """The order of every epoch of a set whose shards have `windows` int64 [shards] windows.
+
+    >>> order = EpochOrder([2, 3], seed=0)
+    >>> for epoch in range(2):
+    ...     shard, window = order.at(epoch, np.arange(5))
+    ...     print(list(zip(shard.tolist(), window.tolist())))
+    [(1, 1), (1, 0), (1, 2), (0, 0), (0, 1)]
+    [(1, 0), (1, 2), (1, 1), (0, 0), (0, 1)]
+    """
 
     def __init__(self, windows: np.ndarray, seed: int) -> None:
         self.windows, self.seed = np.asarray(windows, np.int64), seed
@@ -55,7 +67,7 @@ class EpochOrder:
         self._kept = 0
 
     def at(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(shard, ordinal of the window in it), int64 like `positions`, of these positions, each in 0..N-1."""
+        """(shard, number of the window in it), int64, at these positions of an epoch, each in 0..N-1."""
         shards, ends = self._shard_order(epoch)
         slot = np.searchsorted(ends, positions, side="right")
         shard = shards[slot]
@@ -67,20 +79,20 @@ class EpochOrder:
         return shard, ordinal
 
     def shards_between(self, epoch: int, first: int, last: int, most: int) -> list[int]:
-        """The shards that hold positions [first, last) of an epoch, in order, at most `most` of them."""
+        """The first `most` shards, in order, that hold positions [first, last) of an epoch."""
         if first >= last:
             return []
         shards, ends = self._shard_order(epoch)
         begin, end = np.searchsorted(ends, [first, last - 1], side="right")
-        # One after the other: a lane's rest is thousands of shards, and a few are asked for.
+        # Lazily: the rest of a lane may be thousands of shards, and only a few are wanted.
         held = (int(shard) for shard in shards[begin : end + 1] if self.windows[shard])
         return list(islice(held, most))
 
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards of an epoch in order, and the position after each one's last window."""
+        """(shards of an epoch in order, the position after the last window of each)."""
         if epoch not in self._epochs:
             order = permutation(len(self.windows), self.seed, epoch, _SHARD_ORDER)
-            # A lane looks at most one epoch ahead, so two stay.
+            # Lanes need the current epoch and the next one, so two are kept.
             self._epochs = {kept: value for kept, value in self._epochs.items() if abs(kept - epoch) == 1}
             self._epochs[epoch] = order, np.cumsum(self.windows[order])
         return self._epochs[epoch]

@@ -1,4 +1,4 @@
-"""Lanes: L equal slices of the epoch's order. Ranks serve lanes, so the order does not depend on ranks."""
+"""Lanes: L equal slices of the order of an epoch. Each rank reads some lanes, so the order does not depend on ranks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ PADDING = -1
 
 @dataclass(frozen=True)
 class Lanes:
-    """How a run of global batch size B walks an epoch of N windows.
+    """How a run of global batch size B goes through an epoch of N windows (`windows`) in L lanes (`lanes`).
 
-    Lane i owns positions [iN/L, (i+1)N/L). A step takes B/L windows from each lane, so rows of the global batch stand
-    lane by lane; an epoch's last rows are padding where a lane has run out.
+    Lane i has positions [iN/L, (i+1)N/L) of the order. A step takes B/L windows from each lane; the rows of the global
+    batch are in the order of the lanes. At the end of an epoch, lanes without windows left give padding.
+
+    >>> lanes = Lanes(windows=10, lanes=2, batch=4)
+    >>> [lanes.positions(step, [0, 1])[1].tolist() for step in range(lanes.steps_per_epoch)]
+    [[0, 1, 5, 6], [2, 3, 7, 8], [4, -1, 9, -1]]
     """
 
     windows: int
@@ -26,9 +30,11 @@ class Lanes:
 
     def __post_init__(self) -> None:
         if self.batch % self.lanes:
+            below = self.batch // self.lanes * self.lanes
+            fitting = f"{below} or {below + self.lanes}" if below else f"{self.lanes}"
             raise UserError(
-                f"train.batch={self.batch} is not a multiple of train.lanes={self.lanes}: every lane gives the same "
-                "number of windows to a step"
+                f"train.batch={self.batch} is not a multiple of train.lanes={self.lanes}, but every lane gives as many "
+                f"windows to a step as the others: use train.batch={fitting}, or change train.lanes"
             )
         if self.windows < self.lanes:
             raise UserError(
@@ -38,7 +44,7 @@ class Lanes:
 
     @property
     def per_step(self) -> int:
-        """Windows a lane gives to one step."""
+        """Windows that a lane gives to one step."""
         return self.batch // self.lanes
 
     @property
@@ -47,9 +53,9 @@ class Lanes:
         return -(-longest // self.per_step)
 
     def positions(self, step: int, lanes: Sequence[int] | int) -> tuple[int, np.ndarray]:
-        """(epoch, positions of the epoch's order) that these lanes give to `step` (from 0), lane by lane.
+        """(epoch, positions in its order) that these lanes give to `step` (from 0), lane by lane.
 
-        int64 [lanes * B/L]; -1 is padding.
+        Positions are int64 [lanes * B/L]; -1 is padding.
         """
         epoch, turn = divmod(step, self.steps_per_epoch)
         lane_L = np.atleast_1d(np.asarray(lanes, np.int64))
@@ -58,17 +64,17 @@ class Lanes:
         return epoch, np.where(rows < last_L[:, None], rows, PADDING).reshape(-1)
 
     def cursors(self, step: int) -> list[list[int]]:
-        """Where every lane stands before `step`: [epoch, position]; kept in checkpoints as a cross-check of t."""
+        """[epoch, position] of every lane before `step`; checkpoints store it, to check the step against."""
         epoch, turn = divmod(step, self.steps_per_epoch)
-        return [[epoch, min(first + turn * self.per_step, last)] for first, last in map(self.owned, range(self.lanes))]
+        return [[epoch, min(first + turn * self.per_step, last)] for first, last in map(self.bounds, range(self.lanes))]
 
-    def owned(self, lane: int) -> tuple[int, int]:
-        """The positions [first, last) of every epoch that are this lane's."""
+    def bounds(self, lane: int) -> tuple[int, int]:
+        """(first, last): this lane has positions [first, last) of every epoch."""
         return self.windows * lane // self.lanes, self.windows * (lane + 1) // self.lanes
 
 
-def served(lanes: int, rank: int, world: int) -> range:
-    """The lanes of a rank: rank, rank + world, ... Any world size up to the number of lanes."""
+def lanes_of_rank(lanes: int, rank: int, world: int) -> range:
+    """The lanes of `rank` among `world` ranks: rank, rank + world, ... Raises UserError for more ranks than lanes."""
     if world > lanes:
         raise UserError(
             f"{world} workers share train.lanes={lanes} lanes and some would have none: use at most {lanes} workers, "

@@ -1,7 +1,7 @@
-"""The rows of every global batch of a run, as a pure function of its step: plan, lanes and chapters put together.
+"""The rows of every global batch of a run, as a pure function of its step: epoch order, lanes and chapters together.
 
-A run begins with one chapter. A new version of its shard set, with shards appended, enters at the edge of an epoch as a
-further chapter; the steps before it do not change.
+A chapter is a part of a run that uses one version of the shard set. A run starts with one chapter. A new version, with
+shards appended, begins another chapter at the start of an epoch; the steps before it do not change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cpcscale.stream.lanes import PADDING, Lanes
 
 @dataclass(frozen=True)
 class Chapter:
-    """From `step` on, which begins epoch `epoch`, the run walks the first `shards` shards of its set."""
+    """From `step` on, the first of epoch `epoch`, the run uses the first `shards` shards of its set."""
 
     step: int
     epoch: int
@@ -25,15 +25,18 @@ class Chapter:
 
 
 class RunOrder:
-    """What each lane gives to each step. `windows` int64 [shards]: the windows of every shard of the newest version."""
+    """Which windows each lane gives to each step.
+
+    `windows` int64 [shards] counts the windows of each shard of the newest version of the set.
+    """
 
     def __init__(
         self, windows: np.ndarray, seed: int, lanes: int, batch: int, chapters: Sequence[Chapter] = ()
     ) -> None:
         self.chapters = tuple(chapters) or (Chapter(0, 0, len(windows)),)
         self.batch, self.seed = batch, seed
-        self._plans = [EpochOrder(windows[: chapter.shards], seed) for chapter in self.chapters]
-        self._lanes = [Lanes(plan.total, lanes, batch) for plan in self._plans]
+        self._orders = [EpochOrder(windows[: chapter.shards], seed) for chapter in self.chapters]
+        self._lanes = [Lanes(order.total, lanes, batch) for order in self._orders]
 
     @property
     def lanes(self) -> Lanes:
@@ -41,51 +44,51 @@ class RunOrder:
         return self._lanes[-1]
 
     @property
-    def plan(self) -> EpochOrder:
-        """The plan of the newest chapter."""
-        return self._plans[-1]
+    def epoch_order(self) -> EpochOrder:
+        """The order of epochs in the newest chapter."""
+        return self._orders[-1]
 
     def steps_for(self, epochs: float) -> int:
-        """The steps of a run of this many epochs."""
+        """The number of steps of a run of this many epochs."""
         number = max((n for n, chapter in enumerate(self.chapters) if chapter.epoch <= epochs), default=0)
-        begun = self.chapters[number]
-        return max(1, begun.step + round((epochs - begun.epoch) * self._lanes[number].steps_per_epoch))
+        chapter = self.chapters[number]
+        return max(1, chapter.step + round((epochs - chapter.epoch) * self._lanes[number].steps_per_epoch))
 
     def rows(self, step: int, lanes: Sequence[int]) -> tuple[int, np.ndarray, np.ndarray]:
-        """(epoch, shard, ordinal of the window in it) that these lanes give to `step`, lane by lane; -1 is padding."""
-        number, begun = self._chapter(step)
-        epoch, positions = self._lanes[number].positions(step - begun.step, lanes)
-        epoch += begun.epoch
+        """(epoch, shard, number of the window in it) that these lanes give to `step`, lane by lane; -1 is padding."""
+        number, chapter = self._chapter(step)
+        epoch, positions = self._lanes[number].positions(step - chapter.step, lanes)
+        epoch += chapter.epoch
         shard, ordinal = np.full(len(positions), PADDING), np.full(len(positions), PADDING)
         real = positions != PADDING
-        shard[real], ordinal[real] = self._plans[number].at(epoch, positions[real])
+        shard[real], ordinal[real] = self._orders[number].at(epoch, positions[real])
         return epoch, shard, ordinal
 
-    def coming(self, step: int, lane: int, most: int) -> list[int]:
-        """The shards that a lane needs from `step` on, in order, this epoch's and the next's; at most `most`."""
-        coming: list[int] = []
-        for begin in (step, self.edge(step + 1)[0]):
-            if len(coming) == most:
+    def next_shards(self, step: int, lane: int, most: int) -> list[int]:
+        """The next `most` shards that a lane needs from `step` on, in order, of this epoch and the next."""
+        shards: list[int] = []
+        for first_step in (step, self.next_epoch(step + 1)[0]):
+            if len(shards) == most:
                 # The next epoch's order is as large as the set, and not needed yet.
                 break
-            number, begun = self._chapter(begin)
+            number, chapter = self._chapter(first_step)
             lanes = self._lanes[number]
-            epoch, turn = divmod(begin - begun.step, lanes.steps_per_epoch)
-            first, last = lanes.owned(lane)
+            epoch, turn = divmod(first_step - chapter.step, lanes.steps_per_epoch)
+            first, last = lanes.bounds(lane)
             start = first + turn * lanes.per_step
-            coming += self._plans[number].shards_between(begun.epoch + epoch, start, last, most)
-        return list(dict.fromkeys(coming))[:most]
+            shards += self._orders[number].shards_between(chapter.epoch + epoch, start, last, most)
+        return list(dict.fromkeys(shards))[:most]
 
     def cursors(self, step: int) -> list[list[int]]:
-        """Where every lane stands before `step`: [epoch, position]; kept in checkpoints as a cross-check of t."""
-        number, begun = self._chapter(step)
-        return [[epoch + begun.epoch, place] for epoch, place in self._lanes[number].cursors(step - begun.step)]
+        """[epoch, position] of every lane before `step`; checkpoints store it, to check the step against."""
+        number, chapter = self._chapter(step)
+        return [[epoch + chapter.epoch, place] for epoch, place in self._lanes[number].cursors(step - chapter.step)]
 
-    def edge(self, step: int) -> tuple[int, int]:
-        """(step, epoch) of the first edge of an epoch at or after `step`."""
-        number, begun = self._chapter(step)
-        spans = -(-(step - begun.step) // self._lanes[number].steps_per_epoch)
-        return begun.step + spans * self._lanes[number].steps_per_epoch, begun.epoch + spans
+    def next_epoch(self, step: int) -> tuple[int, int]:
+        """(step, epoch) of the first epoch that starts at or after `step`."""
+        number, chapter = self._chapter(step)
+        spans = -(-(step - chapter.step) // self._lanes[number].steps_per_epoch)
+        return chapter.step + spans * self._lanes[number].steps_per_epoch, chapter.epoch + spans
 
     def _chapter(self, step: int) -> tuple[int, Chapter]:
         number = max(n for n, chapter in enumerate(self.chapters) if chapter.step <= step)

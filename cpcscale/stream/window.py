@@ -1,4 +1,4 @@
-"""Windows: how utterances of any length become training units of one length. Pure; counted from the index alone."""
+"""Windows: utterances of any length become training examples of one length. Pure; only the index is needed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _CROP = -2
 
 @dataclass(kw_only=True)
 class WindowConfig:
-    """Which windows an utterance has."""
+    """How utterances are divided into windows."""
 
-    # tile: all of a long utterance, every sample used. crop: one window an utterance at a keyed place (the paper).
+    # tile: consecutive windows that cover all of an utterance. crop: one window at a keyed random place (the paper).
     kind: Literal["tile", "crop"] = "tile"
-    # Length of every window; shorter utterances are padded, and no padding is learnt from.
+    # Length of every window in seconds; shorter utterances are padded, and padding does not count in the loss.
     seconds: float = 10.0
 
     def __post_init__(self) -> None:
@@ -27,28 +27,33 @@ class WindowConfig:
 
     @property
     def samples(self) -> int:
-        """S, the length of every window."""
+        """S, the length of every window in samples at 16 kHz."""
         return round(self.seconds * audio.RATE_HZ)
 
 
 def count(spec: WindowConfig, samples: np.ndarray) -> np.ndarray:
-    """int64 [utterances]: the number of windows of utterances with these lengths; at least one each."""
+    """int64 [utterances]: how many windows utterances of these lengths (samples at 16 kHz) have; at least one each.
+
+    >>> lengths = np.array([8_000, 160_000, 200_000])
+    >>> count(WindowConfig(seconds=10), lengths).tolist(), count(WindowConfig(kind="crop"), lengths).tolist()
+    ([1, 1, 2], [1, 1, 1])
+    """
     if spec.kind == "crop":
         return np.ones(len(samples), dtype=np.int64)
     return np.maximum(1, -(-samples // spec.samples)).astype(np.int64)
 
 
-def place(
+def span(
     spec: WindowConfig, samples: np.ndarray, utterance: np.ndarray, number: np.ndarray, seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(start, length) in samples of windows `number` of these utterances, whose lengths are `samples`.
+    """(start, length) in samples of window `number` of each `utterance`, which has `samples` samples.
 
-    A tile's last window ends with the utterance and overlaps its neighbour; only an utterance shorter than a window
-    gives a shorter length.
+    The last tile ends with the utterance and overlaps the one before; only an utterance shorter than a window gives a
+    shorter length.
     """
     room = np.maximum(0, samples - spec.samples)
     if spec.kind == "crop":
-        # The high bits times the range, so that every start is as likely as the next.
+        # The high bits times the range, so that every start is equally likely.
         fraction = (mix(utterance, seed, epoch, _CROP) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
         start = np.floor(fraction * (room + 1)).astype(np.int64)
     else:
@@ -57,18 +62,21 @@ def place(
 
 
 def per_shard(counts: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """int64 [shards]: the windows of each shard, from the `counts` of its utterances; `bounds` as Index.bounds."""
+    """int64 [shards]: the windows of each shard; `counts` are those of utterances, `bounds` is as Index.bounds."""
     ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return np.diff(ends[bounds])
 
 
-def numbered(counts: np.ndarray, ordinal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(utterance of the shard, window number), int64, of the windows `ordinal` of a shard with these `counts`."""
+def locate(counts: np.ndarray, ordinal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(utterance in the shard, window number in it), int64, of windows numbered over a shard.
+
+    `counts` are the windows of each utterance of the shard.
+    """
     ends = np.cumsum(counts)
     row = np.searchsorted(ends, ordinal, side="right")
     return row, ordinal - (ends[row] - counts[row])
 
 
 def keys(utterance: np.ndarray, number: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """int64 [windows]: the key of every random choice made for a window: a function of (seed, epoch, window id)."""
+    """int64 [windows]: the key for all random choices of each window, a function of (seed, epoch, window)."""
     return mix(utterance, seed, epoch).view(np.int64) ^ mix(number, seed, epoch, 1).view(np.int64)

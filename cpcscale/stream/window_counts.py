@@ -1,4 +1,4 @@
-"""How many windows each shard has: one streaming pass over the utterances' lengths, kept for large sets."""
+"""Counts the windows of each shard in one pass over the lengths of utterances; large sets keep the result on disk."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cpcscale.shards.index import Index
 from cpcscale.stream import window
 from cpcscale.stream.window import WindowConfig
 
-# Below this a pass takes well under a second.
+# With fewer utterances, a pass takes well under a second.
 _KEPT_FROM = 1_000_000
 
 
 def shard_windows(index: Index, spec: WindowConfig, kept_in: Path | None = None) -> np.ndarray:
-    """int64 [shards]: the windows of each shard. Memory is that of one part of the index.
+    """int64 [shards]: the windows of each shard. Needs the memory of one part of the index.
 
-    A large set's counts are kept in the folder `kept_in`, by fingerprint and window spec.
+    Counts of a large set are stored in the folder `kept_in`, by fingerprint and window spec, and read from there.
     """
     if spec.kind == "crop":
         return index.shards["utterances"].to_numpy()
@@ -32,15 +32,15 @@ def shard_windows(index: Index, spec: WindowConfig, kept_in: Path | None = None)
                 return counts
     counts = np.zeros(index.shards.num_rows, np.int64)
     for first, samples in index.samples_by_part():
-        # The part ends where its rows end; shards without utterances at its edges have no windows.
+        # `last` is where the rows of the part end; shards without utterances there have no windows.
         last = int(np.searchsorted(index.bounds, index.bounds[first] + len(samples), side="right")) - 1
         bounds = index.bounds[first : last + 1] - index.bounds[first]
         counts[first:last] = window.per_shard(window.count(spec, samples), bounds)
     if kept:
-        # Kept to save a pass, and no reason to stop where it cannot be.
+        # Storing only saves a later pass: failing to is no error.
         with contextlib.suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)
-            aside = kept.with_name(f".{kept.name}.{os.getpid()}.tmp.npy")
-            np.save(aside, counts, allow_pickle=False)
-            aside.replace(kept)
+            temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp.npy")
+            np.save(temporary, counts, allow_pickle=False)
+            temporary.replace(kept)
     return counts

@@ -1,1 +1,1 @@
-"""The one door to MLflow: writing a run, keeping what a store that is away has missed, reading runs back."""
+"""All use of MLflow: writing runs, keeping records while the tracking store is away, reading runs back."""

@@ -1,10 +1,10 @@
-"""Records on their way to a store that may be away: queued in order, sent in batches by one thread, never lost unsaid.
+"""Sends records to a tracking store that may be away: a queue, sent in order and in batches by one thread.
 
-The rule of a resumed run: for each metric key the store holds a prefix of what was logged, because records leave in
-order and through one thread. So a record enters exactly when its step is above the highest one known for *its own
-key*: keys of another cadence (`heldout_*`) do not hold each other back, and a step of which the death of the process
-let only some keys through is completed, not repeated. A batch that is sent again after a lost answer keeps its
-timestamps, by which the store knows it.
+No record is lost without a warning. A resumed run logs no step twice: because one thread sends records in order, the
+store always holds a prefix of each metric key's records. So a record is sent only if its step is above the highest
+step that the store has for the *same key*. Keys that are logged at different intervals (`heldout_*`) do not block each
+other, and a step of which only some keys were sent before the process died is completed, not repeated. A batch that is
+sent again after a lost answer keeps its timestamps, by which the store recognises it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ logger = logging.getLogger(__name__)
 SEND_EVERY_S = 2.0
 RETRY_AT_MOST_S = 30.0
 CLOSE_WAIT_S = 20.0
-BATCH_VALUES = 1000  # the most metric values that one MLflow call takes
-QUEUE_VALUES = 100_000  # about 20 MB; from then on only every second (fourth, ...) value of each key is kept
+# The most metric values that one MLflow call takes.
+BATCH_VALUES = 1000
+# About 20 MB. A longer queue is thinned: only every second (fourth, ...) value of each key is kept.
+QUEUE_VALUES = 100_000
 
-Record = tuple[str, float, int, int]  # key, value, timestamp in ms, step
+# (key, value, timestamp in ms, step)
+Record = tuple[str, float, int, int]
 
 
 class StoreAwayError(Exception):
@@ -38,22 +41,22 @@ class StoreAwayError(Exception):
 
 
 class Sink(Protocol):
-    """Where records go. Every method raises StoreAwayError when the store does not answer."""
+    """A store that takes records. Every method raises StoreAwayError when the store does not answer."""
 
     def last_values(self) -> dict[str, tuple[int, float]]:
-        """Step and value of the newest record by key."""
+        """{key: (step, value)} of the newest records."""
 
     def send_values(self, records: list[Record]) -> None:
         """Stores at most BATCH_VALUES records, all or none; the same records twice are stored once."""
 
     def send_artifact(self, name: str, data: bytes) -> None:
-        """Stores one file, replacing what had this name."""
+        """Stores one file; replaces a file of the same name."""
 
 
 class Outbox:
-    """What one run has still to send. `spill_url` is where it is kept when the process ends and the store is away.
+    """The records that one run has still to send. They are written to `spill_url` if the store is away at the end.
 
-    Nothing is sent or kept while `allowed` says no.
+    Nothing is sent or written while `allowed()` is false.
     """
 
     def __init__(self, run_id: str, sink: Sink, spill_url: str | None, allowed: Callable[[], bool]) -> None:
@@ -61,11 +64,13 @@ class Outbox:
         self._sink = sink
         self._spill_url = spill_url
         self._allowed = allowed
-        self._known: dict[str, int] | None = None  # the highest step by key; None until the store was asked
+        # The highest step by key; None until the store was asked.
+        self._known: dict[str, int] | None = None
         self._values: deque[Record] = deque()
         self._in_flight: list[Record] = []
         self._seen: Counter[str] = Counter()
-        self._stride = 1  # of each key's values, those that enter the queue; more than 1 in a long outage
+        # Only every n-th value of each key enters the queue; more than 1 in a long outage.
+        self._stride = 1
         self._artifacts: dict[str, bytes] = {}
         self._lock, self._sending, self._wake = threading.Lock(), threading.Lock(), threading.Event()
         self._away = self._spilled = self._closed = False
@@ -73,7 +78,7 @@ class Outbox:
         threading.Thread(target=self._run, name="tracking", daemon=True).start()
 
     def put(self, records: list[Record]) -> None:
-        """Queues records; those of one key must come with rising steps, others are dropped."""
+        """Queues records. Steps of one key must rise; a record whose step does not is dropped."""
         with self._lock:
             for record in records:
                 if self._seen[record[0]] % self._stride == 0:
@@ -94,14 +99,17 @@ class Outbox:
             self._wake.set()
 
     def flush(self) -> bool:
-        """True when all is sent; else it is kept at `spill_url`. A store that is known to be away is not tried."""
+        """Sends all; if that fails, writes the rest to `spill_url`. Returns whether all was sent.
+
+        Does not try a store that is known to be away.
+        """
         if not self._away and self.send():
             return True
         self._spill()
         return False
 
     def close(self, last: Callable[[], None]) -> bool:
-        """Sends the rest and runs `last`, trying for CLOSE_WAIT_S; True when that succeeded. The outbox ends here."""
+        """Sends the rest, runs `last` and ends the outbox. Returns whether that succeeded within CLOSE_WAIT_S."""
         deadline = time.monotonic() + CLOSE_WAIT_S
         while not (sent := self.send(last)) and time.monotonic() < deadline:
             time.sleep(1)
@@ -112,7 +120,10 @@ class Outbox:
         return sent
 
     def send(self, last: Callable[[], None] | None = None) -> bool:
-        """Sends all there is, then runs `last`; False when it may not, or, with one warning, when the store is away."""
+        """Sends all records, then runs `last`. Returns False if it is not allowed to, or if the store is away.
+
+        Warns once when the store goes away.
+        """
         with self._sending:
             if not self._allowed():
                 return False
@@ -130,7 +141,8 @@ class Outbox:
                 logger.info("the tracking store answers again: all records are sent")
             self._away, self._stride = False, 1
             if self._spilled and self._spill_url:
-                with contextlib.suppress(UserError):  # what it holds is known to the store, so it may as well stay
+                # If it cannot be removed, it may stay: the store has all its records.
+                with contextlib.suppress(UserError):
                     storage.remove(self._spill_url)
                 self._spilled = False
             return True
@@ -152,7 +164,7 @@ class Outbox:
             self._in_flight = []
 
     def _take(self, known: dict[str, int]) -> list[Record]:
-        """The next records that the store has not, at most one batch."""
+        """The next records that the store does not have, at most one batch."""
         fresh: list[Record] = []
         with self._lock:
             while self._values and len(fresh) < BATCH_VALUES:
@@ -182,7 +194,7 @@ class Outbox:
             logger.warning("unsent records of run %s could not be kept: %s", self._run_id, error)
 
     def _restore(self) -> None:
-        """Takes up what an earlier process of this run could not send."""
+        """Queues the records that an earlier process of this run could not send."""
         note = read_json(self._spill_url) if self._spill_url else {}
         if note.get("run_id") == self._run_id:
             self._spilled = True
@@ -191,12 +203,12 @@ class Outbox:
 
 
 def always() -> bool:
-    """For a run that nobody else writes to."""
+    """The `allowed` of a run that no other process writes to."""
     return True
 
 
 def read_json(url: str) -> dict[str, Any]:
-    """The JSON object at `url`; empty when there is none, or (with a warning) when it is not one."""
+    """The JSON object at `url`; empty when there is no file, or, with a warning, when it is not a JSON object."""
     try:
         content = json.loads(storage.read(url))
     except storage.NotFoundError:
@@ -204,13 +216,13 @@ def read_json(url: str) -> dict[str, Any]:
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        logger.warning("%s is not a JSON object: left aside", url)
+        logger.warning("%s is not a JSON object and is ignored: move it away", url)
         return {}
     return content
 
 
 def _every_second(records: Iterable[Record]) -> Iterator[Record]:
-    """Half the records of each key: a curve at half its resolution is worth more than one with a hole."""
+    """Every second record of each key: a curve at half its resolution is better than one with a gap."""
     seen: Counter[str] = Counter()
     for record in records:
         seen[record[0]] += 1

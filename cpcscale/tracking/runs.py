@@ -1,4 +1,4 @@
-"""Tracked runs read back: what the comparison and the report are made of."""
+"""Reads tracked runs from the store, for `cpcscale compare` and its report."""
 
 from __future__ import annotations
 
@@ -13,42 +13,48 @@ from cpcscale.tracking.tracker import (
     PARENT_TAG,
     TrackingConfig,
     connect,
-    from_store,
+    decode_value,
     last_values_of,
+    read_artifact,
     sqlite_path,
+    store_errors,
     store_uri,
-    stored_file,
-    usable,
 )
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """One run as the store has it; its curves and files are read when asked for."""
+    """One run of the store; its metric histories and files are read on request."""
 
     run_id: str
     name: str
-    kind: str  # pretrain, finetune, sweep, trial, fold, reproduce or evaluate
-    status: str  # RUNNING, FINISHED, FAILED, KILLED
+    # pretrain, finetune, sweep, trial, fold, reproduce or evaluate
+    kind: str
+    # RUNNING, FINISHED, FAILED or KILLED
+    status: str
     experiment: str
-    tags: dict[str, str]  # MLflow's own left out
+    # Without MLflow's own tags.
+    tags: dict[str, str]
     params: dict[str, str]
-    metrics: dict[str, float]  # the last value of each key
-    steps: dict[str, int]  # the step of that value
-    started_s: float  # seconds since 1970
+    # The last value of each key, and its step.
+    metrics: dict[str, float]
+    steps: dict[str, int]
+    # Seconds since 1970.
+    started_s: float
     ended_s: float | None
     parent: str | None
-    children: int  # runs that name this one as their parent
+    # The number of runs that name this one as their parent.
+    children: int
     client: Any = field(repr=False, compare=False)
 
     def history(self, key: str) -> list[tuple[int, float]]:
-        """All (step, value) of a metric by rising step; empty for an unknown key. NaN and infinities as they are."""
+        """All (step, value) of a metric by rising step, with NaN and infinities; empty for an unknown key."""
         points = self.client.get_metric_history(self.run_id, key)
-        return sorted((point.step, from_store(point.value)) for point in points)
+        return sorted((point.step, decode_value(point.value)) for point in points)
 
     def artifact(self, name: str) -> bytes | None:
-        """The bytes of one of the run's files, or None when there is no such file."""
-        return stored_file(self.client, self.run_id, name)
+        """The bytes of one of the run's artifacts, or None when there is no such file."""
+        return read_artifact(self.client, self.run_id, name)
 
     def tag(self, name: str) -> str:
         """The value of the tag `cpcscale.NAME`, empty when it is not set."""
@@ -56,10 +62,10 @@ class TrackedRun:
 
 
 def read_runs(config: TrackingConfig, *, children: bool = False) -> list[TrackedRun]:
-    """The runs of the experiment, newest first, without (by default) those that are parts of another: trials and folds.
-    A fine-tuning is a whole one, below a reproduction too.
+    """The runs of the experiment, newest first; trials and folds, which are parts of another run, only with `children`.
 
-    Raises UserError when the store cannot be reached or holds no run of cpcscale.
+    A fine-tuning below a reproduction is listed in any case. Raises UserError when the store cannot be reached or holds
+    no run of cpcscale.
     """
     uri = store_uri(config)
     nothing = UserError(
@@ -67,9 +73,10 @@ def read_runs(config: TrackingConfig, *, children: bool = False) -> list[Tracked
         f"`cpcscale finetune` first, or name another store in MLFLOW_TRACKING_URI"
     )
     path = sqlite_path(uri)
-    if path and not path.exists():  # connecting would make it
+    # Connecting would create the file.
+    if path and not path.exists():
         raise nothing
-    with usable(config):
+    with store_errors(config):
         client = connect(config)
         experiment = client.get_experiment_by_name(config.experiment)
         found = list(_all_runs(client, experiment.experiment_id)) if experiment else []

@@ -1,6 +1,6 @@
-"""The one door to MLflow: one run for one experiment, across restarts.
+"""Writes runs to MLflow: one MLflow run for one run folder, across restarts.
 
-The rule by which a resumed run never logs a step twice stands in outbox.py; runs.py reads what is written here.
+outbox.py ensures that a resumed run never logs a step twice; runs.py reads what is written here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cpcscale import storage
-from cpcscale.config import choose, redact, redacted
+from cpcscale.config import check_choice, redact, redacted
 from cpcscale.errors import UserError
 from cpcscale.tracking.outbox import Outbox, Record, StoreAwayError, always, read_json
 
@@ -31,22 +31,22 @@ logger = logging.getLogger(__name__)
 LOCAL_URI = "sqlite:///runs/mlflow.db"
 _SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 PARENT_TAG = "mlflow.parentRunId"
-_VALUE_CHARACTERS = 6000  # MLflow's limit for a parameter; a tag may have 8000
+_VALUE_CHARACTERS = 6000  # MLflow's limit for a parameter; a tag may have 8000.
 
-# An absent server must cost seconds (MLflow's own defaults: minutes), and nothing is reported to anyone.
+# An absent server costs seconds instead of minutes; no telemetry; no URL on stdout, where --json prints JSON alone.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a verb with --json ends with one object and nothing else
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-for _key, _default in _ENVIRONMENT.items():  # read when MLflow is imported, which is later and inside functions
+for _key, _default in _ENVIRONMENT.items():  # MLflow reads them when it is imported, later, inside functions.
     os.environ.setdefault(_key, _default)
-# They report at length what is said here in one line.
+# Loggers that are silenced: they print at length what this module reports in one line.
 _CHATTER = ("mlflow", "alembic", "urllib3.connectionpool")
-# What a store answers when the record itself is at fault: sending it again cannot help.
+# Error codes that mean that the record itself is invalid: sending it again cannot help.
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 
 
@@ -56,20 +56,24 @@ class StoreError(UserError):
 
 @dataclass
 class TrackingConfig:
-    experiment: str = "cpcscale"  # the MLflow experiment that all runs share
-    uri: str = ""  # empty: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db below the current folder
+    """The MLflow store and experiment that runs are tracked in."""
+
+    # The MLflow experiment that all runs share.
+    experiment: str = "cpcscale"
+    # The store's address; empty: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db below the current folder.
+    uri: str = ""
 
     def __post_init__(self) -> None:
         if not self.experiment.strip():
             raise UserError("tracking.experiment is empty: name the MLflow experiment, for example cpcscale")
 
     def resolved(self) -> TrackingConfig:
-        """The same store with its address written out and absolute, for a process that stands in another folder."""
+        """The same store with its address absolute, for a process with another working directory."""
         return TrackingConfig(self.experiment, store_uri(self))
 
 
 class Tracker:
-    """One MLflow run, open for writing. Only `start` raises when the store is away; the rest keep and send later."""
+    """One MLflow run, open for writing. Only `start` raises when the store is away; records are kept and sent later."""
 
     def __init__(self, client: Any, run_id: str, run_dir: str | None, allowed: Callable[[], bool] = always) -> None:
         self.run_id = run_id
@@ -91,20 +95,19 @@ class Tracker:
         patient: bool = False,
         allowed: Callable[[], bool] = always,
     ) -> Tracker:
-        """Goes on with the run named in `run_dir/run.json` when the store still has it, else makes one, named there.
+        """Opens the run named in `run_dir/run.json` if the store still has it, else creates one and names it there.
 
-        Tags are written anew; params once: one that changed keeps its first value and is named in the tag
-        `cpcscale.changed`. Raises StoreError (a UserError) when the store cannot be used, unless `patient` (a worker
-        started again) and there is a run to go on with: then its records wait for the store. Nothing is sent or kept
-        while `allowed` says no: the run may be another process's by now.
+        Tags are overwritten. Params keep their first value; those that have changed are listed in the tag
+        `cpcscale.changed`. Raises StoreError when the store cannot be used, unless `patient` and the run exists: then
+        its records wait for the store. Nothing is sent or kept while `allowed()` is false.
         """
         note_url = storage.join(run_dir, "run.json") if run_dir else None
         note = read_json(note_url) if note_url else {}
         known_id = str(note["run_id"]) if note.get("kind") == kind and note.get("run_id") else None
         try:
             client, experiment_id = _prepare(config)
-            with usable(config):
-                # With its kind from the start: a driver killed just now leaves a run that is found again.
+            with store_errors(config):
+                # Created with its kind, so that a run whose driver is killed right now is still listed.
                 first = {"cpcscale.kind": kind} | ({PARENT_TAG: parent} if parent else {})
                 run = _active_run(client, known_id) or client.create_run(experiment_id, run_name=name, tags=first)
                 _describe(client, run, {**tags, "cpcscale.kind": kind}, params)
@@ -119,32 +122,32 @@ class Tracker:
         return cls(client, run.info.run_id, run_dir, allowed)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Queues the values of one step, sent within about 2 s; a value whose key already has this step is dropped."""
+        """Queues the values of one step, to be sent within about 2 s. Keys that already have this step are skipped."""
         now_ms = int(time.time() * 1000)
         self._outbox.put([(key, float(value), now_ms, int(step)) for key, value in metrics.items()])
 
     def tag(self, name: str, value: str) -> None:
-        """Sets the tag `cpcscale.NAME`; lost when the store is away, so for what is told elsewhere too."""
+        """Sets the tag `cpcscale.NAME`. A tag is lost when the store is away: keep its content elsewhere too."""
         with contextlib.suppress(StoreAwayError):
             self._sink.send_tag(f"cpcscale.{name}", _shown(name, value))
 
     def artifact(self, name: str, data: str | bytes) -> None:
-        """Queues one file (a plain name, or a path below the run's artifacts), replacing what had this name."""
+        """Queues one file (`name` may be a path below the run's artifacts); replaces a file of the same name."""
         self._outbox.put_artifact(name, data.encode() if isinstance(data, str) else data)
 
     def flush(self) -> bool:
-        """True when all that was logged is in the store; else it is kept in `run_dir/unsent.json` for the next start.
+        """Sends all records. Returns False if that fails; they are then in `run_dir/unsent.json` for the next start.
 
-        Called when a checkpoint is published, it makes the records up to that step outlive the process.
+        Called when a checkpoint is published, so that the records up to that step survive the process.
         """
         return self._outbox.flush()
 
     def finish(self, status: str, summary: Mapping[str, float] | None = None) -> None:
-        """Sends the rest and closes the run as FINISHED, FAILED or KILLED; waits about 20 s at most for the store.
+        """Sends the rest and closes the run as FINISHED, FAILED or KILLED; waits at most about 20 s for the store.
 
-        A summary value stands at the run's last step, or one later when its key has another value there.
+        Summary values are logged at the run's last step, or one step later if the key has another value there.
         """
-        choose("status", status, ("FINISHED", "FAILED", "KILLED"))
+        check_choice("status", status, ("FINISHED", "FAILED", "KILLED"))
         values = {key: float(value) for key, value in (summary or {}).items()}
         if not self._outbox.close(lambda: self._sink.end(status, values)):
             kept = f"kept in {self._unsent_url} for the next start" if self._unsent_url else "lost (it has no run_dir)"
@@ -152,7 +155,7 @@ class Tracker:
 
 
 def environment_tags() -> dict[str, str]:
-    """Where the code comes from and runs: git commit and dirty flag (when in a checkout), versions, platform."""
+    """Tags for reproducing a run: git commit and dirty flag (in a checkout), versions, platform."""
     tags = {"cpcscale.python": platform.python_version(), "cpcscale.platform": platform.platform()}
     for package in ("cpcscale", "torch", "ray"):
         with contextlib.suppress(PackageNotFoundError):
@@ -165,38 +168,38 @@ def environment_tags() -> dict[str, str]:
 
 
 class _MlflowSink:
-    """Stores the records of one run; what the store refuses for good is reported and dropped."""
+    """Stores the records of one run; a record that the store refuses for good is dropped with a warning."""
 
     def __init__(self, client: Any, run_id: str) -> None:
         self._client = client
         self._run_id = run_id
 
     def last_values(self) -> dict[str, tuple[int, float]]:
-        with _answering("the last values"):
+        with _send_errors("the last values"):
             return last_values_of(self._client.get_run(self._run_id))
         return {}
 
     def send_values(self, records: list[Record]) -> None:
         from mlflow.entities import Metric
 
-        with _answering(f"{len(records)} metric values"):
+        with _send_errors(f"{len(records)} metric values"):
             metrics = [Metric(key, value, at_ms, step) for key, value, at_ms, step in records]
             self._client.log_batch(self._run_id, metrics=metrics)
 
     def send_tag(self, key: str, value: str) -> None:
-        with _answering(f"the tag {key}"):
+        with _send_errors(f"the tag {key}"):
             self._client.set_tag(self._run_id, key, value)
 
     def send_artifact(self, name: str, data: bytes) -> None:
         import tempfile
 
         folder, _, file_name = name.rpartition("/")
-        with tempfile.TemporaryDirectory() as place, _answering(f"the artifact {name}"):
+        with tempfile.TemporaryDirectory() as place, _send_errors(f"the artifact {name}"):
             Path(place, file_name).write_bytes(data)
             self._client.log_artifact(self._run_id, str(Path(place, file_name)), folder or None)
 
     def end(self, status: str, summary: dict[str, float]) -> None:
-        last = self.last_values()  # another process, a worker, may have logged to this run meanwhile
+        last = self.last_values()  # A worker process may have logged to this run meanwhile.
         top, now_ms = max((step for step, _ in last.values()), default=0), int(time.time() * 1000)
         records: list[Record] = []
         for key, value in summary.items():
@@ -204,12 +207,12 @@ class _MlflowSink:
             if known is None or not (known == value or (math.isnan(known) and math.isnan(value))):
                 records.append((key, value, now_ms, max(top, step + 1)))
         self.send_values(records)
-        with _answering("the final status"):
+        with _send_errors("the final status"):
             self._client.set_terminated(self._run_id, status)
 
 
 def store_uri(config: TrackingConfig) -> str:
-    """The address of the store, a local one absolute. Raises StoreError for what MLflow does not take."""
+    """The address of the store, a local one made absolute. Raises StoreError if MLflow does not take it."""
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI", "") or LOCAL_URI
     scheme, separator, rest = uri.partition("://")
     if (not separator and scheme != "databricks") or scheme.split("+")[0] not in _SCHEMES:
@@ -221,12 +224,12 @@ def store_uri(config: TrackingConfig) -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of a local store, None for any other."""
+    """The file of a local store; None for any other store."""
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
 
 
 def connect(config: TrackingConfig) -> Any:
-    """An MLflow client of the store. It has no active run, so that threads and runs do not meet."""
+    """An MLflow client of the store. It has no active run, so threads and runs do not interfere."""
     from mlflow.tracking import MlflowClient
 
     for name in _CHATTER:
@@ -235,13 +238,13 @@ def connect(config: TrackingConfig) -> Any:
 
 
 def _prepare(config: TrackingConfig) -> tuple[Any, str]:
-    """A client and the id of the experiment; the tables of a local store are made here, by one process at a time."""
+    """(client, id of the experiment). Creates the tables of a local store, one process at a time."""
     path = sqlite_path(store_uri(config))
     if path and storage.in_job_folder(path):
         logging.getLogger(__name__).warning(
             "the tracking store %s lies in the job's temporary folder: name one by MLFLOW_TRACKING_URI to keep it", path
         )
-    with usable(config), _alone(path) if path else contextlib.nullcontext():
+    with store_errors(config), _locked(path) if path else contextlib.nullcontext():
         client = connect(config)
         return client, _experiment(client, config.experiment, path)
 
@@ -249,7 +252,7 @@ def _prepare(config: TrackingConfig) -> tuple[Any, str]:
 def _experiment(client: Any, name: str, path: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    # A local store keeps its files beside its table, wherever the next command is run from.
+    # Absolute, so that a local store keeps artifacts beside its database wherever a command is run from.
     artifacts = str(path.parent / "mlartifacts") if path else None
     if (experiment := client.get_experiment_by_name(name)) is None:
         try:
@@ -264,8 +267,8 @@ def _experiment(client: Any, name: str, path: Path | None) -> str:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Holds the lock beside a sqlite file, after refusing what MLflow would retry for minutes."""
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the lock of an sqlite file. Refuses a file of another kind, which MLflow would retry for minutes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size:
         with path.open("rb") as file:
@@ -277,8 +280,8 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def usable(config: TrackingConfig) -> Iterator[None]:
-    """Turns a store's failures into one StoreError."""
+def store_errors(config: TrackingConfig) -> Iterator[None]:
+    """Turns the errors of MLflow and its store into a StoreError."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -292,13 +295,13 @@ def usable(config: TrackingConfig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _answering(what: str) -> Iterator[None]:
-    """Passes over, with a warning, what the store refuses for good; raises StoreAwayError for all else."""
+def _send_errors(what: str) -> Iterator[None]:
+    """Turns the errors of a store into StoreAwayError; if it refuses a record for good, warns and drops the record."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
-    except ImportError as error:  # the store keeps its files where a client library is missing here
+    except ImportError as error:  # A client library for the store's artifact location is missing here.
         logger.warning("the tracking store cannot take %s: %s", what, _brief(error))
     except (MlflowException, OSError) as error:
         if getattr(error, "error_code", "") not in _REFUSALS:
@@ -307,7 +310,7 @@ def _answering(what: str) -> Iterator[None]:
 
 
 def _active_run(client: Any, run_id: str | None) -> Any | None:
-    """The run, open again, or None when the store has it no more."""
+    """The run, set to RUNNING again, or None when the store no longer has it."""
     from mlflow.exceptions import MlflowException
 
     if run_id is None:
@@ -339,11 +342,11 @@ def _describe(client: Any, run: Any, tags: Mapping[str, str], params: Mapping[st
 
 
 def _shown(key: str, value: Any) -> str:
-    """A value as it is stored: secrets replaced, cut to what MLflow takes."""
+    """A value as it is stored: secrets replaced, cut to the length that MLflow takes."""
     return redact(str(redacted(key, value)))[:_VALUE_CHARACTERS]
 
 
-def stored_file(client: Any, run_id: str, name: str) -> bytes | None:
+def read_artifact(client: Any, run_id: str, name: str) -> bytes | None:
     """The bytes of one of a run's artifacts, or None when there is no such file."""
     import tempfile
 
@@ -357,11 +360,11 @@ def stored_file(client: Any, run_id: str, name: str) -> bytes | None:
 def last_values_of(run: Any) -> dict[str, tuple[int, float]]:
     """Step and value of the newest record of each metric of an MLflow run."""
     # Through the message form, because `data.metrics` leaves the steps out.
-    return {metric.key: (metric.step, from_store(metric.value)) for metric in run.data.to_proto().metrics}
+    return {metric.key: (metric.step, decode_value(metric.value)) for metric in run.data.to_proto().metrics}
 
 
-def from_store(stored: float) -> float:
-    """MLflow keeps an infinity as the largest float of its sign."""
+def decode_value(stored: float) -> float:
+    """The value that was logged: MLflow stores an infinity as the largest float of its sign."""
     return math.copysign(math.inf, stored) if abs(stored) >= sys.float_info.max else stored
 
 

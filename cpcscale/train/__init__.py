@@ -1,1 +1,1 @@
-"""One rank's work: batches to updates. Runs under Ray Train, torchrun, a test or alone; knows none of them."""
+"""The training loop of one rank: batches to updates. Works the same under Ray Train, torchrun, a test or alone."""

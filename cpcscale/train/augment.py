@@ -1,13 +1,13 @@
-"""Audio with effects added: noise, reverberation, dropped frequency bands and dropped time spans.
+"""Adds effects to waveforms: noise, reverberation, dropped frequency bands and dropped time spans.
 
-Past-only augmentation (Kharitonov et al. 2020, arXiv 2007.00991): the context c comes from the augmented waveform, the
-latents z that it is compared with from the clean one. Two laws make that safe here:
+Past-only augmentation (Kharitonov et al. 2020, arXiv 2007.00991): the context c is computed from the augmented
+waveform, the latents z that it predicts from the clean one. Two rules make that safe here:
 
-- Keyed: what happens to a row follows from its key alone, never from a generator, the other rows or their order.
-- Causal: sample s of the result is a function of samples 0..s of the row, so c_t learns nothing of the frames that it
-  predicts. Filters therefore have minimum phase or a direct path first, and the level of the noise goes by the power so
-  far. Convolutions are by FFT in fp64, whose rounding lets later samples through at 1e-15 of the largest one: too
-  little for fp32 to hold, but for a last bit here and there.
+- Keyed: the effects of a row depend only on its key, never on a random generator, other rows or their order.
+- Causal: sample s of the result depends only on samples 0..s of the row, so c_t learns nothing about the frames that it
+  predicts. Filters therefore have minimum phase or start with the direct path, and the noise level follows the mean
+  power so far. Convolutions use FFTs in fp64. Their rounding leaks later samples at 1e-15 of the largest one, which
+  fp32 cannot hold except for a last bit here and there.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from cpcscale import audio
 from cpcscale.errors import UserError
 from cpcscale.objective.hash_random import bounded, hashed, uniform
 
-# Each effect's name in the hash, away from the objective's, which are small and positive.
+# Each effect's number in the hash, apart from those of the objective, which are small and positive.
 _REVERB, _NOISE, _BAND, _TIME = range(-104, -100)
-# Noise lies above this, as most octaves of pink noise would else be below hearing.
+# Noise starts here: otherwise most octaves of pink noise would be inaudible.
 _NOISE_FROM_HZ = 20.0
-# Dropped bands lie between these; a lower edge rings longer, an upper one has no place below the Nyquist frequency.
+# Dropped bands lie in this range: lower edges ring longer, and higher ones pass the Nyquist frequency.
 _BAND_HZ = (100.0, 7_900.0)
 _BAND_ORDER = 4
 
@@ -38,34 +38,34 @@ _BAND_ORDER = 4
 class EffectsConfig:
     """Each effect's probability for a row, and the range that its strength is drawn from evenly."""
 
-    # Where the effects stand in a config, as errors name them.
+    # The prefix of these keys in a config, for error messages.
     PLACE: ClassVar[str] = "augment"
     # A pitch shifter, removed after 0.1.
     REMOVED: ClassVar[dict[str, Any]] = {"pitch_p": 0.0, "pitch_cents": [-300.0, 300.0]}
 
-    # Noise beside the speech.
+    # Probability of added noise, whose colour is drawn between white and pink.
     noise_p: float = 0.5
-    # Power of the row so far over that of the noise; its colour lies anywhere between white and pink.
+    # Signal-to-noise ratio in dB: mean power of the row up to each sample over that of the noise.
     noise_snr_db: list[float] = field(default_factory=lambda: [5.0, 20.0])
-    # A room around it.
+    # Probability of reverberation.
     reverb_p: float = 0.5
     # Seconds in which the reverberation falls by 60 dB.
     reverb_rt60_s: list[float] = field(default_factory=lambda: [0.1, 0.6])
-    # Energy of the direct path over that of the reverberation.
+    # Energy of the direct path over that of the reverberation, in dB.
     reverb_direct_db: list[float] = field(default_factory=lambda: [0.0, 12.0])
-    # A band of frequencies is missing.
+    # Probability that one band of frequencies is dropped.
     band_drop_p: float = 0.25
-    # Width of the band that is dropped; where it begins is drawn evenly on the mel scale.
+    # Width of the dropped band in Hz; its lower edge is drawn evenly on the mel scale.
     band_drop_hz: list[float] = field(default_factory=lambda: [100.0, 1000.0])
-    # A span of time is missing.
+    # Probability that one span of time is set to zero.
     time_drop_p: float = 0.25
-    # Length of the span that is set to zero.
+    # Length of that span in seconds.
     time_drop_s: list[float] = field(default_factory=lambda: [0.01, 0.05])
 
     def __post_init__(self) -> None:
         for name in ("noise_p", "reverb_p", "band_drop_p", "time_drop_p"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{self.PLACE}.{name}={getattr(self, name)} is no probability: give 0 to 1")
+                raise UserError(f"{self.PLACE}.{name}={getattr(self, name)} is not a probability: give 0 to 1")
         for name, least, most in (
             ("noise_snr_db", -60.0, 120.0),
             ("reverb_rt60_s", 0.01, 5.0),
@@ -76,25 +76,25 @@ class EffectsConfig:
             ends = getattr(self, name)
             if len(ends) != 2 or not least <= ends[0] <= ends[1] <= most:
                 raise UserError(
-                    f"{self.PLACE}.{name}={ends} is no range: give [low, high] within {least:g} to {most:g}"
+                    f"{self.PLACE}.{name}={ends} is not a valid range: give [low, high] within {least:g} to {most:g}"
                 )
 
 
 @dataclass(kw_only=True)
 class AugmentConfig(EffectsConfig):
-    """What the contexts of a pretraining hear."""
+    """The effects on the audio from which a pretraining computes its contexts."""
 
-    # Whether contexts come from augmented audio at all; the encoder then runs twice. The paper's recipe has none.
+    # Whether contexts come from augmented audio; if so, the encoder runs twice. The paper's recipe has none.
     past: bool = False
 
 
-def augmented(wave_BS: Tensor, key_B: Tensor, samples_B: Tensor, config: EffectsConfig) -> Tensor:
-    """float32 [B, S]: each row with the effects its key draws, in the order of sound: voice, room, microphone, channel.
+def add_effects(wave_BS: Tensor, key_B: Tensor, samples_B: Tensor, config: EffectsConfig) -> Tensor:
+    """float32 [B, S]: each row with the effects that its key draws, in the order of reverberation, noise, band, time.
 
-    `key_B` and `samples_B` are on the CPU, where it is drawn which rows are changed: a GPU need not say how many. Of
-    row b the first samples_B[b] samples are real; the rest is 0 in the result. A row is the same alone and in any
-    batch, on any device, bit for bit in what is drawn and where time is dropped, else to the rounding of fp32. Rows
-    that draw no effect come back bit for bit. Not scaled: noise and reverberation add to the level.
+    The first samples_B[b] samples of row b are real; the rest is 0 in the result. `key_B` and `samples_B` are on the
+    CPU: rows are chosen there, so that the host need not wait for a GPU. A row gets the same effects alone, in any
+    batch and on any device: the same draws and dropped spans, samples equal up to fp32 rounding. Rows that draw no
+    effect are returned bit for bit. The level is not rescaled: noise and reverberation add to it.
     """
     effects = (
         (_REVERB, config.reverb_p, _reverb),
@@ -115,13 +115,13 @@ def augmented(wave_BS: Tensor, key_B: Tensor, samples_B: Tensor, config: Effects
 
 @dataclass(frozen=True)
 class _Draws:
-    """The random numbers of one effect for B rows, numbered from 0, and the rows' lengths."""
+    """The random numbers of one effect for B rows, by number from 0, and the rows' lengths."""
 
     key_B: Tensor
     samples_B: Tensor
 
     def of(self, rows: Tensor, device: torch.device) -> _Draws:
-        """Those of these rows, on the device."""
+        """The draws of these rows alone, on the device."""
         key_B, samples_B = (each[rows].to(device, non_blocking=True) for each in (self.key_B, self.samples_B))
         return _Draws(key_B, samples_B)
 
@@ -138,16 +138,16 @@ class _Draws:
 
     def white(self, number: int, samples: int) -> Tensor:
         """float64 [B, samples]: white noise of unit power."""
-        return white(self.bits(number), samples)
+        return white_noise(self.bits(number), samples)
 
 
-def white(key_B: Tensor, samples: int) -> Tensor:
-    """float64 [B, samples]: white noise of unit power, even over its range, that follows from each row's key."""
+def white_noise(key_B: Tensor, samples: int) -> Tensor:
+    """float64 [B, samples]: white noise of unit power, uniformly distributed, a function of each row's key."""
     place_S = torch.arange(samples, device=key_B.device)
     return (uniform(hashed(key_B.unsqueeze(1), place_S)).double() - 0.5) * math.sqrt(12)
 
 
-def coloured(white_BS: Tensor, tilt_B: Tensor) -> Tensor:
+def coloured_noise(white_BS: Tensor, tilt_B: Tensor) -> Tensor:
     """float64 [B, S]: noise whose power falls as f^-tilt above 20 Hz, with none below: 0 is white, 1 pink."""
     samples = white_BS.shape[1]
     hz_F = torch.fft.rfftfreq(samples, 1 / audio.RATE_HZ, dtype=torch.float64, device=white_BS.device)
@@ -159,15 +159,15 @@ def coloured(white_BS: Tensor, tilt_B: Tensor) -> Tensor:
 def _noise(wave_BS: Tensor, draws: _Draws, config: EffectsConfig) -> Tensor:
     samples = wave_BS.shape[1]
     snr_B, tilt_B = draws.between(1, config.noise_snr_db), draws.share(2)
-    # It knows nothing of the row.
-    noise_BS = coloured(draws.white(3, samples), tilt_B)
+    # The noise itself is independent of the row's samples: it stays causal.
+    noise_BS = coloured_noise(draws.white(3, samples), tilt_B)
     counts_S = torch.arange(1, samples + 1, device=wave_BS.device)
     power_BS = wave_BS.double().square().cumsum(1) / counts_S
     return wave_BS + noise_BS * (power_BS * 10 ** (-snr_B.unsqueeze(1) / 10)).sqrt()
 
 
 def _reverb(wave_BS: Tensor, draws: _Draws, config: EffectsConfig) -> Tensor:
-    """The direct path at 1, then exponentially decaying noise from the next sample on (Polack 1988)."""
+    """Convolves with the direct path at 1, then exponentially decaying noise from the next sample on (Polack 1988)."""
     rt60_B, direct_B = draws.between(1, config.reverb_rt60_s), draws.between(2, config.reverb_direct_db)
     taps = round(config.reverb_rt60_s[1] * audio.RATE_HZ)
     place_L = torch.arange(taps, device=wave_BS.device)
@@ -195,8 +195,8 @@ def _time_drop(wave_BS: Tensor, draws: _Draws, config: EffectsConfig) -> Tensor:
 def band_stop(low_B: Tensor, high_B: Tensor, taps: int) -> Tensor:
     """float64 [B, taps]: the impulse responses of 8-pole Butterworth band-stops with these edges in Hz, `taps` even.
 
-    As scipy.signal.butter designs them (bilinear transform, edges warped), from their frequency response in closed
-    form, so that rows of any edges are made at once. Minimum phase; what rings on after `taps` wraps round.
+    Designed as by scipy.signal.butter (bilinear transform, warped edges), but from the closed form of the frequency
+    response, so that rows with different edges are made at once. Minimum phase; ringing beyond `taps` wraps around.
     """
     low_B1, high_B1 = (torch.tan(math.pi * edge_B.unsqueeze(1) / audio.RATE_HZ) for edge_B in (low_B, high_B))
     warped_F = torch.tan(math.pi * torch.arange(taps // 2 + 1, dtype=torch.float64, device=low_B.device) / taps)
@@ -210,7 +210,7 @@ def band_stop(low_B: Tensor, high_B: Tensor, taps: int) -> Tensor:
 
 
 def _convolved(wave_BS: Tensor, response_BL: Tensor) -> Tensor:
-    """float64 [B, S]: the first S samples of the rows convolved each with its own causal response."""
+    """float64 [B, S]: the first S samples of each row convolved with its own causal response."""
     size = next_fast_len(wave_BS.shape[1] + response_BL.shape[1] - 1, real=True)
     product = torch.fft.rfft(wave_BS.double(), size) * torch.fft.rfft(response_BL, size)
     return torch.fft.irfft(product, size)[:, : wave_BS.shape[1]]

@@ -1,6 +1,6 @@
-"""Checkpoints of a run in memory: what they hold, how they are read back and put in place. Nothing is unpickled.
+"""Checkpoints in memory: what they hold, how they are read, and how a network and an optimiser are restored from them.
 
-Their files are those of files.py; which of them count is said by the run's ledger (ledger.py).
+runs/checkpoint_files.py defines their files, runs/ledger.py which checkpoints of a run are valid. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from cpcscale.runs.checkpoint_files import STATE, TENSORS
 from cpcscale.runs.ledger import Ledger, RunState
 from cpcscale.runs.probe_log import Probes, ProbeSet
 from cpcscale.train.ema import Ema
-from cpcscale.train.ema import weights as ema_weights
+from cpcscale.train.ema import mean_weights as ema_weights
 
 log = logging.getLogger(__name__)
 
-# By the name of their file: `model`, `objective`, `optimizer`, and whatever else a run has.
+# {file: {name: tensor}}; the files are `model`, `objective`, `optimizer` and, with a running mean, `ema`.
 Tensors = Mapping[str, Mapping[str, Tensor]]
 _NETWORK = "model."
 
 
 @dataclass
 class RunPosition:
-    """What of a run is neither weights nor config: where it stands and what it has seen.
+    """The state of a run beside its weights and config: its step and what it has seen so far.
 
-    A field is set anew or added to; what was put into one is never changed.
+    Values inside a field are replaced or added, never changed in place.
     """
 
     # Updates done; the data position t of the run.
@@ -49,45 +49,46 @@ class RunPosition:
     fingerprint: str
     # Recipe.identity() of the run.
     identity: dict[str, Any]
-    # Order.chapters of the run, as [step, epoch, shards]; empty: one chapter of the whole set.
+    # RunOrder.chapters as [step, epoch, shards]; empty: one chapter with all shards.
     chapters: list[list[int]] = field(default_factory=list)
-    # (epoch, position) of every lane before `step`: a cross-check of t.
+    # (epoch, position) of every lane before `step`: a cross-check of `step`.
     cursors: list[list[int]] = field(default_factory=list)
     audio_s: float = 0.0
-    # Updates skipped, those of them that were not finite, and windows whose audio does not decode.
+    # Updates skipped, how many of them because of a loss or gradient that is not finite, windows that do not decode.
     skipped: int = 0
     nonfinite: int = 0
     bad: int = 0
     bad_windows: list[dict[str, Any]] = field(default_factory=list)
-    # The loss scale of fp16, empty otherwise.
+    # The state of fp16's loss scaler, empty otherwise.
     scaler: dict[str, Any] = field(default_factory=dict)
-    # The metrics of `step`, so that a finished run can state its result again.
+    # The metrics of `step`, from which a finished run can return its result again.
     metrics: dict[str, float] = field(default_factory=dict)
     # The newest logged [step, metrics], for a tracker that missed some when its process died.
     records: list[list[Any]] = field(default_factory=list)
 
     def copied(self) -> RunPosition:
-        """The position as it is now, whatever is added to this one later."""
+        """A snapshot, which later additions to this position do not change."""
         return dataclasses.replace(self, **{each.name: copy.copy(getattr(self, each.name)) for each in fields(self)})
 
 
 @dataclass(frozen=True)
 class RestoredCheckpoint:
-    """A verified checkpoint in memory."""
+    """A verified checkpoint in memory: {file: {name: tensor}} and its position."""
 
     url: str
     tensors: dict[str, dict[str, Tensor]]
     position: RunPosition
-    # What the run's checkpoints were probed on, as a dict; empty when they were not.
+    # The ProbeSet of the run as a dict; empty when the run was not probed.
     probe_set: dict[str, Any] = field(default_factory=dict)
 
 
-def contents(
+def checkpoint_files_of(
     tensors: Tensors, position: RunPosition, spec: object, probe_set: ProbeSet | None = None
 ) -> dict[str, bytes]:
-    """The files of a checkpoint by name; `spec` is the config of the run, whose secrets are left out.
+    """{name: bytes} of the files of a checkpoint.
 
-    `probe_set` is what its checkpoints are probed on: whoever holds one may have chosen it by that.
+    `spec` is the config of the run; secrets are left out. `probe_set` is stored so that a later evaluation can tell
+    that the checkpoint may have been chosen by its score on this set.
     """
     state = {
         "saved_at_s": time.time(),
@@ -100,23 +101,23 @@ def contents(
     return {**found, STATE: json.dumps(state).encode()}
 
 
-def newest(ledger: Ledger, state: RunState) -> RestoredCheckpoint | None:
-    """The newest whole checkpoint of this state of a run, or None; a torn one is skipped with a warning.
+def load_newest(ledger: Ledger, state: RunState) -> RestoredCheckpoint | None:
+    """The newest whole checkpoint of this state of a run, or None. Skips torn ones with a warning.
 
-    A store that fails raises.
+    Raises UserError when the store fails.
     """
     for checkpoint in reversed(state.checkpoints):
         try:
-            return read(ledger.url(checkpoint))
+            return load_checkpoint(ledger.url(checkpoint))
         except checkpoint_files.TornError as error:
-            log.warning("skipping a checkpoint: %s", error)
+            log.warning("skipping a torn checkpoint: %s", error)
     return None
 
 
-def read(url: str) -> RestoredCheckpoint:
-    """The checkpoint in folder `url`, every file checked against the marker. Raises TornError when it is not whole."""
-    found = checkpoint_files.contents(url)
-    state = checkpoint_files.parsed(url, found[STATE])
+def load_checkpoint(url: str) -> RestoredCheckpoint:
+    """The checkpoint in folder `url`, every file checked against its hash. Raises TornError when it is torn."""
+    found = checkpoint_files.read_files(url)
+    state = checkpoint_files.parse_state(url, found[STATE])
     position, probe_set = state["position"], state.get("probe_set") or {}
     try:
         tensors = {
@@ -129,11 +130,11 @@ def read(url: str) -> RestoredCheckpoint:
         raise UserError(f"{url} holds a position that cannot be read: {error}") from None
 
 
-def tensors_of(
+def collect_tensors(
     contrast: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None
 ) -> dict[str, dict[str, Tensor]]:
-    """What `restore` puts back, no copies: the network `contrast.model`, what the objective has beside it, Adam's state
-    as `parameter number.key`, and the mean weights where there are some."""
+    """The tensors of a checkpoint by file, not copied: the network (`contrast.model`), other state of `contrast`, the
+    optimiser's state as `PARAMETER_NUMBER.KEY`, and with `ema` the mean weights. `restore` puts them back."""
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "objective": {}, "optimizer": {}}
     for name, tensor in contrast.state_dict().items():
         part = "model" if name.startswith(_NETWORK) else "objective"
@@ -146,7 +147,7 @@ def tensors_of(
 def restore(
     restored: RestoredCheckpoint, contrast: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None
 ) -> None:
-    """Puts the weights, the optimiser's state and the mean weights back in place."""
+    """Loads the weights, the optimiser's state and the mean weights from a checkpoint."""
     network = {f"{_NETWORK}{name}": tensor for name, tensor in restored.tensors["model"].items()}
     contrast.load_state_dict(network | restored.tensors["objective"])
     state: dict[int, dict[str, Tensor]] = {}
@@ -161,9 +162,9 @@ def restore(
 def load_encoder(url: str, which: Literal["newest", "best"] = "newest") -> tuple[CPC, dict[str, Any]]:
     """(network, metadata) of a pretraining run's newest whole checkpoint or its best, or of one checkpoint folder.
 
-    The weights are the run's running mean, where it has one. The metadata has `url`, `step`, `fingerprint`, `audio_s`
-    and `identity`; `probe_set`, what the run was probed on, empty when it was not; and how the checkpoint was `chosen`:
-    newest, best by loss, best by probe, or by name. Raises UserError when there is none.
+    The weights are the running mean if the run has one. The metadata holds `url`, `step`, `fingerprint` (of the shard
+    set), `audio_s`, `identity` (of the recipe), `probe_set` (empty when the run was not probed) and how the checkpoint
+    was `chosen`: "newest", "best by loss", "best by probe" or "by name". Raises UserError when there is none.
     """
     restored, chosen = _chosen(url, which)
     if restored is None:
@@ -182,22 +183,24 @@ def load_encoder(url: str, which: Literal["newest", "best"] = "newest") -> tuple
 
 
 def _chosen(url: str, which: Literal["newest", "best"]) -> tuple[RestoredCheckpoint | None, str]:
-    """The checkpoint that is meant, and how it was chosen."""
+    """The checkpoint that `url` and `which` name, and how it was chosen."""
     if storage.exists(storage.join(url, checkpoint_files.MARKER)):
-        return read(url), "best by probe" if _is_best_by_probe(url) else "by name"
+        return load_checkpoint(url), "best by probe" if _is_best_by_probe(url) else "by name"
     ledger = Ledger(url)
     state = ledger.head()
     if which == "newest" or not state.checkpoints:
-        return newest(ledger, state), "newest"
+        return load_newest(ledger, state), "newest"
     best = Probes(url).best(state)
     if best is None:
         figure = "held-out loss" if state.best_by == "loss" else "probe"
-        raise UserError(f"no checkpoint of {url} has a {figure} to be the best by: take the newest, or name one")
-    return read(ledger.url(best)), f"best by {state.best_by}"
+        raise UserError(
+            f"no checkpoint of {url} has a {figure}, so none is the best: use the newest, or name a checkpoint"
+        )
+    return load_checkpoint(ledger.url(best)), f"best by {state.best_by}"
 
 
 def _is_best_by_probe(url: str) -> bool:
-    """Whether the run of the checkpoint in this folder keeps it as its best, by a probe."""
+    """Whether the checkpoint in this folder is the best of its run, chosen by a probe."""
     run_dir, _, folder = storage.absolute(url).rstrip("/").rpartition("/checkpoints/")
     if not run_dir:
         return False

@@ -1,4 +1,4 @@
-"""The device of a rank: tensors brought to it without waiting, and where its time goes."""
+"""The device of a rank: asynchronous copies to it, and a timeline of what it spends its time on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cpcscale.time_by_name import TimeByName
 
 
 class DeviceCopies:
-    """Copies tensors of the host to a device; on a GPU in a stream of their own, beside the work of the last update.
+    """Copies tensors from the host to a device; on a GPU in a separate stream, during the previous update.
 
-    The host returns at once, and the GPU's own stream goes on when the copies are there. What is copied is pinned
-    first, in memory that torch's allocator keeps and gives out again only when the copy out of it is over.
+    The call returns at once; the GPU's current stream waits for the copies. Tensors are pinned first, and torch's
+    allocator reuses the pinned memory only when the copy out of it is done.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,7 +23,7 @@ class DeviceCopies:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The tensors on the device; themselves, where that is the CPU."""
+        """The tensors on the device; on the CPU, the tensors themselves."""
         if self._stream is None:
             return tensors
         with torch.cuda.stream(self._stream):
@@ -31,28 +31,28 @@ class DeviceCopies:
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
         for tensor in moved:
-            # Its memory is the copying stream's, which must not have it back while the other one reads.
+            # The memory belongs to the copying stream, which must not reuse it while the current stream reads it.
             tensor.record_stream(current)
         return moved
 
 
 class Timeline(Protocol):
-    """Seconds by phase, which add up to the time from the first mark to the last."""
+    """Adds up seconds by phase, from the first mark to the last."""
 
     def mark(self, name: str) -> None:
         """Counts the time since the last mark as `name`."""
 
     def seconds(self) -> dict[str, float]:
-        """The sums so far, once a GPU has come to the last mark."""
+        """The sums so far. Waits until a GPU has reached the last mark."""
 
 
-def timeline(device: torch.device) -> Timeline:
-    """That of the GPU, where there is one: what the main thread does while the GPU works is not waited for."""
+def make_timeline(device: torch.device) -> Timeline:
+    """A timeline of the device: on a GPU of its stream's work, on a CPU of the main thread."""
     return _GpuTimeline(device) if device.type == "cuda" else TimeByName()
 
 
 class _GpuTimeline:
-    """Marks are events in the current stream, whose times are read late: a mark waits for nothing."""
+    """Marks are CUDA events in the current stream, read only in `seconds`, so a mark never waits."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -1,4 +1,4 @@
-"""How much may go wrong before a run stops, and the words in which it does."""
+"""The error budgets of a run: how many updates may be not finite and how many windows may fail to decode."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def check_finite(position: RunPosition, recipe: Recipe) -> None:
         )
 
 
-def too_many_bad(position: RunPosition, recipe: Recipe, seen: int) -> bool:
-    """Whether more than a share of feed.bad_budget of the windows seen did not decode."""
+def exceeds_bad_budget(position: RunPosition, recipe: Recipe, seen: int) -> bool:
+    """Whether more than the share feed.bad_budget of `seen` windows did not decode."""
     return position.bad > recipe.feed.bad_budget * seen
 
 
-def bad_error(position: RunPosition, recipe: Recipe, seen: int) -> UserError:
-    """The error that says so, with the causes and the worst shards among `position.bad_windows`."""
+def bad_windows_error(position: RunPosition, recipe: Recipe, seen: int) -> UserError:
+    """The error for an exceeded feed.bad_budget, with the causes and the worst shards of `position.bad_windows`."""
     return UserError(
         f"{position.bad} windows do not decode, past feed.bad_budget={recipe.feed.bad_budget} of {seen}, "
         f"{_worst(position.bad_windows)}: leave them out with `cpcscale index --exclude`, or raise the budget"
@@ -34,7 +34,7 @@ def bad_error(position: RunPosition, recipe: Recipe, seen: int) -> UserError:
 
 
 def _worst(windows: list[dict[str, Any]]) -> str:
-    """The causes, and the shards with most of the bad windows, in words."""
+    """A phrase with the causes, and the shards with most of the bad windows."""
     causes = Counter(bad["cause"] for bad in windows).most_common()
     shards = Counter(bad["shard"] for bad in windows).most_common(3)
     listed = ", ".join(f"{shard} ({count})" for shard, count in shards)

@@ -1,4 +1,4 @@
-"""The figures of a run: what a lap is logged with (rates, stall account, memory, traffic), and the summary."""
+"""The metrics of a run: rates, time account, memory and traffic since the last log line, and the final summary."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from cpcscale.train.time_account import TimeTotals, memory_peak_bytes, utilisati
 def log_metrics(
     lap: TimeTotals, traffic: TrafficCounts, flops_per_audio_s: float, precision: str, ranks: Ranks
 ) -> dict[str, float]:
-    """Means over ranks of `TimeTotals.rates` and `TimeTotals.shares`, and `memory_peak_mib` of the rank that has most.
+    """Means over ranks of `TimeTotals.rates` and `TimeTotals.shares`, and the largest `memory_peak_mib` of any rank.
 
-    Where known, `mfu`: the FLOPs that the model's formula counts (`flops_per_audio_s` forward, 3 times that to train)
-    over the device's peak. And `store_*`, the traffic of all ranks and their feeders since this start, when there was
-    any. Alike on all ranks, who call it together.
+    Adds `mfu` (model FLOPs utilisation) if the device's peak is known: the model's FLOPs (`flops_per_audio_s` forward,
+    3 times that to train) over the peak. Adds `store_*`, the traffic of all ranks and their feeders since the start, if
+    there was any. All ranks call this together and get the same values.
     """
     own = lap.rates() | lap.shares()
     moved = [traffic.bytes_read, traffic.bytes_written, traffic.requests, traffic.retries]
     totals = ranks.sum(torch.tensor([*own.values(), *moved], dtype=torch.float64)).tolist()
     values = {name: total / ranks.world for name, total in zip(own, totals, strict=False)}
-    peak = ranks.most(torch.tensor(memory_peak_bytes(ranks.device), dtype=torch.float64))
+    peak = ranks.max(torch.tensor(memory_peak_bytes(ranks.device), dtype=torch.float64))
     values["memory_peak_mib"] = float(peak) / 2**20
     mfu = utilisation(ranks.device, precision, 3 * flops_per_audio_s * values["audio_s_per_s"] / ranks.world)
     if mfu is not None:
@@ -39,18 +39,18 @@ def log_metrics(
 
 
 def feed_seconds(by_name: Mapping[str, float]) -> tuple[float, float]:
-    """Of the seconds of a feed's threads, those with the store and those that make batches of what it gave."""
+    """(seconds that a feed's threads spent reading the store, seconds spent verifying, decoding and collating)."""
     return by_name.get("fetch", 0.0), sum(by_name.get(name, 0.0) for name in ("verify", "decode", "collate"))
 
 
 def summary(
     position: RunPosition, total: TimeTotals, chance: float, checkpoint: str | None, validations: Sequence[str]
 ) -> dict[str, Any]:
-    """A finished run: steps, loss, accuracy_mean, accuracy_chance, audio_s, audio_s_per_s, data_wait_share, time and
-    hidden (the Stalls.shares of this rank), memory_peak_mib, mfu, checkpoint, skipped_updates, bad_windows, and the
-    scores of each validation set."""
+    """The result of a finished run: steps, loss, accuracy_mean, accuracy_chance, audio_s, audio_s_per_s,
+    data_wait_share, time and hidden (`TimeTotals.shares` of this rank), memory_peak_mib, mfu, checkpoint,
+    skipped_updates, bad_windows, and the scores of each validation set."""
     metrics = position.metrics
-    # A run that was finished already has no rates of its own; its last ones stand in the checkpoint.
+    # A run that was already finished made no update: its rates are those in the checkpoint.
     rates = {**total.rates(), **total.shares()} if total.audio_s else metrics
     return {
         "steps": position.step,

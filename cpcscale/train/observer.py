@@ -1,4 +1,4 @@
-"""Who watches a run, and what a run is asked from outside while it goes on."""
+"""The interfaces of a run to the outside: an observer that is told of events, and requests to save or to stop."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
-    """Who watches a run; called on rank 0 alone.
+    """Is told of the events of a run, on rank 0 only.
 
-    `replayed` gives metrics that a checkpoint carries when a run goes on: the observer may have died without them.
-    `quarantined` gives all windows so far that do not decode, when there are new ones. `saved` comes when a checkpoint
-    is published, some steps after the one that it is of.
+    `replayed` passes metrics from a checkpoint when a run resumes: an earlier observer may have died before it stored
+    them. `quarantined` passes all windows so far that do not decode, when there are new ones. `saved` is called when a
+    checkpoint was published, some steps after the step it belongs to.
     """
 
     def note(self, text: str) -> None: ...
@@ -26,7 +26,7 @@ class Observer(Protocol):
 
 
 class SilentObserver:
-    """The observer of a run that nobody watches."""
+    """An observer that ignores all events but logs notes at debug level."""
 
     def note(self, text: str) -> None:
         log.debug(text)
@@ -39,29 +39,29 @@ class SilentObserver:
 
 
 class StoppedError(Exception):
-    """The run was asked to stop and has, behind a checkpoint of its last step."""
+    """The run was asked to stop, and stopped after a checkpoint of its last step."""
 
 
 class RunRequests:
-    """What rank 0 was asked so far, by any thread; `number` says it to the other ranks along with a step's counts."""
+    """Requests to rank 0 from any thread. `number` encodes them; it is sent to the other ranks with a step's counts."""
 
     def __init__(self) -> None:
         self._saves, self._stop = 0, False
 
     def save(self) -> None:
-        """Asks for one checkpoint after the step under way."""
+        """Asks for a checkpoint after the current step."""
         self._saves += 1
 
     def stop(self) -> None:
-        """Asks for one, and for no step after it."""
+        """Asks for a checkpoint after the current step, and to stop then."""
         self._stop = True
 
     @property
     def number(self) -> int:
-        """0 when nothing was asked, another number after each that was."""
+        """0 without requests; changes with each request."""
         return 2 * self._saves + self._stop
 
 
 def asks_to_stop(number: int) -> bool:
-    """Whether a Notices of this number was asked to stop."""
+    """Whether this `RunRequests.number` contains a request to stop."""
     return bool(number % 2)

@@ -15,64 +15,67 @@ from cpcscale.errors import UserError
 
 @dataclass(kw_only=True)
 class OptimConfig:
-    """How weights follow gradients; the defaults are the paper's: plain Adam at a constant rate."""
+    """The optimiser and its schedule; the defaults are the paper's: plain Adam at a constant rate."""
 
-    # adam: weight decay is an L2 term in the gradient (the paper). adamw: it shrinks the weights apart from the
-    # gradient (Loshchilov and Hutter 2019).
+    # adam: weight decay is an L2 term in the gradient (the paper). adamw: weight decay is decoupled from the gradient
+    # (Loshchilov and Hutter 2019).
     kind: Literal["adam", "adamw"] = "adam"
-    # The peak rate, at the end of the warm-up.
+    # Peak learning rate, reached at the end of the warm-up.
     learning_rate: float = 2e-4
-    # How strongly weights are drawn to 0.
+    # Weight decay, as `kind` applies it.
     weight_decay: float = 1e-5
-    # What Adam's running means of the gradient and of its square keep at each update.
+    # Decay rates of Adam's running means of the gradient and of its square.
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    # Added to the root of the mean square, so that a gradient of nearly 0 makes no large update.
+    # Adam's epsilon: added to the root of the mean square, so that gradients near 0 make no large update.
     eps: float = 1e-8
     # Updates of linear warm-up before the schedule.
     warmup_steps: int = 0
-    # From the end of the warm-up to the last step: the peak rate, half a cosine down, or a line down.
+    # The rate from the end of the warm-up to the last step: constant, half a cosine down, or linear down.
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    # Where cosine and linear end, as a share of the peak rate.
+    # The rate at the end of cosine and linear, as a share of the peak rate.
     final_share: float = 0.0
-    # Global gradient norm above which gradients are scaled down; 0: never.
+    # Largest global gradient norm; larger gradients are scaled down to it. 0: no clipping.
     clip_norm: float = 0.0
-    # Factor of the rate for the encoder's parameters; 0 freezes them.
+    # Factor of the learning rate for the encoder's parameters; 0 freezes them.
     encoder_rate: float = 1.0
-    # Whether biases, the weights of norms and a learnt temperature decay like all others.
+    # Whether weight decay also applies to biases, the weights of norms and a learnt temperature.
     decay_norms_and_biases: bool = True
-    # What the running mean of the weights keeps at each update (see Ema); 0: there is none.
+    # Decay of the running mean of the weights (EMA), which validations and evaluations then use; 0: no mean.
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
         config.at_least(0, **{"optim.weight_decay": self.weight_decay, "optim.warmup_steps": self.warmup_steps})
         config.at_least(0, **{"optim.clip_norm": self.clip_norm, "optim.learning_rate": self.learning_rate})
         config.at_least(0, **{"optim.encoder_rate": self.encoder_rate, "optim.final_share": self.final_share})
-        # fp32 holds nothing less, and the step of a gradient of 0 would be 0 / 0.
+        # Anything smaller is 0 in fp32, and the update for a gradient of 0 would be 0 / 0.
         config.at_least(torch.finfo(torch.float32).tiny, **{"optim.eps": self.eps})
         if self.final_share > 1:
             raise UserError(f"optim.final_share={self.final_share} would end above the peak rate: give 1 or less")
         if len(self.betas) != 2:
-            raise UserError(f"optim.betas={self.betas} are not two: one for the mean, one for the mean square")
+            raise UserError(f"optim.betas={self.betas} must be two numbers: for the mean and for the mean square")
         for name, kept in (("betas", self.betas[0]), ("betas", self.betas[1]), ("ema_decay", self.ema_decay)):
             if not 0 <= kept < 1:
-                raise UserError(f"optim.{name} has {kept}, which makes no running mean: give 0 or more, below 1")
+                raise UserError(f"optim.{name} has {kept}, which is not a decay rate: give 0 or more, below 1")
 
 
-def build(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW over all parameters of `model` in the groups of `groups`, by torch's fused kernel.
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW over all parameters of `model` in the groups of `parameter_groups`, by torch's fused kernel.
 
-    The model is on its device already. Every group carries `rate_factor`: its rate at a step is `learning_rate` of
-    that step times this factor. Without a setting that parts them there is one group, in the model's order.
+    The model must already be on its device. Every group has a `rate_factor`: its rate at a step is `learning_rate` at
+    that step times this factor. If no setting separates parameters, there is one group, in the model's order.
     """
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     betas = (config.betas[0], config.betas[1])
-    return kinds[config.kind](groups(model, config), lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
+    return kinds[config.kind](
+        parameter_groups(model, config), lr=config.learning_rate, betas=betas, eps=config.eps, fused=True
+    )
 
 
-def groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Every parameter once, those alike in rate and weight decay together, as an optimiser takes them.
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameter groups for a torch optimiser: parameters with the same rate and weight decay share a group.
 
-    The encoder is the part of that name, at whatever depth; norms and biases are what has fewer than two dimensions.
+    Parameters below a module named `encoder`, at any depth, get `encoder_rate`. Norms and biases are the parameters
+    with fewer than two dimensions.
     """
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -88,8 +91,8 @@ def groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
     """The rate of the update at `step` (from 0) of a run of `total` updates.
 
-    It rises by equal parts over the first `warmup_steps` updates, the last of them at the peak. From there it stays or
-    falls, towards `final_share` of the peak, which it would reach at `total`; in a run shorter than its warm-up, never.
+    It rises linearly over the first `warmup_steps` updates, the last of which has the peak rate. Then it stays there,
+    or falls towards `final_share` of the peak, which it would reach at `total`.
     """
     if step < config.warmup_steps:
         return config.learning_rate * ((step + 1) / config.warmup_steps)

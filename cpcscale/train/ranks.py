@@ -1,4 +1,4 @@
-"""The one door to torch.distributed: what the ranks of a run say to each other. Alone, every call is the identity."""
+"""All use of torch.distributed: collectives between the ranks of a run. With one rank every call is the identity."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cpcscale.errors import UserError
 
-# Words of gloo's errors, which have no type of their own.
+# Texts by which gloo's errors are recognised: they have no type of their own.
 _GLOO = ("gloo", "Connection closed by peer", "Connection reset by peer")
 
 
 class PeerLostError(RuntimeError):
-    """Another rank is gone, and with it what this one was to do with it."""
+    """A collective failed because another rank is gone."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the `world` ranks of a run; `on_node` ranks share its machine.
+    """This process as rank `rank` of `world` ranks, `on_node` of them on its machine.
 
-    Tensors on the CPU and plain values go between the hosts, over `hosts`: no rank waits for its GPU to say them.
+    CPU tensors and Python values are exchanged over the process group `hosts`, without waiting for a GPU.
     """
 
     rank: int
     world: int
     on_node: int
     device: torch.device
-    # None: the default group, which is of hosts where no rank has a GPU.
+    # None: the default group, which is gloo when no rank has a GPU.
     hosts: dist.ProcessGroup | None = None
 
     @classmethod
     def current(cls, device: torch.device | None = None) -> Ranks:
-        """The ranks of the process group that Ray Train, torchrun or a test has set up; one rank without a group.
+        """The ranks of the process group that Ray Train, torchrun or a test has set up; a single rank without a group.
 
-        `device` is what the launcher gives this rank; by default the GPU of its LOCAL_RANK, or the CPU. All ranks call
-        this together.
+        `device` is the device of this rank, by default the GPU with the number LOCAL_RANK, or the CPU. All ranks must
+        call this together.
         """
         device = device or _device()
         if not dist.is_initialized():
@@ -57,32 +57,32 @@ class Ranks:
         """Whether this is rank 0, which logs, saves and decides."""
         return self.rank == 0
 
-    def wrapped(self, module: nn.Module) -> nn.Module:
+    def wrap_ddp(self, module: nn.Module) -> nn.Module:
         """The module under DDP, which averages gradients over ranks; the module itself when alone."""
         if self.world == 1:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
         with warnings.catch_warnings():
-            # Newer versions have the flag by another name, which older ones lack.
+            # Newer versions of torch name the flag differently, older ones know only this name.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-            # Buffers follow from the config and the data alone.
+            # Buffers depend only on the config and the data, so they are the same on all ranks.
             wrapped = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
         if self.device.type == "cpu":
-            # On a GPU each sample waits for it: there, one pass in 100 as by default.
+            # Only on the CPU: on a GPU each sample waits for the device, so the default of one pass in 100 stays.
             wrapped._set_ddp_runtime_logging_sample_rate(1)
         return wrapped
 
     def exchange_s(self, module: nn.Module) -> tuple[float, float]:
-        """Seconds so far of the gradients' exchange by a `wrapped` module, and those that no backward pass covered.
+        """(seconds that a module of `wrap_ddp` has exchanged gradients, those of them not hidden by the backward pass).
 
-        Those of the last pass are not in it yet.
+        The last pass is not included yet.
         """
         if not isinstance(module, DistributedDataParallel):
             return 0.0, 0.0
-        said = module._get_ddp_logging_data()
-        passes = 1e-9 * float(said.get("iteration", 0))
+        logged = module._get_ddp_logging_data()
+        passes = 1e-9 * float(logged.get("iteration", 0))
         took, covered = (
-            passes * float(said.get(f"avg_backward_{name}_time", 0)) for name in ("comm", "compute_comm_overlap")
+            passes * float(logged.get(f"avg_backward_{name}_time", 0)) for name in ("comm", "compute_comm_overlap")
         )
         return took, took - covered
 
@@ -93,27 +93,27 @@ class Ranks:
             dist.all_reduce(values, group=self._group(values))
         return values
 
-    def most(self, values: Tensor) -> Tensor:
-        """The largest of `values` over ranks, on every rank."""
+    def max(self, values: Tensor) -> Tensor:
+        """The elementwise maximum of `values` over ranks, on every rank."""
         if self.world > 1:
             values = values.clone()
             dist.all_reduce(values, dist.ReduceOp.MAX, group=self._group(values))
         return values
 
-    def pooled(self, rows: Tensor) -> tuple[Tensor, slice]:
-        """[R, ...]: the rows of all ranks, rank by rank, each rank's padded with zeros to as many as the longest has.
+    def gather_rows(self, rows: Tensor) -> tuple[Tensor, slice]:
+        """([R, ...] rows of all ranks, slice of this rank's rows), without gradient.
 
-        And which of them are this rank's. Without gradient.
+        Each rank's rows are padded with zero rows to the largest number that a rank has.
         """
         if self.world == 1:
             return rows, slice(0, len(rows))
-        count = int(self.most(torch.tensor(len(rows))))
+        count = int(self.max(torch.tensor(len(rows))))
         mine = torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
         parts = [torch.empty_like(mine) for _ in range(self.world)]
         dist.all_gather(parts, mine)
         return torch.cat(parts), slice(self.rank * count, self.rank * count + len(rows))
 
-    def chosen(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Rank 0's `value`, a plain Python object, on every rank."""
         if self.world == 1:
             return value
@@ -121,7 +121,7 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self.hosts)
         return box[0]
 
-    def gathered(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """The `value` of every rank, in rank order, on every rank."""
         if self.world == 1:
             return [value]
@@ -133,8 +133,8 @@ class Ranks:
         return self.hosts if values.device.type == "cpu" else None
 
     @contextlib.contextmanager
-    def meeting(self) -> Iterator[None]:
-        """Turns what the block fails with because another rank is gone into a PeerLostError."""
+    def detect_lost_peers(self) -> Iterator[None]:
+        """Raises a PeerLostError when the block fails because another rank is gone."""
         try:
             yield
         except RuntimeError as error:
@@ -142,19 +142,19 @@ class Ranks:
                 raise PeerLostError(str(error).splitlines()[0]) from error
             raise
 
-    def agreed(self, error: UserError | None) -> None:
+    def raise_on_all(self, error: UserError | None) -> None:
         """Raises the first rank's `error` on every rank, so that all stop together with the same line."""
-        errors = [text for text in self.gathered(str(error) if error else None) if text]
+        errors = [text for text in self.gather(str(error) if error else None) if text]
         if errors:
             raise UserError(errors[0])
 
 
 @contextlib.contextmanager
-def joined(rank: int, world: int, meeting: str, device: torch.device | None = None) -> Iterator[Ranks]:
-    """Within the block this process is one of `world` ranks, over NCCL where its `device` is a GPU, else over gloo.
+def join_ranks(rank: int, world: int, meeting: str, device: torch.device | None = None) -> Iterator[Ranks]:
+    """Makes this process rank `rank` of `world` for the block, over NCCL when its `device` is a GPU, else over gloo.
 
-    They meet at the file `meeting` of this machine, which is not there yet, or at tcp://HOST:PORT, a free port of rank
-    0's. Without a `device` it is the GPU of this number where there are GPUs, else the CPU.
+    The ranks meet at `meeting`: a file on this machine that does not exist yet, or tcp://HOST:PORT with a free port of
+    rank 0's host. The default device is the GPU with the number `rank` if there are GPUs, else the CPU.
     """
     device = device or (torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu"))
     own_gpu = device if device.type == "cuda" else None

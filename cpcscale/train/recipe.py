@@ -1,4 +1,4 @@
-"""The whole recipe of one pretraining: every part's config, and the checks between the parts."""
+"""The recipe of a pretraining: the config of every part, and the checks between the parts."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ from cpcscale.train.optim import OptimConfig
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """How long and how large."""
+    """The length and the batch of a training, and how often it logs and validates."""
 
-    # Updates in all; 0: as many as train.epochs has.
+    # Number of updates; 0: as many as train.epochs needs.
     steps: int = 0
-    # Passes over the training set, where steps is 0.
+    # Passes over the training set, used when steps is 0.
     epochs: float = 50.0
     # Windows in the global batch, over all workers.
     batch: int = 64
-    # Equal slices of each epoch that workers serve: the most workers a run can ever have.
+    # Equal slices of each epoch, shared out over the workers: the largest number of workers that a run can ever have.
     lanes: int = 64
-    # Windows a worker pushes through at once; its share of the batch is accumulated in such pieces. 0: all at once.
+    # Windows in one forward and backward pass; a worker accumulates its share of the batch in such pieces. 0: all at
+    # once.
     micro_batch: int = 0
-    # fp16 needs a GPU.
+    # Precision of the forward and backward pass; fp16 needs a GPU.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     # torch threads of each worker; 0: its share of the node's cores.
     threads: int = field(default=0, metadata=config.PLACE)
-    # Updates between two lines, and between two points in MLflow.
+    # Updates between two log lines and two points in MLflow.
     log_every_steps: int = field(default=10, metadata=config.PLACE)
-    # Updates between two validations; the last update has one as well.
+    # Updates between two validations; the last update is always followed by one.
     validate_every_steps: int = 100
-    # Fixed windows of each held-out set that a validation scores, at most.
+    # Largest number of windows that a validation scores in each held-out set; always the same windows.
     validate_windows: int = 512
-    # Updates skipped for a loss or gradient that is not finite before the run stops, where a step is logged.
+    # The run stops once more updates than this were skipped because a loss or gradient was not finite; checked when a
+    # step is logged.
     nonfinite_budget: int = 10
-    # A JSON Lines file for the window ids of each global batch; empty: none.
+    # A JSON Lines file that gets the window ids of each global batch; empty: none.
     log_window_ids: str = field(default="", metadata=config.PLACE)
 
     def __post_init__(self) -> None:
@@ -53,18 +55,18 @@ class TrainConfig:
         if "://" in self.log_window_ids:
             raise UserError(f"train.log_window_ids={self.log_window_ids} is not on a local disk: name a path")
         if not self.steps and self.epochs <= 0:
-            raise UserError(f"train.steps=0 and train.epochs={self.epochs} train nothing: set either above 0")
+            raise UserError(f"train.steps=0 and train.epochs={self.epochs} train nothing: set one of them above 0")
 
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    """When checkpoints are made and which stay."""
+    """When checkpoints are made and which are kept."""
 
-    # Updates between two checkpoints; the last update has one as well.
+    # Updates between two checkpoints; the last update is always followed by one.
     every_steps: int = 500
-    # The newest this many stay, and the best.
+    # How many of the newest checkpoints are kept, beside the best one.
     keep: int = 2
-    # What the best is best by: the lowest held-out loss, or the highest mean CCC of a probe (cpcscale pretrain, probe).
+    # How the best checkpoint is chosen: by the lowest held-out loss, or by the highest mean CCC of a probe.
     best_by: Literal["loss", "probe"] = "loss"
 
     def __post_init__(self) -> None:
@@ -75,9 +77,9 @@ class CheckpointConfig:
 class Recipe:
     """Everything that decides what a pretraining computes; the defaults are those of Li et al. 2021."""
 
-    # Keys the weights, the order of the data and every random choice.
+    # Seed of the initial weights, the order of the data and every random choice.
     seed: int = 0
-    # A run folder or checkpoint with whose weights a new run begins, on audio of its own; empty: from scratch.
+    # A run folder or checkpoint whose weights a new run starts from, on its own audio; empty: from scratch.
     init_from: str = ""
     window: WindowConfig = field(default_factory=lambda: WindowConfig(kind="crop", seconds=10.0))
     feed: FeedConfig = field(default_factory=FeedConfig, metadata=config.PLACE)
@@ -103,7 +105,7 @@ class Recipe:
             )
 
     def identity(self) -> dict[str, Any]:
-        """What may not change when a run goes on: all that its coming batches and updates are a function of."""
+        """The settings that must not change when a run resumes: all that its later batches and updates depend on."""
         whole = config.identity(self)
         train = {name: whole["train"][name] for name in ("batch", "lanes")}
         kept = ("seed", "init_from", "window", "model", "objective", "augment", "optim")

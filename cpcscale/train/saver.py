@@ -1,4 +1,4 @@
-"""Checkpoints beside the loop: the loop waits for a copy in memory, a thread does all the rest."""
+"""Saves checkpoints in a background thread: the training loop only waits for a copy in memory."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 
 from cpcscale.errors import UserError
 from cpcscale.runs.publisher import Publisher
-from cpcscale.train.checkpoint import RunPosition, Tensors, contents
+from cpcscale.train.checkpoint import RunPosition, Tensors, checkpoint_files_of
 
 log = logging.getLogger(__name__)
 
 
 class HostCopies:
-    """Copies of tensors in memory of the CPU, in the same buffers every time."""
+    """Copies tensors to CPU memory, into the same buffers each time."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, str], Tensor] = {}
         self._copied: torch.cuda.Event | None = None
 
     def take(self, tensors: Tensors) -> dict[str, dict[str, Tensor]]:
-        """The tensors as they are now, to be read after `wait`. What a GPU still has to compute is waited for there."""
+        """Copies of the tensors as they are now. Call `wait` before reading them: a GPU copies in the background."""
         copies = {
             part: {name: self._copy(part, name, tensor) for name, tensor in named.items()}
             for part, named in tensors.items()
@@ -37,19 +37,19 @@ class HostCopies:
         return copies
 
     def wait(self) -> None:
-        """Returns once the copies are there."""
+        """Waits until the copies are complete."""
         if self._copied:
             self._copied.synchronize()
 
     def _copy(self, part: str, name: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get((part, name))
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            # A GPU copies beside its other work into pinned memory alone.
+            # A GPU copies in the background only into pinned memory.
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._buffers[part, name] = buffer
         if tensor.is_cuda:
             return buffer.copy_(tensor.detach(), non_blocking=True)
-        # By this thread alone: a copy of torch's waits for all of its threads, on a busy machine for 100 ms and more.
+        # By numpy, in this thread alone: torch's copy waits for all of its threads, on a busy machine 100 ms and more.
         np.copyto(_bytes(buffer), _bytes(tensor.detach().contiguous()))
         return buffer
 
@@ -59,33 +59,33 @@ def _bytes(tensor: Tensor) -> np.ndarray:
 
 
 class Saver:
-    """Publishes checkpoints from a thread of its own, one at a time; everything here is called from one thread."""
+    """Publishes checkpoints in a background thread, one at a time. Not thread-safe: one thread makes all calls."""
 
     def __init__(self, publisher: Publisher, spec: object) -> None:
-        """`spec` is the config that the checkpoints carry."""
+        """`spec` is the config that is stored in the checkpoints."""
         self._publisher, self._spec = publisher, spec
         self._snapshot = HostCopies()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[str] | None = None
         self.url: str | None = None
-        # Seconds that the thread has worked.
+        # Seconds that the thread has spent on saving.
         self.busy_s = 0.0
 
     def save(self, tensors: Tensors, position: RunPosition) -> None:
-        """Takes copies of both and returns. `settle` comes first: the last save must be done."""
+        """Copies both, starts to publish the copies and returns. Call `wait` first: no save may be in progress."""
         assert self._saving is None
         copies, then = self._snapshot.take(tensors), position.copied()
         self._saving = self._thread.submit(self._publish, copies, then)
 
     def published(self) -> bool:
-        """Whether a checkpoint was published since the last call; `url` is then its folder. Never waits or raises."""
+        """Whether a checkpoint was published since the last call; `url` is its folder then. Never waits or raises."""
         if self._saving is None or not self._saving.done() or self._saving.exception():
             return False
         self.url, self._saving = self._saving.result(), None
         return True
 
-    def settle(self) -> UserError | None:
-        """Waits for the save under way. Returns the user's error of it; any other is raised."""
+    def wait(self) -> UserError | None:
+        """Waits for the save in progress. Returns its error if that is a UserError, and raises any other."""
         if self._saving is None:
             return None
         error = self._saving.exception()
@@ -97,7 +97,7 @@ class Saver:
         raise error
 
     def close(self) -> None:
-        """Waits for the save under way, and ends the thread. An error that nobody has asked for is a warning."""
+        """Waits for the save in progress and ends the thread. Logs the error of that save as a warning."""
         self._thread.shutdown()
         if self._saving and (error := self._saving.exception()):
             log.warning("the last checkpoint was not published: %s", error)
@@ -106,7 +106,7 @@ class Saver:
         began = time.perf_counter()
         try:
             self._snapshot.wait()
-            files = contents(copies, position, self._spec, self._publisher.probe_set)
+            files = checkpoint_files_of(copies, position, self._spec, self._publisher.probe_set)
             return self._publisher.publish(position.step, position.metrics.get("heldout_loss"), files)
         finally:
             self.busy_s += time.perf_counter() - began

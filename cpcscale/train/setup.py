@@ -1,4 +1,4 @@
-"""How a rank begins: the newest checkpoint, the order from there on, the network with its weights, and what saves."""
+"""Sets up a rank: the newest checkpoint, the order of the data from there on, the network, the optimiser, the saver."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from cpcscale.train.saver import Saver
 from cpcscale.train.step import TrainStep
 from cpcscale.train.window_log import WindowLog
 
-# What makes a run's updates, of what TrainStep takes.
+# Makes the object whose calls are the updates, from the arguments of TrainStep.
 StepMaker = Callable[[CPC, Recipe, Ranks, int], TrainStep]
 
 
 @dataclass(frozen=True)
 class Data:
-    """The shard set to learn from, and the held-out ones by name, such as `heldout` and `unseen`.
+    """The shard set to train on, and the held-out sets by name, such as `heldout` and `unseen`.
 
-    `append`: shards that a newer version of the set has come in at the next edge of an epoch.
+    `append`: whether a run that resumes uses shards appended to the set, from the next epoch on.
     """
 
     train: Index
@@ -40,9 +40,9 @@ class Data:
 
 @dataclass(frozen=True)
 class RankSetup:
-    """A run that can make its next step on this rank; only rank 0 has a `saver`, and only where steps are left.
+    """All that this rank needs for the next step. Only rank 0 has a `saver`, and only if steps are left.
 
-    `url` is the checkpoint that it goes on from, `total` the last step, `costs` of what a rank pushes through at once.
+    `url` is the checkpoint that the run resumes from, `total` the last step, `costs` those of one micro-batch.
     """
 
     position: RunPosition
@@ -64,16 +64,16 @@ def set_up(
     holder: str,
     make_step: StepMaker,
 ) -> RankSetup:
-    """The run in `run_dir` from its newest checkpoint on, or from step 0; rank 0 tells the observer.
+    """Sets up the run in `run_dir` from its newest checkpoint, or from step 0; rank 0 notifies the observer.
 
-    Raises UserError, on every rank, for a run that cannot go on as this recipe and data say, or that another one has.
+    Raises UserError on every rank when the run cannot resume with this recipe and data, or when another process has
+    taken it over.
     """
     windows = shard_windows(data.train, recipe.window, recipe.feed.cache.path)
     ledger = Ledger(run_dir)
     seen = ledger.head() if ranks.first else RunState()
-    restored = resume.newest(ledger, seen, ranks)
-    position = resume.position(restored, recipe, data.train, windows, data.append)
-    order = resume.order_of(position, recipe, windows)
+    restored = resume.newest_checkpoint(ledger, seen, ranks)
+    position, order = resume.start(restored, recipe, data.train, windows, data.append)
     total = resume.total_steps(recipe, order)
     step = _step(recipe, data.train, ranks, restored, position, total, make_step)
     path = recipe.train.log_window_ids
@@ -83,10 +83,10 @@ def set_up(
     share = -(-recipe.train.batch // ranks.world)
     rows = min(recipe.train.micro_batch or share, share)
     costs = network_cost(recipe.model, recipe.window.samples, rows)
-    begun = RankSetup(position, order, total, step, window_log, saver, restored.url if restored else None, costs)
+    setup = RankSetup(position, order, total, step, window_log, saver, restored.url if restored else None, costs)
     if ranks.first:
-        _announce(begun, recipe, data.train, ranks, observer, rows)
-    return begun
+        _announce(setup, recipe, data.train, ranks, observer, rows)
+    return setup
 
 
 def _step(
@@ -122,23 +122,23 @@ def _saver(
             saver = Saver(publisher, recipe)
         except UserError as failure:
             error = failure
-    ranks.agreed(error)
+    ranks.raise_on_all(error)
     return saver
 
 
-def _announce(begun: RankSetup, recipe: Recipe, index: Index, ranks: Ranks, observer: Observer, rows: int) -> None:
-    train, lanes, costs = recipe.train, begun.order.lanes, begun.costs
+def _announce(setup: RankSetup, recipe: Recipe, index: Index, ranks: Ranks, observer: Observer, rows: int) -> None:
+    train, lanes, costs = recipe.train, setup.order.lanes, setup.costs
     observer.note(
         f"{costs.parameters.total:,} parameters; {index.duration_s / 3600:.2f} h in {lanes.windows:,} windows of "
         f"{recipe.window.seconds:g} s, {lanes.steps_per_epoch:,} steps an epoch at batch {train.batch}; "
-        f"{begun.total:,} steps, {ranks.world} worker(s), {train.precision} on {ranks.device.type}"
+        f"{setup.total:,} steps, {ranks.world} worker(s), {train.precision} on {ranks.device.type}"
     )
     observer.note(
-        f"{costs.parameters.kept:,} parameters kept at inference; {costs.frames_per_s:g} frames a second that hear "
-        f"{costs.receptive_ms:.1f} ms each; {costs.flops_per_s.total / 1e9:.3g} GFLOP forward for a second of audio, "
-        f"3 times that to train; about {costs.memory_mib:,.0f} MiB in fp32 for {rows} windows at once"
+        f"{costs.parameters.kept:,} parameters kept at inference; {costs.frames_per_s:g} frames a second with a "
+        f"receptive field of {costs.receptive_ms:.1f} ms; {costs.flops_per_s.total / 1e9:.3g} GFLOP forward for a "
+        f"second of audio, 3 times that to train; about {costs.memory_mib:,.0f} MiB in fp32 for {rows} windows at once"
     )
-    if begun.url:
-        observer.note(f"going on from {begun.url}: step {begun.position.step} of {begun.total}")
-        for step, values in begun.position.records:
+    if setup.url:
+        observer.note(f"going on from {setup.url}: step {setup.position.step} of {setup.total}")
+        for step, values in setup.position.records:
             observer.replayed(step, values)

@@ -1,4 +1,4 @@
-"""The stall account of a rank's loop: what it waited for, what went on beside it, and what it made of its device."""
+"""The time account of a rank's loop: seconds by phase, seconds hidden in the background, and device utilisation."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 
 from cpcscale.train.device import Timeline
 
-# The critical path in the order of a step; `unattributed` is what no phase claims.
+# The phases of the main thread in the order of a step; `unattributed` is time that no phase claims.
 PHASES = (
     *("store", "decode", "copy", "forward", "objective", "backward", "allreduce", "optimiser"),
     *("logging", "validation", "checkpoint", "unattributed"),
 )
-# What goes on beside it, and so is hidden.
+# Work in the background, whose time is hidden behind these phases.
 HIDDEN = ("store", "decode", "allreduce", "checkpoint")
-# Phases that a rate of training leaves out.
-_ASIDE = ("validation", "checkpoint")
+# Phases that do not count as training time.
+_NOT_TRAINING = ("validation", "checkpoint")
 
-# Dense products in 1e12 operations a second, by the name of the GPU: in 16 bits, and in fp32 without TF32.
+# Peak of dense matrix products in 1e12 operations a second, by GPU name: in 16 bits, and in fp32 without TF32.
 _PEAK_TFLOPS = {
     "B200": (2250.0, 80.0),
     "GH200": (989.5, 67.0),
@@ -41,8 +41,8 @@ _PEAK_TFLOPS = {
 
 @dataclass(frozen=True)
 class HiddenSeconds:
-    """Seconds so far of what goes on beside the main thread: feed threads that fetch, and that decode; the thread that
-    saves; from the first gradients that are exchanged to the last, and of this what the backward pass did not cover."""
+    """Seconds so far of background work: feed threads that read the store and that decode, the thread that saves
+    checkpoints, the exchange of gradients, and the part of that exchange that the backward pass did not hide."""
 
     store_s: float = 0.0
     decode_s: float = 0.0
@@ -56,9 +56,9 @@ class HiddenSeconds:
 
 @dataclass(frozen=True)
 class TimeTotals:
-    """An account of `wall_s` seconds: `exposed_s` by PHASES adds up to it, `hidden_s` by HIDDEN went on beside it.
+    """An account of `wall_s` seconds: `exposed_s` (by PHASES) adds up to it, `hidden_s` (by HIDDEN) is background work.
 
-    `audio_s` seconds of audio went through, of all ranks.
+    `audio_s` is the audio used in that time by all ranks, in seconds.
     """
 
     wall_s: float = 0.0
@@ -76,23 +76,23 @@ class TimeTotals:
 
     @property
     def training_s(self) -> float:
-        """Wall time less validation and checkpoints."""
-        return max(1e-9, self.wall_s - sum(self.exposed_s[name] for name in _ASIDE))
+        """Wall time without validation and checkpoints."""
+        return max(1e-9, self.wall_s - sum(self.exposed_s[name] for name in _NOT_TRAINING))
 
     def rates(self) -> dict[str, float]:
-        """{audio_s_per_s, data_wait_share} of training time."""
+        """{audio_s_per_s, data_wait_share}: audio a second, and the share of waiting for data, of training time."""
         waited_s = self.exposed_s["store"] + self.exposed_s["decode"]
         return {"audio_s_per_s": self.audio_s / self.training_s, "data_wait_share": waited_s / self.training_s}
 
     def shares(self) -> dict[str, float]:
-        """{time_PHASE, hidden_NAME} as parts of wall time; the first add up to 1."""
+        """{time_PHASE, hidden_NAME} as shares of wall time; those of the phases add up to 1."""
         wall_s = max(1e-9, self.wall_s)
         exposed = {f"time_{name}": seconds / wall_s for name, seconds in self.exposed_s.items()}
         return exposed | {f"hidden_{name}": seconds / wall_s for name, seconds in self.hidden_s.items()}
 
 
 class TimeAccount:
-    """Keeps the account of one rank, whose step marks the phases it knows in the same `timeline`."""
+    """Keeps the time account of one rank. Its TrainStep marks its phases in the same `timeline`."""
 
     def __init__(self, timeline: Timeline) -> None:
         self._timeline, self._audio_s, self.total = timeline, 0.0, TimeTotals()
@@ -101,33 +101,36 @@ class TimeAccount:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts what of the block no other mark claims as `name`: one of PHASES, or `wait` for the feed."""
+        """Counts the time in the block that no other mark claims as `name`: one of PHASES, or `wait` for the feed."""
         self._timeline.mark("unattributed")
         try:
             yield
         finally:
             self._timeline.mark(name)
 
-    def heard(self, audio_s: float) -> None:
-        """Counts audio that an update has used."""
+    def count_audio(self, audio_s: float) -> None:
+        """Adds seconds of audio that an update has used."""
         self._audio_s += audio_s
 
     def lap(self, beside: HiddenSeconds, phase: str) -> TimeTotals:
-        """The account since the last lap, or the start; what the thread does now belongs to `phase`."""
+        """The account since the last lap, or since the start. Time up to now that has no mark counts as `phase`."""
         self._timeline.mark(phase)
-        # In this order: a GPU has to come to the mark first.
+        # In this order: `seconds` waits until a GPU has reached the mark.
         seconds = self._timeline.seconds()
         now = time.perf_counter()
         spent = {name: total - self._before.get(name, 0.0) for name, total in seconds.items()}
-        lap = stalls(spent, beside - self._beside, now - self._began, self._audio_s)
+        lap = attribute_time(spent, beside - self._beside, now - self._began, self._audio_s)
         self._before, self._beside, self._began, self._audio_s = seconds, beside, now, 0.0
         self.total += lap
         return lap
 
 
-def stalls(spent: Mapping[str, float], beside: HiddenSeconds, wall_s: float, audio_s: float) -> TimeTotals:
-    """The account of `spent` seconds by mark: waits are shared out by what the feed's threads did meanwhile, and of
-    the backward pass is taken what it waited for other ranks."""
+def attribute_time(spent: Mapping[str, float], beside: HiddenSeconds, wall_s: float, audio_s: float) -> TimeTotals:
+    """The account of `spent` seconds by mark and `beside` seconds of background work.
+
+    Waiting for the feed is divided into `store` and `decode` in proportion to the time of the feed's threads. The time
+    that the backward pass waited for other ranks is moved to `allreduce`.
+    """
     exposed = {name: spent.get(name, 0.0) for name in PHASES}
     waited_s, fed_s = spent.get("wait", 0.0), beside.store_s + beside.decode_s
     exposed["store"] = waited_s * (beside.store_s / fed_s if fed_s > 0 else 0.0)
@@ -146,7 +149,7 @@ def stalls(spent: Mapping[str, float], beside: HiddenSeconds, wall_s: float, aud
 
 
 def utilisation(device: torch.device, precision: str, flops_per_s: float) -> float | None:
-    """Model FLOPs utilisation: `flops_per_s` of one device over its peak at this precision; None where that is not
+    """Model FLOPs utilisation: `flops_per_s` of one device over its peak at this precision; None if the peak is not
     known, as for any CPU."""
     if device.type != "cuda":
         return None
@@ -155,16 +158,16 @@ def utilisation(device: torch.device, precision: str, flops_per_s: float) -> flo
 
 
 def peak_tflops(name: str, precision: str) -> float | None:
-    """The dense peak of the GPU of this name at a precision; None where it is not known."""
+    """The peak of dense matrix products of this GPU in TFLOP/s at a precision; None when it is not known."""
     for known, (half, single) in _PEAK_TFLOPS.items():
-        # As words: an L40 is no L4.
+        # Whole words: an L40 is not an L4.
         if re.search(rf"\b{known}\b", name):
             return single if precision == "fp32" else half
     return None
 
 
 def memory_peak_bytes(device: torch.device) -> int:
-    """The most memory so far: of the GPU where there is one, else of this process."""
+    """Peak memory so far in bytes: of the GPU if there is one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,11 +1,11 @@
-"""Loss and accuracy on fixed windows of a held-out shard set: the same windows and negatives at every visit."""
+"""Loss and accuracy on fixed windows of a held-out shard set, with the same windows and negatives every time."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from cpcscale.objective.infonce import LossSums, added
+from cpcscale.objective.infonce import LossSums, sum_parts
 from cpcscale.shards.index import Index
 from cpcscale.stream.feed import FeedSource, fixed_batches
 from cpcscale.stream.run_order import RunOrder
@@ -13,7 +13,7 @@ from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
-from cpcscale.train.step import StepResult, TrainStep, scores
+from cpcscale.train.step import StepResult, TrainStep, reduce_scores
 
 _SEED = 0
 
@@ -22,22 +22,22 @@ class Validation:
     """The fixed windows of one held-out set, decoded once and kept; each rank scores its share of them."""
 
     def __init__(self, index: Index, recipe: Recipe, ranks: Ranks) -> None:
-        # Tiles whatever the training windows are: a crop would change with the epoch.
+        # Always tiles: crops would change with the epoch.
         spec = WindowConfig(kind="tile", seconds=recipe.window.seconds)
         order = RunOrder(shard_windows(index, spec), _SEED, lanes=1, batch=1)
-        positions = np.arange(min(order.plan.total, recipe.train.validate_windows))[ranks.rank :: ranks.world]
+        positions = np.arange(min(order.epoch_order.total, recipe.train.validate_windows))[ranks.rank :: ranks.world]
         size = max(1, recipe.train.micro_batch or recipe.train.batch // ranks.world)
         self._batches = list(fixed_batches(FeedSource(index, order, spec, recipe.feed), positions, size))
         self._ranks, self._steps = ranks, recipe.model.predictor.steps
 
     def __call__(self, step: TrainStep) -> dict[str, float]:
-        """{loss, accuracy_mean, loss_k01, ...} over all windows, the same on every rank."""
+        """{loss, accuracy_mean, loss_k01, ...} over all windows, on every rank."""
         zero_K = torch.zeros(self._steps, dtype=torch.int64)
-        there_K = zero_K.to(self._ranks.device)
-        # In double precision, so that the number of batches does not show. A rank may have none.
-        whole = StepResult(LossSums(there_K.double(), there_K, there_K.double()), zero_K)
+        device_K = zero_K.to(self._ranks.device)
+        # Sums in double precision, so that the split into batches does not change the result. A rank may have none.
+        whole = StepResult(LossSums(device_K.double(), device_K, device_K.double()), zero_K)
         with step.averaged():
             for batch in self._batches:
                 part = step.evaluate(batch)
-                whole = StepResult(added([whole.sums, part.sums]), whole.count_K + part.count_K)
-        return scores(whole, self._ranks, counted=False)
+                whole = StepResult(sum_parts([whole.sums, part.sums]), whole.count_K + part.count_K)
+        return reduce_scores(whole, self._ranks, counted=False)

@@ -1,4 +1,4 @@
-"""The window ids of each global batch as JSON Lines, for checks of the order and for finding a bad batch again."""
+"""Logs the window ids of each global batch as JSON Lines, to check the order of the data or find a bad batch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _START = '{"step": '
 
 
 class WindowLog:
-    """Writes {"step", "epoch", "ids"}, ids `KEY#NUMBER` in the global batch's order, which no number of ranks changes.
+    """Writes {"step", "epoch", "ids"}: ids `KEY#NUMBER` in the global batch's order, the same with any number of ranks.
 
-    Ids are what the ranks' feeds handed over, gathered, not what the plan says. Lines after `step` are dropped at the
-    start, since a resumed run makes those steps again. Raises UserError, on every rank, for a file that is not such a
-    log or cannot be written.
+    The ids are gathered from the batches that the ranks' feeds delivered, not from the plan. Lines after `step` are
+    removed at the start, since a resumed run repeats those steps. Raises UserError on every rank when the file is not
+    such a log or cannot be written.
     """
 
     def __init__(self, path: str, index: Index, lanes: Lanes, ranks: Ranks, step: int) -> None:
@@ -32,18 +32,18 @@ class WindowLog:
         error = None
         if ranks.first:
             try:
-                self._cut(step)
+                self._truncate(step)
             except (OSError, ValueError, KeyError, TypeError) as failure:
                 error = UserError(
                     f"train.log_window_ids={path} cannot hold window ids ({type(failure).__name__}: {failure}): name "
                     "another file"
                 )
-        ranks.agreed(error)
+        ranks.raise_on_all(error)
 
-    def _cut(self, step: int) -> None:
+    def _truncate(self, step: int) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        # A killed run may have left half a line; any other text is somebody's file, and stays as it is.
+        # A killed run may have left half a line. A file with any other text is not ours and is left alone.
         if lines and not lines[-1].endswith("}") and lines[-1].startswith(_START[: len(lines[-1])]):
             lines.pop()
         kept = [line for line in lines if json.loads(line)["step"] <= step]
@@ -51,7 +51,7 @@ class WindowLog:
 
     def write(self, step: int, batch: Batch) -> None:
         """Gathers the ids of every rank; rank 0 appends the line of `step`."""
-        parts = self._ranks.gathered((batch.utterance_B, batch.number_B))
+        parts = self._ranks.gather((batch.utterance_B, batch.number_B))
         if not self._ranks.first:
             return
         rows = np.empty((self._lanes.lanes, self._lanes.per_step, 2), np.int64)

@@ -1,12 +1,12 @@
 #!/bin/sh
-# spot-notice.sh HEAD:PORT: waits for Amazon's notice that this instance will be taken away, two minutes ahead, and has
-# Ray drain the node: workers make a checkpoint at once and another one 5 s before the deadline, then go on elsewhere.
-# An instance that is not a spot one never gets a notice, and this waits until the node ends.
+# spot-notice.sh HEAD:PORT: waits for Amazon's notice that this instance will be taken away in two minutes, then has Ray
+# drain the node: workers make a checkpoint at once and another one 5 s before the deadline, then the run goes on
+# elsewhere. On an instance that is not a spot instance it waits until the node ends.
 set -eu
 address=$1
 metadata=${METADATA_URL:-http://169.254.169.254}
 
-# Python, because the image has no curl. Status 0: the notice is there; 1: not yet, or the service does not answer.
+# Python, because the image has no curl. Status 0: there is a notice; 1: not yet, or the service does not answer.
 noticed() {
     python - "$metadata" <<'EOF'
 import sys, urllib.request
@@ -25,6 +25,6 @@ EOF
 until noticed; do
     sleep "${POLL_S:-5}"
 done
-# The poll and this command's own start are of the two minutes too.
+# Less than two minutes: polling and the start of this command take time too.
 exec ray drain-node --address="$address" --reason=DRAIN_NODE_REASON_PREEMPTION \
     --reason-message="spot notice" --deadline-remaining-seconds=100

@@ -20,7 +20,7 @@ import pytest
 
 from cpcscale import audio
 from cpcscale.bench import peers
-from cpcscale.bench.peers.job import PeerJob
+from cpcscale.bench.peers.job import CropDecoder, PeerJob
 from cpcscale.errors import UserError
 
 UTTERANCES, SAMPLES, WINDOW = 24, 3_000, 2_000
@@ -39,19 +39,20 @@ from pathlib import Path
 import numpy as np
 import psutil
 from cpcscale.bench import peers
+from cpcscale.bench.peers.job import PeerJob
 
 def measure(name, kept, values):
-    job = peers.Job(**{**values, "folder": Path(values["folder"])})
+    job = PeerJob(**{**values, "folder": Path(values["folder"])})
     shared = set(Path("/dev/shm").glob("*"))
-    opened, batches = peers.found()[name], []
+    opened, batches = peers.installed_peers()[name], []
 
     @contextlib.contextmanager
     def keeping(job):
         with opened(job) as start:
             yield lambda: (batches.append(np.asarray(batch).copy()) or batch for batch in start())
 
-    peers.found = lambda: {name: keeping}
-    seconds = peers.installed(job)[name]()
+    peers.installed_peers = lambda: {name: keeping}
+    seconds = peers.peer_measurements(job)[name]()
     np.save(kept, np.concatenate(batches))
     children = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
     # Python's own, one for the life of a process that ever spawned another.
@@ -139,19 +140,19 @@ def test_a_peer_that_is_not_installed_is_absent(monkeypatch):
     for name in ("webdataset", "lhotse", "ray", "litdata", "streaming"):
         monkeypatch.delitem(sys.modules, f"cpcscale.bench.peer_{name}", raising=False)
         monkeypatch.delattr(f"cpcscale.bench.peer_{name}", raising=False)
-    assert peers.found() == {}
+    assert peers.installed_peers() == {}
 
 
 def test_a_set_with_utterances_shorter_than_a_window_is_refused_with_a_way_out(job, waves):
-    crops = peers.Crops(replace(job, samples=SAMPLES + 1))
+    crops = CropDecoder(replace(job, samples=SAMPLES + 1))
     with pytest.raises(UserError, match=r"lower window\.seconds"):
         crops([audio.encode(waves[0], "flac")])
 
 
 def test_a_peer_that_ends_before_the_last_window_is_no_measurement(job, monkeypatch):
-    monkeypatch.setattr(peers, "found", lambda: {"short": _giving(3)})
+    monkeypatch.setattr(peers, "installed_peers", lambda: {"short": _giving(3)})
     with pytest.raises(RuntimeError, match="only 21 of 24"):
-        peers.installed(replace(job, batch=7))["short"]()
+        peers.peer_measurements(replace(job, batch=7))["short"]()
 
 
 def _giving(batches: int) -> peers.Opener:

@@ -21,7 +21,7 @@ from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
 from cpcscale.report.terminal.bench import train_lines
 from cpcscale.train.ranks import Ranks
-from cpcscale.train.step import TrainStep, scores
+from cpcscale.train.step import TrainStep, reduce_scores
 from cpcscale.train.time_account import HIDDEN, PHASES
 
 SMALL = (
@@ -131,7 +131,7 @@ def test_an_update_without_a_network_counts_what_a_real_one_counts_and_learns_no
         assert vars(without.sums).keys() == vars(with_network.sums).keys()
         for name, sums in vars(without.sums).items():
             assert sums.shape == getattr(with_network.sums, name).shape and not sums.any()
-        assert scores(with_network, ranks).keys() == scores(without, ranks).keys()
+        assert reduce_scores(with_network, ranks).keys() == reduce_scores(without, ranks).keys()
         assert all(torch.equal(tensor, before[name]) for name, tensor in null.contrast.state_dict().items())
 
 

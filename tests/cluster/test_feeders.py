@@ -100,6 +100,6 @@ def test_a_feeder_that_never_lives_is_one_line_after_a_few_times(mixed, ray_here
     index, spec = Index.load(str(mixed)), WindowConfig(kind="tile", seconds=0.5)
     order = RunOrder(shard_windows(index, spec), 0, 4, 8)
     feed = ActorFeed(FeedSource(index, order, spec, FeedConfig()), [0], 0, Unreadable())  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="a feeder died 6 times without giving a batch") as caught:
+    with pytest.raises(UserError, match="a feeder died 6 times without making a batch") as caught:
         feed.next()
     assert "\n" not in str(caught.value)

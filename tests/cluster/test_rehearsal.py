@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 
-from cpcscale.cluster.rehearsal import rehearsed
+from cpcscale.cluster.rehearsal import run_on_workers
 from cpcscale.errors import UserError
 from cpcscale.train.ranks import Ranks
 
@@ -21,7 +21,7 @@ def test_all_workers_do_it_whatever_cluster_is_named_and_the_first_one_answers(m
 
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:1")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    found = rehearsed(counted, 2, use_gpu=False)
+    found = run_on_workers(counted, 2, use_gpu=False)
     assert (found["world"], found["rank"]) == (2, 0)
     assert found["pid"] != os.getpid()
     assert not ray.is_initialized(), "the Ray of its own is still there"
@@ -33,4 +33,4 @@ def test_what_a_worker_refuses_is_refused_in_its_words():
         raise UserError("no such thing: give another")
 
     with pytest.raises(UserError, match="no such thing: give another"):
-        rehearsed(refused, 1, use_gpu=False)
+        run_on_workers(refused, 1, use_gpu=False)

@@ -45,8 +45,8 @@ def _check_verb(arguments: list[str]) -> None:
         overrides = [text.removeprefix("corpus.") for text in overrides]
     roots = [reference().config_class(name) for name in reference().CONFIGS[options.verb]]
     if options.verb == "bench":
-        scale = reference().config_class("cpcscale.bench.scale:ScaleBenchConfig")
-        roots = {"feed": roots[:1], "train": roots[1:], "scale": [scale], "plan": []}[options.what]
+        feed, train, scale = roots
+        roots = {"feed": [feed], "train": [train], "scale": [scale], "plan": []}[options.what]
     assert roots or not overrides, f"{options.verb} takes no {overrides}"
     for root in roots:
         config.load(root, None if path and _MADE_BY_RUNS.fullmatch(path) else path, overrides)

@@ -14,6 +14,10 @@ import speech
 from docs_pages import ROOT, to_run
 
 from cpcscale.cli import main
+from cpcscale.config import load
+from cpcscale.emotion.recipe import SYSTEMS
+from cpcscale.experiments.finetune import FinetuneConfig
+from cpcscale.experiments.many_runs_config import ReproduceConfig
 
 SMALL = {
     "size": ["--update-rate", "100", "--decode-rate", "1000"],
@@ -75,3 +79,36 @@ def test_the_tutorial_leads_from_audio_to_scores(
         (row,) = [line for line in table if line.startswith(system)]
         assert "speakers3" in row and "MADE" in row
     assert (tmp_path / "runs" / "tutorial" / "report.html").stat().st_size > 10_000
+
+
+def test_the_quickstart_ends_with_one_table_and_a_command_for_all_nine_systems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _cut("speech", tmp_path, 10)
+    _cut("made_emotion", tmp_path, 4)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    import quickstart
+
+    # With a system that trains nothing in place of the networks, and a tiny pretraining.
+    stages = [
+        ([*stage[0], *SMALL.get(stage[0][0], [])], *stage[1:])
+        for stage in quickstart.STAGES
+        if not {"system=random", "system=precpc"} & set(stage[0])
+    ]
+    monkeypatch.setattr(quickstart, "STAGES", stages)
+    assert quickstart.quickstart() == 0
+    said, _ = capsys.readouterr()
+    assert said.count("InfoNCE accuracy") == 1 and "unseen" in said
+    assert "by gender" not in said
+    assert [line.split()[0] for line in said.splitlines() if "speakers3" in line] == ["functionals", "mean"]
+    config = load(ReproduceConfig, quickstart.REPRODUCE)
+    assert said.rstrip().endswith(f"cpcscale reproduce {quickstart.REPRODUCE}")
+    assert config.systems == list(SYSTEMS)
+    assert config.encoder.checkpoint == f"{quickstart.RUNS}/pretrain"
+    alone = load(FinetuneConfig, "configs/finetune/quickstart.yaml")
+    for name in ("corpus", "protocol", "recogniser", "fit", "pretraining"):
+        assert getattr(config, name) == getattr(alone, name), name

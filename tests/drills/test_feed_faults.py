@@ -186,7 +186,7 @@ def test_a_cache_that_is_damaged_is_filled_again(stored, undisturbed, tmp_path, 
 FILLER = """
 import sys, time
 from cpcscale import storage
-from cpcscale.shards.cache import CacheConfig, choose
+from cpcscale.shards.cache import CacheConfig, open_cache
 from cpcscale.shards.index import Index
 
 plain = storage.chunks
@@ -198,7 +198,7 @@ def slow(url, start=0):
 
 storage.chunks = slow
 index = Index.load(sys.argv[1])
-kept = choose(CacheConfig(mode="shards", folder=sys.argv[2], max_gb=1), sys.argv[1], 1, 10**6)
+kept = open_cache(CacheConfig(mode="shards", folder=sys.argv[2], max_gb=1), sys.argv[1], 1, 10**6)
 for row in index.shards.to_pylist():
     kept.fill(sys.argv[1] + "/" + row["path"], row["sha256"].hex(), row["bytes"])
 """

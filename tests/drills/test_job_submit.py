@@ -159,7 +159,7 @@ def test_how_long_a_stopped_job_has_is_read_from_its_environment_and_what_is_no_
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "60")
     assert session.stop_wait_s() == 60
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "a minute")
-    with pytest.raises(UserError, match="RAY_JOB_STOP_WAIT_TIME_S=a minute is no whole number of seconds"):
+    with pytest.raises(UserError, match="RAY_JOB_STOP_WAIT_TIME_S=a minute is not a whole number"):
         session.stop_wait_s()
 
 

@@ -121,7 +121,7 @@ def planned(shards: Path, *more: str) -> dict[int, list[str]]:
         for shard, ordinal in zip(shard_B.tolist(), ordinal_B, strict=True):
             if shard != PADDING:
                 rows = index.rows(shard)
-                [row], [number] = window.numbered(window.count(recipe.window, rows.samples), ordinal[None])
+                [row], [number] = window.locate(window.count(recipe.window, rows.samples), ordinal[None])
                 ids[step + 1].append(f"{rows.table['key'][int(row)].as_py()}#{number}")
     return ids
 

@@ -247,8 +247,8 @@ def test_an_index_that_was_changed_meanwhile_is_not_taken_over_by_a_start_after_
     assert command.process.wait(WAIT_S) == 2, command.errors()
     *_, last = command.errors().splitlines()
     assert last == (
-        f"cpcscale: error: the index at {own / 'train'} is another version than when this run was started: start the "
-        "same command again to take it over"
+        f"cpcscale: error: the index at {own / 'train'} has changed since this run was started: start the "
+        "same command again to use the new version"
     )
     assert "Traceback" not in command.errors()
     assert given_back(command.run_dir)

@@ -23,7 +23,7 @@ import pytest
 import speech
 from commands import EVERY, STEPS, TOLERANCE, WAIT_S, Command
 
-from cpcscale.runs.checkpoint_files import numbers
+from cpcscale.runs.checkpoint_files import parse_folder_name
 from cpcscale.runs.ledger import Ledger
 
 STOP = 23
@@ -98,7 +98,7 @@ def test_it_adds_nothing_to_the_run_after_that(drill):
     entries = sorted((run / "ledger").glob("*.json"))
     holders = {json.loads(path.read_text().splitlines()[0])["state"]["holder"]["pid"] for path in entries}
     assert holders == {drill.second.process.pid}
-    assert {numbers(each.folder)[1] for each in begun.checkpoints} == {drill.taken + 1}
+    assert {parse_folder_name(each.folder)[1] for each in begun.checkpoints} == {drill.taken + 1}
 
 
 def test_only_valid_checkpoints_and_nothing_half_written_is_in_the_folder(drill):

@@ -20,7 +20,7 @@ from ray.train.v2._internal.execution.context import TrainContext
 from ray.train.v2._internal.execution.preemption import PreemptionContext
 
 from cpcscale import cli, config
-from cpcscale.cluster.capacity import room, use_gpu
+from cpcscale.cluster.capacity import check_capacity, wait_for_capacity
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.errors import UserError
 from cpcscale.runs import lease
@@ -66,15 +66,15 @@ def refused(place: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> 
         ("steps", "key=value"),
         ("workers=9", "9 workers share train.lanes=8 lanes and some would have none: use at most 8 workers"),
         ("workers=0", "workers=0 is below 1"),
-        ("workers=two", "workers=two is neither a number nor two, [least, most]: write 4, or [2, 8]"),
-        ("workers=2.5", "workers=2.5 is neither a number nor two"),
-        ("workers=true", "workers=True is neither a number nor two"),
-        ("workers=null", "workers=None is neither a number nor two"),
-        ("workers={least: 1}", "workers={'least': 1} is neither a number nor two"),
-        ("workers=[2]", "workers=[2] is neither a number nor two"),
-        ("workers=[1,2,3]", "workers=[1, 2, 3] is neither a number nor two"),
-        ("workers=[1,2.5]", "workers=[1, 2.5] is neither a number nor two"),
-        ("workers=[3,2]", "workers=[3, 2] has more workers at least than at most: write [2, 3]"),
+        ("workers=two", "workers=two is neither a number nor [least, most]: write 4, or [2, 8]"),
+        ("workers=2.5", "workers=2.5 is neither a number nor [least, most]"),
+        ("workers=true", "workers=True is neither a number nor [least, most]"),
+        ("workers=null", "workers=None is neither a number nor [least, most]"),
+        ("workers={least: 1}", "workers={'least': 1} is neither a number nor [least, most]"),
+        ("workers=[2]", "workers=[2] is neither a number nor [least, most]"),
+        ("workers=[1,2,3]", "workers=[1, 2, 3] is neither a number nor [least, most]"),
+        ("workers=[1,2.5]", "workers=[1, 2.5] is neither a number nor [least, most]"),
+        ("workers=[3,2]", "workers=[3, 2] has a minimum above its maximum: write [2, 3]"),
         ("workers=[0,2]", "workers=0 is below 1"),
         ("workers=[1,9]", "9 workers share train.lanes=8 lanes and some would have none: use at most 8 workers"),
         ("max_failures=-2", "max_failures=-2 is below -1"),
@@ -197,7 +197,7 @@ def cores(ray_here: None) -> int:
         # Workers take all cores of a cluster that may grow, but those of nodes that have a resource for feeders.
         (
             ["workers=[1,2]", "feed.kind=actors"],
-            "workers=[1, 2] take every core that is free, and feed.kind=actors would find none",
+            "workers=[1, 2] take every free core, so feed.kind=actors would find none",
         ),
         (
             ["workers=[1,2]", "feed.kind=actors", "feed.actor_resource=ear"],
@@ -215,7 +215,7 @@ def test_workers_that_the_cluster_has_no_room_for_are_refused(cores, overrides, 
     values = {"cores": cores, "more": cores + 1}
     written = [each.format_map(values) for each in overrides]
     with pytest.raises(UserError) as refusal:
-        use_gpu(config.load(PretrainConfig, QUICKSTART, [*ROOMY, *written]))
+        check_capacity(config.load(PretrainConfig, QUICKSTART, [*ROOMY, *written]))
     assert words.format_map(values) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -238,7 +238,7 @@ def test_a_start_asks_for_the_nodes_that_it_lacks_waits_as_long_as_it_is_told_an
     keys = [f"workers={cores + 1}", "feed.kind=actors", "feed.actor_cpus=2", "start_wait_s=4"]
     spec = config.load(PretrainConfig, QUICKSTART, [*ROOMY, *keys])
     with ThreadPoolExecutor(1) as pool:
-        starting = pool.submit(room, spec, said.append)
+        starting = pool.submit(wait_for_capacity, spec, said.append)
         while not asked():
             assert not starting.done()
         assert asked() == [{"CPU": 1}] * (cores + 1) + [{"CPU": 2}] * (cores + 1)
@@ -255,19 +255,19 @@ def test_a_start_on_a_ray_of_its_own_which_nobody_joins_waits_for_nothing(cores,
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     spec = config.load(PretrainConfig, QUICKSTART, [*ROOMY, f"workers={cores + 1}", "start_wait_s=100000"])
     with pytest.raises(UserError, match=r"lower workers or feed\.actors$"):
-        room(spec, lambda line: pytest.fail(line))
+        wait_for_capacity(spec, lambda line: pytest.fail(line))
 
 
 def test_a_start_with_a_precision_that_its_devices_lack_is_refused_at_once(cores):
     spec = config.load(PretrainConfig, QUICKSTART, [*ROOMY, "train.precision=fp16", "start_wait_s=1000"])
     with pytest.raises(UserError, match=r"fp16 needs a GPU .* where GPUs are to come, device=cuda with start_wait_s"):
-        room(spec, lambda line: pytest.fail(line))
+        wait_for_capacity(spec, lambda line: pytest.fail(line))
 
 
 @pytest.mark.parametrize("workers", ["{cores}", "[1,512]", "[{cores},512]"])
 def test_the_least_workers_are_what_a_cluster_must_have_room_for(cores, workers):
     spec = config.load(PretrainConfig, QUICKSTART, [*ROOMY, f"workers={workers.format(cores=cores)}"])
-    assert use_gpu(spec) is False
+    assert check_capacity(spec) is False
 
 
 def test_the_shipped_configs_are_the_recipes_they_claim_to_be():

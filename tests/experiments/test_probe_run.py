@@ -18,7 +18,7 @@ from made_voices import TINY, put_corpus
 
 from cpcscale import cli, config
 from cpcscale.cluster import session
-from cpcscale.cluster.pretrain_config import PretrainConfig, absolute
+from cpcscale.cluster.pretrain_config import PretrainConfig, with_absolute_paths
 from cpcscale.cluster.probe_beside import check_probe, run_probes
 from cpcscale.errors import UserError
 from cpcscale.experiments.pretrain import pretrain
@@ -29,7 +29,7 @@ from cpcscale.runs.publisher import Publisher
 from cpcscale.tracking.runs import TrackedRun, read_runs
 from cpcscale.tracking.tracker import Tracker
 from cpcscale.train import loop
-from cpcscale.train.checkpoint import RunPosition, contents
+from cpcscale.train.checkpoint import RunPosition, checkpoint_files_of
 from cpcscale.train.ranks import Ranks
 
 WAIT_S = 120
@@ -45,7 +45,7 @@ def spec(folder: Path, *overrides: str, shards: Path | str = "nowhere") -> Pretr
     keys = [f"run_dir={folder / 'run'}", f"data.shards={shards}", f"probe.corpus.path={folder / 'tones'}"]
     keys += ["probe.split=speakers3", f"probe.audio_cache.path={folder / 'cache'}", "checkpoint.every_steps=5"]
     keys += [f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", "device=cpu"]
-    return absolute(config.load(PretrainConfig, None, [*speech.TINY, *keys, *overrides]))
+    return with_absolute_paths(config.load(PretrainConfig, None, [*speech.TINY, *keys, *overrides]))
 
 
 def tracker(of: PretrainConfig) -> Tracker:
@@ -64,7 +64,7 @@ def publish(by: Publisher, step: int) -> str:
     """A checkpoint whose weights have the seed `step`; the name of its folder."""
     network = build(TINY, step, offset=0.01, gain=3.0)
     position = RunPosition(step=step, fingerprint="f" * 64, identity={"model": asdict(TINY)}, audio_s=step * 360.0)
-    made = contents({"model": network.state_dict()}, position, PretrainConfig(), by.probe_set)
+    made = checkpoint_files_of({"model": network.state_dict()}, position, PretrainConfig(), by.probe_set)
     return Path(by.publish(step, None, made)).name
 
 
@@ -90,7 +90,7 @@ def test_the_newest_that_is_due_is_scored_the_passed_over_are_said_and_a_restart
         by = publisher(of)
         for step in (5, 10):
             publish(by, step)
-        probes.look()
+        probes.wake()
         until(lambda: len(Probes(of.run_dir).all()) == 1 and Probes(of.run_dir).all()[0].status == "done")
         for step in (15, 20, 25, 30, 35):
             publish(by, step)
@@ -128,7 +128,7 @@ def test_bad_audio_is_one_line_and_a_tag_and_a_mended_set_is_probed_at_the_next_
     first.finish("FINISHED")
     assert (said["scores"], [each["step"] for each in said["failed"]]) == ([], [5])
     [line] = [line for line in capfd.readouterr().err.splitlines() if "the run goes on" in line]
-    assert line.startswith("probe: step 5 has none, the run goes on: ") and "03.wav" in line
+    assert line.startswith("probe: step 5 failed, the run goes on: ") and "03.wav" in line
     assert tracked(of).tag("probe_failed").startswith("step 5: ")
     assert Probes(of.run_dir).of(folder).status == "failed"
     put_corpus(tmp_path / "again", each=3)
@@ -153,7 +153,7 @@ def test_a_scorer_that_is_killed_costs_one_probe_and_the_next_has_another(tmp_pa
         # It stops in the middle, as one that runs out of memory does.
         os.kill(pid, signal.SIGSTOP)
         publish(by, 5)
-        probes.look()
+        probes.wake()
         until(lambda: len(Probes(of.run_dir).all()) == 1)
         os.kill(pid, signal.SIGKILL)
         until(lambda: Probes(of.run_dir).all()[0].status == "failed")

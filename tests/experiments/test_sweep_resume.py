@@ -161,7 +161,7 @@ def test_a_second_driver_of_a_sweep_that_lives_is_refused(tmp_path):
     config = settings(tmp_path)
     with (
         hold(config.run_dir, LeaseConfig(), take_over=False, say=print),
-        pytest.raises(HeldError, match=r"is held by pid \d+ on .*, which lives"),
+        pytest.raises(HeldError, match=r"is held by pid \d+ on .*, which is alive"),
     ):
         sweep(config)
 

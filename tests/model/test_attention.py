@@ -96,10 +96,10 @@ def test_weights_start_as_in_gpt_2():
 )
 def test_heads_that_do_not_split_the_width_are_refused_with_some_that_do(heads, width, positions, words):
     with pytest.raises(UserError, match=words):
-        attention.check("model.x", heads, width, positions)
+        attention.check_heads("model.x", heads, width, positions)
 
 
 def test_heads_that_split_the_width_are_taken():
-    attention.check("model.x", 4, 12, "relative")
-    attention.check("model.x", 3, 12, "rotary")
-    attention.check("model.x", 1, 7, "relative")
+    attention.check_heads("model.x", 4, 12, "relative")
+    attention.check_heads("model.x", 3, 12, "rotary")
+    attention.check_heads("model.x", 1, 7, "relative")

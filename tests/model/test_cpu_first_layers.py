@@ -9,7 +9,7 @@ from cpcscale.model import cpu_first_layers as stems
 from cpcscale.model.cpc import ModelConfig
 from cpcscale.model.cpu_first_layers import fits, stem
 from cpcscale.model.encoder import ConvEncoder
-from cpcscale.model.strided_conv import convolved
+from cpcscale.model.strided_conv import causal_conv
 
 
 def padded(wave_BS: Tensor, first: nn.Conv1d, second: nn.Conv1d) -> Tensor:
@@ -103,6 +103,6 @@ def test_an_encoder_gives_the_same_with_and_without_it():
     found = encoder(wave_BS)
     x_BSC = wave_BS.unsqueeze(2)
     for layer in encoder.layers:
-        x_BSC = F.relu(convolved(x_BSC, layer))
+        x_BSC = F.relu(causal_conv(x_BSC, layer))
     torch.testing.assert_close(found, x_BSC, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encoder(wave_BS.clone().requires_grad_()), found, rtol=1e-4, atol=1e-5)

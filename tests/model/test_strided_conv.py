@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cpcscale.model.strided_conv import convolved
+from cpcscale.model.strided_conv import causal_conv
 
 
 def padded(x_BSC: Tensor, layer: nn.Conv1d) -> Tensor:
@@ -32,7 +32,7 @@ def test_values_and_gradients_are_those_of_torch(channels, out, kernel, stride, 
     layer = nn.Conv1d(channels, out, kernel, stride)
     x_BSC = torch.randn(batch, samples, channels, requires_grad=True)
     leaves = [x_BSC, layer.weight, layer.bias]
-    found, expected = convolved(x_BSC, layer), padded(x_BSC, layer)
+    found, expected = causal_conv(x_BSC, layer), padded(x_BSC, layer)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     gradient = torch.randn_like(expected)
     for one, other in zip(
@@ -44,15 +44,15 @@ def test_values_and_gradients_are_those_of_torch(channels, out, kernel, stride, 
 @pytest.mark.parametrize("samples", [0, 3, 4, 41, 43])
 def test_samples_past_the_last_whole_stride_are_left_out(samples):
     layer, x_BSC = nn.Conv1d(16, 7, 8, 4), torch.randn(2, samples, 16)
-    found = convolved(x_BSC, layer)
+    found = causal_conv(x_BSC, layer)
     assert found.shape == (2, samples // 4, 7)
     if samples >= 4:
-        torch.testing.assert_close(found, convolved(x_BSC[:, : samples // 4 * 4], layer))
+        torch.testing.assert_close(found, causal_conv(x_BSC[:, : samples // 4 * 4], layer))
 
 
 def test_a_relu_may_overwrite_the_output():
     layer, x_BSC = nn.Conv1d(16, 7, 8, 4), torch.randn(2, 40, 16)
-    F.relu(convolved(x_BSC, layer), inplace=True).sum().backward()
+    F.relu(causal_conv(x_BSC, layer), inplace=True).sum().backward()
     gradient = layer.weight.grad.clone()
     layer.zero_grad()
     F.relu(padded(x_BSC, layer)).sum().backward()
@@ -62,7 +62,7 @@ def test_a_relu_may_overwrite_the_output():
 def test_under_autocast_it_computes_in_that_precision_and_its_gradients_are_near():
     layer, x_BSC = nn.Conv1d(16, 7, 8, 4), torch.randn(2, 400, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = convolved(x_BSC, layer)
+        found = causal_conv(x_BSC, layer)
     assert found.dtype == torch.bfloat16
     found.float().square().sum().backward()
     near = layer.weight.grad.clone()

@@ -15,12 +15,12 @@ from cpcscale.objective.infonce import (
     LossSums,
     NegativePool,
     ScoredRows,
-    comparable,
-    content,
-    counts,
+    count_predictions,
+    frame_content,
     infonce,
+    prepare_vectors,
 )
-from cpcscale.objective.negatives import Scope, each, shared
+from cpcscale.objective.negatives import Scope, draw_each, draw_shared
 
 SPECS = [
     InfoNCEConfig(negatives=6, scope=scope, draw=draw, score=score, temperature=temperature, learn_temperature=learnt)
@@ -64,7 +64,7 @@ def pool_of(
 def scaled(spec: InfoNCEConfig) -> ScoredRows:
     """The rows as the objective takes them under `spec`."""
     rows = case()
-    z_BTC, predictions_BTKC = comparable(rows.z_BTC, rows.predictions_BTKC, spec)
+    z_BTC, predictions_BTKC = prepare_vectors(rows.z_BTC, rows.predictions_BTKC, spec)
     scale = torch.tensor(1 / spec.temperature)
     return replace(rows, z_BTC=z_BTC, predictions_BTKC=predictions_BTKC, scale=scale)
 
@@ -86,8 +86,8 @@ def slow_infonce(rows: ScoredRows, spec: InfoNCEConfig) -> tuple[list[Tensor], l
             window = sorted((one for one in range(len(frames)) if labels[one] == labels[row]), key=keys.__getitem__)
             numbered = [(one, frame) for one in window for frame in range(frames[one])]
             scope = Scope.of_pool(rows.frames_B, rows.key_B, torch.tensor(labels), 12, slice(row, row + 1))
-            drawn_TN = each(rows.key_B[row : row + 1], scope, k, 12, spec.negatives)[0]
-            together_N, spare_N = (part[0] for part in shared(rows.key_B[row : row + 1], scope, k, spec.negatives))
+            drawn_TN = draw_each(rows.key_B[row : row + 1], scope, k, 12, spec.negatives)[0]
+            together_N, spare_N = (part[0] for part in draw_shared(rows.key_B[row : row + 1], scope, k, spec.negatives))
             for t in range(frames[row] - k):
                 positive = numbered.index((row, t + k))
                 spared_N = torch.where(together_N == positive, spare_N, together_N)
@@ -194,11 +194,11 @@ def test_a_constant_encoder_gets_accuracy_0_and_loss_ln_51(draw, score, frames, 
     spec = InfoNCEConfig(negatives=50, draw=draw, score=score, temperature=0.1 if score == "cosine" else 1.0)
     rows = case((frames,) * 64, channels, 12, frames)
     z_BTC = rows.z_BTC[:1, :1].expand(64, frames, channels).contiguous()
-    z_BTC, predictions_BTKC = comparable(z_BTC, rows.predictions_BTKC, spec)
+    z_BTC, predictions_BTKC = prepare_vectors(z_BTC, rows.predictions_BTKC, spec)
     rows = replace(rows, z_BTC=z_BTC, predictions_BTKC=predictions_BTKC, scale=torch.tensor(1 / spec.temperature))
     sums, _ = infonce(rows, spec)
     assert sums.correct_K.tolist() == [0] * 12
-    loss_K = sums.loss_K / counts(rows.frames_B, 12)
+    loss_K = sums.loss_K / count_predictions(rows.frames_B, 12)
     torch.testing.assert_close(loss_K, torch.full((12,), math.log(51)), rtol=0, atol=2e-5)
     assert spec.chance == pytest.approx(1 / 51)
 
@@ -207,7 +207,7 @@ def test_a_constant_encoder_gets_accuracy_0_and_loss_ln_51(draw, score, frames, 
 def test_an_encoder_of_zeros_gets_accuracy_0_and_finite_gradients(spec):
     rows = case()
     leaf = torch.zeros_like(rows.z_BTC, requires_grad=True)
-    z_BTC, predictions_BTKC = comparable(leaf, rows.predictions_BTKC, spec)
+    z_BTC, predictions_BTKC = prepare_vectors(leaf, rows.predictions_BTKC, spec)
     made = replace(rows, z_BTC=z_BTC.detach(), predictions_BTKC=predictions_BTKC)
     sums, gradients = infonce(made, spec, weight_K=WEIGHT_K)
     z_BTC.backward(gradients.z_BTC)
@@ -222,7 +222,7 @@ def test_a_perfect_predictor_is_always_right(draw):
     frames_B, content_BT = torch.tensor([12, 7]), torch.arange(24).view(2, 12)
     rows = ScoredRows(z_BTC, 50 * ahead, torch.tensor(1.0), frames_B, torch.tensor([1, 2]), content_BT)
     sums, _ = infonce(rows, InfoNCEConfig(draw=draw))
-    assert sums.correct_K.tolist() == counts(frames_B, 3).tolist() == [17, 15, 13]
+    assert sums.correct_K.tolist() == count_predictions(frames_B, 3).tolist() == [17, 15, 13]
     assert sums.loss_K.max() < 1e-6
 
 
@@ -231,7 +231,9 @@ def test_random_latents_stand_at_chance(draw):
     spec = InfoNCEConfig(negatives=9, draw=draw)
     rows = case((200,) * 8, 32, 2, 200)
     sums, _ = infonce(rows, spec)
-    assert (sums.correct_K.sum() / counts(rows.frames_B, 2).sum()).item() == pytest.approx(spec.chance, abs=0.03)
+    assert (sums.correct_K.sum() / count_predictions(rows.frames_B, 2).sum()).item() == pytest.approx(
+        spec.chance, abs=0.03
+    )
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -248,7 +250,7 @@ def test_frames_of_the_same_audio_are_counted_as_false_negatives(draw):
     rows = case((12,) * 400)
     twins = replace(rows, content_BT=torch.arange(12).remainder(6).expand(400, 12))
     sums, _ = infonce(twins, InfoNCEConfig(negatives=30, draw=draw))
-    share_K = sums.false_K / counts(rows.frames_B, 3)
+    share_K = sums.false_K / count_predictions(rows.frames_B, 3)
     torch.testing.assert_close(share_K, torch.full((3,), 1 / 11, dtype=torch.float64), rtol=0.05, atol=0)
 
 
@@ -257,7 +259,7 @@ def test_content_is_the_same_for_the_same_audio_alone():
     wave_BS = torch.randint(-3, 4, (3, 1600), generator=random).short()
     wave_BS[1, 160:320] = wave_BS[0, 320:480]
     wave_BS[2] = 0
-    content_BT = content(wave_BS, 10)
+    content_BT = frame_content(wave_BS, 10)
     assert content_BT[1, 1] == content_BT[0, 2]
     assert (content_BT[2] == 0).all()
     assert len(content_BT[:2].unique()) == 19
@@ -265,7 +267,7 @@ def test_content_is_the_same_for_the_same_audio_alone():
 
 def test_half_precision_latents_are_scored_in_single_precision():
     rows, spec = case(), SPECS[0]
-    halves = comparable(rows.z_BTC.bfloat16(), rows.predictions_BTKC.bfloat16(), spec)
+    halves = prepare_vectors(rows.z_BTC.bfloat16(), rows.predictions_BTKC.bfloat16(), spec)
     assert all(part.dtype == torch.float32 for part in halves)
     sums, gradients = infonce(replace(rows, z_BTC=halves[0], predictions_BTKC=halves[1]), spec, weight_K=WEIGHT_K)
     assert sums.loss_K.dtype == gradients.z_BTC.dtype == torch.float32
@@ -281,8 +283,8 @@ def test_without_content_nothing_but_the_loss_is_counted():
 
 
 def test_counts_are_the_predictions_whose_target_is_real_audio():
-    assert counts(torch.tensor([5, 0, 1, 3]), 4).tolist() == [4 + 2, 3 + 1, 2, 1]
-    assert counts(torch.tensor([0, 0]), 2).tolist() == [0, 0]
+    assert count_predictions(torch.tensor([5, 0, 1, 3]), 4).tolist() == [4 + 2, 3 + 1, 2, 1]
+    assert count_predictions(torch.tensor([0, 0]), 2).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("bad", [{"negatives": 0}, {"temperature": 0.0}])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from cpcscale.objective.negatives import Scope, each, shared
+from cpcscale.objective.negatives import Scope, draw_each, draw_shared
 
 _MASK = (1 << 64) - 1
 Draw = Callable[[Tensor, Tensor, int, int, int], Tensor]
@@ -50,13 +50,13 @@ def keys(*values: int) -> Tensor:
 
 
 def draw(key_B: Tensor, frames_B: Tensor, k: int, targets: int, negatives: int) -> Tensor:
-    """`each`, every row from its own frames."""
-    return each(key_B, Scope.of_rows(frames_B, k + targets), k, targets, negatives)
+    """`draw_each`, every row from its own frames."""
+    return draw_each(key_B, Scope.of_rows(frames_B, k + targets), k, targets, negatives)
 
 
 def compared(key_B: Tensor, scope: Scope, k: int, targets: int, negatives: int) -> Tensor:
-    """[B, targets, N]: what every prediction compares with under `shared`."""
-    number_BN, spare_BN = shared(key_B, scope, k, negatives)
+    """[B, targets, N]: what every prediction compares with under `draw_shared`."""
+    number_BN, spare_BN = draw_shared(key_B, scope, k, negatives)
     positive_BT1 = (scope.own_B.unsqueeze(1) + torch.arange(k, k + targets)).unsqueeze(2)
     return torch.where(number_BN.unsqueeze(1) == positive_BT1, spare_BN.unsqueeze(1), number_BN.unsqueeze(1))
 
@@ -193,7 +193,7 @@ def test_a_scope_numbers_the_frames_of_its_windows_in_the_order_of_their_keys(la
 def test_wide_draws_equal_the_definition_written_out():
     scope = Scope.of_pool(keys(*FRAMES_R), keys(*KEY_R), keys(*LABEL_R), 8, slice(0, 8))
     for k in (1, 2, 4):
-        fast, together = each(keys(*KEY_R), scope, k, 8 - k, 7), compared(keys(*KEY_R), scope, k, 8 - k, 7)
+        fast, together = draw_each(keys(*KEY_R), scope, k, 8 - k, 7), compared(keys(*KEY_R), scope, k, 8 - k, 7)
         for row in range(8):
             for t in range(FRAMES_R[row] - k):
                 frames = members(row)
@@ -208,8 +208,8 @@ def test_wide_draws_do_not_depend_on_the_layout_of_the_pool():
     scope, other = (Scope.of_pool(*(part[at] for part in parts), 8, slice(0, 8)) for at in (torch.arange(8), order))
     # Where a frame of the reordered pool stood before.
     before = order[torch.arange(64) // 8] * 8 + torch.arange(64) % 8
-    drawn = scope.flat(each(parts[1], scope, 2, 6, 9))[order]
-    again = before[other.flat(each(parts[1][order], other, 2, 6, 9))]
+    drawn = scope.flat(draw_each(parts[1], scope, 2, 6, 9))[order]
+    again = before[other.flat(draw_each(parts[1][order], other, 2, 6, 9))]
     real = (torch.arange(6) + 2).unsqueeze(0) < parts[0][order].unsqueeze(1)
     assert torch.equal(drawn[real], again[real])
 

@@ -124,7 +124,7 @@ def _mean_of_ranks(ranks: Ranks, shares: str) -> dict[str, torch.Tensor]:
     network, data = _head(0).double().eval(), _features(32)
     order = np.argsort(data.truth_UP[:, 0]) if shares == "sorted" else np.arange(32)
     own = np.array_split(order, ranks.world)[ranks.rank]
-    guess_BP = batching.by_length(ranks.wrapped(network), [data.inputs[row] for row in own], ranks.device)
+    guess_BP = batching.by_length(ranks.wrap_ddp(network), [data.inputs[row] for row in own], ranks.device)
     ccc_loss(guess_BP, torch.from_numpy(data.truth_UP[own]), (1 / 3, 1 / 3, 1 / 3)).backward()
     return {name: each.grad for name, each in network.named_parameters()}
 

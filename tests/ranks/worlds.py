@@ -20,7 +20,7 @@ from cpcscale.model.cpc import build
 from cpcscale.train.loop import pretrain
 from cpcscale.train.observer import RunRequests, StoppedError
 from cpcscale.train.ranks import Ranks
-from cpcscale.train.step import TrainStep, scores
+from cpcscale.train.step import TrainStep, reduce_scores
 
 STEPS, STOP = 12, 5
 OBJECTIVES = {
@@ -88,7 +88,7 @@ def _split(ranks: Ranks, micro_batch: int, **keys: Any) -> dict[str, Any]:
     step = TrainStep(build(spec.model, ranks.rank, gain=10.0), spec, ranks, total=100)
     result = step(batches.made(slice(ranks.rank, None, ranks.world)), 0)
     return {
-        "scores": scores(result, ranks),
+        "scores": reduce_scores(result, ranks),
         "count": result.count_K.tolist(),
         "samples": result.samples,
         "bad": result.bad,
@@ -124,8 +124,8 @@ def _said(ranks: Ranks) -> dict[str, Any]:
     return {
         "sum": ranks.sum(values).tolist(),
         "given": values.tolist(),
-        "chosen": ranks.chosen(f"of rank {ranks.rank}"),
-        "gathered": ranks.gathered({"rank": ranks.rank}),
+        "chosen": ranks.broadcast(f"of rank {ranks.rank}"),
+        "gathered": ranks.gather({"rank": ranks.rank}),
     }
 
 
@@ -149,9 +149,9 @@ def _stopped(ranks: Ranks, shards: Path, folder: Path) -> list[Any]:
 class _Asking(speech.Watcher):
     """Rank 0's observer, which asks for a checkpoint once step 2 is made and to stop once step 4 is."""
 
-    def __init__(self, notices: RunRequests) -> None:
+    def __init__(self, requests: RunRequests) -> None:
         super().__init__()
-        self._asks = {2: notices.save, 4: notices.stop}
+        self._asks = {2: requests.save, 4: requests.stop}
 
     def progress(self, step: int, total: int) -> None:
         self._asks.get(step, lambda: None)()
@@ -159,14 +159,14 @@ class _Asking(speech.Watcher):
 
 def _noticed(ranks: Ranks, shards: Path, folder: Path) -> str:
     """The words in which this rank stops when rank 0 is asked to; the others were asked for both before they began."""
-    notices = RunRequests()
+    requests = RunRequests()
     if not ranks.first:
-        notices.save()
-        notices.stop()
+        requests.save()
+        requests.stop()
     name = f"noticed-{ranks.world}"
     spec = recipe(folder, name, checkpoint__every_steps=100, checkpoint__keep=9)
     try:
-        pretrain(spec, speech.data(shards), str(folder / name), ranks, _Asking(notices), notices=notices)
+        pretrain(spec, speech.data(shards), str(folder / name), ranks, _Asking(requests), requests=requests)
     except StoppedError as stopped:
         return str(stopped)
     return "did not stop"

@@ -41,7 +41,7 @@ def held(run: str, *, take_over: bool = False, say=print) -> contextlib.Abstract
 def elsewhere(run: str, **changes: object) -> RunHolder:
     """A holder on another machine has this run. Its time is long: on a busy machine, so may a look be."""
     changes = {"ttl_s": 60.0, **changes}
-    holder = dataclasses.replace(lease.this_process(SPEC), host="node7", machine="another", **changes)
+    holder = dataclasses.replace(lease.new_holder(SPEC), host="node7", machine="another", **changes)
     ledger = Ledger(run)
     assert ledger.advance(ledger.head().taken(holder))
     return holder
@@ -85,7 +85,7 @@ def test_a_second_start_of_a_live_run_is_refused_with_pid_host_age_and_the_way_o
         assert storage.list_files(run) == before
         assert Ledger(run).head().is_of(first.id)
     assert f"is held by pid {os.getpid()} on {socket.gethostname()} (since " in line
-    assert re.search(r"\(since \d+ s\), which lives: stop it, name another run_dir, or give --take-over", line)
+    assert re.search(r"\(since \d+ s\), which is alive: stop it, name another run_dir, or give --take-over", line)
 
 
 def test_a_run_that_was_given_back_is_free_at_once_however_its_block_ended(run):
@@ -103,7 +103,7 @@ def test_a_run_that_was_given_back_is_free_at_once_however_its_block_ended(run):
 
 
 def test_to_ask_whether_a_run_is_free_writes_nothing(tmp_path):
-    lease.free(Ledger(str(tmp_path / "run")), take_over=False, say=print)
+    lease.wait_until_free(Ledger(str(tmp_path / "run")), take_over=False, say=print)
     assert not (tmp_path / "run").exists()
 
 
@@ -157,7 +157,7 @@ def test_a_holder_that_was_killed_on_this_machine_is_replaced_at_once_and_a_stop
 
 def test_a_process_that_has_the_number_of_a_dead_holder_is_not_taken_for_it(run):
     ledger = Ledger(run)
-    other = dataclasses.replace(lease.this_process(SPEC), started="1")
+    other = dataclasses.replace(lease.new_holder(SPEC), started="1")
     assert ledger.advance(ledger.head().taken(other))
     with held(run, say=lambda text: pytest.fail(text)):
         pass
@@ -183,7 +183,7 @@ def test_the_time_of_a_holder_is_its_own(run):
     """A start with a shorter one must not take a slower holder for dead."""
     holder = elsewhere(run)
     with signs(run, holder, every_s=2.5 * SPEC.ttl_s):
-        assert "which lives" in refusal(run)
+        assert "which is alive" in refusal(run)
 
 
 def test_a_holder_elsewhere_that_gives_the_run_back_is_not_waited_for_any_longer(run):

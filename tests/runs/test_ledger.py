@@ -39,17 +39,17 @@ def drive(run: str, name: str, lives: int) -> None:
     for life in range(lives):
         me = holder(f"{name}{life}")
         taken = ledger.head().taken(me)
-        if not (ledger.advance(taken) and ledger.leads(taken)):
+        if not (ledger.advance(taken) and ledger.is_head(taken)):
             continue
         seen = ledger.head()
-        restored = checkpoint.newest(ledger, seen)
+        restored = checkpoint.load_newest(ledger, seen)
         line = restored.position.records if restored else []
         try:
             publisher = Publisher(ledger, seen, len(line), keep=1, holder=me.id)
             for _ in range(3):
                 line = [*line, [len(line) + 1, me.id]]
                 where = checkpoints.position(len(line), records=line)
-                publisher.publish(where.step, None, checkpoint.contents({}, where, checkpoints.RECIPE))
+                publisher.publish(where.step, None, checkpoint.checkpoint_files_of({}, where, checkpoints.RECIPE))
         except OvertakenError:
             continue
 
@@ -62,7 +62,7 @@ class Reader:
 
     def look(self) -> None:
         state = self.ledger.head()
-        restored = checkpoint.newest(self.ledger, state)
+        restored = checkpoint.load_newest(self.ledger, state)
         line = restored.position.records if restored else []
         assert len(line) == (state.checkpoints[-1].step if state.checkpoints else 0), "the newest is always whole"
         assert line[: len(self.line)] == self.line, "what was published stays in the line"
@@ -127,7 +127,7 @@ def test_whenever_a_process_is_overtaken_its_checkpoint_is_published_whole_or_le
         assert ledger.head().checkpoints == ahead.checkpoints
         named = {each.folder for each in ahead.checkpoints}
         for folder in {path.name for path in (run / "checkpoints").iterdir()} | named:
-            assert not list(checkpoint_files.problems(str(run / "checkpoints" / folder), every_byte=True))
+            assert not list(checkpoint_files.find_problems(str(run / "checkpoints" / folder), every_byte=True))
             # What the new one does not need is his to remove.
             assert folder in named or folder.startswith("step-00000004")
     assert outcomes == {True, False}
@@ -169,7 +169,7 @@ def test_an_entry_in_a_gap_that_others_have_left_is_not_the_head(base):
     for step in range(1, 12):
         checkpoints.publish(base, checkpoints.position(step), keep=2)
     assert ledger.advance(late), "the first entries are gone, or this shows nothing"
-    assert not ledger.leads(late)
+    assert not ledger.is_head(late)
     assert checkpoints.steps(base) == [10, 11]
     assert not ledger.head().held
 
@@ -185,11 +185,11 @@ def test_a_process_that_publishes_into_such_a_gap_removes_nothing(tmp_path):
         player.step()
         for _ in range(12):
             assert ledger.advance(state := ledger.head().taken(holder("new")))
-            assert ledger.leads(state)
+            assert ledger.is_head(state)
         while not player.done:
             player.step()
     assert isinstance(player.error, OvertakenError)
-    assert [list(checkpoint_files.problems(ledger.url(each), every_byte=True)) for each in ledger.head().checkpoints] == [[], []]
+    assert [list(checkpoint_files.find_problems(ledger.url(each), every_byte=True)) for each in ledger.head().checkpoints] == [[], []]
 
 
 def test_the_newest_k_and_the_first_best_by_heldout_loss_stay():
@@ -199,7 +199,7 @@ def test_the_newest_k_and_the_first_best_by_heldout_loss_stay():
     assert [each.step for each in state.checkpoints] == [2, 5, 6]
     state = state.published(CheckpointEntry("step-7", 7, 2.0), keep=2)
     assert [each.step for each in state.checkpoints] == [6, 7]
-    assert [each.step for each in state.begun(6, "").checkpoints] == [6]
+    assert [each.step for each in state.started_from(6, "").checkpoints] == [6]
 
 
 @given(
@@ -246,7 +246,7 @@ def test_without_its_ledger_a_run_goes_on_from_its_folders_and_gives_no_name_twi
     ledger = Ledger(str(tmp_path))
     assert checkpoints.steps(tmp_path) == [4, 8]
     again = checkpoints.publish(tmp_path, checkpoints.position(12))
-    assert checkpoint_files.numbers(Path(again).name)[1] > max(checkpoint_files.numbers(path.name)[1] for path in places)
+    assert checkpoint_files.parse_folder_name(Path(again).name)[1] > max(checkpoint_files.parse_folder_name(path.name)[1] for path in places)
     assert [each.step for each in ledger.head().checkpoints] == [4, 8, 12]
 
 
@@ -273,11 +273,11 @@ def test_cleaning_up_leaves_alone_what_a_later_process_is_writing(tmp_path):
     checkpoints.published(tmp_path, 4, 8)
     ledger = Ledger(str(tmp_path))
     before = ledger.head()
-    later = before.begun(8, "")
+    later = before.started_from(8, "")
     assert ledger.advance(later)
     half = tmp_path / "checkpoints" / checkpoint_files.folder_name(12, later.writer) / "state.json"
     storage.write(str(half), b"half")
-    ledger.sweep(before)
+    ledger.remove_unlisted(before)
     assert half.exists()
 
 

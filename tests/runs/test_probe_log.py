@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cpcscale.errors import UserError
-from cpcscale.train.checkpoint import contents, load_encoder, tensors_of
+from cpcscale.train.checkpoint import checkpoint_files_of, load_encoder, collect_tensors
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.probe_log import Probe, Probes, ProbeSet
 from cpcscale.runs.publisher import Publisher
@@ -35,7 +35,7 @@ def publishing(run: str, best_by: str) -> Callable[[], None]:
 
     def work() -> None:
         for step in range(1, STEPS + 1):
-            publisher.publish(step, None, contents({}, checkpoints.position(step), checkpoints.RECIPE))
+            publisher.publish(step, None, checkpoint_files_of({}, checkpoints.position(step), checkpoints.RECIPE))
 
     return work
 
@@ -52,7 +52,7 @@ def test_in_every_order_of_both_a_claimed_checkpoint_stays_and_so_does_the_best(
     tmp_path_factory, turns_of_both, figures, stride, best_by
 ):
     run = str(tmp_path_factory.mktemp("run"))
-    Probes(run).describe(probe_set(stride))
+    Probes(run).write_set(probe_set(stride))
     ledger, claimed, done = Ledger(run), list[str](), dict[str, float]()
 
     def probing() -> None:
@@ -81,7 +81,7 @@ def test_the_best_by_probe_outlives_newer_ones_and_is_what_loading_the_best_give
     ledger, step = Ledger(str(tmp_path)), checkpoints.trained(0)
     publisher = Publisher(ledger, ledger.head(), 0, keep=1, best_by="probe")
     for number, mean in ((4, 0.2), (8, 0.6), (12, 0.6), (16, 0.1), (20, float("nan"))):
-        made = contents(tensors_of(step.contrast, step.optimizer), checkpoints.position(number), checkpoints.RECIPE)
+        made = checkpoint_files_of(collect_tensors(step.contrast, step.optimizer), checkpoints.position(number), checkpoints.RECIPE)
         # The loss says otherwise, and is not asked.
         folder = Path(publisher.publish(number, number / 10, made)).name
         scored(tmp_path, folder, number, mean)
@@ -101,16 +101,16 @@ def test_the_best_is_by_loss_unless_the_run_says_so_and_without_a_figure_it_is_r
     assert load_encoder(str(tmp_path), "best")[1]["step"] == 8
     assert load_encoder(str(tmp_path), "best")[1]["chosen"] == "best by loss"
     checkpoints.publish(tmp_path / "other", checkpoints.position(4))
-    with pytest.raises(UserError, match=r"no checkpoint of .* has a held-out loss to be the best by"):
+    with pytest.raises(UserError, match=r"no checkpoint of .* has a held-out loss, so none is the best"):
         load_encoder(str(tmp_path / "other"), "best")
 
 
 def test_a_checkpoint_carries_what_it_is_probed_on_out_of_its_run(tmp_path):
-    Probes(str(tmp_path / "run")).describe(probe_set())
+    Probes(str(tmp_path / "run")).write_set(probe_set())
     ledger, step = Ledger(str(tmp_path / "run")), checkpoints.trained(0)
     publisher = Publisher(ledger, ledger.head(), 0, keep=1)
-    made = contents(
-        tensors_of(step.contrast, step.optimizer), checkpoints.position(4), checkpoints.RECIPE, publisher.probe_set
+    made = checkpoint_files_of(
+        collect_tensors(step.contrast, step.optimizer), checkpoints.position(4), checkpoints.RECIPE, publisher.probe_set
     )
     copy = Path(publisher.publish(4, None, made)).rename(tmp_path / "copy")
     source = load_encoder(str(copy))[1]
@@ -119,8 +119,8 @@ def test_a_checkpoint_carries_what_it_is_probed_on_out_of_its_run(tmp_path):
 
 def test_a_run_that_is_not_probed_any_more_keeps_nothing_for_it(tmp_path):
     run = str(tmp_path)
-    Probes(run).describe(probe_set())
-    Probes(run).retire()
+    Probes(run).write_set(probe_set())
+    Probes(run).retire_set()
     publishing(run, "loss")()
     assert checkpoints.steps(run) == [STEPS]
     assert Probes(run).probe_set().speakers == ["a", "b"], "but it is known still"

@@ -29,7 +29,7 @@ from cpcscale.errors import UserError
 from cpcscale.shards.adoption import read_tar
 from cpcscale.shards.adoption.adopt import AdoptedSet, adopt, exclude_from
 from cpcscale.shards.adoption.labels import LabelColumns
-from cpcscale.shards.adoption.read_tar import IndexConfig, measured
+from cpcscale.shards.adoption.read_tar import IndexConfig, measure_member
 from cpcscale.shards.adoption.tar_members import TarScan
 from cpcscale.shards.index import Index
 
@@ -198,7 +198,7 @@ def test_a_length_is_that_of_decoding_whether_or_not_the_member_is_decoded(suffi
         rate_hz = {11_025: 12_000, 22_050: 24_000, 32_000: 24_000, 44_100: 48_000}.get(rate_hz, rate_hz)
     data = sound(suffix, frames / rate_hz, rate_hz, channels)
     length = len(audio.decode(data))
-    by_header, by_decoding = (measured(data, 0.0, decode) for decode in (False, True))
+    by_header, by_decoding = (measure_member(data, 0.0, decode) for decode in (False, True))
     assert by_header["samples"] == by_decoding["samples"] == length
     # What states no exact length is decoded in any case.
     assert np.isnan(by_header["mean_square"]) == (suffix != "mp3")
@@ -208,7 +208,7 @@ def test_lengths_at_the_halves_are_rounded_as_soxr_does():
     # Every odd number of samples at 32 kHz lies at a half, where Python's round would go to the even one.
     for frames in range(9_001, 9_021, 2):
         data = sound("wav", frames / 32_000, 32_000)
-        assert measured(data, 0.0, False)["samples"] == len(audio.decode(data)) == (frames + 1) // 2
+        assert measure_member(data, 0.0, False)["samples"] == len(audio.decode(data)) == (frames + 1) // 2
 
 
 def test_an_mp3_whose_header_promises_too_much_gets_the_length_that_decodes_and_a_note(tmp_path):
@@ -496,7 +496,7 @@ def test_folders_that_cannot_be_indexed_are_refused_with_the_way_out(tmp_path, s
     assert "pattern=" in refusal(lambda: indexed(tmp_path))
     # A set beside its held-out part must not become one set.
     message = refusal(lambda: indexed(shard_set.parent))
-    assert "shard sets of their own" in message
+    assert "shard sets, the first" in message
     assert "train" in message
 
 

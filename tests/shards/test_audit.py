@@ -159,7 +159,7 @@ HARMS: dict[str, tuple[Callable[[Path, Index], Any], list[str]]] = {
         lambda path, _: shutil.copy(path.with_name("0.tar"), path),
         ["bytes, the index says", "and 1 problems more"],
     ),
-    "members in another order": (swap, ["stands at byte", "its sha256 is"]),
+    "members in another order": (swap, ["is at byte", "its sha256 is"]),
     "bytes behind its end": (lambda path, _: path.write_bytes(path.read_bytes() * 2), ["what follows byte", "it has"]),
 }
 
@@ -378,7 +378,7 @@ def test_the_shuffle_figure_is_that_of_the_batches_that_training_gets(tmp_path, 
         for shard, ordinal in zip(shard_B.tolist(), ordinal_B.tolist(), strict=True):
             if shard != PADDING:
                 first, last = index.bounds[shard], index.bounds[shard + 1]
-                row = window.numbered(windows[first:last], np.array([ordinal]))[0][0]
+                row = window.locate(windows[first:last], np.array([ordinal]))[0][0]
                 if first + row not in out:
                     met.append(recording[first + row])
         found += sum(a == b for a, b in itertools.combinations(met, 2))

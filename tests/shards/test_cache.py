@@ -62,12 +62,12 @@ def test_a_filled_shard_is_the_stores_bytes_and_is_not_fetched_twice(remote, tmp
     url, digest, size = remote.shard(0)
     kept = ShardCache(tmp_path / "cache", 10 * SIZE)
     assert not kept.holds(digest, size)
-    assert kept.found(digest, size) is None
+    assert kept.find(digest, size) is None
     assert kept.fill(url, digest, size)
     assert kept.fill(url, digest, size)
     assert remote.asked == ["0.tar@0"]
     assert kept.holds(digest, size)
-    assert kept.found(digest, size).path.read_bytes() == Path(url).read_bytes()
+    assert kept.find(digest, size).path.read_bytes() == Path(url).read_bytes()
     assert {path.name for path in (tmp_path / "cache" / "shards").iterdir()} == {digest, "lock"}
 
 
@@ -125,7 +125,7 @@ def test_what_a_process_filled_before_it_was_killed_is_not_fetched_again(remote,
     kept = ShardCache(tmp_path / "cache", 10 * SIZE)
     assert not kept.fill(url, digest, size), "a live process holds it"
     # What stands in the part may be read, and is what the store has.
-    part = kept.found(digest, size).path.read_bytes()
+    part = kept.find(digest, size).path.read_bytes()
     assert Path(url).read_bytes().startswith(part)
     assert len(part) >= 300_000
     os.kill(process.pid, signal.SIGKILL)
@@ -142,7 +142,7 @@ def test_a_part_with_other_bytes_is_fetched_again_from_its_start(remote, tmp_pat
     (tmp_path / "cache" / "shards" / f"{digest}.{size}.part").write_bytes(bytes(500_000))
     assert kept.fill(url, digest, size)
     assert remote.asked == ["0.tar@500000", "0.tar@0"]
-    assert kept.found(digest, size).path.read_bytes() == Path(url).read_bytes()
+    assert kept.find(digest, size).path.read_bytes() == Path(url).read_bytes()
 
 
 @pytest.mark.parametrize("harm", ["flipped", "cut", "longer"])
@@ -170,7 +170,7 @@ def test_the_least_recently_used_shards_make_room(remote, tmp_path):
     for number, shard in enumerate(shards[:3]):
         kept.fill(*shard)
         os.utime(tmp_path / "cache" / "shards" / shard[1], (number, number))
-    kept.found(*shards[0][1:])  # used again: now the second is the oldest
+    kept.find(*shards[0][1:])  # used again: now the second is the oldest
     kept.fill(*shards[3])
     assert held(tmp_path / "cache") == sorted(shard[1] for shard in (shards[0], shards[2], shards[3]))
 
@@ -204,7 +204,7 @@ def test_a_shard_that_an_open_reader_holds_stays_readable_when_it_is_evicted(rem
     first, second = remote.shard(0), remote.shard(1)
     kept = ShardCache(tmp_path / "cache", SIZE)
     kept.fill(*first)
-    with kept.found(*first[1:]).path.open("rb") as file:
+    with kept.find(*first[1:]).path.open("rb") as file:
         kept.fill(*second)
         assert held(tmp_path / "cache") == [second[1]]
         assert hashlib.sha256(file.read()).hexdigest() == first[1]
@@ -255,14 +255,14 @@ def test_a_node_without_room_for_its_lanes_reads_by_range_or_refuses(tmp_path, c
     folder = str(tmp_path / "cache")
     enough = CacheConfig(folder=folder, max_gb=0.016)
     assert enough.least_bytes(4, 2_000_000) == 16_000_000
-    assert cache.choose(enough, "s3://b/set", 4, 2_000_000) is not None
+    assert cache.open_cache(enough, "s3://b/set", 4, 2_000_000) is not None
     small = CacheConfig(folder=folder, max_gb=0.015)
-    assert cache.choose(small, "s3://b/set", 4, 2_000_000) is None
+    assert cache.open_cache(small, "s3://b/set", 4, 2_000_000) is None
     assert "4 lanes need" in caplog.text
     with pytest.raises(UserError, match=r"feed\.cache\.max_gb=0\.015 is less than the 0\.016 GB that 4 lanes need"):
-        cache.choose(CacheConfig(mode="shards", folder=folder, max_gb=0.015), "s3://b/set", 4, 2_000_000)
-    assert cache.choose(enough, str(tmp_path), 4, 2_000_000) is None, "what is on this disk is read where it lies"
-    assert cache.choose(CacheConfig(mode="ranged", folder=folder), "s3://b/set", 4, 2_000_000) is None
+        cache.open_cache(CacheConfig(mode="shards", folder=folder, max_gb=0.015), "s3://b/set", 4, 2_000_000)
+    assert cache.open_cache(enough, str(tmp_path), 4, 2_000_000) is None, "what is on this disk is read where it lies"
+    assert cache.open_cache(CacheConfig(mode="ranged", folder=folder), "s3://b/set", 4, 2_000_000) is None
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):

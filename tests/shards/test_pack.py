@@ -120,7 +120,7 @@ def test_webdatasets_own_writer_makes_the_same_bytes_of_the_same_members(shard_r
 
 
 def test_packing_loads_no_torch(run_python):
-    text = "import sys, cpcscale.cluster.pack, cpcscale.shards.packing.write; print('torch' in sys.modules)"
+    text = "import sys, cpcscale.cluster.shard_tasks, cpcscale.shards.pack; print('torch' in sys.modules)"
     assert run_python(text) == (0, ["False"])
 
 
@@ -157,7 +157,7 @@ class Stopped(BaseException):
     """The process ends here."""
 
 
-def stopping(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+def stopping(function: Callable[[Any], Any], items: Sequence[Any], **_: Any) -> Iterator[Any]:
     """A map that ends after two tasks of pass 2."""
     for number, item in enumerate(items):
         if function is pack_task and number == 2:
@@ -213,7 +213,7 @@ def test_a_lost_shard_is_packed_again_and_the_set_is_the_same(source, undisturbe
 def test_results_come_one_by_one_and_none_is_kept(source, tmp_path):
     made: list[weakref.ref[Any]] = []
 
-    def watched(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    def watched(function: Callable[[Any], Any], items: Sequence[Any], **_: Any) -> Iterator[Any]:
         for item in items:
             result = function(item)
             made.append(weakref.ref(result))
@@ -230,7 +230,7 @@ def test_a_second_pack_into_the_same_folder_packs_nothing(source, undisturbed, t
     before = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
     ran = []
 
-    def recording(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    def recording(function: Callable[[Any], Any], items: Sequence[Any], **_: Any) -> list[Any]:
         ran.append(function)
         return [function(item) for item in items]
 
@@ -272,7 +272,7 @@ def test_tars_of_no_known_pack_are_refused_and_stay(source, undisturbed, tmp_pat
     (target / "assignment.json").unlink()
     before = contents(target)
     for spec in (SMALL, replace(SMALL, seed=1)):
-        assert "no pack that is known here" in refusal(lambda spec=spec: pack(str(source), str(target), spec))
+        assert "are not of a pack" in refusal(lambda spec=spec: pack(str(source), str(target), spec))
     assert contents(target) == before
 
 

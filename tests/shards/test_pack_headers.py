@@ -52,7 +52,7 @@ def test_a_large_file_on_a_store_is_probed_by_its_ends_alone(s3, tmp_path, form)
     assert probed.left_out == []
     assert probed.samples.tolist() == [audio.read_header(data).length]
     # Ogg's last page may lie across two chunks, and a search begins one before it.
-    assert read.bytes_read <= (1 + NEEDS[form]) * fetch.PROBE_BYTES
+    assert read.bytes_read <= (1 + NEEDS[form]) * fetch.HEADER_BYTES
     assert read.bytes_read < len(data) / 2
     assert read.requests <= 2 + NEEDS[form]
 
@@ -72,12 +72,12 @@ def test_an_empty_or_broken_object_is_left_out_with_its_cause(s3, tmp_path):
 
 
 @pytest.mark.parametrize("form", NEEDS)
-@pytest.mark.parametrize("chunk_bytes", [1000, fetch.PROBE_BYTES])
+@pytest.mark.parametrize("chunk_bytes", [1000, fetch.HEADER_BYTES])
 def test_a_streamed_object_is_the_file(s3, tmp_path, form, chunk_bytes):
     data = coded(form, noise(9), 16_000)
     source = at_store(s3, tmp_path, form, data)
     with fetch.opened(source.path, chunk_bytes) as file:
-        np.testing.assert_array_equal(np.concatenate(list(audio.blocks(file))), audio.decode(data))
+        np.testing.assert_array_equal(np.concatenate(list(audio.decode_blocks(file))), audio.decode(data))
 
 
 def test_a_store_that_fails_stops_the_pack_and_no_file_is_called_broken(tmp_path, faulty_s3: FaultyStore):
@@ -102,7 +102,7 @@ def test_a_request_that_fails_while_libsndfile_reads_is_not_the_end_of_the_file(
     storage.configure(IMPATIENT)
     with pytest.raises(UserError, match="cannot be read or written") as caught, fetch.opened(url, 20_000) as file:
         faulty_s3.fail("unavailable", method="GET")
-        list(audio.blocks(file))
+        list(audio.decode_blocks(file))
     assert not isinstance(caught.value, audio.AudioError)
 
 

@@ -19,8 +19,8 @@ SPEC = PackConfig(**SETTINGS)  # type: ignore[arg-type]
 # Ends a pack in the middle of `function` of `module`, at its call number `at`: no handler runs.
 KILLED = """
 import os, signal
-from cpcscale.shards import pack, publish
-from cpcscale.shards.packing import write
+from cpcscale.shards import index_writer, pack
+from cpcscale.shards.packing import write_tars
 from cpcscale import storage
 
 def dying(*arguments, **keywords):
@@ -60,10 +60,10 @@ def kill(run_python, source: Path, target: Path, module: str, function: str, at:
     ("module", "function", "at", "left"),
     [
         # In the first shard, in a later group's second, between the last shard and its note, in the index.
-        ("write", "scan", 1, ".shard-000000.tar."),
-        ("write", "scan", 4, ".shard-000003.tar."),
-        ("write", "_note", 2, ""),
-        ("publish", "publish", 1, ""),
+        ("write_tars", "scan", 1, ".shard-000000.tar."),
+        ("write_tars", "scan", 4, ".shard-000003.tar."),
+        ("write_tars", "_note", 2, ""),
+        ("index_writer", "publish", 1, ""),
         ("storage", "remove", 1, ""),
     ],
 )

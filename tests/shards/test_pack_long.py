@@ -149,7 +149,7 @@ FORMS = ["WAV/PCM_16", "FLAC/PCM_24", "OGG/VORBIS", "MP3/MPEG_LAYER_III", "AIFF/
 def test_a_streamed_decode_is_the_whole_decode_and_as_long_as_its_header_says(form, rate_hz, channels):
     wave = np.stack([noise(150_001 / 16_000, seed) for seed in range(channels)], axis=1)
     data = coded(form, wave, rate_hz)
-    blocks = list(audio.blocks(data))
+    blocks = list(audio.decode_blocks(data))
     assert len(blocks) >= 3
     np.testing.assert_array_equal(np.concatenate(blocks), audio.decode(data))
     assert audio.read_header(data).length == sum(map(len, blocks))
@@ -294,7 +294,7 @@ def test_what_was_left_out_is_known_after_a_restart_and_a_repair(tmp_path):
     expected = pack(str(root), str(tmp_path / "undisturbed"), SPEC).quarantine
     assert len(expected) == 8
 
-    def stopping(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    def stopping(function: Callable[[Any], Any], items: Sequence[Any], **_: Any) -> Iterator[Any]:
         for number, item in enumerate(items):
             if function is pack_task and number == 1:
                 raise KeyboardInterrupt

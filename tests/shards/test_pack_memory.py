@@ -38,7 +38,7 @@ import tempfile
 import numpy as np
 from cpcscale import storage
 from cpcscale.shards.pack import PackConfig, pack
-from cpcscale.shards.packing.headers import Probed, probe_sources
+from cpcscale.shards.packing.headers import ReadHeaders, read_headers
 
 def names(root):
     return [f"part-{{n % 97:03d}}/speaker-{{n % 9973:06d}}/recording-{{n:012d}}.flac" for n in range({count})]
@@ -47,9 +47,9 @@ class Done(BaseException):
     pass
 
 def run(function, items, **words):
-    if function is probe_sources:
+    if function is read_headers:
         for chunk in items:
-            yield Probed(np.full(len(chunk), 160_000, np.int64), [])
+            yield ReadHeaders(np.full(len(chunk), 160_000, np.int64), [])
         return
     assert items[len(items) - 1].members
     print(len(items), held())

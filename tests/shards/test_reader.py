@@ -47,7 +47,7 @@ def member(reader: ShardReader, utterance: int) -> bytes:
     """The member of this utterance number, as the feed asks for it."""
     rows = reader.rows(int(reader.index.shard_of(utterance)))
     row = utterance - rows.first
-    return reader.member(rows, row, reader.ask(rows, row))
+    return reader.member(rows, row, reader.start_read(rows, row))
 
 
 def url_of(index: Index, utterance: int) -> str:
@@ -140,11 +140,11 @@ def test_a_cache_that_cannot_be_written_is_said_and_its_members_are_read_by_rang
     # The folder goes under the run, as when a user cleans up.
     shutil.rmtree(tmp_path / "cache")
     reader = ShardReader(index, kept)
-    reader.want(range(index.shards.num_rows))
+    reader.prefetch(range(index.shards.num_rows))
     assert [member(reader, n) for n in range(len(expected))] == expected
     reader.close()
     assert "caching failed, reading members one by one" in caplog.text
-    assert not reader._filling and not reader._queued
+    assert not reader._download_started and not reader._queued
 
 
 def test_a_shard_that_was_put_back_is_read_again(copied):

@@ -96,10 +96,10 @@ def test_machines_that_cannot_be_are_refused_with_the_way_out(shards, capsys):
     base = ["size", "configs/pretrain/quickstart.yaml", f"data.shards={shards}", *speech.TINY]
     for more, words in (
         (["--nodes", "9", "--gpus-per-node", "1", "--update-rate", "9"], "use at most 8 workers"),
-        (["--nodes", "2", "workers=1"], "leave some of --nodes=2 without one"),
+        (["--nodes", "2", "workers=1"], "leave some of --nodes=2 without a worker"),
         (["--nodes", "0"], "--nodes=0"),
         (["--gpus-per-node", "2", "device=cpu"], "give --update-rate"),
-        (["--network-gbit-s", "0"], "moves nothing"),
+        (["--network-gbit-s", "0"], "is not a rate"),
         (["--decode-rate", "-1"], "--decode-rate=-1"),
         (["data.shards=/no/such"], "no shard set at data.shards=/no/such"),
     ):

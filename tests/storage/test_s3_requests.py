@@ -245,7 +245,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(faulty_s3, url):
 
 
 def test_trouble_that_lasts_is_told_once_a_request(faulty_s3, url, monkeypatch, caplog):
-    monkeypatch.setattr(s3_requests, "_SAY_AFTER_S", 0.0)
+    monkeypatch.setattr(s3_requests, "_WARN_AFTER_S", 0.0)
     faulty_s3.fail("unavailable", times=3)
     assert storage.read(url) == DATA
     (record,) = caplog.records
@@ -280,7 +280,7 @@ def test_the_defaults_survive_an_outage_of_20_s_and_end_after_the_total(monkeypa
 
         def run(ends_s: float, attempt=attempt) -> str:
             return asyncio.run(
-                s3_requests.persist(lambda n, limit_s: attempt(n, limit_s, ends_s), (), StorageConfig(), "x")
+                s3_requests.retry(lambda n, limit_s: attempt(n, limit_s, ends_s), (), StorageConfig(), "x")
             )
 
         assert run(20.0) == "through"
@@ -301,7 +301,7 @@ def test_pauses_are_drawn_from_all_of_a_span_that_doubles_up_to_its_cap(monkeypa
             if next(fails, None) is not None:
                 raise TimeoutError
 
-        asyncio.run(s3_requests.persist(attempt, (), settings, "x"))
+        asyncio.run(s3_requests.retry(attempt, (), settings, "x"))
         runs.append(clock.pauses_s)
     for pauses, top in zip(zip(*runs, strict=True), (1, 2, 4, 4, 4, 4), strict=True):
         assert 0 <= min(pauses) < 0.2 * top
@@ -407,7 +407,7 @@ def test_local_files_are_not_counted(tmp_path):
 
 
 def test_a_forked_process_counts_from_zero():
-    s3_requests.TALLY.add(requests=1)
+    s3_requests.TRAFFIC.add(requests=1)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=lambda: queue.put(storage.counters()))
@@ -430,6 +430,6 @@ def test_chunks_of_any_length_from_any_start_are_the_rest_of_the_file(faulty_s3,
             parts = list(storage.chunks(url, start, length))
             assert b"".join(parts) == data[start:]
             assert {len(part) for part in parts[:-1]} <= {length}
-        assert "1000 bytes and none at 1001" in refusal(lambda url=url: next(storage.chunks(url, 1001)))
+        assert "1000 bytes, not the 1001 read before" in refusal(lambda url=url: next(storage.chunks(url, 1001)))
         with pytest.raises(storage.NotFoundError):
             next(storage.chunks(url + "-absent"))

@@ -38,7 +38,7 @@ def windows_at(plan: Epochs, epoch: int, positions: list[int] | np.ndarray) -> l
     shard, ordinal = plan.at(epoch, np.asarray(positions, np.int64))
     found = np.zeros((len(shard), 2), np.int64)
     for each in np.unique(shard):
-        row, number = window.numbered(np.array(plan.shards[each], np.int64), ordinal[shard == each])
+        row, number = window.locate(np.array(plan.shards[each], np.int64), ordinal[shard == each])
         found[shard == each] = np.stack([plan.firsts[each] + row, number], axis=1)
     return [(utterance, number) for utterance, number in found.tolist()]
 

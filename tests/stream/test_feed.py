@@ -27,7 +27,7 @@ from cpcscale.stream import window
 from cpcscale.stream.batch import Batch, UnfilledBatch
 from cpcscale.stream.epoch_order import EpochOrder
 from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed, decode_threads, fixed_batches
-from cpcscale.stream.lanes import PADDING, Lanes, served
+from cpcscale.stream.lanes import PADDING, Lanes, lanes_of_rank
 from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
     @property
     def plan(self) -> EpochOrder:
-        return self.order.plan
+        return self.order.epoch_order
 
     @property
     def lanes(self) -> Lanes:
@@ -64,7 +64,7 @@ def run_of(
 
 def feed_of(run: Run, start: int = 0, rank: int = 0, world: int = 1, threads: int = 2, prefetch: int = 3) -> ThreadFeed:
     source = FeedSource(run.index, run.order, run.spec, FeedConfig(prefetch=prefetch, cache=run.cache))
-    return ThreadFeed(source, served(run.lanes.lanes, rank, world), start, threads=threads)
+    return ThreadFeed(source, lanes_of_rank(run.lanes.lanes, rank, world), start, threads=threads)
 
 
 def taken(feed: ThreadFeed, steps: int) -> list[Batch]:
@@ -104,7 +104,7 @@ def slow_batches(run: Run, steps: range, rank: int = 0, world: int = 1) -> Itera
                     with tarfile.open(run.index.url(shard)) as tar:
                         whole = audio.to_int16(audio.decode(tar.extractfile(f"{row['key']}.{row['codec']}").read()))
                     place = np.array([utterance]), np.array([number]), SEED, epoch
-                    starts, counts = window.place(run.spec, np.array([len(whole)]), *place)
+                    starts, counts = window.span(run.spec, np.array([len(whole)]), *place)
                     size, key = int(counts[0]), int(window.keys(*place)[0])
                     wave[:size] = whole[starts[0] : starts[0] + size]
                     if run.spec.kind == "crop":

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpcscale.errors import UserError
-from cpcscale.stream.lanes import PADDING, Lanes, served
+from cpcscale.stream.lanes import PADDING, Lanes, lanes_of_rank
 
 
 @st.composite
@@ -23,7 +23,7 @@ def global_batch(lanes: Lanes, step: int, world: int) -> tuple[int, list[int]]:
     """(epoch, positions lane by lane) of a step, gathered from the ranks of a world of this size."""
     parts = {}
     for rank in range(world):
-        for lane in served(lanes.lanes, rank, world):
+        for lane in lanes_of_rank(lanes.lanes, rank, world):
             assert lane not in parts
             parts[lane] = lanes.positions(step, lane)
     epochs = {epoch for epoch, _ in parts.values()}
@@ -130,9 +130,9 @@ def test_sizes_that_cannot_be_walked_are_refused_in_one_line(windows, lanes, bat
 
 
 def test_more_ranks_than_lanes_are_refused():
-    assert [list(served(3, rank, 3)) for rank in range(3)] == [[0], [1], [2]]
+    assert [list(lanes_of_rank(3, rank, 3)) for rank in range(3)] == [[0], [1], [2]]
     with pytest.raises(UserError, match=r"4 workers share train\.lanes=3"):
-        served(3, 0, 4)
+        lanes_of_rank(3, 0, 4)
 
 
 def test_positions_are_integers_that_index():

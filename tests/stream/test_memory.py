@@ -15,12 +15,12 @@ from cpcscale.shards.cache import CacheConfig
 from cpcscale.shards.index import Index
 from cpcscale.stream.window_counts import shard_windows
 from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed
-from cpcscale.stream.run_order import Order
+from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 
 base, folder, mode = sys.argv[1:]
 index, spec = Index.load(base), WindowConfig(kind="tile", seconds=0.25)
-order = Order(shard_windows(index, spec), 0, 3, 6)
+order = RunOrder(shard_windows(index, spec), 0, 3, 6)
 kept = CacheConfig(mode=mode, folder=folder, max_gb=0.0015 if mode == "shards" else 1, ahead=0)
 feed = ThreadFeed(FeedSource(index, order, spec, FeedConfig(cache=kept)), range(3), 0, threads=2)
 resident = []

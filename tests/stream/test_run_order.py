@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpcscale.stream.lanes import PADDING, served
+from cpcscale.stream.lanes import PADDING, lanes_of_rank
 from cpcscale.stream.run_order import Chapter, RunOrder
 
 Row = tuple[int, int]
@@ -25,7 +25,7 @@ def orders(draw: st.DrawFn, appended: bool = False) -> RunOrder:
     order = RunOrder(windows, seed, lanes, batch, [Chapter(0, 0, shards)])
     if not appended:
         return order
-    step, epoch = order.edge(draw(st.integers(0, 3 * order.lanes.steps_per_epoch)))
+    step, epoch = order.next_epoch(draw(st.integers(0, 3 * order.lanes.steps_per_epoch)))
     begun = [Chapter(0, 0, shards)] if step else []
     return RunOrder(windows, seed, lanes, batch, [*begun, Chapter(step, epoch, len(windows))])
 
@@ -36,7 +36,7 @@ def global_batch(order: RunOrder, step: int, world: int = 1) -> tuple[int, list[
     rows = np.zeros((lanes, order.lanes.per_step, 2), np.int64)
     epochs = set()
     for rank in range(world):
-        mine = served(lanes, rank, world)
+        mine = lanes_of_rank(lanes, rank, world)
         epoch, shard, ordinal = order.rows(step, mine)
         rows[list(mine)] = np.stack([shard, ordinal], axis=1).reshape(len(mine), -1, 2)
         epochs.add(epoch)
@@ -65,13 +65,13 @@ def test_every_epoch_has_each_window_of_its_version_exactly_once(order, data):
     assert sorted(by_epoch) == list(range(last.epoch + 2)), "no epoch is skipped or begun twice"
     for epoch, seen in by_epoch.items():
         chapter = max((each for each in order.chapters if each.epoch <= epoch), key=lambda each: each.epoch)
-        assert seen == every_window(order.plan.windows[: chapter.shards])
+        assert seen == every_window(order.epoch_order.windows[: chapter.shards])
 
 
 @given(orders(appended=True))
 def test_steps_before_the_edge_are_those_of_the_run_before_shards_were_appended(order):
     first = order.chapters[0]
-    before = RunOrder(order.plan.windows, order.seed, order.lanes.lanes, order.batch, [first])
+    before = RunOrder(order.epoch_order.windows, order.seed, order.lanes.lanes, order.batch, [first])
     for step in range(order.chapters[-1].step):
         assert global_batch(order, step) == global_batch(before, step)
         assert order.cursors(step) == before.cursors(step)
@@ -84,7 +84,7 @@ def test_the_shards_that_come_are_those_that_the_next_steps_need(order, step, mo
         for later in range(step, step + 2 * order.lanes.steps_per_epoch + 2):
             met += order.rows(later, [lane])[1].tolist()
         needed = [shard for shard in dict.fromkeys(met) if shard != PADDING]
-        coming = order.coming(step, lane, most)
+        coming = order.next_shards(step, lane, most)
         assert coming == needed[: len(coming)]
         assert len(coming) <= most
         assert coming[:1] == needed[:1]
@@ -110,4 +110,4 @@ def test_shards_that_come_in_after_the_end_of_a_run_do_not_move_its_end():
 def test_an_edge_is_where_an_epoch_begins():
     order = RunOrder(np.array([10, 3]), 0, 2, 4)
     assert order.lanes.steps_per_epoch == 4
-    assert [order.edge(step) for step in (0, 1, 3, 4, 5)] == [(0, 0), (4, 1), (4, 1), (4, 1), (8, 2)]
+    assert [order.next_epoch(step) for step in (0, 1, 3, 4, 5)] == [(0, 0), (4, 1), (4, 1), (4, 1), (8, 2)]

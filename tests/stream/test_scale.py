@@ -21,7 +21,7 @@ from cpcscale.shards.rows import ShardRows
 from cpcscale.storage import StorageConfig
 from cpcscale.stream.batch import Batch, WindowReader
 from cpcscale.stream.feed import FeedConfig, FeedSource
-from cpcscale.stream.lanes import PADDING, served
+from cpcscale.stream.lanes import PADDING, lanes_of_rank
 from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
@@ -64,8 +64,8 @@ def held_and_peak(work: Callable[[], object]) -> tuple[int, int]:
 def planned(shards: int, ranks: int) -> RunOrder:
     """The order as rank 0 of so many has it after its first step, one lane a rank."""
     order = RunOrder(np.full(shards, UTTERANCES), 0, ranks, 8 * ranks)
-    order.rows(0, served(ranks, 0, ranks))
-    order.coming(0, 0, 2)
+    order.rows(0, lanes_of_rank(ranks, 0, ranks))
+    order.next_shards(0, 0, 2)
     return order
 
 
@@ -82,14 +82,14 @@ def test_a_plan_holds_its_counts_and_the_order_of_one_epoch():
 
 def test_a_step_and_the_shards_that_come_cost_no_memory_of_the_size_of_the_set():
     order = planned(SHARDS, 4)
-    lane = served(4, 0, 4)
-    _, peak = held_and_peak(lambda: [(order.rows(step, lane), order.coming(step, 0, 2)) for step in range(4)])
+    lane = lanes_of_rank(4, 0, 4)
+    _, peak = held_and_peak(lambda: [(order.rows(step, lane), order.next_shards(step, 0, 2)) for step in range(4)])
     assert peak < 64 * 1024
 
 
 @pytest.mark.parametrize("ranks", [RANKS, 64])
 def test_a_ranks_steps_read_the_rows_of_its_own_shards_alone_once_each_in_any_set(bases, ranks):
-    steps, lanes = 96, served(RANKS, 3, ranks)
+    steps, lanes = 96, lanes_of_rank(RANKS, 3, ranks)
     for shards, base in bases.items():
         index = CountingIndex(base, (loaded := Index.load(base)).shards, loaded.parts)
         index.__dict__["asked"] = []
@@ -98,7 +98,7 @@ def test_a_ranks_steps_read_the_rows_of_its_own_shards_alone_once_each_in_any_se
         wanted = set()
         for step in range(steps):
             epoch, shard_B, ordinal_B = order.rows(step, lanes)
-            WindowReader(reader, SPEC, 0).draft(step, epoch, shard_B, ordinal_B)
+            WindowReader(reader, SPEC, 0).plan(step, epoch, shard_B, ordinal_B)
             wanted |= set(shard_B[shard_B != PADDING].tolist())
         reader.close()
         assert sorted(index.asked) == sorted(wanted)
@@ -136,10 +136,10 @@ def test_a_thousand_ranks_have_every_window_of_an_epoch_exactly_once():
     seen: Counter[tuple[int, int]] = Counter()
     for step in epoch:
         for rank in range(RANKS):
-            _, shard, ordinal = order.rows(step, served(RANKS, rank, RANKS))
+            _, shard, ordinal = order.rows(step, lanes_of_rank(RANKS, rank, RANKS))
             seen.update(zip(shard.tolist(), ordinal.tolist(), strict=True))
     padding = seen.pop((PADDING, PADDING), 0)
-    assert padding == len(epoch) * RANKS - order.plan.total
+    assert padding == len(epoch) * RANKS - order.epoch_order.total
     assert seen == Counter((shard, number) for shard, count in enumerate(windows.tolist()) for number in range(count))
 
 
@@ -151,7 +151,7 @@ def test_any_number_of_ranks_have_every_window_of_an_epoch_exactly_once(windows,
     seen: Counter[tuple[int, int]] = Counter()
     for step in range(order.lanes.steps_per_epoch):
         for rank in range(ranks):
-            _, shard, ordinal = order.rows(step, served(lanes, rank, ranks))
+            _, shard, ordinal = order.rows(step, lanes_of_rank(lanes, rank, ranks))
             seen.update(zip(shard.tolist(), ordinal.tolist(), strict=True))
     seen.pop((PADDING, PADDING), None)
     assert seen == Counter((shard, number) for shard, count in enumerate(counts.tolist()) for number in range(count))
@@ -162,7 +162,7 @@ def test_the_feeders_of_many_ranks_give_every_utterance_of_an_epoch_once(tmp_pat
     index = make_scale_set(tmp_path / "set", 30, 40)
     order = RunOrder(shard_windows(index, SPEC), 0, ranks, 4 * ranks)
     source = FeedSource(index, order, SPEC, FeedConfig(prefetch=1))
-    feeders = [Feeder(source, served(ranks, rank, ranks), ranks, StorageConfig()) for rank in range(ranks)]
+    feeders = [Feeder(source, lanes_of_rank(ranks, rank, ranks), ranks, StorageConfig()) for rank in range(ranks)]
     seen: Counter[int] = Counter()
     for step in range(order.lanes.steps_per_epoch):
         for feeder in feeders:

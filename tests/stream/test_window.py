@@ -21,7 +21,7 @@ def places(spec: WindowConfig, samples: list[int], seed: int = 0, epoch: int = 0
     counts = window.count(spec, length)
     utterance = np.repeat(np.arange(len(samples)), counts)
     number = np.concatenate([np.arange(count) for count in counts])
-    starts, sizes = window.place(spec, length[utterance], utterance, number, seed, epoch)
+    starts, sizes = window.span(spec, length[utterance], utterance, number, seed, epoch)
     return list(zip(utterance.tolist(), starts.tolist(), sizes.tolist(), strict=True))
 
 
@@ -79,14 +79,14 @@ def test_a_crop_is_keyed_by_seed_epoch_and_utterance_and_by_nothing_else():
         assert not set(base) & {start for _, start, _ in places(CROP, [160_000] * 8, seed, epoch)}
     # The same window alone, among others, or in another order stands in the same place.
     some = np.array([5, 2])
-    starts, _ = window.place(CROP, np.array([160_000] * 2), some, np.zeros(2, np.int64), 0, 0)
+    starts, _ = window.span(CROP, np.array([160_000] * 2), some, np.zeros(2, np.int64), 0, 0)
     assert starts.tolist() == [base[5], base[2]]
 
 
 def test_places_and_keys_are_frozen():
     # They decide what a resumed run hears and which negatives it draws.
     utterance, number = np.array([0, 1, 7]), np.array([0, 2, 1])
-    starts, _ = window.place(CROP, np.array([160_000] * 3), utterance, number, 3, 4)
+    starts, _ = window.span(CROP, np.array([160_000] * 3), utterance, number, 3, 4)
     assert starts.tolist() == [7544, 114983, 27389]
     assert window.keys(utterance, number, 3, 4).tolist() == [
         952574182965205875,

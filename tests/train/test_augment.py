@@ -6,7 +6,7 @@ import scipy.signal
 import torch
 
 from cpcscale.errors import UserError
-from cpcscale.train.augment import AugmentConfig, augmented, band_stop
+from cpcscale.train.augment import AugmentConfig, add_effects, band_stop
 
 RATE_HZ = 16_000
 SAMPLES = 16_000
@@ -40,7 +40,7 @@ def whole(rows: int) -> torch.Tensor:
 
 
 def heard(wave_BS: torch.Tensor, spec: AugmentConfig, seed: int = 0) -> torch.Tensor:
-    return augmented(wave_BS, keys(len(wave_BS), seed), whole(len(wave_BS)), spec)
+    return add_effects(wave_BS, keys(len(wave_BS), seed), whole(len(wave_BS)), spec)
 
 
 def impulse(rows: int, place: int) -> torch.Tensor:
@@ -61,11 +61,11 @@ def test_rows_that_draw_no_effect_come_back_bit_for_bit():
 def test_a_row_is_the_same_alone_in_any_order_and_among_others(spec):
     """Bit for bit where time is dropped, else to the rounding of fp32."""
     wave_BS, key_B, config = waves(), keys(ROWS), only(spec)
-    together = augmented(wave_BS, key_B, whole(ROWS), config)
+    together = add_effects(wave_BS, key_B, whole(ROWS), config)
     assert not torch.equal(together, wave_BS)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    shuffled = augmented(wave_BS[order], key_B[order], whole(ROWS), config)
-    alone = torch.cat([augmented(wave_BS[[row]], key_B[[row]], whole(1), config) for row in range(ROWS)])
+    shuffled = add_effects(wave_BS[order], key_B[order], whole(ROWS), config)
+    alone = torch.cat([add_effects(wave_BS[[row]], key_B[[row]], whole(1), config) for row in range(ROWS)])
     tolerance = {"rtol": 0, "atol": 0} if spec == "time_drop_p" else {"rtol": 1e-6, "atol": 1e-7}
     torch.testing.assert_close(shuffled, together[order], **tolerance)
     torch.testing.assert_close(alone, together, **tolerance)
@@ -75,7 +75,7 @@ def test_a_row_is_the_same_alone_in_any_order_and_among_others(spec):
 @each_effect
 def test_a_row_is_the_same_on_every_device(spec):
     on_cpu = heard(waves(), only(spec))
-    on_gpu = augmented(waves().cuda(), keys(ROWS), whole(ROWS), only(spec))
+    on_gpu = add_effects(waves().cuda(), keys(ROWS), whole(ROWS), only(spec))
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-6, atol=1e-7)
 
 
@@ -122,7 +122,7 @@ def test_an_effect_befalls_its_share_of_the_rows(probability):
     rows = 2000
     wave_BS = torch.ones(rows, 400)
     spec = AugmentConfig(**{**OFF, "time_drop_p": probability, "time_drop_s": [0.01, 0.01]})
-    result_BS = augmented(wave_BS, keys(rows), torch.full((rows,), 400), spec)
+    result_BS = add_effects(wave_BS, keys(rows), torch.full((rows,), 400), spec)
     share = (result_BS == 0).any(1).float().mean().item()
     assert share == pytest.approx(probability, abs=4 * math.sqrt(probability * (1 - probability) / rows))
 
@@ -140,7 +140,7 @@ def test_effects_befall_rows_independently():
     rows = 1000
     wave_BS, key_B, samples_B = torch.ones(rows, 400), keys(rows), torch.full((rows,), 400)
     hit = [
-        (augmented(wave_BS, key_B, samples_B, AugmentConfig(**{**OFF, effect: 0.5})) != wave_BS).any(1).float()
+        (add_effects(wave_BS, key_B, samples_B, AugmentConfig(**{**OFF, effect: 0.5})) != wave_BS).any(1).float()
         for effect in EFFECTS
     ]
     correlations = torch.corrcoef(torch.stack(hit)) - torch.eye(len(EFFECTS))
@@ -151,7 +151,7 @@ def test_effects_befall_rows_independently():
 def test_what_is_no_real_audio_stays_silent(spec):
     samples_B = torch.tensor([SAMPLES, 5000, 0, 1, 12_345, 5000])
     real_BS = torch.arange(SAMPLES) < samples_B.unsqueeze(1)
-    result_BS = augmented(waves() * real_BS, keys(ROWS), samples_B, only(spec))
+    result_BS = add_effects(waves() * real_BS, keys(ROWS), samples_B, only(spec))
     assert result_BS.isfinite().all()
     assert (result_BS[~real_BS] == 0).all()
 
@@ -243,7 +243,7 @@ def test_time_is_dropped_in_one_span_of_its_length_anywhere():
 
 
 def heard_ones(rows: int, samples_B: torch.Tensor) -> torch.Tensor:
-    return augmented(torch.ones(rows, SAMPLES), keys(rows), samples_B, only("time_drop_p", time_drop_s=[0.02, 0.05]))
+    return add_effects(torch.ones(rows, SAMPLES), keys(rows), samples_B, only("time_drop_p", time_drop_s=[0.02, 0.05]))
 
 
 @pytest.mark.parametrize(

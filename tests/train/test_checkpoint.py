@@ -15,7 +15,7 @@ from cpcscale.errors import UserError
 from cpcscale.runs.checkpoint_files import MARKER, TornError
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.publisher import Publisher
-from cpcscale.train.checkpoint import contents, load_encoder, read, restore, tensors_of
+from cpcscale.train.checkpoint import checkpoint_files_of, collect_tensors, load_checkpoint, load_encoder, restore
 
 
 def test_a_round_trip_gives_back_every_bit_of_weights_optimiser_and_position(tmp_path):
@@ -122,14 +122,16 @@ def test_further_tensors_travel_with_a_checkpoint_and_their_absence_is_no_tear(t
     ledger = Ledger(str(tmp_path))
     publisher = Publisher(ledger, ledger.head(), 0, keep=9)
     for number, more in ((4, {"ema": {"mean": mean}}), (8, {})):
-        files = contents({**tensors_of(step.contrast, step.optimizer), **more}, position(number), RECIPE)
+        files = checkpoint_files_of(
+            {**collect_tensors(step.contrast, step.optimizer), **more}, position(number), RECIPE
+        )
         publisher.publish(number, None, files)
     assert newest(tmp_path).tensors.keys() == {"model", "objective", "optimizer"}
-    first = read(ledger.url(ledger.head().checkpoints[0]))
+    first = load_checkpoint(ledger.url(ledger.head().checkpoints[0]))
     assert torch.equal(first.tensors["ema"]["mean"], mean)
     damage(Path(first.url) / "ema.safetensors", "one bit flipped")
     with pytest.raises(TornError, match=r"ema\.safetensors does not match"):
-        read(first.url)
+        load_checkpoint(first.url)
 
 
 def test_a_checkpoint_says_what_config_it_is_of(tmp_path):
@@ -188,7 +190,7 @@ def test_a_marker_names_files_of_its_own_folder_alone(tmp_path):
     marker["files"]["../../../secret.json"] = {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
     (place / MARKER).write_text(json.dumps(marker))
     with pytest.raises(TornError, match=r"COMPLETE\.json is damaged"):
-        read(str(place))
+        load_checkpoint(str(place))
 
 
 def test_checkpoints_in_an_object_store_keep_the_same_promises(s3):
@@ -222,7 +224,7 @@ def test_nothing_is_unpickled(tmp_path):
         [place] = published(tmp_path, 4)
         rewrite(place, name, lambda _: pickle.dumps(Payload()))
         with pytest.raises(UserError, match="cannot be read"):
-            read(str(place))
+            load_checkpoint(str(place))
     assert not trap.exists()
 
 

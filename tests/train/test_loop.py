@@ -19,7 +19,7 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.index_writer import IndexWriter, exclude
 from cpcscale.shards.rows import ShardEntry
 from cpcscale.stream import window
-from cpcscale.train.checkpoint import load_encoder, read
+from cpcscale.train.checkpoint import load_checkpoint, load_encoder
 from cpcscale.train.loop import pretrain
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
@@ -123,7 +123,7 @@ def test_mean_weights_a_learnt_temperature_and_a_falling_rate_go_on_as_if_nothin
             with pytest.raises(speech.Killed):
                 run(recipe, shards, tmp_path / name, speech.Watcher(stop_at))
         summaries.append(run(recipe, shards, tmp_path / name)[0])
-    one, other = (read(summary["checkpoint"]).tensors for summary in summaries)
+    one, other = (load_checkpoint(summary["checkpoint"]).tensors for summary in summaries)
     assert set(one) == set(other) == {"model", "objective", "optimizer", "ema"}
     for part in one:
         torch.testing.assert_close(other[part], one[part], rtol=0, atol=1e-6)

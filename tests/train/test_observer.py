@@ -41,12 +41,12 @@ def short(folder: Path, **overrides: Any) -> Recipe:
 
 
 def run(
-    shards: Path, folder: Path, watcher: speech.Watcher, notices: RunRequests | None = None, **overrides: Any
+    shards: Path, folder: Path, watcher: speech.Watcher, requests: RunRequests | None = None, **overrides: Any
 ) -> dict[str, Any]:
     """The summary of a run in `folder`."""
     ranks = Ranks.current(torch.device("cpu"))
     recipe = short(folder, **overrides)
-    return pretrain(recipe, speech.data(shards, validate=True), str(folder), ranks, watcher, notices=notices)
+    return pretrain(recipe, speech.data(shards, validate=True), str(folder), ranks, watcher, requests=requests)
 
 
 @pytest.fixture(scope="module")
@@ -67,33 +67,33 @@ def same(summary: dict[str, Any], expected: dict[str, Any]) -> bool:
 
 def stopped(shards: Path, folder: Path, at: int, **overrides: Any) -> tuple[int, Asking]:
     """The step after which a run that is asked once step `at` is made has stopped, and its observer."""
-    notices = RunRequests()
-    watcher = Asking(notices.stop, at)
+    requests = RunRequests()
+    watcher = Asking(requests.stop, at)
     with pytest.raises(StoppedError) as raised:
-        run(shards, folder, watcher, notices, **overrides)
+        run(shards, folder, watcher, requests, **overrides)
     step = max(watcher.losses)
     assert str(raised.value) == f"stopped after step {step} of {LAST}, with a checkpoint of it"
     return step, watcher
 
 
 def test_every_notice_has_a_number_of_its_own_and_says_whether_it_was_to_stop():
-    notices = RunRequests()
-    numbers = [notices.number]
-    for ask in (notices.save, notices.save, notices.stop, notices.save):
+    requests = RunRequests()
+    numbers = [requests.number]
+    for ask in (requests.save, requests.save, requests.stop, requests.save):
         ask()
-        numbers.append(notices.number)
+        numbers.append(requests.number)
     assert numbers[0] == 0
     assert len(set(numbers)) == len(numbers)
     assert [asks_to_stop(number) for number in numbers] == [False, False, False, True, True]
-    notices.stop()
-    assert notices.number == numbers[-1], "to stop is asked for once"
+    requests.stop()
+    assert requests.number == numbers[-1], "to stop is asked for once"
 
 
 @pytest.mark.parametrize("at", [1, 4, 7])
 def test_a_checkpoint_that_is_asked_for_is_one_of_the_next_step_and_changes_nothing(undisturbed, shards, tmp_path, at):
-    notices = RunRequests()
-    watcher = Asking(notices.save, at)
-    summary = run(shards, tmp_path / "run", watcher, notices)
+    requests = RunRequests()
+    watcher = Asking(requests.save, at)
+    summary = run(shards, tmp_path / "run", watcher, requests)
     assert checkpoints.steps(tmp_path / "run") == [at + 1, LAST]
     assert watcher.saves == 2
     assert [step for step, _ in checkpoints.whole(tmp_path / "run")] == [at + 1, LAST]
@@ -103,31 +103,31 @@ def test_a_checkpoint_that_is_asked_for_is_one_of_the_next_step_and_changes_noth
 
 
 def test_two_notices_in_one_step_and_a_checkpoint_that_was_due_are_one_checkpoint(shards, tmp_path):
-    notices = RunRequests()
+    requests = RunRequests()
 
     def twice() -> None:
-        notices.save()
-        notices.save()
+        requests.save()
+        requests.save()
 
     watcher = Asking(twice, 3)
-    run(shards, tmp_path / "run", watcher, notices, checkpoint__every_steps=4, checkpoint__keep=LAST)
+    run(shards, tmp_path / "run", watcher, requests, checkpoint__every_steps=4, checkpoint__keep=LAST)
     assert checkpoints.steps(tmp_path / "run") == [4, 8, LAST]
     assert watcher.saves == 3
 
 
 def test_a_notice_each_step_is_a_checkpoint_each_step(undisturbed, shards, tmp_path):
-    notices = RunRequests()
-    watcher = Asking(notices.save, *range(1, LAST))
-    summary = run(shards, tmp_path / "run", watcher, notices, checkpoint__keep=LAST)
+    requests = RunRequests()
+    watcher = Asking(requests.save, *range(1, LAST))
+    summary = run(shards, tmp_path / "run", watcher, requests, checkpoint__keep=LAST)
     assert checkpoints.steps(tmp_path / "run") == list(range(2, LAST + 1))
     assert same(summary, undisturbed[0])
 
 
 def test_a_run_that_was_asked_before_its_first_step_stops_after_it(shards, tmp_path):
-    notices = RunRequests()
-    notices.stop()
+    requests = RunRequests()
+    requests.stop()
     with pytest.raises(StoppedError, match=f"stopped after step 1 of {LAST}, with a checkpoint of it"):
-        run(shards, tmp_path / "run", speech.Watcher(), notices)
+        run(shards, tmp_path / "run", speech.Watcher(), requests)
     assert checkpoints.steps(tmp_path / "run") == [1]
 
 
@@ -153,17 +153,17 @@ def test_a_run_asked_to_stop_does_so_behind_a_checkpoint_of_its_last_step_and_go
 
 @pytest.mark.parametrize("at", [LAST - 1, LAST])
 def test_a_run_asked_to_stop_in_its_last_step_ends_as_any_other(undisturbed, shards, tmp_path, at):
-    notices = RunRequests()
-    watcher = Asking(notices.stop, at)
-    assert same(run(shards, tmp_path / "run", watcher, notices), undisturbed[0])
+    requests = RunRequests()
+    watcher = Asking(requests.stop, at)
+    assert same(run(shards, tmp_path / "run", watcher, requests), undisturbed[0])
     assert checkpoints.steps(tmp_path / "run") == [LAST]
 
 
 def test_a_finished_run_that_is_asked_to_stop_states_its_summary(undisturbed, shards, tmp_path):
     run(shards, tmp_path / "run", speech.Watcher())
-    notices = RunRequests()
-    notices.stop()
-    assert same(run(shards, tmp_path / "run", speech.Watcher(), notices), undisturbed[0])
+    requests = RunRequests()
+    requests.stop()
+    assert same(run(shards, tmp_path / "run", speech.Watcher(), requests), undisturbed[0])
 
 
 def test_losses_that_were_not_logged_before_a_stop_are_made_up_for_by_a_run_that_ends_there(
@@ -171,9 +171,9 @@ def test_losses_that_were_not_logged_before_a_stop_are_made_up_for_by_a_run_that
 ):
     """A checkpoint carries the loss of its own step, also where its step was not one to be logged."""
     rare = {"train__log_every_steps": 100, "train__validate_every_steps": 100}
-    notices = RunRequests()
+    requests = RunRequests()
     with pytest.raises(StoppedError):
-        run(shards, tmp_path / "run", Asking(notices.stop, 4), notices, **rare)
+        run(shards, tmp_path / "run", Asking(requests.stop, 4), requests, **rare)
     [step] = checkpoints.steps(tmp_path / "run")
     summary = run(shards, tmp_path / "run", speech.Watcher(), train__steps=step, **rare)
     assert summary["loss"] == pytest.approx(undisturbed[1][step], abs=1e-6)
@@ -181,7 +181,7 @@ def test_losses_that_were_not_logged_before_a_stop_are_made_up_for_by_a_run_that
 
 def test_a_run_that_was_asked_something_hears_what_it_is_asked_after_it_was_killed_and_goes_on(shards, tmp_path):
     for at in (2, 5):
-        notices = RunRequests()
+        requests = RunRequests()
         with pytest.raises(speech.Killed):
-            run(shards, tmp_path / "run", Asking(notices.save, at, stop_at=at + 2), notices)
+            run(shards, tmp_path / "run", Asking(requests.save, at, stop_at=at + 2), requests)
         assert checkpoints.steps(tmp_path / "run")[-1] == at + 1

@@ -11,7 +11,7 @@ from cpcscale import config
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import ModelConfig, build
 from cpcscale.train import optim
-from cpcscale.train.optim import OptimConfig, groups, learning_rate
+from cpcscale.train.optim import OptimConfig, learning_rate, parameter_groups
 
 FALLING = ("cosine", "linear")
 peaks = st.floats(1e-6, 1.0)
@@ -110,13 +110,13 @@ def test_the_rate_of_a_step_does_not_depend_on_the_steps_before_it(schedule, war
 def test_a_run_that_goes_on_ends_as_the_one_that_never_stopped(kind):
     spec = OptimConfig(kind=kind, learning_rate=0.01, warmup_steps=2, schedule="cosine", encoder_rate=0.5)
     whole = Small()
-    train(whole, optim.build(whole, spec), spec, range(9))
+    train(whole, optim.build_optimizer(whole, spec), spec, range(9))
     first = Small()
-    before = optim.build(first, spec)
+    before = optim.build_optimizer(first, spec)
     train(first, before, spec, range(4))
     second = Small(seed=1)
     second.load_state_dict(first.state_dict())
-    after = optim.build(second, spec)
+    after = optim.build_optimizer(second, spec)
     after.load_state_dict(before.state_dict())
     train(second, after, spec, range(4, 9))
     assert torch.equal(weights(second), weights(whole))
@@ -133,7 +133,7 @@ def test_a_run_that_goes_on_ends_as_the_one_that_never_stopped(kind):
         ({"final_share": -0.1}, "optim.final_share=-0.1 is below 0"),
         ({"final_share": 1.1}, "optim.final_share=1.1 would end above the peak rate"),
         ({"eps": 0.0}, "optim.eps=0.0 is below"),
-        ({"betas": [0.9]}, "are not two"),
+        ({"betas": [0.9]}, "must be two numbers"),
         ({"betas": [0.9, 1.0]}, "optim.betas has 1.0"),
         ({"betas": [float("nan"), 0.9]}, "optim.betas has nan"),
         ({"ema_decay": 1.0}, "optim.ema_decay has 1.0"),
@@ -158,10 +158,10 @@ def test_every_parameter_is_in_one_group_with_its_own_rate_and_decay(encoder_rat
     for model in (Small(), Wrapped(), build(ModelConfig(), 0)):
         settings = {
             parameter: (group["rate_factor"], group["weight_decay"])
-            for group in groups(model, spec)
+            for group in parameter_groups(model, spec)
             for parameter in group["params"]
         }
-        assert sum(len(group["params"]) for group in groups(model, spec)) == len(settings)
+        assert sum(len(group["params"]) for group in parameter_groups(model, spec)) == len(settings)
         assert settings == {
             parameter: (
                 encoder_rate if name.removeprefix("model.").startswith("encoder.") else 1.0,
@@ -169,18 +169,18 @@ def test_every_parameter_is_in_one_group_with_its_own_rate_and_decay(encoder_rat
             )
             for name, parameter in model.named_parameters()
         }
-        assert all(group["lr"] == spec.learning_rate * group["rate_factor"] for group in groups(model, spec))
+        assert all(group["lr"] == spec.learning_rate * group["rate_factor"] for group in parameter_groups(model, spec))
 
 
 def test_by_default_there_is_one_group_in_the_order_of_the_model():
     model = build(ModelConfig(), 0)
-    (group,) = groups(model, OptimConfig())
+    (group,) = parameter_groups(model, OptimConfig())
     assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in model.parameters()]
 
 
 def test_a_learnt_scalar_is_updated_like_the_rest():
     model = Wrapped()
-    optimizer = optim.build(model, OptimConfig(learning_rate=0.01))
+    optimizer = optim.build_optimizer(model, OptimConfig(learning_rate=0.01))
     (loss(model.model, 0) * model.log_scale).backward()
     optimizer.step()
     assert abs(model.log_scale.item() - 0.5) == pytest.approx(0.01, rel=1e-4)
@@ -188,7 +188,7 @@ def test_a_learnt_scalar_is_updated_like_the_rest():
 
 def test_an_encoder_rate_of_0_freezes_the_encoder_and_nothing_else():
     spec, model, first = OptimConfig(encoder_rate=0.0, kind="adamw"), Small(), Small()
-    train(model, optim.build(model, spec), spec, range(3))
+    train(model, optim.build_optimizer(model, spec), spec, range(3))
     for (name, after), before in zip(model.named_parameters(), first.parameters(), strict=True):
         assert torch.equal(after, before) == name.startswith("encoder."), name
 
@@ -210,7 +210,7 @@ def test_the_optimiser_is_that_of_torch(kind, ours, theirs):
     """Bit for bit torch's fused kernel, and its plain one to the rounding of fp32."""
     models = own, fused, plain = [build(ModelConfig(), 0) for _ in range(3)]
     optimizers = [
-        optim.build(own, OptimConfig(kind=kind, **ours)),
+        optim.build_optimizer(own, OptimConfig(kind=kind, **ours)),
         PLAIN[kind](fused.parameters(), fused=True, **theirs),
         PLAIN[kind](plain.parameters(), foreach=False, fused=False, **theirs),
     ]
@@ -229,8 +229,11 @@ def test_the_optimiser_is_that_of_torch(kind, ours, theirs):
 def test_a_checkpoint_passes_between_the_fused_and_the_plain_kernel(fused_first):
     spec = OptimConfig(learning_rate=0.01)
     model, whole = Small(), Small()
-    train(whole, optim.build(whole, spec), spec, range(9))
-    optimizers = [optim.build(model, spec), torch.optim.Adam(groups(model, spec), lr=0.01, foreach=False, fused=False)]
+    train(whole, optim.build_optimizer(whole, spec), spec, range(9))
+    optimizers = [
+        optim.build_optimizer(model, spec),
+        torch.optim.Adam(parameter_groups(model, spec), lr=0.01, foreach=False, fused=False),
+    ]
     before, after = optimizers if fused_first else optimizers[::-1]
     train(model, before, spec, range(4))
     state = {
@@ -247,7 +250,7 @@ def test_scaled_gradients_that_are_unscaled_for_clipping_are_not_unscaled_again(
     spec = OptimConfig(learning_rate=0.01, eps=0.1)
     scaled, plain = Small(), Small()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    optimizers = [optim.build(model, spec) for model in (scaled, plain)]
+    optimizers = [optim.build_optimizer(model, spec) for model in (scaled, plain)]
     for step in range(4):
         scaler.scale(loss(scaled, step)).backward()
         scaler.unscale_(optimizers[0])

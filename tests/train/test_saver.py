@@ -12,7 +12,7 @@ import torch
 from cpcscale.errors import UserError
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.publisher import Publisher
-from cpcscale.train.checkpoint import tensors_of
+from cpcscale.train.checkpoint import collect_tensors
 from cpcscale.train.saver import HostCopies, Saver
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -44,7 +44,7 @@ def test_what_is_published_is_the_moment_of_the_save_whatever_the_loop_does_mean
         for key, value in entry.items()
     }
     saving._thread.submit(gate.wait)
-    saving.save(tensors_of(step.contrast, step.optimizer), where)
+    saving.save(collect_tensors(step.contrast, step.optimizer), where)
     for t in range(2, 4):
         step(checkpoints.batches.made(seed=t), t)
     where.step, where.audio_s = 4, 9.0
@@ -53,7 +53,7 @@ def test_what_is_published_is_the_moment_of_the_save_whatever_the_loop_does_mean
     assert not saving.published()
     assert checkpoints.newest(tmp_path) is None
     gate.set()
-    assert saving.settle() is None
+    assert saving.wait() is None
     restored = checkpoints.newest(tmp_path)
     assert restored.position == checkpoints.position(2, bad_windows=[{"utterance": 1}])
     for name, tensor in then.items():
@@ -67,10 +67,10 @@ def test_a_checkpoint_is_told_once_and_only_when_it_is_published(tmp_path, gate)
     for number in (2, 4):
         gate.clear()
         saving._thread.submit(gate.wait)
-        saving.save(tensors_of(step.contrast, step.optimizer), checkpoints.position(number))
+        saving.save(collect_tensors(step.contrast, step.optimizer), checkpoints.position(number))
         assert not saving.published()
         gate.set()
-        assert saving.settle() is None
+        assert saving.wait() is None
         assert saving.published()
         assert saving.url == checkpoints.newest(tmp_path).url
         assert not saving.published()
@@ -81,13 +81,13 @@ def test_what_goes_wrong_in_a_save_is_said_to_the_loop_and_nothing_is_published(
     step, saving = checkpoints.trained(0), saver(tmp_path)
     for number in (2, 4):
         (tmp_path / "checkpoints" / f"step-{number:08d}-0001" / "state.json").mkdir(parents=True)
-    saving.save(tensors_of(step.contrast, step.optimizer), checkpoints.position(2))
-    error = saving.settle()
+    saving.save(collect_tensors(step.contrast, step.optimizer), checkpoints.position(2))
+    error = saving.wait()
     assert isinstance(error, UserError)
     assert "step-00000002-0001/state.json cannot be" in str(error)
     assert not saving.published()
     # At the end nobody asks any more: it is a warning.
-    saving.save(tensors_of(step.contrast, step.optimizer), checkpoints.position(4))
+    saving.save(collect_tensors(step.contrast, step.optimizer), checkpoints.position(4))
     with caplog.at_level(logging.WARNING):
         saving.close()
     assert "the last checkpoint was not published" in caplog.text
@@ -96,16 +96,16 @@ def test_what_goes_wrong_in_a_save_is_said_to_the_loop_and_nothing_is_published(
 
 def test_a_fault_of_ours_in_a_save_is_raised_as_it_is(tmp_path):
     step, saving = checkpoints.trained(0), saver(tmp_path)
-    shared = tensors_of(step.contrast, step.optimizer) | {"ema": {"1": torch.zeros(2, dtype=torch.complex32)}}
+    shared = collect_tensors(step.contrast, step.optimizer) | {"ema": {"1": torch.zeros(2, dtype=torch.complex32)}}
     saving.save(shared, checkpoints.position(2))
     with pytest.raises((ValueError, KeyError)):
-        saving.settle()
+        saving.wait()
 
 
 def test_the_end_waits_for_the_save_under_way(tmp_path, gate):
     step, saving = checkpoints.trained(0), saver(tmp_path)
     saving._thread.submit(gate.wait)
-    saving.save(tensors_of(step.contrast, step.optimizer), checkpoints.position(2))
+    saving.save(collect_tensors(step.contrast, step.optimizer), checkpoints.position(2))
     threading.Timer(0.2, gate.set).start()
     saving.close()
     assert checkpoints.steps(tmp_path) == [2]

@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cpcscale.bench import plain_network
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, build
-from cpcscale.objective.infonce import LossSums, ScoredRows, counts
+from cpcscale.objective.infonce import LossSums, ScoredRows, count_predictions
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
-from cpcscale.train.step import StepResult, TrainStep, scores
+from cpcscale.train.step import StepResult, TrainStep, reduce_scores
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
 
@@ -58,9 +58,9 @@ def test_the_gradient_is_that_of_the_mean_over_k_of_the_mean_over_valid_predicti
     frames_B = torch.from_numpy(batch.samples_B // 160)
     z_BTC, c_BTD = twin.features(torch.from_numpy(batch.wave_BS).float() / 32768)
     rows = ScoredRows(z_BTC, twin.predictor(c_BTD), torch.tensor(1.0), frames_B, torch.from_numpy(batch.key_B))
-    loss = (plain_network.loss_K(rows, step.recipe.objective) / counts(frames_B, 4)).mean()
+    loss = (plain_network.loss_K(rows, step.recipe.objective) / count_predictions(frames_B, 4)).mean()
     loss.backward()
-    assert scores(result, ALONE)["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert reduce_scores(result, ALONE)["loss"] == pytest.approx(loss.item(), rel=1e-6)
     expected = gradients(twin)
     for name, gradient in gradients(step.model).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
@@ -86,7 +86,7 @@ def test_a_batch_without_a_valid_prediction_is_a_skipped_update():
     assert result.empty
     assert step.faults() == (0, 0)
     assert same(before, weights(step.model))
-    assert scores(result, ALONE)["loss"] == 0
+    assert reduce_scores(result, ALONE)["loss"] == 0
 
 
 def test_a_gradient_that_is_not_finite_skips_the_update_and_leaves_weights_and_optimiser_as_they_were():
@@ -157,7 +157,7 @@ def test_bf16_stays_finite_and_near_single_precision():
     losses = {}
     for precision in ("fp32", "bf16"):
         step = step_of(speech.recipe(train__precision=precision))
-        losses[precision] = [scores(step(batches.made(), t), ALONE)["loss"] for t in range(3)]
+        losses[precision] = [reduce_scores(step(batches.made(), t), ALONE)["loss"] for t in range(3)]
         assert all(tensor.isfinite().all() for tensor in weights(step.model).values())
         assert all(parameter.dtype == torch.float32 for parameter in step.model.parameters())
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
@@ -212,7 +212,7 @@ def test_augmentation_changes_what_contexts_hear_and_nothing_that_is_scored_held
 def test_scores_are_means_over_k_of_means_over_predictions():
     sums = LossSums(torch.tensor([8.0, 2.0]), torch.tensor([4, 0]), torch.tensor([2.0, 0.5]))
     result = StepResult(sums, torch.tensor([8, 1]))
-    assert scores(result, ALONE) == {
+    assert reduce_scores(result, ALONE) == {
         "loss": 1.5,
         "accuracy_mean": 0.25,
         "false_negative_rate": 0.375,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpcscale.time_by_name import TimeByName
-from cpcscale.train.device import timeline
+from cpcscale.train.device import make_timeline
 from cpcscale.train.loop import pretrain
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.time_account import (
@@ -19,8 +19,8 @@ from cpcscale.train.time_account import (
     HiddenSeconds,
     TimeAccount,
     TimeTotals,
+    attribute_time,
     peak_tflops,
-    stalls,
     utilisation,
 )
 
@@ -53,7 +53,7 @@ def laps(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[st
 
 @given(SPENT, BESIDE, SECONDS)
 def test_the_account_adds_up_to_wall_time_whatever_was_marked(spent, beside, wall_s):
-    account = stalls(spent, beside, wall_s, 1.0)
+    account = attribute_time(spent, beside, wall_s, 1.0)
     assert list(account.exposed_s) == list(PHASES)
     assert sum(account.exposed_s.values()) == pytest.approx(wall_s, abs=1e-6)
     assert all(seconds >= 0 for name, seconds in account.exposed_s.items() if name != "unattributed")
@@ -62,16 +62,16 @@ def test_the_account_adds_up_to_wall_time_whatever_was_marked(spent, beside, wal
 
 
 def test_a_wait_for_the_feed_is_that_of_what_its_threads_did_meanwhile():
-    account = stalls({"wait": 8.0, "forward": 2.0}, HiddenSeconds(store_s=9.0, decode_s=3.0), 10.0, 0.0)
+    account = attribute_time({"wait": 8.0, "forward": 2.0}, HiddenSeconds(store_s=9.0, decode_s=3.0), 10.0, 0.0)
     assert (account.exposed_s["store"], account.exposed_s["decode"]) == (6.0, 2.0)
     assert (account.hidden_s["store"], account.hidden_s["decode"]) == (3.0, 1.0)
     assert account.rates()["data_wait_share"] == pytest.approx(0.8)
-    idle = stalls({"wait": 1.0}, HiddenSeconds(), 1.0, 0.0)
+    idle = attribute_time({"wait": 1.0}, HiddenSeconds(), 1.0, 0.0)
     assert (idle.exposed_s["store"], idle.exposed_s["decode"]) == (0.0, 1.0)
 
 
 def test_what_the_backward_pass_waits_for_other_ranks_is_not_its_own():
-    account = stalls(
+    account = attribute_time(
         {"backward": 5.0, "allreduce": 1.0}, HiddenSeconds(allreduce_s=4.0, allreduce_exposed_s=1.5), 6.0, 0.0
     )
     assert (account.exposed_s["backward"], account.exposed_s["allreduce"]) == (3.5, 2.5)
@@ -79,7 +79,7 @@ def test_what_the_backward_pass_waits_for_other_ranks_is_not_its_own():
 
 
 def test_rates_leave_validation_and_checkpoints_out():
-    account = stalls({"forward": 4.0, "validation": 5.0, "checkpoint": 1.0}, HiddenSeconds(), 10.0, 80.0)
+    account = attribute_time({"forward": 4.0, "validation": 5.0, "checkpoint": 1.0}, HiddenSeconds(), 10.0, 80.0)
     assert account.rates() == {"audio_s_per_s": pytest.approx(20.0), "data_wait_share": 0.0}
 
 
@@ -91,7 +91,7 @@ def test_time_between_phases_is_unattributed_and_marks_of_the_step_go_before_the
         time.sleep(0.02)
         account.mark("copy")
         time.sleep(0.02)
-    meter.heard(3.0)
+    meter.count_audio(3.0)
     lap = meter.lap(HiddenSeconds(), "checkpoint")
     for name in ("unattributed", "copy", "logging"):
         assert lap.exposed_s[name] >= 0.02
@@ -103,7 +103,7 @@ def test_laps_add_up_to_the_total():
     meter, laps = TimeAccount(account), []
     for number in range(3):
         with meter.phase("forward"):
-            meter.heard(number)
+            meter.count_audio(number)
         laps.append(meter.lap(HiddenSeconds(store_s=number), "logging"))
     total = sum(laps, TimeTotals())
     assert total == meter.total
@@ -152,7 +152,7 @@ def test_a_peak_is_that_of_the_very_gpu_or_none(name, half, single):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_time_of_a_gpu_is_that_of_what_it_was_asked_for():
     device = torch.device("cuda")
-    matrix, line = torch.ones(4096, 4096, device=device), timeline(device)
+    matrix, line = torch.ones(4096, 4096, device=device), make_timeline(device)
     line.mark("")
     for _ in range(20):
         matrix = matrix @ matrix * 1e-4

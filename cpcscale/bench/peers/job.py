@@ -1,4 +1,4 @@
-"""What every peer of the feed bench has to do, and what several of them share: crops, a DataLoader, conversions."""
+"""The job of every peer of the feed bench, and code that peers share: crops, a DataLoader, conversion of the set."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _PREFETCH = 4
 
 @dataclass(frozen=True)
 class PeerJob:
-    """What every peer has to do: `windows` random crops of `samples` each, in batches of `batch`.
+    """The job of every peer: read `windows` random crops of `samples` samples, in batches of `batch`.
 
-    `base` is a local folder, `shards` the tars of KEY.codec and KEY.json in it; every utterance is longer than a crop.
-    `workers` decode, and `shuffle` utterances are held to draw from. Conversions of the set go to `folder`, once.
+    `base` is a local folder and `shards` are tars of KEY.codec and KEY.json in it; no utterance is shorter than a crop.
+    `workers` decoders work at a time, and the shuffle buffer holds `shuffle` utterances. Converted sets go to `folder`.
     """
 
     base: str
@@ -45,22 +45,22 @@ class PeerJob:
 
     @property
     def processes(self) -> int:
-        """Worker processes beside this one; each must have a shard of its own."""
+        """The number of worker processes, 0 for one decoder in this process; each needs at least one shard."""
         return 0 if self.workers == 1 else min(self.workers, len(self.shards))
 
     @property
     def share(self) -> int:
-        """Batches that each of them makes: whole ones, which together hold the windows."""
+        """The number of full batches that each process makes; together they hold all windows."""
         return -(-self.windows // (self.batch * max(1, self.processes)))
 
     @property
     def shard_bytes(self) -> int:
-        """The size of the largest shard: other formats get shards like ours."""
+        """The size of the largest shard; sets in other formats get shards of this size."""
         return max(Path(path).stat().st_size for path in self.paths)
 
 
 class CropDecoder:
-    """Members' bytes to a batch of random crops, int16 [members, samples]."""
+    """Decodes members' bytes into a batch of random crops, int16 [members, samples]."""
 
     def __init__(self, job: PeerJob) -> None:
         self._samples, self._random = job.samples, random.Random(job.seed)
@@ -80,10 +80,10 @@ class CropDecoder:
 
 
 class CropBatches(IterableDataset[np.ndarray]):
-    """Decoded batches for a DataLoader, of the members that `epoch()` gives in shuffled order, again and again.
+    """Decoded batches for a DataLoader, from the shuffled members of `epoch()`, which is repeated as needed.
 
-    The first pass is empty and only starts the workers. The next gives each worker's share of the job to its end:
-    PyTorch aborts a worker that is ended in the middle of a batch.
+    The first pass is empty and only starts the workers. The second yields exactly each worker's share of the job,
+    because PyTorch aborts a worker that is stopped in the middle of a batch.
     """
 
     def __init__(self, job: PeerJob, epoch: Callable[[], Iterable[bytes]]) -> None:
@@ -107,13 +107,13 @@ class CropBatches(IterableDataset[np.ndarray]):
                 raise RuntimeError("a worker was given no shard to read")
 
 
-def loader(job: PeerJob, epoch: Callable[[], Iterable[bytes]]) -> DataLoader[np.ndarray]:
-    """PyTorch's DataLoader over the members of `epoch()`, its workers started."""
+def make_loader(job: PeerJob, epoch: Callable[[], Iterable[bytes]]) -> DataLoader[np.ndarray]:
+    """A DataLoader over the members of `epoch()`, with its workers started."""
     made: DataLoader[np.ndarray] = DataLoader(
         CropBatches(job, epoch),
         batch_size=None,
         num_workers=job.processes,
-        # A fork of a process with threads may hang.
+        # Not forked: a fork of a process with threads may hang.
         multiprocessing_context="spawn" if job.processes else None,
         prefetch_factor=_PREFETCH if job.processes else None,
         persistent_workers=job.processes > 0,
@@ -123,8 +123,8 @@ def loader(job: PeerJob, epoch: Callable[[], Iterable[bytes]]) -> DataLoader[np.
     return made
 
 
-def members(path: str, codec: str) -> Iterator[tuple[str, bytes]]:
-    """(key, bytes) of every audio member of a tar, in order."""
+def read_members(path: str, codec: str) -> Iterator[tuple[str, bytes]]:
+    """Yields (key, bytes) of every audio member of a tar, in order."""
     with tarfile.open(path) as tar:
         for entry in tar:
             key, _, suffix = entry.name.rpartition(".")
@@ -133,8 +133,8 @@ def members(path: str, codec: str) -> Iterator[tuple[str, bytes]]:
                 yield key, file.read()
 
 
-def converted(job: PeerJob, name: str, convert: Callable[[PeerJob, Path], None]) -> Path:
-    """The set in another format, below `job.folder`; `convert` fills an empty folder, the first time only."""
+def convert_once(job: PeerJob, name: str, convert: Callable[[PeerJob, Path], None]) -> Path:
+    """The folder of the set in another format, below `job.folder`; `convert` fills it the first time."""
     folder, making = job.folder / name, job.folder / f"{name}.part"
     if not folder.exists():
         shutil.rmtree(making, ignore_errors=True)

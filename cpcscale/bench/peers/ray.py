@@ -1,8 +1,8 @@
-"""Ray Data: `read_webdataset`, decoding in `map_batches`, and `iter_batches` with a local shuffle, on a Ray of its own.
+"""Ray Data: `read_webdataset`, decoding in `map_batches`, and `iter_batches` with a local shuffle, on a local Ray.
 
-Set up as https://docs.ray.io/en/latest/data/shuffling-data.html advises where speed matters: files shuffled, then a
-local buffer. The buffer holds decoded windows: shuffled as bytes and decoded in the threads of `iter_torch_batches`,
-it takes about twice as long. Ray and its workers are started, and a first shard read, before the clock starts.
+Set up as https://docs.ray.io/en/latest/data/shuffling-data.html advises for speed: files are shuffled, then windows in
+a local buffer. The buffer holds decoded windows; shuffling bytes and decoding in the threads of `iter_torch_batches`
+takes about twice as long. Ray and its workers are started, and a first shard is read, before the clock starts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BLOCKS_BYTES = 512 * 2**20
 
 @contextlib.contextmanager
 def opened(job: PeerJob) -> Iterator[Callable[[], Iterable[Any]]]:
-    # A Ray that only this process can reach needs no token; asking for one would write into the user's home.
+    # A Ray that only this process can reach needs no token, and making one would write into the user's home.
     for name, value in (("RAY_AUTH_MODE", "disabled"), ("RAY_USAGE_STATS_ENABLED", "0")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -67,7 +67,7 @@ def _epoch(job: PeerJob, most: int) -> Iterator[np.ndarray]:
     order = ray.data.FileShuffleConfig(seed=job.seed)
     tars = ray.data.read_webdataset(job.paths, decoder=None, fileselect=[f"*.{job.codec}"], shuffle=order)
     windows = tars.map_batches(decode, batch_size=job.batch, batch_format="numpy", zero_copy_batch=True)
-    # Limited and read to the end: an execution that is given up goes on in its thread, and would start Ray again.
+    # Limited and read to its end: an abandoned execution would go on in its thread and start Ray again.
     for batch in windows.limit(most).iter_batches(
         batch_size=job.batch,
         prefetch_batches=2,

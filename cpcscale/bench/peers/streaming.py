@@ -1,7 +1,7 @@
-"""mosaicml-streaming: its MDS format in a local folder, shuffled by its default algorithm in blocks of our size.
+"""mosaicml-streaming: its MDS format in a local folder, shuffled by its default algorithm in blocks of `job.shuffle`.
 
 Set up as https://docs.mosaicml.com/projects/streaming/en/latest/distributed_training/performance_tuning.html advises:
-`batch_size` given and py1e, the default; shards are as large as ours, so that a block spans as many.
+`batch_size` is given, and the shuffle is py1e, the default. Shards are as large as ours, so a block spans as many.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 import streaming
 from streaming.base.shared import SharedMemory
 
-from cpcscale.bench.peers.job import PeerJob, converted, loader, members
+from cpcscale.bench.peers.job import PeerJob, convert_once, make_loader, read_members
 
 
 @contextlib.contextmanager
 def opened(job: PeerJob) -> Iterator[Callable[[], Iterable[Any]]]:
-    folder = converted(job, "streaming", _convert)
+    folder = convert_once(job, "streaming", _convert)
     with tempfile.TemporaryDirectory() as locks:
         dataset = _dataset(job, folder, locks)
         try:
-            yield partial(iter, loader(job, partial(_members, dataset)))
+            yield partial(iter, make_loader(job, partial(_members, dataset)))
         finally:
             _unlink(dataset)
 
@@ -35,7 +35,7 @@ def _dataset(job: PeerJob, folder: Path, locks: str) -> streaming.StreamingDatas
     try:
         return streaming.StreamingDataset(
             local=str(folder),
-            # One epoch is the whole job: its workers wait for each other at the start of an epoch.
+            # One epoch is the whole job, because workers wait for each other at the start of each epoch.
             epoch_size=job.share * max(1, job.processes) * job.batch,
             shuffle=True,
             shuffle_seed=job.seed,
@@ -53,11 +53,11 @@ def _members(dataset: streaming.StreamingDataset) -> Iterator[bytes]:
 
 
 def _unlink(dataset: streaming.StreamingDataset) -> None:
-    """Ends its shared memory, which would stay until this process ends."""
+    """Frees the dataset's shared memory, which would otherwise stay until this process ends."""
     for part in vars(dataset).values():
         memory: Any = part
         while memory is not None and not isinstance(memory, SharedMemory):
-            # A scalar and a barrier hold an array, and that its memory.
+            # Scalars and barriers hold an array, which holds the shared memory.
             memory = getattr(memory, "arr", None) or getattr(memory, "_arr", None) or getattr(memory, "shm", None)
         if memory:
             memory.cleanup()
@@ -66,5 +66,5 @@ def _unlink(dataset: streaming.StreamingDataset) -> None:
 def _convert(job: PeerJob, folder: Path) -> None:
     with streaming.MDSWriter(out=str(folder), columns={"audio": "bytes"}, size_limit=job.shard_bytes) as writer:
         for path in job.paths:
-            for _, data in members(path, job.codec):
+            for _, data in read_members(path, job.codec):
                 writer.write({"audio": data})

@@ -1,7 +1,7 @@
-"""WebDataset: the tars read in sequence, shards shuffled, then utterances in a buffer.
+"""WebDataset: reads tars in sequence; shards are shuffled, then utterances in a buffer.
 
-Set up as https://webdataset.github.io/webdataset/sharding/ advises: `shardshuffle` and `.shuffle`, batches made in the
-worker since moving single samples is slow. The JSON members are passed over unread.
+Set up as https://webdataset.github.io/webdataset/sharding/ advises: `shardshuffle` and `.shuffle`, with batches made in
+the worker since moving single samples is slow. JSON members are skipped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import webdataset
 
-from cpcscale.bench.peers.job import PeerJob, loader
+from cpcscale.bench.peers.job import PeerJob, make_loader
 
 
 @contextlib.contextmanager
@@ -23,7 +23,7 @@ def opened(job: PeerJob) -> Iterator[Callable[[], Iterable[Any]]]:
         job.paths, shardshuffle=len(job.paths), seed=job.seed, select_files=partial(_is_audio, job.codec)
     )
     dataset = dataset.shuffle(job.shuffle, seed=job.seed).map(itemgetter(job.codec))
-    yield partial(iter, loader(job, partial(iter, dataset)))
+    yield partial(iter, make_loader(job, partial(iter, dataset)))
 
 
 def _is_audio(codec: str, name: str) -> bool:

@@ -26,7 +26,7 @@ from cpcscale import audio
 from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.batching import key as keyed
 from cpcscale.errors import UserError, nearest
-from cpcscale.train.augment import EffectsConfig, augmented, coloured, white
+from cpcscale.train.augment import EffectsConfig, add_effects, coloured_noise, white_noise
 
 # Raise it when `degraded` gives other samples.
 VERSION = 1
@@ -134,13 +134,13 @@ class DegradedWaves(Waves):
 
 
 def _pink(samples: int, key: int) -> np.ndarray:
-    noise_BS = coloured(white(torch.tensor([key]), samples), torch.tensor([_PINK], dtype=torch.float64))
+    noise_BS = coloured_noise(white_noise(torch.tensor([key]), samples), torch.tensor([_PINK], dtype=torch.float64))
     return noise_BS[0].numpy()
 
 
 def _reverberant(clean_S: np.ndarray, key: int) -> np.ndarray:
     wave_BS = torch.from_numpy(clean_S)[None]
-    return augmented(wave_BS, torch.tensor([key]), torch.tensor([len(clean_S)]), _ROOM)[0].numpy()
+    return add_effects(wave_BS, torch.tensor([key]), torch.tensor([len(clean_S)]), _ROOM)[0].numpy()
 
 
 @cache

@@ -164,7 +164,7 @@ def _read_rows(
                 bad[row] = found
             elif found is not None:
                 filler.add(digest, found)
-            progress.at(done)
+            progress.update(done)
 
 
 def _stamp(utterance: Utterance) -> str | UnusableAudio:

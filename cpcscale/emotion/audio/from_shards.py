@@ -58,7 +58,7 @@ class ShardedAudio:
         cache = _cache(index, shards, settings)
         self._reader = ShardReader(index, cache, keep=min(_OPEN, len(shards)))
         weakref.finalize(self, self._reader.close)
-        self._reader.want(sorted(shards))
+        self._reader.prefetch(sorted(shards))
 
     def shape(self, digest: str) -> tuple[int, ...]:
         """The shape of an utterance, of which nothing is read."""

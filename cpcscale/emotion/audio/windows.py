@@ -265,7 +265,7 @@ def _compute_missing(
             for key, array in zip(keys, arrays, strict=True):
                 filler.add(key, array)
             done += len(keys)
-            progress.at(done)
+            progress.update(done)
 
 
 def _batches(lengths: Mapping[str, int], least: int) -> Iterator[list[str]]:

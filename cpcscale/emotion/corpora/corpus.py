@@ -44,8 +44,8 @@ class CorpusConfig:
     on_bad: str = "stop"
 
     def __post_init__(self) -> None:
-        config.choose("corpus.kind", self.kind, KINDS)
-        config.choose("corpus.on_bad", self.on_bad, ("stop", "skip"))
+        config.check_choice("corpus.kind", self.kind, KINDS)
+        config.check_choice("corpus.on_bad", self.on_bad, ("stop", "skip"))
         config.at_least(0.1, **{"corpus.max_s": self.max_s})
         if len(self.scale) != 2 or not self.scale[0] < self.scale[1]:
             raise UserError(f"corpus.scale={self.scale} is not [least, greatest], for example [1, 5]")

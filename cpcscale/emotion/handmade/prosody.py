@@ -67,7 +67,7 @@ def chosen(kind: str) -> str:
 
     Raises UserError for another word, and for `egemaps` without the extra.
     """
-    config.choose("prosody", kind, KINDS)
+    config.check_choice("prosody", kind, KINDS)
     match kind, _installed():
         case ("egemaps" | "auto", True):
             log.info("prosody by eGeMAPS: %s", LICENCE)

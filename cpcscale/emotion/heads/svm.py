@@ -38,7 +38,7 @@ class SVMConfig:
     gamma: float = 1.0  # rbf: exp(-gamma |x - y|^2 / F), so that one value suits any number of features
 
     def __post_init__(self) -> None:
-        config.choose("svm.kernel", self.kernel, KERNELS)
+        config.check_choice("svm.kernel", self.kernel, KERNELS)
         config.at_least(0, **{"svm.C": self.C, "svm.epsilon": self.epsilon, "svm.gamma": self.gamma})
         for name, value in {"svm.C": self.C, "svm.gamma": self.gamma}.items():
             if value == 0:

@@ -30,7 +30,7 @@ from cpcscale.emotion.scores.ccc import ccc
 from cpcscale.errors import UserError
 from cpcscale.objective.ccc import ccc_loss, ccc_loss_gradient
 from cpcscale.objective.hash_random import bounded, hashed
-from cpcscale.train.augment import EffectsConfig, augmented
+from cpcscale.train.augment import EffectsConfig, add_effects
 from cpcscale.train.ranks import Ranks
 
 # Batches that are read before their turn.
@@ -216,7 +216,7 @@ class HeadTraining:
         """Of what is frozen until it thaws; DDP knows only the parameters that require one when it is made."""
         for parameter in self._frozen:
             parameter.requires_grad_(required)
-        self._module = self.ranks.wrapped(self.network)
+        self._module = self.ranks.wrap_ddp(self.network)
 
     def _own(self, rows: np.ndarray) -> list[int]:
         """The places of a batch that are this rank's."""
@@ -238,7 +238,7 @@ class HeadTraining:
         if wave_S.ndim != 1:
             raise ValueError("augmentation takes waveforms [S], and these are features [T, C]")
         wave_BS = torch.from_numpy(wave_S.astype(np.float32) / 32768)[None]
-        changed_BS = augmented(wave_BS, drawn_by[None], torch.tensor([len(wave_S)]), self._settings.augment)
+        changed_BS = add_effects(wave_BS, drawn_by[None], torch.tensor([len(wave_S)]), self._settings.augment)
         return audio.to_int16(changed_BS[0].numpy())
 
     def _keys(self, what: str, rows: np.ndarray, number: int) -> Tensor:

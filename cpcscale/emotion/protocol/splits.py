@@ -154,6 +154,39 @@ def splits(speakers: Sequence[str], folds: int, dev_share: float, seed: int) -> 
     return list(make_folds(rows, f"speakers{folds}", dev_share=dev_share, seed=seed).splits)
 
 
+def share_marks(share: float) -> list[str]:
+    """What goes with every figure of less than all labels, as LABELS-0.25."""
+    return [] if share == 1 else [f"LABELS-{share:g}"]
+
+
+def with_share(folds: Folds, keys: Sequence[str], share: float, seed: int) -> Folds:
+    """The folds with that share of the utterances of each training and development speaker, at least one of each.
+
+    `keys` has the key of each row. Test parts stay as they are. The draw is keyed by (seed, key), and nested: a share
+    holds all that a smaller one holds. Rows without a group are drawn from together.
+    """
+    if share == 1:
+        return folds
+
+    def drawn(rows: Sequence[int]) -> tuple[int, ...]:
+        of_group: dict[str, list[int]] = {}
+        for row in rows:
+            of_group.setdefault(folds.groups[row], []).append(row)
+        return tuple(sorted(row for mine in of_group.values() for row in _first(mine, keys, share, seed)))
+
+    parts = [(drawn(split.train_rows), drawn(split.dev_rows)) for split in folds.splits]
+    splits = [
+        dataclasses.replace(split, train_rows=train, dev_rows=dev)
+        for split, (train, dev) in zip(folds.splits, parts, strict=True)
+    ]
+    return dataclasses.replace(folds, splits=tuple(splits))
+
+
+def _first(rows: Sequence[int], keys: Sequence[str], share: float, seed: int) -> list[int]:
+    order = sorted(rows, key=lambda row: hashlib.sha256(f"labelled/{seed}/{keys[row]}".encode()).digest())
+    return order[: max(1, round(share * len(rows)))]
+
+
 def voice_groups(rows: Sequence[SplitRow]) -> list[str]:
     """The group of each row: its speaker, else a name for its recording that is no speaker's, else ""."""
     speakers = {row.speaker for row in rows}

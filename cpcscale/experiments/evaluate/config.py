@@ -53,7 +53,7 @@ class EvaluateConfig(EmotionRecipe):
 
     def __post_init__(self) -> None:
         # The checks of EmotionRecipe are for one system: the recipe of each system is checked below instead.
-        configs.choose("kind", self.kind, KINDS)
+        configs.check_choice("kind", self.kind, KINDS)
         configs.at_least(1, workers=self.workers)
         if not self.run_dir:
             raise UserError("run_dir is empty: name the folder of the evaluation")

@@ -21,9 +21,9 @@ from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.emotion.corpora.joined import joined
 from cpcscale.emotion.encoders.networks import encoder_digest, open_encoders
 from cpcscale.emotion.finetune_result import FinetuneResult
+from cpcscale.emotion.probe_selection import refuse_selected
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.selected_on_test import refuse_selected
 from cpcscale.errors import UserError
 from cpcscale.experiments.evaluate.config import EvaluateConfig
 from cpcscale.experiments.evaluate.table import evaluation_table

@@ -10,7 +10,8 @@ import numpy as np
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.corpora.joined import key_in
 from cpcscale.emotion.finetune_result import FinetuneResult
-from cpcscale.emotion.protocol.folds import fold_splits, share_marks
+from cpcscale.emotion.protocol.folds import fold_splits
+from cpcscale.emotion.protocol.splits import share_marks
 from cpcscale.emotion.scores.ccc_intervals import change, interval, scores
 from cpcscale.experiments.many_runs import FinetuneRun, UtterancePrediction, read_predictions
 

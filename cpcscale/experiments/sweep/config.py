@@ -41,8 +41,8 @@ class SweepConfig(EmotionRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        configs.choose("search", self.search, ("random", "optuna"))
-        configs.choose("scheduler", self.scheduler, ("asha", "none"))
+        configs.check_choice("search", self.search, ("random", "optuna"))
+        configs.check_choice("scheduler", self.scheduler, ("asha", "none"))
         configs.at_least(0, workers=self.workers)
         configs.at_least(1, trials=self.trials, grace_epochs=self.grace_epochs)
         configs.at_least(1.1, reduction_factor=self.reduction_factor)

@@ -43,7 +43,7 @@ from cpcscale.experiments.sweep.space import SearchDimension, parse_space, with_
 from cpcscale.experiments.sweep.tracked_trials import TrackedTrials
 from cpcscale.experiments.sweep.tune import run_trials
 from cpcscale.progress import note
-from cpcscale.runs.lease import Lease, free, hold
+from cpcscale.runs.lease import Lease, hold, wait_until_free
 from cpcscale.runs.ledger import Ledger
 from cpcscale.tracking.outbox import always
 from cpcscale.tracking.tracker import Tracker, environment_tags
@@ -92,7 +92,7 @@ def sweep(config: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
         log.warning("%s holds this sweep, finished: it is not run again", config.run_dir)
         return done
     _check_unfinished(journal, plan.identity, resume)
-    before = free(Ledger(config.run_dir), take_over=False, say=_say)
+    before = wait_until_free(Ledger(config.run_dir), take_over=False, say=_say)
     started = time.monotonic()
     with session.connected(1):
         resources = _resources(config)
@@ -133,7 +133,7 @@ def _check_unfinished(journal: Journal, identity: Mapping[str, str], resume: boo
 
 
 def _resources(config: SweepConfig) -> TrialResources:
-    cpus, gpus = ([node.get(name, 0.0) for node in session.nodes()] for name in ("CPU", "GPU"))
+    cpus, gpus = ([node.get(name, 0.0) for node in session.live_nodes()] for name in ("CPU", "GPU"))
     return plan_resources(config.workers, config.trials, config.fit.device, cpus, gpus)
 
 

@@ -133,4 +133,4 @@ class TrackedTrials:
     def _show_progress(self) -> None:
         ended = self._journal.ended()
         best = max((record.score for record in ended), default=WORST)
-        self._progress.at(len(ended), f"best {METRIC} {best:.3f}")
+        self._progress.update(len(ended), f"best {METRIC} {best:.3f}")

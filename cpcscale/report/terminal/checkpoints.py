@@ -11,7 +11,7 @@ from cpcscale.progress import duration
 
 
 def list_lines(values: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of `checkpoint ls`, from `runs.inspect.listed`."""
+    """The lines of `checkpoint ls`, from `runs.inspect.list_checkpoints`."""
     rows = values["checkpoints"]
     width = max(len(row["folder"]) for row in rows)
     probed = any(row["probe"] for row in rows)
@@ -33,7 +33,7 @@ def list_lines(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def verify_lines(values: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of `checkpoint verify`, from `runs.inspect.verified`; damaged checkpoints come last."""
+    """The lines of `checkpoint verify`, from `runs.inspect.verify_checkpoints`; damaged checkpoints come last."""
     torn = {folder: wrong for folder, wrong in values["checkpoints"].items() if wrong}
     yield (
         f"verified {len(values['checkpoints'])} checkpoint(s) at {storage.shown(values['path'])}, every byte: "
@@ -43,7 +43,7 @@ def verify_lines(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def show_lines(values: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of `checkpoint show`, from `runs.inspect.shown`."""
+    """The lines of `checkpoint show`, from `runs.inspect.describe_checkpoint`."""
     position = values["position"]
     hours = position["audio_s"] / 3600
     yield f"{storage.shown(values['checkpoint'])}: step {position['step']:,}, {hours:,.2f} h of audio"

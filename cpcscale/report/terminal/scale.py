@@ -35,7 +35,7 @@ def scale_lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"{lanes:42}" + "".join(f"{cell:>18}" for cell in spent) + f"{each['feed_us']:>10,.0f}")
     return [
         *lines,
-        "    order: find the rows of a step; draft: ask for their members; coming: name the next shards; feed: its step",
+        "    order: find the rows of a step; draft: ask for their members; coming: name the next shards; feed: a step",
         f"  rows of all {result['ranks']:,} ranks: {step['us_per_rank']:.0f} us a rank and step, {step['wrong']} wrong",
         f"  {result['ranks']:,} feeders in one process: first batches in {feeders['first_s']:.1f} s, then "
         f"{feeders['batch_us']:,.0f} us a batch, {feeders['kib_each']:,.0f} KiB each, {feeders['wrong']} rows wrong",

@@ -1,1 +1,1 @@
-"""Tars that others made: their members, labels and lengths, and the index that is written beside them."""
+"""Indexes tars that were not made by `cpcscale pack`: their members, labels and lengths."""

@@ -1,7 +1,7 @@
-"""Tars that others made, taken over where they lie: only the index beside them is written, and new versions of it.
+"""Indexes tars that were not made by `cpcscale pack`, where they are; nothing but the index is written.
 
-A version is valid until the marker of the next one stands. What cannot be trained on stays out of the index and stands
-in `quarantine.csv` beside it with its cause.
+A version is valid until the marker of the next one is written. What cannot be trained on is left out of the index and
+listed in `quarantine.csv` beside it, with the cause.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ log = logging.getLogger(__name__)
 
 QUARANTINE, SETTINGS = "quarantine.csv", "index-settings.json"
 _COLUMNS = ("shard", "member", "cause", "why")
-_ANEW = f"remove {MARKER} and index again"
-_ASKING = 32
+_INDEX_AGAIN = f"remove {MARKER} and index again"
+_SIZES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class AdoptedSet:
-    """An index as it stands now, and what was done for it: `state` is made, appended, excluded or unchanged.
+    """An index and what was done to it: `state` is made, appended, excluded or unchanged.
 
-    `left_out` counts members by cause, `damaged` names tars that are left out whole. `origins` counts where groups and
-    languages were found, `notes` what is odd about members; both of the tars that were read now.
+    `left_out` counts members by cause; `damaged` names tars that are left out whole. For the tars that were read now,
+    `origins` counts where groups and languages were found, and `notes` counts oddities of members.
     """
 
     index: Index
@@ -54,7 +54,7 @@ class AdoptedSet:
 
 
 class _Tasks(Sequence[TarTask]):
-    """A task for each tar, made when it is asked for; `cuts` are the files that may be lhotse's."""
+    """One task for each tar, made when it is accessed; `cuts` are the names of possible lhotse cuts files."""
 
     def __init__(self, base: str, tars: Sequence[str], cuts: frozenset[str], spec: IndexConfig) -> None:
         self._base, self._tars, self._cuts, self._spec = base, tars, cuts, spec
@@ -69,10 +69,10 @@ class _Tasks(Sequence[TarTask]):
 
 
 def adopt(base: str, spec: IndexConfig, *, append: bool = False, run: RunTasks = in_turn) -> AdoptedSet:
-    """Indexes the tars below `base`; with `append`, those that its index lacks, as a new version after the old one.
+    """Indexes the tars below `base`; with `append`, publishes a new version with the tars that the index lacks.
 
-    On a folder that is indexed, without `append`: checks that its tars are those of the index. Raises UserError when
-    they are not, for a folder without usable tars, and for tars that are compressed or sets of their own.
+    Without `append`, a folder that is indexed is checked: its tars must be those of the index. Raises UserError when
+    they are not, for a folder without usable tars, for compressed tars, and for folders that hold shard sets.
     """
     base = storage.absolute(base)
     names = storage.list_files(base)
@@ -89,9 +89,9 @@ def adopt(base: str, spec: IndexConfig, *, append: bool = False, run: RunTasks =
 
 
 def exclude_from(base: str, texts: Sequence[str]) -> AdoptedSet:
-    """Publishes a version of the index at `base` without these utterances: KEY or SHARD:KEY, or `@FILE` of a line each.
+    """Publishes a version of the index at `base` without some utterances. Raises UserError for an unknown key.
 
-    Raises UserError for a key that no utterance has.
+    Each text is KEY or SHARD:KEY, several with commas between, or `@FILE`, a file with one of them in each line.
     """
     keys: list[str] = []
     for text in texts:
@@ -117,7 +117,7 @@ def _tars(base: str, names: Sequence[str], pattern: str) -> list[str]:
     sets = [name for name in names if name.endswith(f"/{MARKER}")]
     if sets:
         raise UserError(
-            f"{base} holds {len(sets)} shard sets of their own, the first {sets[0][: -len(MARKER) - 1]}: index each by "
+            f"{base} holds {len(sets)} shard sets, the first {sets[0][: -len(MARKER) - 1]}: index each by "
             f"itself, so that held-out sets stay apart, or remove their {MARKER}"
         )
     tars = [name for name in names if name.lower().endswith(".tar") and fnmatchcase(name, pattern)]
@@ -134,7 +134,7 @@ def _tars(base: str, names: Sequence[str], pattern: str) -> list[str]:
 def _read(
     base: str, tars: Sequence[str], names: Sequence[str], spec: IndexConfig, after: Index | None, run: RunTasks
 ) -> AdoptedSet:
-    """Reads these tars and publishes the version that has them after those of `after`."""
+    """Reads these tars and publishes an index of them, appended to those of `after` if given."""
     manifest = Manifest(storage.absolute(spec.manifest), spec.columns) if spec.manifest else None
     tasks = _Tasks(base, tars, frozenset(name for name in names if name.endswith(".jsonl.gz")), spec)
     left_out, origins, notes = Counter[str](), Counter[str](), Counter[str]()
@@ -155,8 +155,8 @@ def _read(
                 notes += shard.notes
                 fields.update(shard.fields)
             _refuse_useless(base, tars, left_out, damaged, origins)
-            for text in _unfound(spec, manifest, origins, fields):
-                # What is appended may lack what the first tars had.
+            for text in _unused_labels(spec, manifest, origins, fields):
+                # Appended tars may lack labels that the first tars had.
                 if after is None:
                     raise UserError(text)
                 log.warning("%s", text)
@@ -184,33 +184,35 @@ def _verified(index: Index, tars: Sequence[str], names: Sequence[str]) -> Adopte
 
 
 def _refuse_changed(index: Index, names: Sequence[str]) -> None:
-    """Refuses a folder where a tar of the index is gone or has another size; no tar is read."""
+    """Raises UserError if a tar of the index is missing or has another size. Reads no tar."""
     paths, sizes = index.shards["path"].to_pylist(), index.shards["bytes"].to_numpy()
     there = set(names)
     gone = [path for path in paths if path not in there]
     if gone:
-        raise UserError(f"{_named(gone)} of the index at {index.base} {_is(gone)} gone: restore, or {_ANEW}")
-    with ThreadPoolExecutor(_ASKING) as pool:
+        raise UserError(
+            f"{_first_names(gone)} of the index at {index.base} {_is_or_are(gone)} gone: restore, or {_INDEX_AGAIN}"
+        )
+    with ThreadPoolExecutor(_SIZES_AT_ONCE) as pool:
         found = pool.map(lambda path: storage.size(storage.join(index.base, path)), paths)
         other = [path for path, size, indexed in zip(paths, found, sizes, strict=True) if size != indexed]
     if other:
         raise UserError(
-            f"{_named(other)} of the index at {index.base} {_is(other)} of another size than indexed: restore, or "
-            f"{_ANEW}"
+            f"{_first_names(other)} of the index at {index.base} {_is_or_are(other)} of another size than indexed: "
+            f"restore, or {_INDEX_AGAIN}"
         )
 
 
-def _named(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
-def _is(names: Sequence[str]) -> str:
+def _is_or_are(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
 
 def _as_before(base: str, names: Sequence[str], spec: IndexConfig, append: bool) -> IndexConfig:
-    """The settings of an indexed folder: those it was indexed with, and over them, for an append, what is given now."""
+    """The settings of an indexed folder: those it was indexed with; with `append`, new ones replace them."""
     plain, given = config.flat(IndexConfig()), config.flat(spec)
     before = dict(plain)
     if SETTINGS in names:
@@ -222,7 +224,7 @@ def _as_before(base: str, names: Sequence[str], spec: IndexConfig, append: bool)
     if changed and not append:
         name = changed[0]
         raise UserError(
-            f"{base} is indexed already, with {name}={before[name]!r}: to have {given[name]!r} instead, {_ANEW}"
+            f"{base} is indexed already, with {name}={before[name]!r}: to have {given[name]!r} instead, {_INDEX_AGAIN}"
         )
     merged = {name: given[name] if name in changed else before[name] for name in plain}
     return config.load(IndexConfig, None, [f"{name}={json.dumps(value)}" for name, value in merged.items()])
@@ -241,26 +243,31 @@ def _refuse_useless(
     raise UserError(f"there is no audio in {len(tars)} tars below {base}: expected {', '.join(audio.SUFFIXES)}")
 
 
-def _unfound(spec: IndexConfig, manifest: Manifest | None, origins: Counter[str], fields: set[str]) -> Iterator[str]:
-    """What is wrong with a manifest or a column that the user named and that says nothing about any member."""
+def _unused_labels(
+    spec: IndexConfig, manifest: Manifest | None, origins: Counter[str], fields: set[str]
+) -> Iterator[str]:
+    """Messages about a manifest or column that the user named and that gave no label to any member."""
     if manifest and not any(": manifest " in origin for origin in origins):
         yield (
-            f"{manifest.url} names none of the members, but such as {manifest.example!r}: name the column with their "
+            f"{manifest.url} names none of the members, its first is {manifest.example!r}: name the column with their "
             "keys as columns.key="
         )
     for name in ("group", "language"):
         column = getattr(spec.columns, name)
         if column and not any(origin.startswith(f"{name}: ") and origin.endswith(f" {column}") for origin in origins):
             has = f"a JSON here has {', '.join(sorted(fields))}" if fields else "there is no JSON beside the members"
-            yield f"columns.{name}={column} is found for no member{nearest(column, sorted(fields))}: {has}"
+            yield f"columns.{name}={column} is in the labels of no member{nearest(column, sorted(fields))}: {has}"
 
 
 @contextlib.contextmanager
 def _quarantine(base: str, again: set[str] | None) -> Iterator[Callable[[Sequence[LeftOut]], None]]:
-    """Writes what is left out, a line each, after what the table holds of other shards than `again`; None: anew."""
+    """Yields a function that writes rows of the quarantine table.
+
+    Existing rows of shards other than `again` are kept; with None, the table is started anew.
+    """
     with (
-        storage.publishing(storage.join(base, QUARANTINE)) as aside,
-        aside.open("w", encoding="utf-8", newline="") as file,
+        storage.publishing(storage.join(base, QUARANTINE)) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -270,7 +277,7 @@ def _quarantine(base: str, again: set[str] | None) -> Iterator[Callable[[Sequenc
 
 
 def _quarantined(base: str) -> Iterator[dict[str, str]]:
-    """The rows of the quarantine table; none where there is no table."""
+    """The rows of the quarantine table; none if there is no table."""
     with contextlib.suppress(storage.NotFoundError), storage.opened(storage.join(base, QUARANTINE)) as raw:
         text = io.TextIOWrapper(io.BufferedReader(cast(io.RawIOBase, raw)), encoding="utf-8", newline="")
         yield from (row for row in csv.DictReader(text) if row.keys() >= set(_COLUMNS))

@@ -1,6 +1,6 @@
-"""Who speaks, in what language, and from which recording: found in the JSON beside a member, a manifest, or cuts.
+"""Speaker, language and recording of a member of a tar: from a manifest, lhotse cuts, the JSON beside it, or a folder.
 
-A field that a source does not have is left to the next source: manifest, cuts, JSON, folder (shards/adoption/adopt.py).
+Each field is taken from the first of these sources that has it (shards/adoption/read_tar.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cpcscale.errors import UserError, nearest
 from cpcscale.shards.adoption.tar_members import TarMember
 
 FIELDS = ("group", "language", "recording")
-USUAL = {
+USUAL_NAMES = {
     "group": ("speaker", "speaker_id", "spk", "spk_id", "client_id", "group"),
     "language": ("language", "lang", "locale"),
     "recording": ("recording", "recording_id"),
@@ -34,26 +34,26 @@ USUAL = {
 }
 _SHAR = re.compile(r"[^/.]+\.(\d+)\.tar")
 
-# (value, where it was found) of each field that has one.
+# Of each field that was found: (value, where it was found).
 Labels = dict[str, tuple[str, str]]
 
 
 @dataclass(kw_only=True)
 class LabelColumns:
-    """Which columns of the JSON or the manifest say what; empty: the usual names are tried. A dot goes into a level."""
+    """Columns of the JSON or the manifest. Empty: the usual names are tried. `a.b` is key b inside of key a."""
 
-    # Whose voice it is: what group-scoped negatives and held-out speakers go by.
+    # The speaker, by whom negatives of scope `group` and held-out speakers are chosen.
     group: str = ""
-    # Which language is spoken.
+    # The language.
     language: str = ""
-    # What it was cut from, so that pieces of one recording stay together in a split.
+    # The recording that it was cut from, so that pieces of one recording stay in one split.
     recording: str = ""
-    # Of a manifest alone: the member's name or key.
+    # Manifests only: the name or key of the member.
     key: str = ""
 
 
 def json_object(data: bytes) -> dict[str, Any]:
-    """The object in the bytes of a member's JSON. Raises UserError when there is none."""
+    """The JSON object in `data`. Raises UserError if there is none."""
     try:
         record = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -64,22 +64,22 @@ def json_object(data: bytes) -> dict[str, Any]:
 
 
 def labels_of(record: Mapping[str, Any], columns: LabelColumns, source: str) -> Labels:
-    """The labels that a JSON object of `source` holds."""
+    """The labels in a JSON object; `source` says where it is from."""
     found: Labels = {}
     for field in FIELDS:
         named = getattr(columns, field)
-        for name in [named] if named else USUAL[field]:
+        for name in [named] if named else USUAL_NAMES[field]:
             if value := _text(_at(record, name)):
                 found[field] = value, f"{source} {name}"
                 break
-    # `source` is what cpcscale pack calls it, and many others call something else.
+    # `cpcscale pack` names the recording `source`, for which others have other uses.
     if "recording" not in found and not columns.recording and {"source", "mean_square"} <= record.keys():
         found["recording"] = _text(record["source"]), f"{source} source"
     return found
 
 
 def folder_of(key: str, level: int) -> str:
-    """The folder of a member's path at `level`: 1 the outermost, -1 the innermost; empty where there is none."""
+    """The folder at `level` of a member's path: 1 is the outermost, -1 the innermost; empty if there is none."""
     folders = key.split("/")[:-1]
     if level == 0 or abs(level) > len(folders):
         return ""
@@ -87,26 +87,26 @@ def folder_of(key: str, level: int) -> str:
 
 
 def cuts_beside(shard: str) -> str:
-    """Where lhotse keeps the cuts of a shar tar: `cuts.000012.jsonl.gz` for `recording.000012.tar`; else empty."""
+    """The cuts file of a tar in lhotse's Shar format: `cuts.000012.jsonl.gz` for `recording.000012.tar`; else empty."""
     folder, name = posixpath.split(shard)
     number = _SHAR.fullmatch(name)
     return posixpath.join(folder, f"cuts.{number[1]}.jsonl.gz") if number else ""
 
 
 def read_cuts(url: str, columns: LabelColumns) -> dict[str, Labels]:
-    """The labels of each cut of a shard, by its id: the one speaker and language that its supervisions name.
+    """The labels of each cut of a shard by its id: the speaker and language of its supervisions.
 
-    A cut with several speakers is left without. Raises UserError when the file is not gzipped JSON lines.
+    A cut with several speakers has no speaker. Raises UserError when the file is not gzipped JSON lines.
     """
     found = {}
     try:
         with gzip.open(io.BytesIO(storage.read(url)), "rt", encoding="utf-8") as lines:
             for line in lines:
                 cut = json.loads(line)
-                said = cut.get("supervisions") or []
+                supervisions = cut.get("supervisions") or []
                 record = {**cut, "recording": (cut.get("recording") or {}).get("id")}
                 for name in ("speaker", "language", "recording_id"):
-                    values = {one.get(name) for one in said}
+                    values = {one.get(name) for one in supervisions}
                     record[name] = values.pop() if len(values) == 1 else None
                 found[str(cut["id"])] = labels_of(record, columns, "cuts")
     except UserError:
@@ -120,21 +120,21 @@ def read_cuts(url: str, columns: LabelColumns) -> dict[str, Labels]:
 
 
 class Manifest:
-    """A CSV or TSV table of labels by member name or key, in memory as arrays: about its size as a file."""
+    """A CSV or TSV table of labels by name or key of members, in arrays of about the size of the file."""
 
     def __init__(self, url: str, columns: LabelColumns) -> None:
-        """Raises UserError when the table cannot be read, names no members, or one member twice with two groups."""
+        """Raises UserError when the table cannot be read, names no members, or gives two groups to a member."""
         header, data, tabs = _header(url)
         key = _chosen(url, "key", columns, header)
         if not key:
-            raise UserError(f"{url} has none of the columns {', '.join(USUAL['key'])}: name one as columns.key=")
+            raise UserError(f"{url} has none of the columns {', '.join(USUAL_NAMES['key'])}: name one as columns.key=")
         self.columns = {field: name for field in FIELDS if (name := _chosen(url, field, columns, header))}
         if not self.columns:
             raise UserError(
                 f"{url} has no column that says who speaks (it has {', '.join(header)}): name it as columns.group="
             )
         names = list(dict.fromkeys([key, *self.columns.values()]))
-        # What is no text, or has tabs and quotes in its sentences, as Common Voice has, is read as it stands.
+        # All columns are read as text. In TSV, quotes are plain characters, as in the sentences of Common Voice.
         parse = arrow_csv.ParseOptions(
             delimiter="\t" if tabs else ",", quote_char=False if tabs else '"', newlines_in_values=not tabs
         )
@@ -153,7 +153,7 @@ class Manifest:
         self._refuse_two_groups()
 
     def labels(self, member: TarMember) -> Labels:
-        """What the manifest says about a member, which it may name by path or by file name, with its suffix or not."""
+        """The labels of a member, which the manifest may name by path or file name, with or without suffix."""
         path = member.key + member.suffix
         for name in (path, member.key, posixpath.basename(path), posixpath.basename(member.key)):
             key = _hash(name)
@@ -167,9 +167,11 @@ class Manifest:
         if "group" not in self._values or len(self.hash) < 2:
             return
         group = self._values["group"]
-        two = (self.hash[1:] == self.hash[:-1]) & pc.not_equal(group[1:], group[:-1]).fill_null(False).to_numpy(False)
-        if two.any():
-            row = int(np.flatnonzero(two)[0])
+        conflict = (self.hash[1:] == self.hash[:-1]) & pc.not_equal(group[1:], group[:-1]).fill_null(False).to_numpy(
+            False
+        )
+        if conflict.any():
+            row = int(np.flatnonzero(conflict)[0])
             raise UserError(
                 f"{self.url} names {self._name[row]} for two speakers, {group[row]} and {group[row + 1]}: "
                 "a member has one"
@@ -177,7 +179,7 @@ class Manifest:
 
 
 def _header(url: str) -> tuple[list[str], bytes, bool]:
-    """(column names, all bytes, whether tabs part the columns) of a table."""
+    """(names of columns, all bytes, whether columns are separated by tabs) of a table."""
     data = storage.read(url).removeprefix(b"\xef\xbb\xbf")
     try:
         first = data[: data.find(b"\n") + 1 or len(data)].decode()
@@ -188,11 +190,11 @@ def _header(url: str) -> tuple[list[str], bytes, bool]:
 
 
 def _chosen(url: str, field: str, columns: LabelColumns, header: Sequence[str]) -> str:
-    """The column of the table that holds `field`, or an empty string."""
+    """The name of the column that holds `field`, or an empty string."""
     named = getattr(columns, field)
     if named and field == "key" and named not in header:
         raise UserError(f"columns.key={named} is no column of {url}{nearest(named, list(header))}")
-    return next((name for name in ([named] if named else USUAL[field]) if name in header), "")
+    return next((name for name in ([named] if named else USUAL_NAMES[field]) if name in header), "")
 
 
 def _hash(name: str | None) -> int:
@@ -200,7 +202,7 @@ def _hash(name: str | None) -> int:
 
 
 def _at(record: Any, name: str) -> Any:
-    """The value under `name`, or else under its parts between dots; a number is a place in a list."""
+    """The value of `name`, or of its parts between dots, one inside the other; a number is an index of a list."""
     if isinstance(record, Mapping):
         if name in record:
             return record[name]
@@ -214,10 +216,10 @@ def _at(record: Any, name: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A name as text; numbers are names too. Empty for what is none."""
+    """A text or number as text; empty for other values."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
         return ""
-    # JSON may hold halves of a character, which no table takes.
+    # JSON may hold halves of surrogate pairs, which no table can hold.
     return str(value).strip().encode(errors="backslashreplace").decode()

@@ -1,7 +1,7 @@
-"""One tar that others made, read front to back into the rows of an index; the tar itself is never written to.
+"""Reads one tar, not made by `cpcscale pack`, into the rows of an index. The tar is never written to.
 
-A group, a language and a recording come from the manifest, else the cuts beside a lhotse shar, else the JSON beside the
-member, else (but for recordings) a folder of its path; a member without a group is its own.
+Group, language and recording of a member come from the manifest, else from the lhotse cuts of the tar, else from the
+JSON beside the member, else (group and language) from a folder of its path. A member without a group is its own group.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from cpcscale.shards.adoption.tar_members import TarMember, TarScan
 from cpcscale.shards.packing import mp3
 from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry
 
-# Files whose header states the exact number of samples, by how they begin. MP3 states a guess, if any.
+# First bytes of formats whose header states the exact number of samples. An MP3 states an estimate, if any.
 _EXACT = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b".snd", b"NIST_1A")
 _MP3_IN_WAV = b"\x55\x00"
 _FIELDS = 30
-# By how many frames a length that follows from a bit rate may be off.
+# A length computed from a bit rate may be wrong by this many frames.
 _FRAMES_OFF = 4
 
 
 @dataclass(kw_only=True)
 class IndexConfig:
-    """How tars that others made are indexed."""
+    """How tars that were not made by `cpcscale pack` are indexed."""
 
-    # Which tars: a shell pattern over their paths below the folder.
+    # Which tars to index: a shell pattern for their paths below the folder.
     pattern: str = "*.tar"
     columns: LabelColumns = field(default_factory=LabelColumns)
-    # A CSV or TSV table of groups and languages by member name or key.
+    # A CSV or TSV table of groups and languages by name or key of members.
     manifest: str = ""
-    # The folder of a member's path that is its group: 1 the outermost, -1 the innermost, 0 none.
+    # Which folder of a member's path is its group: 1 the outermost, -1 the innermost, 0 none.
     group_folder: int = 0
-    # The same for its language.
+    # Which folder of a member's path is its language, in the same way.
     language_folder: int = 0
-    # The language of members for which nothing else says it.
+    # The language of members that have no other label of language.
     language: str = ""
-    # Members shorter than this are left out.
+    # Members shorter than this, in seconds, are left out.
     min_s: float = 0.2
-    # Keyed share of members that is decoded, for loudness and to find what does not decode; the rest is taken by its
-    # header and gets the average of its shard.
+    # Share of members to decode (chosen by key), to measure loudness and to find what does not decode. The others are
+    # taken by their header, with the average loudness of their shard.
     level_share: float = 1.0
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class IndexConfig:
 
 @dataclass(frozen=True)
 class TarTask:
-    """One tar to index: self-contained, so it can run in any process. `cuts` is the lhotse file beside it, or empty."""
+    """One tar to index, by any process. `cuts` is the name of its lhotse cuts file, or empty."""
 
     base: str
     name: str
@@ -70,7 +70,7 @@ class TarTask:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What is not in the index: a member of a shard, or the whole shard where `member` is empty."""
+    """A member that is left out of the index, or a whole shard if `member` is empty."""
 
     shard: str
     member: str
@@ -80,10 +80,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class ReadTar:
-    """One tar's entry (None when it is damaged) and what was left out of it.
+    """The entry of one tar (None if it is damaged) and what was left out of it.
 
-    `origins` counts where each utterance's group and language were found, `notes` what is odd about members; `fields`
-    are those of one of its JSON files.
+    `origins` counts where groups and languages were found, `notes` counts oddities of members; `fields` are the keys of
+    one of its JSON files.
     """
 
     name: str
@@ -95,11 +95,11 @@ class ReadTar:
 
 
 def read_tar(task: TarTask, manifest: Manifest | None) -> ReadTar:
-    """Reads one tar from its first byte to its last. Raises UserError when it is compressed or cannot be had."""
+    """Reads one tar from start to end. Raises UserError if it is compressed or cannot be read."""
     scan = TarScan(storage.join(task.base, task.name))
     shard = _Shard(task, manifest)
     for member in scan.members((*audio.SUFFIXES, ".json")):
-        shard.take(member)
+        shard.add(member)
     if scan.fault:
         damaged = LeftOut(task.name, "", "damaged", scan.fault)
         return ReadTar(task.name, None, (damaged,), Counter(), Counter())
@@ -112,7 +112,7 @@ def read_tar(task: TarTask, manifest: Manifest | None) -> ReadTar:
 
 
 class _Shard:
-    """What is known of a tar while it is read: the rows of its audio, and the labels of its JSON, in any order."""
+    """Collects the rows of the audio in a tar and the labels of its JSON, which may come in any order."""
 
     def __init__(self, task: TarTask, manifest: Manifest | None) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -126,8 +126,8 @@ class _Shard:
         self._names: list[Labels] = []
         self._keys: set[str] = set()
 
-    def take(self, member: TarMember) -> None:
-        """The next entry of the tar."""
+    def add(self, member: TarMember) -> None:
+        """Adds the next member of the tar."""
         if member.suffix in audio.SUFFIXES:
             try:
                 self.rows.append(self._row(member))
@@ -144,7 +144,7 @@ class _Shard:
                 self.notes["JSON files that cannot be read"] += 1
 
     def table(self) -> pa.Table:
-        """The rows in tar order, with their labels, and the shard's average where a member was not decoded."""
+        """The rows in tar order, with labels; members that were not decoded get the average loudness of the shard."""
         for row, from_manifest in zip(self.rows, self._names, strict=True):
             row |= self._labels(row, from_manifest)
         samples = np.array([row["samples"] for row in self.rows], np.float64)
@@ -158,14 +158,14 @@ class _Shard:
 
     def _row(self, member: TarMember) -> dict[str, Any]:
         if member.kind:
-            raise audio.AudioError("link", f"it is a {member.kind} in the tar, without bytes of its own")
+            raise audio.AudioError("link", f"it is a {member.kind} in the tar, without data")
         try:
             member.name.encode()
         except UnicodeEncodeError:
             raise audio.AudioError("unreadable", "its name is not UTF-8") from None
         if member.key in self._keys:
             raise audio.AudioError("duplicate", f"another member of the tar has the key {member.key}")
-        row = measured(member.data, self._task.config.min_s, decode=not self.rows or self._is_decoded(member.key))
+        row = measure_member(member.data, self._task.config.min_s, decode=not self.rows or self._is_decoded(member.key))
         if row.pop("short_of"):
             self.notes["members that decode to less than their header says"] += 1
         self._keys.add(member.key)
@@ -186,7 +186,7 @@ class _Shard:
         stem = key[: key.rfind("/") + 1] + key[key.rfind("/") + 1 :].partition(".")[0]
         from_json = self._json.get(key) or self._json.get(stem) or {}
         found = from_path | from_json | self._cuts.get(key, {}) | from_manifest
-        # Shards often number their members alike, and a file name of a tar must not enter the fingerprint.
+        # Many sets number the members of each shard alike, and the name of the tar must not be in the fingerprint.
         recording = found.get("recording", (f"{key}@{row['checksum']:016x}", ""))[0]
         group, by_group = found.get("group", (recording, "its recording"))
         language, by_language = found.get("language", (spec.language, "config" if spec.language else "nothing"))
@@ -195,10 +195,10 @@ class _Shard:
         return {"group": group, "language": language, "recording": recording}
 
 
-def measured(data: bytes, min_s: float, decode: bool) -> dict[str, Any]:
-    """`samples` (at 16 kHz), `rate_hz`, `mean` and `mean_square` of a member's bytes, NaN where it is not decoded.
+def measure_member(data: bytes, min_s: float, decode: bool) -> dict[str, Any]:
+    """`samples` (at 16 kHz), `rate_hz`, `mean` and `mean_square` of a member; the means are NaN without `decode`.
 
-    `short_of`: whether it decodes to less than its header says. Raises AudioError with the cause to leave it out.
+    `short_of` says whether it decodes to less than its header states. Raises AudioError if it must be left out.
     """
     if not data:
         raise audio.AudioError("empty", "it has no bytes")
@@ -206,7 +206,7 @@ def measured(data: bytes, min_s: float, decode: bool) -> dict[str, Any]:
     exact = _states_length(data)
     if not exact:
         _refuse_guess(data, info)
-    wave = decoded(data) if decode or not exact else None
+    wave = decode_member(data) if decode or not exact else None
     samples = info.length if wave is None else len(wave)
     if samples < min_s * audio.RATE_HZ:
         raise audio.AudioError("short", f"{samples / audio.RATE_HZ:.3f} s is below min_s")
@@ -217,19 +217,19 @@ def measured(data: bytes, min_s: float, decode: bool) -> dict[str, Any]:
     return {"samples": samples, "rate_hz": info.rate_hz, "mean": mean, "mean_square": square, "short_of": short}
 
 
-def decoded(data: bytes) -> np.ndarray:
-    """`audio.decode`, where any way to fail is an AudioError."""
+def decode_member(data: bytes) -> np.ndarray:
+    """As `audio.decode`, but every failure is an AudioError."""
     try:
         return audio.decode(data)
     except audio.AudioError:
         raise
     except (ValueError, RuntimeError) as error:
-        # Such as GSM in a wav, which libsndfile cannot seek in.
+        # For example GSM in a wav, in which libsndfile cannot seek.
         raise audio.AudioError("unreadable", f"it cannot be decoded: {' '.join(str(error).split())}") from None
 
 
 def _refuse_guess(data: bytes, info: audio.AudioInfo) -> None:
-    """Refuses an MP3 of changing bit rate that has no length: libsndfile guesses one, and decodes no further."""
+    """Raises AudioError for an MP3 of variable bit rate without a length, for which libsndfile guesses one."""
     if not data.startswith((b"ID3", b"\xff")):
         return
     frames = mp3.count(io.BufferedReader(io.BytesIO(data)))
@@ -249,7 +249,7 @@ def _states_length(data: bytes) -> bool:
 
 
 def _level(wave: np.ndarray) -> tuple[float, float]:
-    """(mean, mean square) in [-1, 1) of what training hears, which is int16."""
+    """(mean, mean square) in [-1, 1), after rounding to int16 as in training."""
     level = audio.to_int16(wave).astype(np.float64) / 32768
-    # Not a dot product: a BLAS would start threads of its own in every worker.
+    # Not a dot product: BLAS would start threads in every worker.
     return float(level.mean()), float(np.square(level).mean())

@@ -1,4 +1,4 @@
-"""The members of a tar, read once from its first byte to its last, wherever it lies; nothing is ever unpacked."""
+"""Reads the members of a tar, local or in a store, in one pass; nothing is unpacked to disk."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ WAY_OUT = "members of a compressed tar cannot be read by range: decompress it an
 
 @dataclass(frozen=True)
 class TarMember:
-    """One entry of a tar that is no folder. `kind` is "" for a plain file, else what it is instead of one.
+    """One entry of a tar other than a folder. `kind` is "" for a plain file, else the kind of entry in words.
 
-    `data` is the file's bytes, which begin at byte `offset` of the tar; empty for what was not asked for.
+    `data` is the content, which starts at byte `offset` of the tar; empty if its suffix was not asked for.
     """
 
     name: str
@@ -34,12 +34,12 @@ class TarMember:
 
     @property
     def key(self) -> str:
-        """The name without its suffix, and without the ./ or / that some writers put before it."""
+        """The name without suffix, and without a leading ./ or /."""
         return self._parts[0]
 
     @property
     def suffix(self) -> str:
-        """The suffix in small letters, with its dot; empty where there is none."""
+        """The suffix in lower case, with its dot; empty if there is none."""
         return self._parts[1]
 
     @property
@@ -50,10 +50,10 @@ class TarMember:
 
 
 class TarScan:
-    """One pass over the tar at `url`. After the last member: its `sha256`, `size_bytes`, and what is wrong with it.
+    """One pass over the tar at `url`; after the last member, its `sha256`, `size_bytes` and `fault` are known.
 
-    `fault` is empty for a tar that is whole, as far as a tar can tell. A tar without its `end_mark` may be cut between
-    two members, or its writer left the mark out.
+    `fault` says what is wrong with the tar; it is empty for a whole one. A tar without `end_mark` may have been cut
+    between two members, or its writer omitted the mark.
     """
 
     def __init__(self, url: str) -> None:
@@ -61,14 +61,14 @@ class TarScan:
         self._url = url
 
     def members(self, suffixes: tuple[str, ...]) -> Iterator[TarMember]:
-        """The tar's entries in order, with the bytes of plain files of these suffixes; all formats that `tar` writes.
+        """The entries in order, with the data of plain files of these suffixes. Reads all formats that `tar` writes.
 
-        Raises UserError for a tar that is compressed or cannot be read from where it lies.
+        Raises UserError for a tar that is compressed or cannot be read.
         """
-        through = _Through(self._url)
+        reader = _ForwardReader(self._url)
         end = 0
         try:
-            for member, after in _members(through, suffixes):
+            for member, after in _members(reader, suffixes):
                 end = after
                 if member:
                     yield member
@@ -76,24 +76,24 @@ class TarScan:
             if isinstance(error, UserError):
                 raise
             self.fault = f"it is cut short or damaged ({' '.join(str(error).split())})"
-        while through.read(_BUFFER_BYTES):
+        while reader.read(_BUFFER_BYTES):
             pass
-        self.sha256, self.size_bytes = through.digest.digest(), through.size
-        self.end_mark = through.size >= end + _BLOCK_BYTES
-        # tarfile takes a damaged header in mid-tar for the end, and does not look past the end mark.
-        if not self.fault and through.content_end > end:
-            self.fault = f"what follows byte {end} is no member: it is damaged there, or several tars were joined"
+        self.sha256, self.size_bytes = reader.digest.digest(), reader.size
+        self.end_mark = reader.size >= end + _BLOCK_BYTES
+        # tarfile takes a damaged header for the end of the tar, and does not read past the end mark.
+        if not self.fault and reader.content_end > end:
+            self.fault = f"what follows byte {end} is not a member: it is damaged there, or several tars were joined"
 
 
-def _members(through: _Through, suffixes: tuple[str, ...]) -> Iterator[tuple[TarMember | None, int]]:
-    """Each entry (None for a folder) with the byte where the next one begins."""
-    # All that a stream's tarfile asks of its file is read().
-    file: Any = through
+def _members(reader: _ForwardReader, suffixes: tuple[str, ...]) -> Iterator[tuple[TarMember | None, int]]:
+    """Yields each entry (None for a folder) and the byte where the next one begins."""
+    # Of a stream, tarfile calls only read().
+    file: Any = reader
     with tarfile.open(
         fileobj=file, mode="r|", bufsize=_BUFFER_BYTES, encoding="utf-8", errors="surrogateescape"
     ) as tar:
         while (info := tar.next()) is not None:
-            # tarfile keeps every entry that it has passed.
+            # tarfile keeps every entry that it has read.
             tar.members.clear()  # type: ignore[attr-defined]
             kind, data = _kind(info), b""
             if kind == "" and info.name.lower().endswith(suffixes):
@@ -116,17 +116,17 @@ def _kind(info: tarfile.TarInfo) -> str:
     return "symbolic link" if info.issym() else "special file"
 
 
-class _Through:
-    """A file that goes forward only, with the digest and the length of what went through."""
+class _ForwardReader:
+    """A file that is read forward only, and the sha256 and length of what was read."""
 
     def __init__(self, url: str) -> None:
         self.digest, self.size = sha256(), 0
-        # One past the last byte that is not zero.
+        # The end of the content: one past the last byte that is not zero.
         self.content_end = 0
         self._url, self._chunks, self._chunk = url, storage.chunks(url), memoryview(b"")
 
     def read(self, count: int) -> bytes:
-        """The next bytes, at most `count`; none at the end."""
+        """The next bytes, at most `count`; empty at the end."""
         if not self._chunk:
             self._chunk = memoryview(self._next())
         piece, self._chunk = self._chunk[:count], self._chunk[count:]
@@ -137,7 +137,7 @@ class _Through:
         if not self.size:
             packer = next((name for magic, name in _PACKERS.items() if chunk.startswith(magic)), "")
             if packer:
-                raise UserError(f"{self._url} is compressed with {packer}, for all its name: {WAY_OUT}")
+                raise UserError(f"{self._url} is compressed with {packer}, despite its name: {WAY_OUT}")
         self.digest.update(chunk)
         if content := len(chunk.rstrip(b"\0")):
             self.content_end = self.size + content

@@ -1,7 +1,7 @@
-"""The end of pass 1: which file goes to which split, task and shard. It is written down before any shard is made.
+"""The end of pass 1: assigns each file to a split, task and shard. The assignment is written before any shard is made.
 
-The same files, lengths, seed and settings give the same assignment in any order of the files. It is columnar: a file
-costs its name, its key and some 50 bytes.
+The same files, lengths, seed and settings give the same assignment, whatever the order of the files. It is stored in
+columns: each file takes its name, its key and about 50 bytes.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ _COLUMNS = pa.schema(
 class PackConfig(FindConfig):
     """How audio files become shards."""
 
-    # flac is the default; wav feeds fastest, opus is smallest.
+    # Codec of the utterances: wav decodes fastest, opus is smallest.
     codec: Literal["flac", "wav", "opus"] = "flac"
-    # Target size of one shard.
+    # Target size of one shard in MB.
     shard_mb: float = 64.0
-    # Keys the held-out split and the shuffle over recordings.
+    # Seed of the held-out split and of the order of recordings.
     seed: int = 0
-    # Share split off as `heldout`: of each speaker's utterances, or of the speakers.
+    # Share to hold out as the set `heldout`: of the utterances of each speaker, or of the speakers.
     heldout_share: float = 0.0
-    # utterance: voices are heard in training too; group: they are new.
+    # utterance: the held-out speakers also occur in training. group: they do not.
     heldout_by: Literal["utterance", "group"] = "group"
-    # Speakers left out whole, as the set `unseen`.
+    # Speakers to hold out with all their files, as the set `unseen`.
     unseen_groups: list[str] = field(default_factory=list)
-    # Files shorter than this go to the quarantine table.
+    # Files shorter than this, in seconds, are left out and listed in the quarantine table.
     min_s: float = 0.2
-    # Longer files are cut into pieces of nearly equal length, none longer than this; 0: never.
+    # Files longer than this, in seconds, are cut into pieces of nearly equal length; 0: never.
     max_s: float = 60.0
-    # Where files are cut: shards that a task fills at a time, and over which it shuffles the pieces.
+    # Where files are cut: the number of shards over which a task shuffles the pieces.
     group_shards: int = 4
 
     def __post_init__(self) -> None:
@@ -82,9 +82,9 @@ class PackConfig(FindConfig):
 
 
 class Assignment(Sequence[PackTask]):
-    """The tasks of pass 2, each made when it is asked for, and the table behind them.
+    """The tasks of pass 2, each made when it is accessed, and the table that they are made of.
 
-    `rows` int64: the files in the order of the assignment; task t has rows[starts[t]:starts[t + 1]].
+    `rows` int64: numbers of files in the order of the assignment; task t has rows[starts[t]:starts[t + 1]].
     """
 
     def __init__(self, target: str, config: PackConfig, files: AudioFiles, samples: np.ndarray) -> None:
@@ -129,22 +129,22 @@ class Assignment(Sequence[PackTask]):
         )
 
     def split(self, task: int) -> str:
-        """The name of the split that a task belongs to."""
+        """The name of the split of a task."""
         return SPLITS[self._split[task]]
 
     @property
     def splits(self) -> list[str]:
-        """The names of the splits that have any file."""
+        """The names of the splits that are not empty."""
         return [SPLITS[number] for number in np.unique(self._split)]
 
     @property
     def notes(self) -> str:
-        """The hidden folder where tasks write down what they made, for a pack that is started again."""
+        """The hidden folder where each task notes what it made, so that a stopped pack can be continued."""
         return storage.join(self._target, NOTES, self.head["digest"][:16])
 
     @property
     def head(self) -> dict[str, Any]:
-        """What vouches for the table: the settings that shape it and a digest over its rows."""
+        """The content of assignment.json: the settings of the table, and a digest over them and its rows."""
         if self._head is None:
             found = {one.name for one in fields(FindConfig)}
             settings = {name: value for name, value in asdict(self._config).items() if name not in found}
@@ -155,9 +155,10 @@ class Assignment(Sequence[PackTask]):
         return self._head
 
     def write(self) -> None:
-        """Writes the restart state at the target, the head last; refuses a target with another, and tars of no pack.
+        """Writes the table and then the head, from which a stopped pack can be continued.
 
-        When the same one is there already, the tasks are told that they may have been done.
+        If the same head is there already, sets `resumed`. Raises UserError if the target holds another pack, or tars
+        that are not of a pack.
         """
         head, url = self.head, storage.join(self._target, HEAD)
         if storage.exists(url):
@@ -173,12 +174,10 @@ class Assignment(Sequence[PackTask]):
             return
         for base in (storage.join(self._target, split) for split in self.splits):
             if storage.exists(base) and any(name.endswith(".tar") for name in storage.list_files(base)):
-                raise UserError(
-                    f"{base} holds tars of no pack that is known here: name another folder, or remove it first"
-                )
+                raise UserError(f"{base} holds tars that are not of a pack: name another folder, or remove it first")
         with (
-            storage.publishing(storage.join(self._target, TABLE)) as aside,
-            pq.ParquetWriter(aside, _COLUMNS) as table,
+            storage.publishing(storage.join(self._target, TABLE)) as temporary,
+            pq.ParquetWriter(temporary, _COLUMNS) as table,
         ):
             for batch in self._batches():
                 table.write_batch(batch)
@@ -205,7 +204,7 @@ class Assignment(Sequence[PackTask]):
 
 @dataclass(frozen=True)
 class _Tasks:
-    """Those of one split: its rows in order, where each task starts among them, and how many shards each fills."""
+    """The tasks of one split: its rows in order, where each task starts among them, and how many shards each fills."""
 
     rows: np.ndarray
     starts: np.ndarray
@@ -213,7 +212,7 @@ class _Tasks:
 
 
 def _tasks_of(rows: np.ndarray, samples: np.ndarray, pieces: np.ndarray, config: PackConfig) -> _Tasks:
-    """The files of one split, in order, shared out by duration."""
+    """Divides the files of one split, in order, into tasks of similar duration."""
     if not len(rows):
         return _Tasks(rows, np.zeros(1, np.int64), np.zeros(0, np.int64))
     shard_samples = config.shard_mb * 1e6 / _BYTES_A_SECOND[config.codec] * audio.RATE_HZ
@@ -222,7 +221,7 @@ def _tasks_of(rows: np.ndarray, samples: np.ndarray, pieces: np.ndarray, config:
     total = int(lengths.sum())
     groups = max(1, round(total / (shard_samples if whole else shard_samples * config.group_shards)))
     before = np.cumsum(lengths) - lengths
-    # The group of a file is the integer before * groups / total, which may not fit 64 bits; its edges do.
+    # The group of a file is before * groups // total, which may not fit 64 bits; the edges of groups do.
     edges = np.fromiter((-(-max(1, total) * group // groups) for group in range(groups)), np.int64, groups)
     starts = np.unique(np.searchsorted(edges, before, side="right") - 1, return_index=True)[1]
     ends = np.append(starts, len(rows))
@@ -230,16 +229,16 @@ def _tasks_of(rows: np.ndarray, samples: np.ndarray, pieces: np.ndarray, config:
         return _Tasks(rows, ends, np.ones(len(starts), np.int64))
     size = np.add.reduceat(lengths, starts)
     longest = np.maximum.reduceat(-(-lengths // counts), starts)
-    # So few that no shard is empty, however the pieces are shuffled: each shard's share holds the start of a piece.
+    # Few enough that no shard is empty, however pieces are shuffled: a shard is not shorter than the longest piece.
     most = np.maximum(1, size // np.maximum(1, longest))
     return _Tasks(rows, ends, np.clip(np.rint(size / shard_samples).astype(np.int64), 1, most))
 
 
 def _refuse_one_name_twice(keys: pa.LargeStringArray, ranked: np.ndarray, names: pa.LargeStringArray) -> None:
-    """Keys are unique where names are; equal keys are neighbours in their ranking."""
+    """Raises UserError for two equal names: keys are unique if names are, and equal keys are neighbours in `ranked`."""
     for start in range(0, len(ranked) - 1, BATCH_ROWS):
         rows = ranked[start : start + BATCH_ROWS + 1]
         same = pc.equal(pc.take(keys, pa.array(rows[1:])), pc.take(keys, pa.array(rows[:-1])))
         at = pc.index(same, True).as_py()
         if at >= 0:
-            raise UserError(f"two files have the name {names[int(rows[at])].as_py()!r}: names tell utterances apart")
+            raise UserError(f"two files have the name {names[int(rows[at])].as_py()!r}: give each a different name")

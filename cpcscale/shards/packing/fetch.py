@@ -1,4 +1,4 @@
-"""Audio files as libsndfile wants them, from a disk or a store: whole, or only the parts that it asks for."""
+"""Opens audio files for libsndfile, from a disk or a store: whole, or only the parts that it reads."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
 
-PROBE_BYTES, STREAM_BYTES = 1 << 16, 1 << 22
+HEADER_BYTES, STREAM_BYTES = 1 << 16, 1 << 22
 _CHUNKS_KEPT = 4
 
 
 class RemoteAudio(io.RawIOBase):
-    """An object of a store as a file; whole chunks of it are fetched as they are needed, the last few kept.
+    """An object of a store as a file: chunks are fetched when they are needed, and the last few are kept.
 
-    libsndfile calls back from C, where an exception is lost: the first is kept as `error`, and the file reads as ended.
+    libsndfile calls `readinto` from C, where an exception would be lost: the first is stored in `error`, and the file
+    seems to end.
     """
 
     def __init__(self, url: str, chunk_bytes: int) -> None:
@@ -27,7 +28,7 @@ class RemoteAudio(io.RawIOBase):
         self._chunk_bytes, self._at = chunk_bytes, 0
         self._chunks: dict[int, bytes] = {}
         self._file: io.RawIOBase | io.BufferedReader | None = None
-        # A small file comes whole with the first request, and nobody asks for its size.
+        # The first request gives all of a small file, so its size need not be requested.
         first = _start(url, chunk_bytes)
         self._chunks[0] = first
         if len(first) < chunk_bytes:
@@ -70,7 +71,7 @@ class RemoteAudio(io.RawIOBase):
         super().close()
 
     def _part(self, count: int) -> bytes:
-        """Up to `count` bytes at the current place; more than a chunk is fetched as asked, and not kept."""
+        """Up to `count` bytes at the current position; more than a chunk is fetched in one request and not kept."""
         number, skip = divmod(self._at, self._chunk_bytes)
         if number not in self._chunks and count > self._chunk_bytes:
             return self._fetched(self._at, count)
@@ -88,9 +89,9 @@ class RemoteAudio(io.RawIOBase):
 
 @contextlib.contextmanager
 def opened(path: str, chunk_bytes: int = 0) -> Iterator[audio.Source]:
-    """The file at `path` for the functions of audio.py: a local path as it is, an object in memory, or in chunks.
+    """Yields the file at `path` for the functions of audio.py: a local path, the bytes of an object, or a RemoteAudio.
 
-    Raises the store's own error where libsndfile was told that a file ended because a request failed.
+    An object is read in chunks if `chunk_bytes` is given. Raises the error of the store if a request failed.
     """
     local = storage.local_path(path)
     if local:
@@ -112,7 +113,7 @@ def _start(url: str, count: int) -> bytes:
     except storage.NotFoundError:
         raise
     except UserError:
-        # A store refuses every range of an object without bytes.
+        # A store refuses any range of an empty object.
         if storage.size(url):
             raise
         return b""

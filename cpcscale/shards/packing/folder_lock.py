@@ -1,8 +1,8 @@
-"""Packs that work on one local folder, and what killed ones left in it.
+"""A lock on the local folder of a pack, and removal of unfinished files that killed packs left.
 
-A pack locks the folder itself, which ends with its process: alone while it begins, then together with others. Whoever
-had it alone may remove files that were being written, since no task that could own them is alive. Where locks do not
-work, as on some network file systems, or others hold one, only files that nothing has touched for a day go.
+The kernel releases the lock when the process ends. While a pack starts, it has an exclusive lock, later a shared one.
+With the exclusive lock it may remove all unfinished files, since no process that writes them is alive. Where locks do
+not work, as on some network file systems, or others hold one, it removes only files older than a day.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-_ASIDE = re.compile(
+_TEMPORARY = re.compile(
     r"\.(shard-\d{6,}\.tar|assignment\.(json|parquet)|quarantine\.csv|index\.json|shards-[0-9a-f]{16}\.parquet"
     r"|part-\d{5,}-[0-9a-f]{8}\.parquet|\d{6,}\.json)\.[0-9a-f]{8}\.tmp"
 )
@@ -24,17 +24,17 @@ _A_DAY_S = 86_400.0
 
 
 class FolderLock:
-    """A pack's lock on a local folder that is there, or on nothing (None, for a store); use it as a context manager."""
+    """A lock on an existing local folder; None, for a store, locks nothing. Use it as a context manager."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder, self._opened, self._alone = folder, -1, False
+        self._folder, self._opened, self._exclusive = folder, -1, False
 
     def __enter__(self) -> FolderLock:
-        """Waits while another pack begins."""
+        """Takes the exclusive lock, or waits for a shared one while another pack starts."""
         if self._folder:
             self._opened = os.open(self._folder, os.O_RDONLY)
-            self._alone = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not self._alone:
+            self._exclusive = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self._exclusive:
                 self._lock(fcntl.LOCK_SH)
         return self
 
@@ -43,20 +43,20 @@ class FolderLock:
             os.close(self._opened)
 
     def share(self) -> None:
-        """Lets other packs begin."""
-        if self._alone:
+        """Makes the lock shared, so that other packs can start."""
+        if self._exclusive:
             self._lock(fcntl.LOCK_SH)
 
     def clean(self, below: Sequence[str], marker: str) -> None:
-        """Removes what killed packs left in the folder and those `below` it.
+        """Removes unfinished files of killed packs in the folder and in those `below` it.
 
-        That is files that were being written, and parts of an index where there is no `marker`.
+        These are temporary files and, where there is no `marker`, parts of an index.
         """
         if not self._folder:
             return
-        untouched_since = time.time() - (0.0 if self._alone else _A_DAY_S)
+        untouched_since = time.time() - (0.0 if self._exclusive else _A_DAY_S)
         for folder in (self._folder, *(self._folder / name for name in below)):
-            stale = [path for path in folder.glob("**/.*.tmp") if _ASIDE.fullmatch(path.name)]
+            stale = [path for path in folder.glob("**/.*.tmp") if _TEMPORARY.fullmatch(path.name)]
             if not (folder / marker).exists():
                 stale += [path for path in folder.glob("utterances/*.parquet") if _PART.fullmatch(path.name)]
             for path in stale:

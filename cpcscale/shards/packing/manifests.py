@@ -1,4 +1,4 @@
-"""Tables that say who speaks which language in which file: CSV, or TSV where the name ends so, of any size."""
+"""Manifests: tables of the speaker and language of each file, of any size; CSV, or TSV if the name ends in .tsv."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _ROWS = pa.schema([("path", pa.large_binary()), ("speaker", pa.large_string()), 
 
 @dataclass(kw_only=True)
 class ManifestColumns:
-    """The columns of a manifest."""
+    """The names of the columns of a manifest."""
 
-    # Of the audio file, from the source or from the manifest on.
+    # The path of the audio file, relative to the source or to the manifest.
     path: str = "path"
-    # Whose voice it is; a manifest may lack this column.
+    # The speaker; a manifest may lack this column.
     speaker: str = "speaker"
-    # Which language is spoken; a manifest may lack this column.
+    # The language; a manifest may lack this column.
     language: str = "language"
 
 
 @dataclass(frozen=True)
 class ManifestLabels:
-    """What manifests say of each file: `speaker` (null where none is named) and `language` (perhaps empty)."""
+    """The labels of each file: `speaker` (null if unknown) and `language` (empty if unknown)."""
 
     speaker: pa.ChunkedArray
     language: pa.ChunkedArray
@@ -46,7 +46,7 @@ class ManifestLabels:
 
 @dataclass(frozen=True)
 class _Table:
-    """One manifest: its rows, the first of each path, and the folder that paths are relative to."""
+    """One manifest: its address, and the first row of each path, with paths relative to the source."""
 
     url: str
     rows: pa.Table
@@ -63,9 +63,8 @@ def read(
 ) -> ManifestLabels:
     """Speaker and language of each of the files `names` below `root`.
 
-    They come from the manifest `given`, else from those in the tree, `beside` the files, of which the nearest counts.
-    With `speakers` false the column of speakers need not be there. Raises UserError for a manifest that is not such a
-    table.
+    They come from the manifest `given`, else from those in the tree (`beside`), of which the nearest above a file
+    counts. With `speakers` false, manifests need no column of speakers. Raises UserError for a malformed manifest.
     """
     if given:
         tables = [_given(root, names, storage.absolute(given), columns, speakers)]
@@ -75,7 +74,7 @@ def read(
     rows = pa.concat_tables([_ROWS.empty_table(), *(table.rows for table in tables)]).combine_chunks()
     known = pc.is_in(rows["path"], value_set=names)
     for table in tables:
-        _warn_of_lost(table, known.slice(0, table.rows.num_rows))
+        _warn_of_missing_files(table, known.slice(0, table.rows.num_rows))
         known = known.slice(table.rows.num_rows)
     at = pc.index_in(names, value_set=rows["path"])
     speaker, language = (pc.take(rows[name], at) for name in ("speaker", "language"))
@@ -84,12 +83,12 @@ def read(
 
 
 def _beside(root: str, name: str, columns: ManifestColumns, speakers: bool) -> _Table:
-    """A manifest in the tree, whose paths are relative to its folder."""
+    """A manifest in the tree; its paths are relative to its folder."""
     return _table(storage.join(root, name), root, posixpath.dirname(name), columns, speakers)
 
 
 def _given(root: str, names: pa.LargeBinaryArray, url: str, columns: ManifestColumns, speakers: bool) -> _Table:
-    """The user's own manifest, whose paths are relative to the source, or to its own folder when that lies in it."""
+    """The manifest of the user; its paths are relative to the source, or to its own folder if that is in the source."""
     table = _table(url, root, "", columns, speakers)
     known = pc.is_in(table.rows["path"], value_set=names)
     folder = posixpath.dirname(url)
@@ -102,11 +101,17 @@ def _given(root: str, names: pa.LargeBinaryArray, url: str, columns: ManifestCol
             f"{_shown(table.rows['path'][0])}: name the folder that they are relative to as the source, or another "
             "column with columns.path"
         )
-    told = pc.is_in(names, value_set=table.rows["path"])
-    silent = len(names) - (pc.sum(told).as_py() or 0)
-    if silent and speakers:
-        first = _shown(names[pc.index(told, False).as_py()])
-        log.warning("%s has no row for %d of %d files, so each is a speaker: %s", url, silent, len(names), first)
+    labelled = pc.is_in(names, value_set=table.rows["path"])
+    unlabelled = len(names) - (pc.sum(labelled).as_py() or 0)
+    if unlabelled and speakers:
+        first = _shown(names[pc.index(labelled, False).as_py()])
+        log.warning(
+            "%s has no row for %d of %d files, so each of these counts as a speaker; the first: %s",
+            url,
+            unlabelled,
+            len(names),
+            first,
+        )
     return table
 
 
@@ -122,8 +127,8 @@ def _table(url: str, root: str, folder: str, columns: ManifestColumns, speakers:
 
 
 def _batches(url: str, root: str, folder: str, columns: ManifestColumns, speakers: bool) -> Iterator[pa.RecordBatch]:
-    """The rows of a manifest, paths relative to the root."""
-    # Tables of tabs, such as Common Voice's, hold quotation marks that mean nothing.
+    """The rows of a manifest, with paths relative to the root."""
+    # In TSV, such as Common Voice's, quotation marks are plain characters.
     tabs = url.lower().endswith(".tsv")
     form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     try:
@@ -154,7 +159,7 @@ def _batch(rows: Sequence[tuple[bytes, str, str]]) -> pa.RecordBatch:
 def _places(
     url: str, header: list[str], columns: ManifestColumns, speakers: bool
 ) -> tuple[int | None, int | None, int | None]:
-    """Where the three columns stand; a column that the user named must be there, else only that of paths."""
+    """The indices of the three columns; the column of paths, and columns that the user named, must be there."""
     for key, name, needed in (
         ("path", columns.path, True),
         ("speaker", columns.speaker, speakers and columns.speaker != ManifestColumns().speaker),
@@ -168,7 +173,7 @@ def _places(
             )
     if speakers and columns.speaker not in header:
         hint = nearest(columns.speaker, header)
-        log.warning("%s has no column `%s`%s: each file counts as a speaker of its own", url, columns.speaker, hint)
+        log.warning("%s has no column `%s`%s: each file counts as a speaker", url, columns.speaker, hint)
     path, speaker, language = (
         header.index(name) if name in header else None for name in (columns.path, columns.speaker, columns.language)
     )
@@ -176,7 +181,7 @@ def _places(
 
 
 def _relative(path: str, root: str, folder: str) -> str:
-    """A manifest's path, relative to the root; one that is absolute may stand there too."""
+    """A path of a manifest, relative to the root; the manifest may also have absolute paths."""
     if path.startswith(f"{root}/"):
         return posixpath.normpath(path[len(root) + 1 :])
     return posixpath.normpath(posixpath.join(folder, path))
@@ -192,12 +197,12 @@ def _refuse_two_speakers(url: str, rows: pa.Table, first: np.ndarray) -> None:
         )
 
 
-def _warn_of_lost(table: _Table, known: pa.ChunkedArray) -> None:
+def _warn_of_missing_files(table: _Table, known: pa.ChunkedArray) -> None:
     rows = len(known)
-    lost = rows - (pc.sum(known).as_py() or 0)
-    if lost:
+    missing = rows - (pc.sum(known).as_py() or 0)
+    if missing:
         first = _shown(table.rows["path"][pc.index(known, False).as_py()])
-        log.warning("%s: %d of its %d paths name no audio file here; the first: %s", table.url, lost, rows, first)
+        log.warning("%s: %d of its %d paths name no audio file here; the first: %s", table.url, missing, rows, first)
 
 
 def _shown(path: pa.Scalar) -> str:

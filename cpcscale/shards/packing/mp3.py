@@ -1,4 +1,4 @@
-"""The length of an MP3 by its frames: ISO/IEC 11172-3, layer III, and the Xing frame that encoders put first."""
+"""The length of an MP3 by counting its frames (ISO/IEC 11172-3, layer III), and the Xing frame of encoders."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _READ_BYTES = 1 << 20
 
 
 def count(file: io.RawIOBase | io.BufferedReader) -> tuple[int, int] | None:
-    """(samples, samples in a frame) by counting frames, or None when the first frame gives the length itself."""
+    """(samples, samples in a frame) by counting frames, or None if the first frame states the length."""
     file.seek(_tag_bytes(file.read(10) or b""))
     frames, samples, data, at = 0, 1152, b"", 0
     while True:
         if len(data) - at < _FRAME_BYTES:
-            # The first frame may tell, and then no more is read.
+            # The first frame may state the length: then no more is read.
             data, at = data[at:] + (file.read(_READ_BYTES if frames else _FRAME_BYTES) or b""), 0
             if len(data) < 4:
                 return frames * samples, samples
@@ -29,13 +29,13 @@ def count(file: io.RawIOBase | io.BufferedReader) -> tuple[int, int] | None:
                 return None
             frames += 1
             at += size
-        else:  # Something else than audio: on to what may be the next frame.
+        else:  # Not a frame: go on where the next one may start.
             found = data.find(b"\xff", at + 1)
             at = len(data) if found < 0 else found
 
 
 def _tag_bytes(head: bytes) -> int:
-    """The size of an ID3 tag that the file starts with: 10, and four digits of 7 bits."""
+    """The size of the ID3 tag at the start of the file: 10 bytes, and what four digits of 7 bits state."""
     if len(head) < 10 or head[:3] != b"ID3":
         return 0
     return 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
@@ -47,7 +47,7 @@ def _has_length(frame: bytes) -> bool:
 
 
 def _frame(header: int) -> tuple[int, int]:
-    """(bytes, samples) of the frame with this header of 32 bits; 0 bytes when it is none."""
+    """(bytes, samples) of the frame with this header of 32 bits; (0, 0) if it is not the header of a frame."""
     version, bitrate, rate = header >> 19 & 3, header >> 12 & 15, header >> 10 & 3
     if header >> 21 != 0x7FF or version == 1 or header >> 17 & 3 != 1 or bitrate in (0, 15) or rate == 3:
         return 0, 0

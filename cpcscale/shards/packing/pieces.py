@@ -1,8 +1,8 @@
-"""How recordings are cut and what a task of pass 2 is: pure, and known from the lengths alone.
+"""How recordings are cut into pieces, and the tasks of pass 2. Pure: depends only on the lengths of files.
 
-A recording of S samples is cut into the fewest pieces of at most M samples, of lengths that differ by one at most:
-piece i of n is [iS/n, (i+1)S/n). A task packs a group of files into one or more shards. The pieces of a group that
-holds a cut recording are shuffled over its shards; a group of whole files is one shard, in the order of the files.
+A recording of S samples is cut into the smallest number n of pieces of at most M samples; piece i is samples
+[iS/n, (i+1)S/n), so lengths differ by at most one. A task packs a group of files into one or more shards. If any file
+of the group is cut, its pieces are shuffled over its shards; a group of whole files is one shard, in their order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cpcscale.shards.packing.sources import AudioFile
 
 @dataclass(frozen=True)
 class PackedFile:
-    """One file of a task: its key, its length at 16 kHz as the header has it, and into how many pieces it is cut."""
+    """One file of a task: its key, its length at 16 kHz by its header, and the number of pieces it is cut into."""
 
     key: str
     source: AudioFile
@@ -26,19 +26,19 @@ class PackedFile:
     pieces: int
 
     def piece_key(self, piece: int) -> str:
-        """The utterance's key: the file's own when it is whole."""
+        """The key of the utterance that a piece becomes: that of the file if it is not cut."""
         return self.key if self.pieces == 1 else f"{self.key}/{piece:05d}"
 
     def start(self, piece: int) -> int:
-        """The sample that a piece starts at; of the number after the last, the end of the file."""
+        """The first sample of a piece; for the number after the last piece, the end of the file."""
         return piece * self.samples // self.pieces
 
 
 @dataclass(frozen=True)
 class PackTask:
-    """A group of files and the shards they go to, `first_shard` and on; self-contained, so it runs in any process.
+    """A group of files and the shards that they fill, from `first_shard` on; it can run in any process.
 
-    `note` is where the task writes down what it made; `resumed`: an earlier start of the pack may have done it.
+    `note` is the file in which the task notes what it made. If `resumed`, it may have run in an earlier start.
     """
 
     target: str
@@ -56,29 +56,29 @@ class PackTask:
         return f"shard-{self.first_shard + number:06d}.tar"
 
 
-# A piece of a task: the number of its file among the members, and its own number in the file.
+# A piece of a task: (number of its file among the members, number of the piece in the file).
 Piece = tuple[int, int]
 
 
 def piece_counts(samples: np.ndarray, most: int) -> np.ndarray:
-    """int64 [files]: into how many pieces of at most `most` samples (0: any length) each file is cut."""
+    """int64 [files]: the number of pieces of at most `most` samples (0: any length) that each file is cut into."""
     if not most:
         return np.ones(len(samples), np.int64)
     return np.maximum(1, -(-samples // most))
 
 
-def keyed(seed: int, purpose: str, name: str) -> int:
-    """A number below 2**64 for this name, by which a choice named `purpose` is made."""
+def keyed_hash(seed: int, purpose: str, name: str) -> int:
+    """A hash below 2**64 of a name; `purpose` makes the hashes of different choices independent."""
     return xxhash.xxh3_64_intdigest(f"{seed}/{purpose}/{name}".encode())
 
 
 def layout(task: PackTask) -> list[list[Piece]]:
-    """The pieces of each of the task's shards, in their order in the tar. None is empty."""
+    """The pieces of each shard of the task, in the order of the tar. No shard is empty."""
     pieces = [(number, piece) for number, member in enumerate(task.members) for piece in range(member.pieces)]
     if task.shards == 1 and all(member.pieces == 1 for member in task.members):
         return [pieces]
     keys = {at: task.members[at[0]].piece_key(at[1]) for at in pieces}
-    pieces.sort(key=lambda at: (keyed(task.seed, "pieces", keys[at]), keys[at]))
+    pieces.sort(key=lambda at: (keyed_hash(task.seed, "pieces", keys[at]), keys[at]))
     total = max(1, sum(member.samples for member in task.members))
     shards: list[list[Piece]] = [[] for _ in range(task.shards)]
     before = 0
@@ -89,10 +89,10 @@ def layout(task: PackTask) -> list[list[Piece]]:
 
 
 def cut(blocks: Iterable[np.ndarray], member: PackedFile) -> Iterator[np.ndarray]:
-    """The signal of a file, float32, in its pieces; one piece is held at a time.
+    """Yields the pieces of a file, float32; one piece is in memory at a time.
 
-    A signal shorter than the header has it gives fewer pieces and a last one that ends early. A longer one gives a
-    longer last piece.
+    If the signal is shorter than its header states, there are fewer pieces, and the last one is shorter. If it is
+    longer, the last piece is longer.
     """
     held: list[np.ndarray] = []
     at, piece = 0, 0

@@ -1,4 +1,4 @@
-"""The table of what is left out, with its cause: written row by row, so that it may be long."""
+"""The quarantine table of a pack: what is left out, and the cause. Written row by row, so that it may be long."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLUMNS = ("path", "piece", "cause", "why")
 
 
 class Quarantine:
-    """Rows as they come, in a temporary file; published at the end. Use it as a context manager."""
+    """Collects rows in a temporary file, to be published at the end. Use it as a context manager."""
 
     def __init__(self) -> None:
         self.files = self.pieces = 0
@@ -43,14 +43,14 @@ class Quarantine:
         """Writes the table into the folder of the pack."""
         self._file.seek(0)
         with (
-            storage.publishing(storage.join(target, NAME)) as aside,
-            aside.open("w", encoding="utf-8", newline="") as out,
+            storage.publishing(storage.join(target, NAME)) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as out,
         ):
             shutil.copyfileobj(self._file, out)
 
 
 def read(target: str) -> Iterator[dict[str, str]]:
-    """The rows of the table of a pack. Raises UserError when it is not there or not such a table."""
+    """The rows of the table of a pack. Raises UserError if it is missing or malformed."""
     url = storage.join(target, NAME)
     try:
         with storage.opened(url) as file:

@@ -1,6 +1,6 @@
-"""The audio files of a tree as one table: 8 to 16 bytes and its name a file, so that 10,000,000 files fit a laptop.
+"""The audio files of a folder tree as one table of 8 to 16 bytes and the name for each file: 10,000,000 fit a laptop.
 
-Who speaks comes from manifests (see manifests.py), from the folders, or from the files themselves.
+Speakers come from manifests (see manifests.py) or from folders, or each file is a speaker.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from cpcscale.shards.packing import manifests
 from cpcscale.shards.packing.manifests import ManifestColumns
 
 BATCH_ROWS = 65_536
-# What follows a recording's key in the key of a piece.
+# The key of a piece: that of its recording, and a number.
 _PIECE = re.compile(r"(.*)/[0-9]{5,}")
 
 
 @dataclass(frozen=True)
 class AudioFile:
-    """One audio file as found: `path` to read it, `name` relative to the source, its speaker or recording."""
+    """One audio file: `path` to read it, `name` relative to the source; `group` is its speaker, else its name."""
 
     path: str
     name: str
@@ -40,15 +40,15 @@ class AudioFile:
 
 @dataclass(kw_only=True)
 class FindConfig:
-    """Who speaks in which file."""
+    """Where the speaker and language of each file are found."""
 
-    # A CSV (or .tsv) with a row a file; without it, every manifest.csv or manifest.tsv in the tree counts.
+    # A CSV or .tsv file with a row for each file; empty: every manifest.csv or manifest.tsv in the tree is used.
     manifest: str = ""
     # The names of the manifest's columns.
     columns: ManifestColumns = field(default_factory=ManifestColumns)
-    # Where a speaker's name comes from: the manifest's column, a folder of the path, or each file is its own.
+    # Where speakers come from. manifest: its column. folder: a folder of the path. file: each file is a speaker.
     group_from: Literal["manifest", "folder", "file"] = "manifest"
-    # Which folder: 1 is the top one below the source, -1 the one that the file lies in.
+    # Which folder, for group_from: folder. 1 is the top one below the source, -1 the one that the file is in.
     folder_level: int = -1
 
     def __post_init__(self) -> None:
@@ -57,10 +57,10 @@ class FindConfig:
 
 
 class AudioFiles(Sequence[AudioFile]):
-    """Audio files as an Arrow table; a Source is made when it is asked for.
+    """Audio files as an Arrow table; each AudioFile is made when it is accessed.
 
-    Columns: `name` and, where it does not follow from `root`, `path`, both in the bytes of the file system; `group`
-    (null: the file is its own) and `language`, dictionaries.
+    Columns: `name` and, if it is not `root`/`name`, `path`, both as bytes of the file system; `group` (null: the file
+    is its own group) and `language`, dictionary-encoded.
     """
 
     def __init__(self, table: pa.Table, root: str = "") -> None:
@@ -79,7 +79,7 @@ class AudioFiles(Sequence[AudioFile]):
         return cls(_encoded(pa.Table.from_batches(batches, _LISTED)))
 
     def only(self, mask: np.ndarray) -> AudioFiles:
-        """The files that the bool [files] `mask` holds true."""
+        """The files for which the bool [files] `mask` is true."""
         return self if mask.all() else AudioFiles(self.table.filter(pa.array(mask)), self.root)
 
     def __len__(self) -> int:
@@ -105,7 +105,7 @@ class AudioFiles(Sequence[AudioFile]):
             yield from self._rows(start, start + BATCH_ROWS)
 
     def at(self, rows: np.ndarray) -> list[AudioFile]:
-        """The files of these numbers."""
+        """The files with these numbers."""
         return self._sources(self.table.take(pa.array(rows)))
 
     def _rows(self, start: int, stop: int) -> list[AudioFile]:
@@ -122,11 +122,11 @@ class AudioFiles(Sequence[AudioFile]):
 
 
 def find_audio(root: str, config: FindConfig | None = None) -> AudioFiles:
-    """The audio files below `root`, sorted by name, with speaker and language as `config` says.
+    """The audio files below `root`, sorted by name, with speaker and language found as `config` says.
 
-    By default they come from any `manifest.csv` (path, speaker, language) in the tree, of which the one nearest to a
-    file counts. A file without a speaker is a group of its own. Raises UserError when there is no folder, no audio in
-    it, or a manifest or folders that do not say what they are asked for.
+    By default these come from any `manifest.csv` (path, speaker, language) in the tree; the one nearest to a file
+    counts. A file without a speaker is its own group. Raises UserError if there is no folder or no audio in it, and for
+    manifests or folders that do not fit `config`.
     """
     config = config or FindConfig()
     if not root or not storage.exists(root):
@@ -142,24 +142,27 @@ def find_audio(root: str, config: FindConfig | None = None) -> AudioFiles:
     names = pa.chunked_array(batches, pa.large_binary()).combine_chunks()
     if not len(names):
         raise UserError(f"no audio below {root}: expected files ending in {', '.join(audio.SUFFIXES)}")
-    told = manifests.read(
+    labels = manifests.read(
         root, names, beside, config.manifest, config.columns, speakers=config.group_from == "manifest"
     )
     match config.group_from:
         case "manifest":
-            group = told.speaker
+            group = labels.speaker
         case "folder":
             group = _folders(names, config.folder_level)
         case "file":
             group = pa.nulls(len(names), pa.large_string())
-    return AudioFiles(_encoded(pa.table({"name": names, "group": group, "language": told.language})), root)
+    return AudioFiles(_encoded(pa.table({"name": names, "group": group, "language": labels.language})), root)
 
 
 def utterance_keys(names: Sequence[str] | pa.LargeStringArray, cut: np.ndarray | None = None) -> pa.LargeStringArray:
-    """A WebDataset key for each of the file names: without suffix, dots and odd characters replaced, unique.
+    """A unique WebDataset key for each file name: without suffix, and with dots and special characters replaced.
 
-    The key of a name follows from the name and from whether another one wants the same key. `cut` bool [names]: files
-    whose pieces get the keys KEY/00000 and so on, which no other file then gets.
+    Where names would get the same key, a hash of the name is appended. `cut` bool [names] says which files are cut into
+    pieces with the keys KEY/00000 and so on, which no other file may have.
+
+    >>> utterance_keys(["anna/take 1.wav", "ben/take.2.flac"]).to_pylist()
+    ['anna/take_1', 'ben/take_2']
     """
     names = names if isinstance(names, pa.Array) else pa.array(list(names), pa.large_string())
     cut = np.zeros(len(names), bool) if cut is None else cut
@@ -168,7 +171,7 @@ def utterance_keys(names: Sequence[str] | pa.LargeStringArray, cut: np.ndarray |
         + [_plain(names.slice(start, BATCH_ROWS)) for start in range(0, len(names), BATCH_ROWS)]
     )
     hashes = np.fromiter((xxhash.xxh3_64_intdigest(key.encode()) for key in values(plain)), np.uint64, len(plain))
-    # Hashes find what may clash, the keys themselves decide.
+    # Equal hashes show which keys may be equal; then the keys are compared.
     suspects = np.flatnonzero(_repeated(hashes))
     wanted = Counter(plain[int(row)].as_py() for row in suspects)
     clashing = [int(row) for row in suspects if wanted[plain[int(row)].as_py()] > 1]
@@ -186,7 +189,7 @@ def utterance_keys(names: Sequence[str] | pa.LargeStringArray, cut: np.ndarray |
 
 
 def values(texts: pa.LargeStringArray, rows: np.ndarray | None = None) -> Iterator[str]:
-    """The texts (of these rows) one by one, a batch of them as Python objects."""
+    """Yields the texts (of these rows) one by one; only a batch at a time is in memory as Python objects."""
     for start in range(0, len(texts) if rows is None else len(rows), BATCH_ROWS):
         if rows is None:
             part = texts.slice(start, BATCH_ROWS)
@@ -196,12 +199,12 @@ def values(texts: pa.LargeStringArray, rows: np.ndarray | None = None) -> Iterat
 
 
 def shown_name(name: str) -> str:
-    """A file's name as text that any table takes: bytes that are not UTF-8 written out."""
+    """The name of a file as valid text: bytes that are not UTF-8 are escaped."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def _like_pieces(plain: pa.LargeStringArray, recordings: np.ndarray) -> list[int]:
-    """The rows whose key reads as that of a piece of a recording, of whose keys the sorted hashes are given."""
+    """The rows whose key looks like that of a piece of a recording; `recordings` are sorted hashes of keys."""
     rows = []
     for row in np.flatnonzero(pc.match_substring_regex(plain, r"/[0-9]{5,}$").to_numpy(zero_copy_only=False)):
         match = _PIECE.fullmatch(plain[int(row)].as_py())
@@ -216,13 +219,13 @@ def _plain(names: pa.LargeStringArray) -> pa.LargeStringArray:
 
 
 def _repeated(numbers: np.ndarray) -> np.ndarray:
-    """bool: the numbers that stand there more than once."""
+    """bool: which numbers occur more than once."""
     ordered = np.sort(numbers)
     return np.isin(numbers, ordered[1:][ordered[1:] == ordered[:-1]])
 
 
 def _folders(names: pa.LargeBinaryArray, level: int) -> pa.ChunkedArray:
-    """The folder of this level in each name."""
+    """The folder at this level of each name. Raises UserError if a name has none."""
     parts, missing, first = [], 0, ""
     for start in range(0, len(names), BATCH_ROWS):
         folders: list[str | None] = []
@@ -252,7 +255,7 @@ _LISTED = pa.schema(
 
 
 def _encoded(table: pa.Table) -> pa.Table:
-    """The table with its few speakers and languages written once."""
+    """The table with speakers and languages dictionary-encoded, so that each is stored once."""
     for column in ("group", "language"):
         at = table.column_names.index(column)
         table = table.set_column(at, column, table[column].combine_chunks().dictionary_encode())

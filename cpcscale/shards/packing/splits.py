@@ -1,7 +1,6 @@
-"""What is held out: by keyed hash, of speakers or of each speaker's files, before anything is shuffled.
+"""Chooses what is held out, by keyed hash: speakers, or files of each speaker.
 
-A recording is on one side whole, whatever it is cut into. Who is held out does not change with the other speakers, the
-codec or the size of shards.
+A recording is held out as a whole, with all its pieces. The choice does not depend on the codec or the size of shards.
 """
 
 from __future__ import annotations
@@ -13,21 +12,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cpcscale.errors import UserError, nearest
-from cpcscale.shards.packing.pieces import keyed
+from cpcscale.shards.packing.pieces import keyed_hash
 from cpcscale.shards.packing.sources import AudioFiles, values
 
 SPLITS = TRAIN, HELDOUT, UNSEEN = ("train", "heldout", "unseen")
 _TRAIN, _HELDOUT, _UNSEEN = range(3)
-# Names that a wrong one is compared with.
+# How many names to compare with an unknown one, for a hint.
 _HINTS = 10_000
 
 
 def split(
     files: AudioFiles, names: pa.LargeStringArray, seed: int, share: float, by: str, unseen: Sequence[str]
 ) -> np.ndarray:
-    """int8 [files]: the number in SPLITS of each file. Raises UserError for an unknown speaker, or nothing to train on.
+    """int8 [files]: the index in SPLITS of each file.
 
-    `share` is split off as `heldout`, by `group` or by `utterance`; the speakers `unseen` are left out whole.
+    `share` is held out as `heldout`, by `group` or by `utterance`; all files of the speakers `unseen` become `unseen`.
+    Raises UserError for an unknown speaker, and if nothing is left to train on.
     """
     groups = _Groups(files, names)
     numbers = np.full(len(names), _TRAIN, np.int8)
@@ -53,9 +53,9 @@ def split(
 
 
 def ranked(seed: int, purpose: str, texts: pa.LargeStringArray, rows: np.ndarray | None = None) -> np.ndarray:
-    """int64: the rows of `texts` (all, or these) in a keyed order: by their hashes and, where equal, the texts."""
+    """int64: the rows of `texts` (all, or these) sorted by keyed hash, and by text where hashes are equal."""
     rows = np.arange(len(texts)) if rows is None else rows
-    hashes = np.fromiter((keyed(seed, purpose, text) for text in values(texts, rows)), np.uint64, len(rows))
+    hashes = np.fromiter((keyed_hash(seed, purpose, text) for text in values(texts, rows)), np.uint64, len(rows))
     order = np.argsort(hashes, kind="stable")
     hashes = hashes[order]
     ties, order = np.flatnonzero(hashes[1:] == hashes[:-1]), rows[order]
@@ -65,19 +65,19 @@ def ranked(seed: int, purpose: str, texts: pa.LargeStringArray, rows: np.ndarray
 
 
 class _Groups:
-    """The speaker of each file as a number: that of its name in the table of names, or past them the file's own."""
+    """Numbers the speaker of each file: an index of the named speakers, or a higher number for a file without one."""
 
     def __init__(self, files: AudioFiles, names: pa.LargeStringArray) -> None:
         column = files.table["group"].combine_chunks()
         self._named, self._names = column.dictionary, names
         self.ids = pc.fill_null(column.indices, -1).to_numpy().astype(np.int64)
         own = np.flatnonzero(self.ids < 0)
-        # A file without a speaker may have the name that another file gives as its speaker.
+        # The name of a file without a speaker may be the speaker of another file.
         same = pc.fill_null(pc.index_in(pc.take(names, pa.array(own)), value_set=self._named), -1).to_numpy()
         self.ids[own] = np.where(same >= 0, same, len(self._named) + own)
 
     def texts(self, ids: np.ndarray) -> pa.LargeStringArray:
-        """The names of these speakers, given in rising order."""
+        """The names of these speakers; `ids` must be ascending."""
         named = int(np.searchsorted(ids, len(self._named)))
         parts = [
             pc.take(self._named, pa.array(ids[:named])),
@@ -86,7 +86,7 @@ class _Groups:
         return pa.concat_arrays([part.cast(pa.large_string()) for part in parts])
 
     def find(self, name: str) -> int:
-        """The number of a speaker that some file has."""
+        """The number of a speaker. Raises UserError if no file has this speaker."""
         at = pc.index(self._named, pa.scalar(name, self._named.type)).as_py()
         if at >= 0 and (self.ids == at).any():
             return int(at)
@@ -98,12 +98,12 @@ class _Groups:
 
 
 def _shares(counts: np.ndarray, share: float) -> np.ndarray:
-    """How many of `counts` are held out; at least one of two or more."""
+    """How many of each of `counts` to hold out; at least one of two or more."""
     return np.maximum(np.rint(share * counts).astype(np.int64), counts > 1)
 
 
 def _runs(ties: np.ndarray) -> Iterator[tuple[int, int]]:
-    """The (first, last) of each run of equal neighbours, from the places whose next one is equal."""
+    """Yields (first, end) of each run of equal neighbours; `ties` are the places that equal the next one."""
     for run in np.split(ties, np.flatnonzero(np.diff(ties) > 1) + 1):
         if len(run):
             yield int(run[0]), int(run[-1]) + 2

@@ -1,8 +1,8 @@
-"""Pass 2 of packing, one task: files decoded once, encoded at 16 kHz, and published as whole tars.
+"""Pass 2 of packing, one task: decodes files once, encodes them at 16 kHz, and publishes whole tars.
 
-One piece is in memory at a time: what is encoded waits in a temporary file without a name until the shards are written
-in their order. A header that promises more than decodes costs the pieces that are not there, each with a row in the
-quarantine table; libsndfile never decodes more than the header promises.
+One piece is in memory at a time; encoded pieces wait in an unnamed temporary file until the shards are written in their
+order. If a header states more than decodes, the missing pieces are listed in the quarantine table. libsndfile never
+decodes more than the header states.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a task made: the entries of its shards in order (of those with any member), and its quarantine rows."""
+    """The result of a task: the entries of its shards that are not empty, in order, and its quarantine rows."""
 
     entries: tuple[ShardEntry, ...]
     left_out: list[dict[str, str]]
@@ -41,7 +41,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class _Spooled:
-    """An encoded piece in the temporary file, and the JSON that goes beside it."""
+    """An encoded piece in the temporary file, and its metadata for the JSON beside it."""
 
     start: int
     size: int
@@ -49,10 +49,10 @@ class _Spooled:
 
 
 def pack_task(task: PackTask) -> TaskResult:
-    """Packs the task's shards and notes what it made.
+    """Packs the shards of the task and notes what it made.
 
-    Where the pack was started before, a task that is done is read from its note, and a shard that is there is not
-    written again. Raises UserError for a shard that is not of this pack, and for a disk or store that fails.
+    If the pack was started before, the result of a finished task is read from its note, and existing shards are not
+    written again. Raises UserError for a shard that is not of this pack, and when the disk or store fails.
     """
     if task.resumed and (noted := _noted(task)):
         return noted
@@ -81,7 +81,7 @@ def pack_task(task: PackTask) -> TaskResult:
 def _encode(
     task: PackTask, wanted: set[Piece], rows: dict[Piece, dict[str, str]], spool: IO[bytes]
 ) -> dict[Piece, _Spooled]:
-    """The usable ones of the wanted pieces, encoded into `spool`; a row for each piece that is left out."""
+    """Encodes the usable ones of the wanted pieces into `spool`; adds a row to `rows` for each piece left out."""
     spooled = {}
     for number, member in enumerate(task.members):
         for piece, wave in _usable(task, number, rows):
@@ -94,14 +94,14 @@ def _encode(
 
 
 def _usable(task: PackTask, number: int, rows: dict[Piece, dict[str, str]]) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, int16 signal) of each piece of a file that can be used; a row for each that cannot."""
+    """Yields (number, int16 signal) of each usable piece of a file; adds a row to `rows` for each other."""
     member = task.members[number]
-    piece = heard = 0
+    piece = decoded = 0
     try:
         with fetch.opened(member.source.path, fetch.STREAM_BYTES if member.pieces > 1 else 0) as file:
-            for part in cut(audio.blocks(file), member):
+            for part in cut(audio.decode_blocks(file), member):
                 wave = audio.to_int16(part)
-                heard += len(wave)
+                decoded += len(wave)
                 if len(wave) < task.min_samples:
                     rows[number, piece] = _row(member, piece, "short", f"{len(wave) / RATE_HZ:.3f} s is below min_s")
                 elif not np.any(wave):
@@ -110,7 +110,7 @@ def _usable(task: PackTask, number: int, rows: dict[Piece, dict[str, str]]) -> I
                     yield piece, wave
                 piece += 1
         cause = "cut"
-        why = f"the header promises {member.samples / RATE_HZ:.3f} s and {heard / RATE_HZ:.3f} s decode"
+        why = f"the header promises {member.samples / RATE_HZ:.3f} s and {decoded / RATE_HZ:.3f} s decode"
     except audio.AudioError as error:
         cause, why = error.cause, str(error)
     for lost in range(piece, member.pieces):
@@ -123,34 +123,34 @@ def _row(member: PackedFile, piece: int, cause: str, why: str) -> dict[str, str]
 
 def _utterance(member: PackedFile, piece: int, wave: np.ndarray, codec: str) -> tuple[bytes, dict[str, Any]]:
     data = audio.encode(wave, codec)
-    # Of what training will hear: opus takes away what it thinks inaudible.
-    heard = audio.to_int16(audio.decode(data)) if codec == "opus" else wave
-    level = heard.astype(np.float64) / 32768
+    # Measured on the audio that training will decode: opus removes what it considers inaudible.
+    trained = audio.to_int16(audio.decode(data)) if codec == "opus" else wave
+    level = trained.astype(np.float64) / 32768
     meta = {
         "key": member.piece_key(piece),
         "source": member.source.name,
         "group": member.source.group,
         "language": member.source.language,
-        "samples": len(heard),
+        "samples": len(trained),
         "rate_hz": RATE_HZ,
         "mean": float(level.mean()),
         "mean_square": float(np.square(level).mean()),
     }
-    # Where in the recording, at 16 kHz.
+    # `start` is the place in the recording, in samples at 16 kHz.
     return data, {**meta, "start": member.start(piece)} if member.pieces > 1 else meta
 
 
 def _write(task: PackTask, number: int, members: list[_Spooled], spool: IO[bytes]) -> ShardEntry:
-    """One shard, published whole, and its entry."""
+    """Writes and publishes one shard; returns its entry."""
     name = task.shard_name(number)
-    with storage.publishing(storage.join(task.target, name)) as aside:
-        with tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as tar:
+    with storage.publishing(storage.join(task.target, name)) as temporary:
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             for one in members:
                 spool.seek(one.start)
                 _add(tar, f"{one.meta['key']}.{task.codec}", spool, one.size)
                 text = json.dumps(one.meta, sort_keys=True, ensure_ascii=False).encode()
                 _add(tar, f"{one.meta['key']}.json", io.BytesIO(text), len(text))
-        return scan(aside, name)
+        return scan(temporary, name)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: IO[bytes], size: int) -> None:
@@ -160,7 +160,7 @@ def _add(tar: tarfile.TarFile, name: str, data: IO[bytes], size: int) -> None:
 
 
 def _present(task: PackTask, shards: list[list[Piece]]) -> dict[int, ShardEntry]:
-    """The entries of the task's shards that are there, read from their tars; refuses one with a member of another."""
+    """The entries of existing shards of the task, read from their tars. UserError for one with other members."""
     entries = {}
     for number, pieces in enumerate(shards):
         url = storage.join(task.target, task.shard_name(number))
@@ -176,7 +176,7 @@ def _present(task: PackTask, shards: list[list[Piece]]) -> dict[int, ShardEntry]
 def _refuse_missing(
     task: PackTask, number: int, pieces: list[Piece], entry: ShardEntry, rows: dict[Piece, dict[str, str]]
 ) -> None:
-    """Refuses a shard that lacks a member which is not left out."""
+    """Raises UserError for a shard that lacks a member which is not left out."""
     there = {key for key, _ in _members(entry)}
     for at, piece in pieces:
         key = task.members[at].piece_key(piece)
@@ -215,13 +215,13 @@ def _note(task: PackTask, result: TaskResult) -> None:
         }
         for entry in result.entries
     ]
-    # Another pack of the same set may end now, and remove the notes: they save work, and are no more than that.
+    # Another pack of the same set may end now and remove the notes, which only save work.
     with contextlib.suppress(storage.NotFoundError):
         storage.write(task.note, json.dumps({"shards": shards, "left_out": result.left_out}).encode())
 
 
 def _noted(task: PackTask) -> TaskResult | None:
-    """What the task made when it ran before: by its note, and by tars of the size that is noted."""
+    """The result of an earlier run of the task, from its note, if its tars have the noted sizes."""
     try:
         note = json.loads(storage.read(task.note))
         entries = []
@@ -237,7 +237,7 @@ def _noted(task: PackTask) -> TaskResult | None:
 
 @contextlib.contextmanager
 def _temporary(task: PackTask) -> Iterator[IO[bytes]]:
-    """A file without a name, gone with the process: beside the shards, in the temporary folder for a store."""
+    """Yields an unnamed temporary file: in the folder of the shards, or in the temporary folder for a store."""
     folder = storage.local_path(task.target)
     if folder:
         with storage.undoing_folders(task.target):
@@ -249,6 +249,6 @@ def _temporary(task: PackTask) -> Iterator[IO[bytes]]:
         if error.errno not in _FULL:
             raise
         raise UserError(
-            f"no room to write {task.target} in {folder or tempfile.gettempdir()} ({error.strerror}): free some, and "
-            "run again"
+            f"no room to write {task.target} in {folder or tempfile.gettempdir()} ({error.strerror}): free some "
+            "space and run again"
         ) from None

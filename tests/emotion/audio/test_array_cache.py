@@ -30,24 +30,24 @@ DYING = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from cpcscale.emotion import cache
+from cpcscale.emotion.audio import array_cache
 
 def half(arrays, path, checksums):
     Path(path).write_bytes(bytes(500_000))
     print("half", flush=True)
     time.sleep(600)
 
-cache.save_file = half
-with cache.ArrayCache(cache.AudioCacheConfig(path=sys.argv[1])).filling("a") as filler:
+array_cache.save_file = half
+with array_cache.ArrayCache(array_cache.AudioCacheConfig(path=sys.argv[1])).filling("a") as filler:
     filler.add("one", np.zeros(500_000, np.int16))
 """
 # A process that makes what it does not find, says what it made, and keeps others waiting until it is told to go on.
 MAKING = """
 import sys
 import numpy as np
-from cpcscale.emotion import cache
+from cpcscale.emotion.audio import array_cache
 
-kept = cache.ArrayCache(cache.AudioCacheConfig(path=sys.argv[1]))
+kept = array_cache.ArrayCache(array_cache.AudioCacheConfig(path=sys.argv[1]))
 print("begun", flush=True)
 with kept.filling("a") as filler:
     for number in range(200):

@@ -395,7 +395,7 @@ def test_bad_settings_are_refused():
         FitConfig(batch=1)
     with pytest.raises(UserError, match=r"fit\.thaw_epoch=51 is after the last one, fit\.epochs=50"):
         FitConfig(thaw_epoch=51)
-    with pytest.raises(UserError, match=r"fit\.augment\.noise_p=2\.0 is no probability"):
+    with pytest.raises(UserError, match=r"fit\.augment\.noise_p=2\.0 is not a probability"):
         FitConfig(augment=FitAugmentConfig(noise_p=2.0))
     for name in ("micro_batch", "clip_norm", "thaw_epoch"):
         with pytest.raises(UserError, match=rf"fit\.{name}=-1"):

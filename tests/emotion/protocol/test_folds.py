@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from made_voices import put_corpus, recipe
 
 from cpcscale.emotion.corpora import open_corpus
-from cpcscale.emotion.protocol.folds import fold_splits, with_share
-from cpcscale.emotion.protocol.splits import SplitRow, make_folds
+from cpcscale.emotion.protocol.folds import fold_splits
+from cpcscale.emotion.protocol.splits import SplitRow, make_folds, with_share
 from cpcscale.emotion.recipe import ProtocolConfig
 from cpcscale.errors import UserError
 

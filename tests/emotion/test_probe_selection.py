@@ -13,8 +13,8 @@ from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import CorpusConfig
 from cpcscale.emotion.encoders.networks import open_encoder
 from cpcscale.emotion.inputs import prepare
+from cpcscale.emotion.probe_selection import refuse_selected
 from cpcscale.emotion.recipe import EmotionRecipe
-from cpcscale.emotion.selected_on_test import refuse_selected
 from cpcscale.errors import UserError
 from cpcscale.experiments.finetune import FinetuneConfig, finetune
 from cpcscale.model.cpc import build
@@ -23,7 +23,7 @@ from cpcscale.runs.probe_log import Probe, Probes, ProbeSet
 from cpcscale.runs.publisher import Publisher
 from cpcscale.tracking.runs import read_runs
 from cpcscale.tracking.tracker import TrackingConfig
-from cpcscale.train.checkpoint import RunPosition, contents
+from cpcscale.train.checkpoint import RunPosition, checkpoint_files_of
 from cpcscale.train.recipe import Recipe
 
 
@@ -31,7 +31,7 @@ def probed(run: Path, corpus: Path, best_by: str = "probe") -> str:
     """A run of two checkpoints, probed on the corpus, the first the better by it and by the loss."""
     there = open_corpus(CorpusConfig(path=str(corpus)))
     probes = Probes(str(run))
-    probes.describe(
+    probes.write_set(
         ProbeSet(
             corpus=there.name,
             corpus_digest=there.digest,
@@ -46,7 +46,7 @@ def probed(run: Path, corpus: Path, best_by: str = "probe") -> str:
     network = build(TINY, 7, offset=0.01, gain=3.0)
     for step, mean in ((1, 0.5), (2, 0.4)):
         position = RunPosition(step=step, fingerprint="f" * 64, identity={"model": asdict(TINY)})
-        made = contents({"model": network.state_dict()}, position, Recipe(model=TINY), publisher.probe_set)
+        made = checkpoint_files_of({"model": network.state_dict()}, position, Recipe(model=TINY), publisher.probe_set)
         folder = Path(publisher.publish(step, float(step), made)).name
         probes.write(Probe(folder=folder, step=step, status="done", ccc={"mean": mean}))
     return str(run)
