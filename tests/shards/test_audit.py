@@ -468,7 +468,7 @@ def test_the_verbs_index_and_audit_a_set_on_ray_with_their_exit_statuses(tmp_pat
     assert made["groups_from"] == {"folder 1": 9, "manifest speaker": 3}
     status, out, _ = run("index", str(base))
     assert status == 0
-    assert "is indexed" in out
+    assert "is up to date" in out
     plan = ("lanes=4", "batch=8", "window.seconds=0.25")
     plot = tmp_path / "audit.png"
     status, out, _ = run("audit", str(base), *plan, "--json", "--plot", str(plot))

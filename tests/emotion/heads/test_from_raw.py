@@ -74,7 +74,7 @@ def scored(run_dir: Path) -> dict[str, list[float]]:
 def assert_the_table_is_the_result(out: str, run_dir: Path) -> dict:
     stored = json.loads((run_dir / "result.json").read_text())
     head, *rows = [line for line in out.splitlines() if line]
-    scored_on = "the owner's test1" if stored["protocol"] == "official" else "pooled over the test folds"
+    scored_on = "tested on the owner's test1" if stored["protocol"] == "official" else "pooled over the test folds"
     assert head == f"{stored['system']} on {stored['corpus']}, protocol {stored['protocol']}, {scored_on}"
     printed = {row.split()[1]: float(row.split()[2]) for row in rows if row.startswith("  CCC ")}
     assert printed == pytest.approx({name: stored["ccc"][name] for name in (*PRIMITIVES, "mean")}, abs=6e-4)
