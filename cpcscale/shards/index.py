@@ -34,6 +34,8 @@ from cpcscale.shards.rows import (
 
 MARKER = "index.json"
 FORMAT = 2
+# Parquet is read in the calling thread: one of Arrow's that holds a Python file when the process ends can abort it.
+THREADS = False
 _OPEN_PARTS = 8
 # Shards to hash at a time.
 _HASHED_AT_ONCE = 65_536
@@ -179,7 +181,7 @@ class Index:
             return
         for part in self.parts:
             with self._reading(part) as file:
-                samples = file.read(columns=["samples"])["samples"].to_numpy()
+                samples = file.read(columns=["samples"], use_threads=THREADS)["samples"].to_numpy()
             yield part.first_shard, samples
 
     @property
@@ -220,7 +222,7 @@ class Index:
         group = int(groups[shard - part.first_shard])
         before = int(starts[np.searchsorted(groups, group)])
         with self._reading(part) as file:
-            table = file.read_row_group(group, columns=UTTERANCE_COLUMNS.names)
+            table = file.read_row_group(group, columns=UTTERANCE_COLUMNS.names, use_threads=THREADS)
         if table.schema.remove_metadata() != UTTERANCE_COLUMNS:
             raise UserError(f"{storage.join(self.base, part.path)} has other columns than an index: {_WAY_OUT}")
         rows = table.slice(first - int(self.bounds[part.first_shard]) - before, last - first)
@@ -286,7 +288,7 @@ def _read_shards(base: str, name: str) -> pa.Table:
     try:
         with storage.opened(url) as file:
             # Not read_table: its chunks share buffers, and a pickle holds the whole buffer for each of them.
-            table = pq.ParquetFile(file).read()
+            table = pq.ParquetFile(file).read(use_threads=THREADS)
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:

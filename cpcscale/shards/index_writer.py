@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from cpcscale import storage
 from cpcscale.errors import UserError, nearest
-from cpcscale.shards.index import FORMAT, MARKER, Ancestor, Index, RowsFile
+from cpcscale.shards.index import FORMAT, MARKER, THREADS, Ancestor, Index, RowsFile
 from cpcscale.shards.rows import GROUP_ROWS, SHARD_COLUMNS, UTTERANCE_COLUMNS, ShardEntry
 
 _TAR, _ANY_SHARD = ".tar", -1
@@ -228,7 +228,7 @@ def _columns(index: Index, columns: Sequence[str]) -> Iterator[tuple[int, pa.Tab
         try:
             with storage.opened(url) as raw, pq.ParquetFile(raw) as file:
                 for group in range(file.num_row_groups):
-                    table = file.read_row_group(group, columns=columns)
+                    table = file.read_row_group(group, columns=columns, use_threads=THREADS)
                     yield first, table
                     first += table.num_rows
         except (pa.ArrowException, OSError, KeyError) as error:
