@@ -12,7 +12,7 @@ from typing import Any
 from cpcscale import config as configs
 from cpcscale import storage
 from cpcscale.cluster import session
-from cpcscale.cluster.folds import check_cluster_size, check_ranks, run_folds
+from cpcscale.cluster.fold_tasks import check_cluster_size, check_ranks, run_folds
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders.networks import OpenedEncoder, absolute_checkpoint, encoder_digest, open_encoder

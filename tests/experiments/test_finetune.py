@@ -15,7 +15,7 @@ from made_voices import put_checkpoint, put_corpus, recipe
 
 from cpcscale import config as configs
 from cpcscale.cluster import session
-from cpcscale.cluster.folds import SharedFold, _RankDiedError, _root_cause, run_shared
+from cpcscale.cluster.fold_tasks import SharedFold, _RankDiedError, _root_cause, run_shared
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import run_fold
