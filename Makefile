@@ -56,16 +56,18 @@ quickstart: $(READY)
 	@$(BIN)/python jobs/quickstart.py
 
 # Tests run side by side, so each process has one thread: with more, those of torch wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --maxprocesses 4 --dist loadfile --numprocesses
+# Tests of clusters mostly wait, so all tests together keep one process more than there are cores busy.
+PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 # The rooms that need no Ray, but for one file.
 QUICK := tests/stream tests/model tests/objective tests/emotion tests/report --ignore tests/emotion/heads/test_from_raw.py
 QUICK += tests/test_architecture.py tests/test_audio.py tests/test_config.py tests/test_requirements.py
 
 check: lint
-	$(PYTEST) --quiet $(QUICK)
+	$(PYTEST) logical --quiet $(QUICK)
 
 test: $(DEV)
-	$(PYTEST)
+	$(PYTEST) $(PROCESSES)
 	@echo "tests passed; the environment is $(CURDIR)/.venv"
 
 drills: $(DEV)
