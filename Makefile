@@ -55,8 +55,9 @@ $(DOCS): $(READY) requirements/docs.txt
 quickstart: $(READY)
 	@$(BIN)/python jobs/quickstart.py
 
-# Tests run side by side, so each process has one thread: with more, those of torch wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --maxprocesses 4 --dist loadfile --numprocesses
+# Tests run side by side, so each process has one thread: with more, those of torch wait for each other. Files come in
+# their order: by number of tests, the long drills would come last, one beside idle processes.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --maxprocesses 4 --dist loadfile --no-loadscope-reorder --numprocesses
 # Tests of clusters mostly wait, so all tests together keep one process more than there are cores busy.
 PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 # The rooms that need no Ray, but for one file.
