@@ -20,6 +20,7 @@ from typing import Any
 from cpcscale import freed_memory
 from cpcscale.arguments import command_line
 from cpcscale.errors import Terminated, UserError
+from cpcscale.signals import handlers_restored
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.config, options.overrides = None, [options.config, *options.overrides]
     freed_memory.keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
-    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return VERBS[options.verb](options) or 0
+        with handlers_restored(signal.SIGTERM, meanwhile=_terminate):
+            return VERBS[options.verb](options) or 0
     except UserError as error:
         print(f"cpcscale: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -51,8 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }.get(options.verb, "begins again")
         print(f"cpcscale: {str(stopped) or 'stopped'}; the same command {goes_on}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -18,6 +18,7 @@ from ray.train.torch import TorchTrainer, get_device
 
 from cpcscale.cluster import session
 from cpcscale.errors import UserError
+from cpcscale.signals import handlers_restored
 from cpcscale.train.ranks import Ranks
 
 
@@ -35,9 +36,10 @@ def run_on_workers(work: Callable[[Ranks], dict[str, float]], workers: int, use_
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
             run_config=RunConfig(name="rehearsal", storage_path=folder),
         )
-        interrupted = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit()
+            # Ray Train's handler would end the process with status 0 at a later Ctrl-C.
+            with handlers_restored(signal.SIGINT):
+                trainer.fit()
         except SystemExit:
             # Ray Train handles Ctrl-C by exiting with status 0.
             raise KeyboardInterrupt from None
@@ -46,9 +48,6 @@ def run_on_workers(work: Callable[[Ranks], dict[str, float]], workers: int, use_
                 if isinstance(error, UserError):
                     raise UserError(str(error)) from None
             raise
-        finally:
-            # Ray Train's handler stays installed and would end the process with status 0 at a later Ctrl-C.
-            signal.signal(signal.SIGINT, interrupted)
         return dict(json.loads(out.read_text()))
 
 

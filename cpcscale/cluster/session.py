@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from cpcscale import freed_memory
 from cpcscale.errors import Terminated, UserError
 from cpcscale.progress import Progress
+from cpcscale.signals import handlers_restored
 
 _OBJECT_STORE_BYTES = 256 * 2**20
 # JobSupervisor.DEFAULT_RAY_JOB_STOP_WAIT_TIME_S
@@ -117,14 +117,11 @@ def stop_wait_s() -> float:
 @contextlib.contextmanager
 def _sigterm_kept() -> Iterator[None]:
     """Restores the SIGTERM handler after the block: Ray installs its own. A SIGTERM in the block raises Terminated."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    except SystemExit:
-        raise Terminated from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+    with handlers_restored(signal.SIGTERM):
+        try:
+            yield
+        except SystemExit:
+            raise Terminated from None
 
 
 def live_nodes() -> list[dict[str, float]]:

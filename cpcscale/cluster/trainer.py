@@ -22,6 +22,7 @@ from cpcscale.cluster.mailbox import Mailbox, MessageDelivery
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.cluster.worker import run_worker
 from cpcscale.errors import Terminated, UserError
+from cpcscale.signals import handlers_restored
 from cpcscale.tracking.tracker import Tracker
 from cpcscale.train.ranks import PeerLostError
 
@@ -131,15 +132,13 @@ class _Stop:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Handles SIGTERM in the block, and restores the handlers of SIGTERM and SIGINT after it."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        signal.signal(signal.SIGTERM, self._on_sigterm)
-        try:
-            yield
-        finally:
-            self._abort.cancel()
-            # Ray Train's handler stays installed and would end the process at a later Ctrl-C, whatever runs then.
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        # Ray Train's handler of SIGINT would end the process at a later Ctrl-C, whatever runs then.
+        with handlers_restored(signal.SIGTERM, signal.SIGINT):
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+            try:
+                yield
+            finally:
+                self._abort.cancel()
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked, True

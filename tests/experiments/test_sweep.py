@@ -1,5 +1,7 @@
 import csv
 import json
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from cpcscale.experiments.sweep.resources import TrialResources, plan_resources
 from cpcscale.experiments.sweep.run import sweep
 from cpcscale.experiments.sweep.space import parse_space, with_values
 from cpcscale.experiments.sweep.trial import train_folds_by_epoch
+from cpcscale.signals import handlers_restored
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -44,7 +47,16 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     put_corpus(folder / "tones")
     config = settings(folder)
-    return config, sweep(config)
+    busy = threading.Lock()
+
+    def handler(number, frame):
+        """Of the program that sweeps; like many, it holds what cannot be pickled."""
+        busy.acquire()
+
+    with handlers_restored(signal.SIGTERM, meanwhile=handler):
+        result = sweep(config)
+        assert signal.getsignal(signal.SIGTERM) is handler
+    return config, result
 
 
 def test_a_sweep_gives_its_best_by_inner_ccc_and_no_test_score(finished):

@@ -5,12 +5,12 @@ Tune asks schedule.py for the next trial and passes it what trials report; it ke
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import tempfile
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ from cpcscale.experiments.sweep.resources import TrialResources
 from cpcscale.experiments.sweep.schedule import TrialSchedule
 from cpcscale.experiments.sweep.space import with_values
 from cpcscale.experiments.sweep.trial import run_trial
+from cpcscale.signals import handlers_restored
 
 # Tune prints to stdout at any verbosity, its loggers write a folder for each trial, and its SIGINT handler swallows
 # interrupts.
@@ -52,7 +53,7 @@ def run_trials(schedule: TrialSchedule, prepared: Mapping[str, PreparedCorpus], 
         run_trial, config=with_values(config, {}), features=features, threads=resources.threads
     )
     request = _StopRequest()
-    with tempfile.TemporaryDirectory(prefix="cpcscale-sweep-", ignore_cleanup_errors=True) as folder, request:
+    with tempfile.TemporaryDirectory(prefix="cpcscale-sweep-", ignore_cleanup_errors=True) as folder, request.taken():
         stopped: set[int] = set()
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
@@ -84,31 +85,30 @@ def run_trials(schedule: TrialSchedule, prepared: Mapping[str, PreparedCorpus], 
 
 
 class _StopRequest:
-    """Inside the `with` block, the first Ctrl-C or SIGTERM is only remembered; a second one acts as usual.
+    """Whether the sweep was asked to stop by Ctrl-C or SIGTERM.
 
     Tune frees the resources of its trials when a Stopper ends it, not when it is interrupted.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {each: signal.signal(each, self._remember) for each in (signal.SIGINT, signal.SIGTERM)}
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """In the block, the first Ctrl-C or SIGTERM is only remembered; a second one acts as usual."""
+        with contextlib.ExitStack() as handlers:
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+            def remember(number: int, frame: FrameType | None) -> None:
+                self.signal = number
+                handlers.close()
+
+            handlers.enter_context(handlers_restored(signal.SIGINT, signal.SIGTERM, meanwhile=remember))
+            yield
 
     def pass_on(self) -> None:
         """Raises Terminated or KeyboardInterrupt if a stop was requested."""
         if self.signal is not None:
             raise Terminated if self.signal == signal.SIGTERM else KeyboardInterrupt
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self.__exit__()
 
 
 def _stopper(request: _StopRequest) -> Any:
@@ -122,9 +122,6 @@ def _stopper(request: _StopRequest) -> Any:
 
         def stop_all(self) -> bool:
             return request.signal is not None
-
-        def __getstate__(self) -> dict[str, Any]:
-            return {}
 
     return Stopper()
 
