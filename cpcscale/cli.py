@@ -62,6 +62,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _pack(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.cluster.shard_tasks import pack
+    from cpcscale.shards import account
     from cpcscale.shards.pack import PackConfig
 
     packed = pack(options.source, options.target, config.load(PackConfig, None, options.overrides))
@@ -76,7 +77,8 @@ def _pack(options: argparse.Namespace) -> None:
     }
     if options.json:
         left_out = packed.files_left_out + packed.pieces_left_out
-        _emit({"target": options.target, "sets": sets, "quarantined": left_out})
+        report = packed.account.values()
+        _emit({"target": options.target, "sets": sets, "quarantined": left_out, "account": report})
         return
     print(f"packed {options.source} into {options.target}")
     for name, row in sets.items():
@@ -87,6 +89,8 @@ def _pack(options: argparse.Namespace) -> None:
     pieces = f", and {packed.pieces_left_out} pieces of other files" if packed.pieces_left_out else ""
     left = f"listed in {options.target}/quarantine.csv" if packed.files_left_out or pieces else "none"
     print(f"  files left out: {packed.files_left_out}{pieces} ({left})")
+    for line in account.lines(packed.account.values()):
+        print(f"  {line}")
 
 
 def _index(options: argparse.Namespace) -> None:

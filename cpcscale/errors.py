@@ -1,4 +1,4 @@
-"""The error for a user's mistake, and the one for a request to stop.
+"""The errors for a user's mistake and for audio that cannot be used, and the one for a request to stop.
 
 A UserError says in one line what is wrong, with the value, why it matters and what to do. The command line prints that
 line and exits with status 2; any other exception is a bug and keeps its traceback.
@@ -9,6 +9,21 @@ from __future__ import annotations
 
 class UserError(ValueError):
     """Raised for a user's mistake: the message is one line with what, why and the way out."""
+
+
+class AudioError(UserError):
+    """Raised for bytes that cannot be used as speech; `cause` is one word for the quarantine table.
+
+    `seconds` is how much audio is lost with them, where it is known.
+    """
+
+    def __init__(self, cause: str, message: str, seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.cause, self.seconds = cause, seconds
+
+    def __reduce__(self) -> tuple[type[AudioError], tuple[str, str, float | None]]:
+        # An exception is unpickled from its args alone, and this one takes three. Workers send it to their driver.
+        return AudioError, (self.cause, str(self), self.seconds)
 
 
 class Terminated(KeyboardInterrupt):

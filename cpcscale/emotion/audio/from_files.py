@@ -32,9 +32,17 @@ _WORDS = {
     "empty": "empty audio file",
     "unreadable": "audio that does not decode",
     "short": f"under {LEAST_S} s",
+    "cut": "audio that was cut off",
+    "longer": "audio longer than its header states",
+    "rate": "audio of no speech rate",
+    "silent": "audio of zeros",
+    "quiet": "audio below one step of 16 bits",
+    "clipped": "audio at full scale",
+    "constant": "audio of a constant",
+    "pointer": "a git-lfs pointer in place of audio",
 }
-# Raise it when the same file gives other samples. New versions of either library may change them too.
-VERSION = 1
+# Raise it when the same file gives other samples, or is refused. New versions of either library may change them too.
+VERSION = 2
 DECODED_KIND = cache_kind(
     "waves", f"{VERSION}", f"libsndfile {soundfile.__libsndfile_version__}", f"soxr {soxr.__version__}"
 )
@@ -47,7 +55,7 @@ _SETTLED_NS = 2_000_000_000
 
 @dataclass(frozen=True)
 class UnusableAudio:
-    """An utterance whose audio cannot be used; `cause` is missing, empty, unreadable or short; `why` is a sentence."""
+    """An utterance whose audio cannot be used; `cause` is missing, short or one of audio's; `why` is a sentence."""
 
     key: str
     path: str
@@ -104,15 +112,13 @@ def read_file(
     digest = sha256(data).hexdigest()
     if digest in known:
         return digest, None
-    if not data:
-        return digest, UnusableAudio(utterance.key, utterance.path, "empty", "the file has 0 bytes")
     try:
-        wave = audio.to_int16(audio.decode(data))
+        decoded = audio.decode_checked(data)[1]
+        if len(decoded) < LEAST_S * audio.RATE_HZ:
+            return digest, _short(utterance, len(decoded))
+        return digest, audio.check_sound(decoded, audio.SoundLimits())[0]
     except audio.AudioError as error:
         return digest, UnusableAudio(utterance.key, utterance.path, error.cause, str(error))
-    if len(wave) < LEAST_S * audio.RATE_HZ:
-        return digest, _short(utterance, len(wave))
-    return digest, wave
 
 
 def unusable_audio_error(corpus: Corpus, bad: Sequence[UnusableAudio], way_out: str) -> UserError:
