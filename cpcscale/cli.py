@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     # argparse returns overrides that follow a flag in `rest`.
     if any(text.startswith("-") or "=" not in text for text in rest):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"{options.verb} does not take {' '.join(rest)}; overrides of config keys are written key=value")
     options.overrides += rest
     # These two run without a config: a first argument with a `=` is then an override.
     if options.verb in ("bench", "reproduce") and options.config and "=" in options.config:
@@ -198,25 +198,29 @@ def _finetune(options: argparse.Namespace) -> None:
     from cpcscale.experiments.finetune import FinetuneConfig, finetune
     from cpcscale.report.terminal.finetune import finetune_lines
 
-    result = finetune(config.load(FinetuneConfig, options.config, options.overrides)).as_dict()
+    settings = config.load(FinetuneConfig, options.config, options.overrides)
+    result = finetune(settings).as_dict()
     if options.json:
         _emit(result)
         return
     for line in finetune_lines(result):
         print(line)
+    print(f"written to {settings.run_dir}; run {result['run_id'][:8]} of `cpcscale compare`")
 
 
 def _sweep(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.experiments.sweep.run import SweepConfig, sweep
 
-    result = sweep(config.load(SweepConfig, options.config, options.overrides), resume=options.resume)
+    settings = config.load(SweepConfig, options.config, options.overrides)
+    result = sweep(settings, resume=options.resume)
     if options.json:
         _emit(result)
         return
     print(f"best of {result['trials']} trials: inner_ccc {result['inner_ccc']:.3f}, on development speakers alone")
     for key, value in result["best"].items():
         print(f"  {key}={value}")
+    print(f"its config: {settings.run_dir}/best.yaml; run {result['run_id'][:8]} of `cpcscale compare`")
 
 
 def _reproduce(options: argparse.Namespace) -> None:

@@ -31,8 +31,16 @@ class Terminated(KeyboardInterrupt):
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """` (did you mean X?)` for the known word closest to `word`, or an empty string when none is close."""
+    """` (did you mean X?)` for the known word closest to `word`, or an empty string when none is close.
+
+    Of words with dots, those of the same group are compared by their last part.
+    """
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""
+    group, dot, last = word.rpartition(".")
+    inside = [each.removeprefix(f"{group}.") for each in known if dot and each.startswith(f"{group}.")]
+    close = difflib.get_close_matches(last, inside, n=1, cutoff=0.6)
+    found = f"{group}.{close[0]}" if close else ""
+    if not inside:
+        found = next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), "")
+    return f" (did you mean {found}?)" if found else ""

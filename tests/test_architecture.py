@@ -27,6 +27,7 @@ ORDER = (
     ("report",),
     ("experiments", "bench"),
     ("size",),
+    ("keys",),
     ("arguments",),
     ("cli",),
     ("__main__",),

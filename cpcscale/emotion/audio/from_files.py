@@ -126,7 +126,7 @@ def unusable_audio_error(corpus: Corpus, bad: Sequence[UnusableAudio], way_out: 
     causes = ", ".join(f"{count} {cause}" for cause, count in Counter(one.cause for one in bad).items())
     return UserError(
         f"corpus {corpus.name}: {len(bad)} of {len(corpus.utterances)} audio files cannot be used ({causes}), the "
-        f"first {bad[0].path} of {bad[0].key}: {bad[0].why}; {way_out}"
+        f"first {bad[0].path} of {bad[0].key}: {bad[0].why.rstrip('.')}; {way_out}"
     )
 
 

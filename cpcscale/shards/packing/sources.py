@@ -249,7 +249,8 @@ def _folders(names: pa.LargeBinaryArray, level: int) -> pa.ChunkedArray:
         parts.append(pa.array(folders, pa.large_string()))
     if missing:
         raise UserError(
-            f"{missing} of {len(names)} files lie in no folder of folder_level={level}, the first: {first}: give a "
+            f"{missing} of {len(names)} files lie in no folder of folder_level={level} (-1: the one that a file is "
+            f"in), the first: {first}: give a "
             "level that every path has, or move the files"
         )
     return pa.chunked_array(parts, pa.large_string())
