@@ -10,16 +10,17 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from cpcscale import freed_memory
 from cpcscale.arguments import command_line
 from cpcscale.errors import Terminated, UserError
+from cpcscale.machine import usable_cores
 from cpcscale.signals import handlers_restored
 
 
@@ -34,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # These two run without a config: a first argument with a `=` is then an override.
     if options.verb in ("bench", "reproduce") and options.config and "=" in options.config:
         options.config, options.overrides = None, [options.config, *options.overrides]
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        parser.error("the current folder was deleted: change to another one")
     freed_memory.keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
     try:
@@ -332,7 +337,7 @@ def _size(options: argparse.Namespace) -> None:
     machines = Machines(
         options.nodes,
         options.gpus_per_node,
-        options.cores_per_node or os.cpu_count() or 1,
+        options.cores_per_node or usable_cores(),
         options.store_mb_s,
         options.network_gbit_s,
     )
