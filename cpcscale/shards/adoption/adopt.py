@@ -64,8 +64,7 @@ class _Tasks(Sequence[TarTask]):
 
     def __getitem__(self, at: int) -> TarTask:  # type: ignore[override]
         name = self._tars[at]
-        beside = labels.cuts_beside(name)
-        return TarTask(self._base, name, beside if beside in self._cuts else "", self._spec)
+        return TarTask(self._base, name, labels.cuts_beside(name, self._cuts), self._spec)
 
 
 def adopt(base: str, spec: IndexConfig, *, append: bool = False, run: RunTasks = in_turn) -> AdoptedSet:
@@ -136,7 +135,7 @@ def _read(
 ) -> AdoptedSet:
     """Reads these tars and publishes an index of them, appended to those of `after` if given."""
     manifest = Manifest(storage.absolute(spec.manifest), spec.columns) if spec.manifest else None
-    tasks = _Tasks(base, tars, frozenset(name for name in names if name.endswith(".jsonl.gz")), spec)
+    tasks = _Tasks(base, tars, frozenset(name for name in names if name.endswith((".jsonl.gz", ".jsonl"))), spec)
     left_out, origins, notes = Counter[str](), Counter[str](), Counter[str]()
     damaged: list[LeftOut] = []
     fields: set[str] = set()

@@ -42,7 +42,8 @@ class AudioFile:
 class FindConfig:
     """Where the speaker and language of each file are found."""
 
-    # A CSV or .tsv file with a row for each file; empty: every manifest.csv or manifest.tsv in the tree is used.
+    # A table with a row for each file: CSV, TSV or JSON lines. Empty: every manifest.csv or manifest.tsv in the tree is
+    # used.
     manifest: str = ""
     # The names of the manifest's columns.
     columns: ManifestColumns = field(default_factory=ManifestColumns)
@@ -133,7 +134,7 @@ def find_audio(root: str, config: FindConfig | None = None) -> AudioFiles:
         raise UserError(f"there is no folder {root!r}: check the path of the audio to pack")
     root = storage.absolute(root).rstrip("/")
     listed = storage.list_files(root)
-    beside = [name for name in listed if posixpath.basename(name) in manifests.NAMES]
+    beside = [name for name in listed if posixpath.basename(name).lower() in manifests.NAMES]
     batches = [
         pa.array([_bytes(name) for name in part], pa.large_binary())
         for part in _batched(name for name in listed if name.lower().endswith(audio.SUFFIXES))
