@@ -387,6 +387,7 @@ def test_a_manifest_goes_over_json_and_json_over_the_folder_field_by_field(tmp_p
     ("text", "words"),
     [
         ("key,speaker\nnobody,anna\n", "names none of the members"),
+        ("key,speaker\nX.wav,anna\n", "its first is 'X.wav'; the nearest is x, which differs in"),
         ("key,speaker\nx,anna\nx,bert\n", "two speakers"),
         ("key,language\nx,en\nx,fr\n", "two languages"),
         ("who,what\nx,anna\n", "none of the columns"),

@@ -282,7 +282,7 @@ def read_text(url: str) -> str:
 
     Raters' comments are in various encodings; the fields that are used are ASCII.
     """
-    return storage.read(url).decode("utf-8-sig", errors="replace")
+    return storage.read(url).decode(errors="replace").lstrip("\ufeff")
 
 
 def folder_of(path: str) -> str:

@@ -83,7 +83,7 @@ def folder_of(key: str, level: int) -> str:
     folders = key.split("/")[:-1]
     if level == 0 or abs(level) > len(folders):
         return ""
-    return folders[level - 1 if level > 0 else level]
+    return nfc(folders[level - 1 if level > 0 else level])
 
 
 def cuts_beside(shard: str, names: Collection[str]) -> str:

@@ -161,10 +161,8 @@ def _places(table: Table, columns: ManifestColumns, speakers: bool) -> tuple[str
     if speakers and not table.has(columns.speaker):
         hint = nearest(columns.speaker, header)
         log.warning("%s has no column `%s`%s: each file counts as a speaker", table.url, columns.speaker, hint)
-    if table.has("start") and table.has("end"):
-        log.warning(
-            "%s has parts of files (start, end), of which only speakers are used: files are packed whole", table.url
-        )
+    if {"start", "end"} <= {*header} or {"offset", "duration"} <= {*header}:
+        log.warning("%s has parts of files, of which only speakers are used: files are packed whole", table.url)
     return path, columns.speaker, columns.language
 
 

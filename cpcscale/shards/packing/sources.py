@@ -22,6 +22,7 @@ from cpcscale import audio, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.packing import manifests
 from cpcscale.shards.packing.manifests import ManifestColumns
+from cpcscale.tables import nfc
 
 BATCH_ROWS = 65_536
 # The key of a piece: that of its recording, and a number.
@@ -233,7 +234,7 @@ def _folders(names: pa.LargeBinaryArray, level: int) -> pa.ChunkedArray:
         for name in names.slice(start, BATCH_ROWS).to_pylist():
             above = _text(name).split("/")[:-1]
             there = -len(above) <= level <= len(above)
-            folders.append(shown_name(above[level - 1 if level > 0 else level]) if there else None)
+            folders.append(nfc(shown_name(above[level - 1 if level > 0 else level])) if there else None)
             if not there:
                 missing, first = missing + 1, first or shown_name(_text(name))
         parts.append(pa.array(folders, pa.large_string()))
