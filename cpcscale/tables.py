@@ -35,6 +35,7 @@ _BATCH_ROWS = 1024
 # Most names that are compared letter by letter with one that was not found.
 _MOST_COMPARED = 65_536
 _GZIP = b"\x1f\x8b"
+_NO_DIGIT = re.compile(r"\D+")
 _LINE_END = re.compile(r"\r\n?|\n")
 _UNKNOWN = frozenset(
     ("", "unknown", "unk", "none", "null", "nil", "nan", "nat", "na", "n/a", "n.a.", "#n/a", "#na", "<na>", "-", "?")
@@ -276,11 +277,13 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     """`; the nearest is X, which differs in ...` for the name of a file that is most like `name`, or ""."""
     loose, found = _loose(name), None
     some: list[str] = []
+    digits = _NO_DIGIT.sub("", name)
     for at, other in enumerate(names):
         if _loose(other) == loose:
             found = other
             break
-        if at < _MOST_COMPARED:
+        # Another number is another recording, not another spelling.
+        if at < _MOST_COMPARED and _NO_DIGIT.sub("", other) == digits:
             some.append(other)
     if found is None:
         import difflib

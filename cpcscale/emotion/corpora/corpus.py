@@ -188,10 +188,13 @@ def checked(corpus: Corpus, settings: CorpusConfig, listed: Collection[str] | No
     return corpus
 
 
-def drop_utterances(corpus: Corpus, bad: Sequence[DroppedRow]) -> Corpus:
-    """The corpus without the utterances in `bad`, which are added to `dropped` and logged, a line each."""
+def drop_utterances(corpus: Corpus, bad: Sequence[DroppedRow], of_first: str = "") -> Corpus:
+    """The corpus without the utterances in `bad`, which are added to `dropped` and logged, a line each.
+
+    `of_first` is what else there is to say of the first.
+    """
     for one in bad:
-        log.warning("%s: %s is left out: %s", corpus.name, one.key, one.why)
+        log.warning("%s: %s is left out: %s%s", corpus.name, one.key, one.why, of_first if one is bad[0] else "")
     gone = {one.key for one in bad}
     kept = tuple(row for row in corpus.utterances if row.key not in gone)
     return dataclasses.replace(corpus, utterances=kept, dropped=(*corpus.dropped, *bad))
@@ -201,14 +204,13 @@ def _without_missing(corpus: Corpus, settings: CorpusConfig, listed: Collection[
     missing = [row for row in corpus.utterances if _is_missing(row.path, listed)]
     if not missing:
         return corpus
-    text = (
-        f"corpus {corpus.name}: {len(missing)} of {len(corpus.utterances)} audio files are not where the labels say, "
-        f"the first {missing[0].path}{_nearest(missing[0].path, settings.path, listed)}"
-    )
+    nearest = _nearest(missing[0].path, settings.path, listed)
     if settings.on_bad == "skip":
-        log.warning("%s", text)
-        return drop_utterances(corpus, [DroppedRow(row.key, NO_AUDIO) for row in missing])
-    raise UserError(f"{text}: put them there, or pass corpus.on_bad=skip to go on without them")
+        return drop_utterances(corpus, [DroppedRow(row.key, NO_AUDIO) for row in missing], nearest)
+    raise UserError(
+        f"corpus {corpus.name}: {len(missing)} of {len(corpus.utterances)} audio files are not where the labels say, "
+        f"the first {missing[0].path}{nearest}: put them there, or pass corpus.on_bad=skip to go on without them"
+    )
 
 
 def _nearest(url: str, path: str, listed: Collection[str] | None) -> str:

@@ -222,14 +222,14 @@ def test_missing_audio_is_counted_and_the_first_named(tmp_path):
 
 def test_missing_audio_can_be_skipped_with_a_line_each_and_a_count(tmp_path, caplog):
     folder = put_table(tmp_path / "s", "1.wav,a,1,2,3", "2.wav,a,1,2,3", "3.wav,a,1,2,3")
-    (folder / "1.wav").unlink()
+    (folder / "1.wav").rename(folder / "1.mp3")
     (folder / "3.wav").unlink()
     with caplog.at_level(logging.WARNING):
         corpus = read(folder, on_bad="skip")
     assert [row.key for row in corpus.utterances] == ["2"]
     assert [(one.key, one.why) for one in corpus.dropped] == [("1", "no audio file"), ("3", "no audio file")]
     assert corpus.dropped_counts == {"no audio file": 2}
-    assert "1 is left out: no audio file" in caplog.text
+    assert "1 is left out: no audio file; the nearest is 1.mp3, which differs in its suffix" in caplog.text
     assert "3 is left out: no audio file" in caplog.text
     assert "1 utterances; left out (2 no audio file)" in caplog.text
 
