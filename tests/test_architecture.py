@@ -16,6 +16,7 @@ ORDER = (
     ("errors", "freed_memory", "machine", "signals", "time_by_name"),
     ("config",),
     ("storage", "audio", "progress"),
+    ("tables",),
     ("shards",),
     ("stream",),
     ("model", "objective"),

@@ -130,7 +130,7 @@ def test_bars_grow_with_their_counts_and_only_an_empty_bin_has_none(rows):
     [
         (["nowhere"], "no corpus at corpus.path=nowhere"),
         (["corpus.path=nowhere"], "no corpus at corpus.path=nowhere:"),
-        ([__file__], "is not a folder"),
+        ([__file__], "has no column path, speaker"),
         (["nowhere", "corpus.kind=iemocp"], "did you mean iemocap?"),
         (["nowhere", "knd=csv"], "unknown key knd (did you mean kind?)"),
         (["nowhere", "path=elsewhere"], "path=elsewhere and nowhere are both given"),

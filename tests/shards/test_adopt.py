@@ -145,6 +145,15 @@ def test_a_lhotse_shar_is_indexed_with_the_speakers_of_its_cuts(tmp_path):
     assert len(read_back(adopted.index)) == 4
 
 
+def test_cuts_that_are_not_compressed_count_like_those_that_are(tmp_path):
+    shar(tmp_path, 0, [("c0", flac(seed=0), [("anna", "de")])])
+    shar(tmp_path, 1, [("c1", flac(seed=1), [("bert", "nl")])])
+    packed = tmp_path / "cuts.000001.jsonl.gz"
+    packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+    packed.unlink()
+    assert column(indexed(tmp_path).index, "group") == {"c0": "anna", "c1": "bert"}
+
+
 @pytest.mark.parametrize(
     "harm",
     # Without the time, which would be part of a test's name.
@@ -333,6 +342,12 @@ def test_half_a_character_in_json_does_not_break_the_table(tmp_path):
         '\ufeffkey,speaker,language,text\nclips/0,anna,de,"a, ""b""\nc"\n./clips/1,bert,nl,\n',
         "file,spk,lang\n0.mp3,anna,de\n1.mp3,bert,nl\n2.mp3,carl,sv\n",
         "speaker,id,language\nanna,0,de\nbert,1,nl\n",
+        "path,speaker,language\rclips/0.mp3,anna,de\rclips/1.mp3,bert,nl\r",
+        "\ufeff\ufeffpath; speaker; language\nclips/0.mp3; anna; de\nclips/1.mp3; bert; nl\n",
+        '{"audio_filepath": "clips/0.mp3", "speaker": "anna", "lang": "de"}\n'
+        '{"audio_filepath": "clips/1.mp3", "speaker": "bert", "lang": "nl", "offset": 0}\n',
+        '{"file_name": "0.mp3", "speaker_id": "anna", "locale": "de"}\n'
+        '{"file_name": "1.mp3", "speaker_id": "bert", "locale": "nl"}',
     ],
 )
 def test_a_manifest_names_members_by_path_key_or_file_name(tmp_path, text):
@@ -341,6 +356,17 @@ def test_a_manifest_names_members_by_path_key_or_file_name(tmp_path, text):
     index = indexed(tmp_path / "set", manifest=str(tmp_path / "table")).index
     assert column(index, "group") == {"clips/0": "anna", "clips/1": "bert"}
     assert column(index, "language") == {"clips/0": "de", "clips/1": "nl"}
+
+
+def test_speakers_of_a_manifest_and_of_json_have_one_spelling(tmp_path):
+    told = [b'{"speaker": 1}', b'{"speaker": 1.0}', b'{"speaker": "1.0"}', b'{"speaker": "N/A"}', b'{"speaker": null}']
+    members = {f"{n}.json": data for n, data in enumerate(told)} | {f"{n}.flac": flac(seed=n) for n in range(8)}
+    members["Mu\u0308.flac"] = flac(seed=8)
+    by_hand(tmp_path / "set" / "a.tar", members)
+    (tmp_path / "m.csv").write_text("key,speaker\n5,1\n6,1.0\n7,None\nM\u00fc,2\n", encoding="utf-8")
+    groups = column(indexed(tmp_path / "set", manifest=str(tmp_path / "m.csv")).index, "group")
+    assert [groups[key] for key in ("0", "1", "2", "5", "6", "Mu\u0308")] == ["1"] * 5 + ["2"]
+    assert all(groups[key].startswith(f"{key}@") for key in "347")
 
 
 def test_a_manifest_goes_over_json_and_json_over_the_folder_field_by_field(tmp_path):
@@ -358,11 +384,13 @@ def test_a_manifest_goes_over_json_and_json_over_the_folder_field_by_field(tmp_p
     ("text", "words"),
     [
         ("key,speaker\nnobody,anna\n", "names none of the members"),
+        ("key,speaker\nX.wav,anna\n", "its first is 'X.wav'; the nearest is x, which differs in"),
         ("key,speaker\nx,anna\nx,bert\n", "two speakers"),
+        ("key,language\nx,en\nx,fr\n", "two languages"),
         ("who,what\nx,anna\n", "none of the columns"),
         ("key,what\nx,anna\n", "no column that says who speaks"),
         ("", "none of the columns"),
-        ("key,speaker\nx,anna,too,many\n", "not a table that can be read"),
+        ("key,speaker\nx,anna,too,many\n", "line 2 has 4 cells, and the header has 2"),
     ],
 )
 def test_a_manifest_that_says_nothing_is_refused_and_nothing_is_left(tmp_path, text, words):

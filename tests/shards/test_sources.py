@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -108,9 +109,19 @@ def test_a_manifest_gives_speaker_and_language_to_the_files_below_it_and_the_nea
         "\ufeffpath,speaker,language\na.wav,anna,en\n",
         "path,speaker,language\r\na.wav,anna,en\r\n",
         'path,speaker,language\n"a.wav", anna ,en\n\n',
-        "speaker,more,path,language\nanna,x,a.wav,en,too,many\n",
+        "speaker,more,path,language\nanna,x,a.wav,en\n",
+        "\ufeff\ufeffpath,speaker,language\ra.wav,anna,en\r",
+        'path, speaker, language\na.wav, "anna", en\n',
+        "path;speaker;language\na.wav;anna;en\n;;\n",
+        "path\tspeaker\tlanguage\na.wav\tanna\ten\n",
+        '{"audio_filepath": "a.wav", "duration": 0.1, "speaker": "anna", "language": "en"}\n',
+        '{"file_name": "./a.wav", "speaker": "anna", "language": "en", "tags": ["x"]}\n\n',
+        "file,speaker,language\na.wav,anna,en\n",
     ],
-    ids=["bom", "crlf", "spaces and quotes", "other columns"],
+    ids=[
+        *("bom", "crlf", "spaces and quotes", "other columns", "two boms and cr", "space after comma", "semicolons"),
+        *("tabs", "NeMo", "Hugging Face", "audformat"),
+    ],
 )
 def test_a_manifest_as_spreadsheets_write_it_is_read(tmp_path, table):
     got = found(tmp_path, {"a.wav": SOUND, "manifest.csv": table})
@@ -120,13 +131,15 @@ def test_a_manifest_as_spreadsheets_write_it_is_read(tmp_path, table):
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        ("file,speaker\na.wav,anna\n", "no column `path` (it has file, speaker)"),
-        ("file,speaker\n", "no column `path`"),
-        ("path;speaker\na.wav;anna\n", "no column `path`"),
+        ("clip,speaker\na.wav,anna\n", "no column `path` (it has clip, speaker)"),
+        ("clip,speaker\n", "no column `path`"),
+        ("path|speaker\na.wav|anna\n", "no column `path`"),
         ("", "no column `path` (it is empty)"),
-        ("file,speaker\na.wav,anna,more\n", "no column `path`"),
-        (b"\xff\xfep\x00", "not a CSV table in UTF-8"),
+        ("path,speaker\na.wav,anna,more\n", "line 2 has 3 cells, and the header has 2"),
+        (b"\xff\xfep\x00", "line 1 is not a table in UTF-8"),
+        (b"path,speaker\r\na.wav,anna\r\nb.wav,M\xfcller\r\n", "line 3 is not a table in UTF-8"),
         ("path,speaker\na.wav,anna\n./a.wav,berta\n", "for two speakers, 'anna' and 'berta'"),
+        ("path,language\na.wav,en\na.wav,fr\n", "for two languages, 'en' and 'fr'"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_one_line_with_its_place(tmp_path, table, expected):
@@ -141,6 +154,39 @@ def test_rows_that_name_no_file_are_one_warning_with_their_count_and_the_first(t
         found(tmp_path, {"a.wav": SOUND, "manifest.csv": table})
     assert len(caplog.records) == 1
     assert "3 of its 4 paths name no audio file here; the first: lost.wav" in caplog.text
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFD", "NFC"), ("NFC", "NFD"), ("NFD", "NFD")])
+def test_a_name_matches_in_whichever_form_its_accents_are_written(tmp_path, caplog, on_disk, in_table):
+    names = ["Mu\u0308ller/a\u0301.wav", "b.wav"]
+    files = {unicodedata.normalize(on_disk, name): SOUND for name in names}
+    rows = "".join(unicodedata.normalize(in_table, f"{name},{name[0]}\n") for name in names)
+    got = found(
+        tmp_path / unicodedata.normalize(on_disk, "u\u0308"), {**files, "manifest.csv": f"path,speaker\n{rows}"}
+    )
+    assert {name: source.group for name, source in got.items()} == dict(zip(files, "Mb", strict=True))
+    assert not caplog.records
+
+
+def test_a_name_that_matches_nothing_is_shown_with_the_nearest(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        found(tmp_path, {"x/a.wav": SOUND, "b.wav": SOUND, "manifest.csv": "path,speaker\nx/a.WAV,anna\nb.wav,b\n"})
+    assert "the first: x/a.WAV; the nearest is x/a.wav, which differs in upper and lower case" in caplog.text
+
+
+def test_speakers_have_one_spelling_and_those_that_are_not_known_are_none(tmp_path):
+    speakers = ["1", "1.0", " 1", "None", "NULL", "N/A", "nan", "Mu\u0308ller", "M\u00fcller"]
+    rows = "".join(f"{at}.wav,{speaker}\n" for at, speaker in enumerate(speakers))
+    got = found(tmp_path, {f"{at}.wav": SOUND for at in range(9)} | {"manifest.csv": "path,speaker\n" + rows})
+    groups = [got[f"{at}.wav"].group for at in range(9)]
+    assert groups == ["1", "1", "1", "3.wav", "4.wav", "5.wav", "6.wav", "M\u00fcller", "M\u00fcller"]
+
+
+def test_parts_of_files_in_a_manifest_tell_speakers_and_are_said_to_be_packed_whole(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        got = found(tmp_path, {"a.wav": SOUND, "manifest.csv": "file,start,end,speaker\na.wav,0,1,x\na.wav,1,2,x\n"})
+    assert got["a.wav"].group == "x"
+    assert "files are packed whole" in caplog.text
 
 
 def test_a_manifest_without_a_speaker_column_is_a_warning_with_the_nearest_name(tmp_path, caplog):

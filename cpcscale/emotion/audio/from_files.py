@@ -1,10 +1,13 @@
 """Decodes the audio files of a corpus into the cache, as int16 by the sha256 of each file; lists unusable files.
 
-Audio in shards is not copied; its digests name its place in them.
+A part of a file has the sha256 of the file's digest and its place there. Audio in shards is not copied; its digests
+name its place in them.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -40,6 +43,7 @@ _WORDS = {
     "clipped": "audio at full scale",
     "constant": "audio of a constant",
     "pointer": "a git-lfs pointer in place of audio",
+    "outside": "a part behind the end of its file",
 }
 # Raise it when the same file gives other samples, or is refused. New versions of either library may change them too.
 VERSION = 2
@@ -55,7 +59,7 @@ _SETTLED_NS = 2_000_000_000
 
 @dataclass(frozen=True)
 class UnusableAudio:
-    """An utterance whose audio cannot be used; `cause` is missing, short or one of audio's; `why` is a sentence."""
+    """An utterance whose audio cannot be used; `cause` is a key of _WORDS, `why` a sentence."""
 
     key: str
     path: str
@@ -104,21 +108,59 @@ def read_corpus(corpus: Corpus, cache: ArrayCache) -> ReadCorpus:
 def read_file(
     utterance: Utterance, known: Collection[str] | CachedArrays = ()
 ) -> tuple[str, np.ndarray | UnusableAudio | None]:
-    """(sha256 of the file, its waveform int16 [S] or why it is unusable); None for the waveform if `known` has it."""
+    """(digest, its waveform int16 [S] or why it is unusable); None for the waveform if `known` has it."""
+    return read_parts([utterance], known)[0]
+
+
+def read_parts(
+    parts: Sequence[Utterance], known: Collection[str] | CachedArrays = ()
+) -> list[tuple[str, np.ndarray | UnusableAudio | None]]:
+    """What `read_file` returns, for several utterances of one file, which is read and decoded once."""
+
+    def unusable(cause: str, why: str) -> list[tuple[str, np.ndarray | UnusableAudio | None]]:
+        return [
+            (digest, UnusableAudio(one.key, one.path, cause, why)) for one, digest in zip(parts, digests, strict=True)
+        ]
+
+    digests = [""] * len(parts)
     try:
-        data = storage.read(utterance.path)
+        data = storage.read(parts[0].path)
     except storage.NotFoundError as error:
-        return "", UnusableAudio(utterance.key, utterance.path, "missing", str(error))
-    digest = sha256(data).hexdigest()
-    if digest in known:
-        return digest, None
+        return unusable("missing", str(error))
+    file = sha256(data).hexdigest()
+    digests = [sha256(f"{file} {one.segment}".encode()).hexdigest() if one.segment else file for one in parts]
+    if all(digest in known for digest in digests):
+        return [(digest, None) for digest in digests]
     try:
-        decoded = audio.decode_checked(data)[1]
-        if len(decoded) < LEAST_S * audio.RATE_HZ:
-            return digest, _short(utterance, len(decoded))
-        return digest, audio.check_sound(decoded, audio.SoundLimits())[0]
+        wave = audio.decode_checked(data)[1]
     except audio.AudioError as error:
-        return digest, UnusableAudio(utterance.key, utterance.path, error.cause, str(error))
+        return unusable(error.cause, str(error))
+    return [(digest, _part(one, wave)) for one, digest in zip(parts, digests, strict=True)]
+
+
+def part_bounds(utterance: Utterance, samples: int) -> tuple[int, int] | UnusableAudio:
+    """[start, stop) of an utterance in a file of this length, in samples."""
+    start, stop = 0, samples
+    if utterance.segment:
+        first, last = utterance.segment
+        start, stop = round(first * audio.RATE_HZ), samples if math.isinf(last) else round(last * audio.RATE_HZ)
+        # Annotators round.
+        if start >= samples or stop > samples + LEAST_S * audio.RATE_HZ:
+            why = f"it is {first:g} s to {last:g} s of a file of {samples / audio.RATE_HZ:.3f} s"
+            return UnusableAudio(utterance.key, utterance.path, "outside", why)
+        stop = min(stop, samples)
+    return (start, stop) if stop - start >= LEAST_S * audio.RATE_HZ else _short(utterance, stop - start)
+
+
+def _part(utterance: Utterance, wave: np.ndarray) -> np.ndarray | UnusableAudio:
+    """The int16 samples of an utterance in the float32 signal of its file, or why they are unusable."""
+    bounds = part_bounds(utterance, len(wave))
+    if isinstance(bounds, UnusableAudio):
+        return bounds
+    try:
+        return audio.check_sound(wave[slice(*bounds)], audio.SoundLimits())[0]
+    except audio.AudioError as error:
+        return UnusableAudio(utterance.key, utterance.path, error.cause, str(error))
 
 
 def unusable_audio_error(corpus: Corpus, bad: Sequence[UnusableAudio], way_out: str) -> UserError:
@@ -137,10 +179,10 @@ def _read_shards(corpus: Corpus, cache: ArrayCache) -> ReadCorpus:
         if place is None:
             why = f"no utterance of this name is in the shards at {index.base}"
             bad[row] = UnusableAudio(one.key, one.path, "missing", why)
-        elif place.samples < LEAST_S * audio.RATE_HZ:
-            bad[row] = _short(one, place.samples)
+        elif isinstance(bounds := part_bounds(one, place.samples), UnusableAudio):
+            bad[row] = bounds
         else:
-            located[row] = place
+            located[row] = place._replace(start=bounds[0], samples=bounds[1] - bounds[0])
     source, found = open_sharded(index, list(located.values()), cache.settings)
     digests = dict(zip(located, found, strict=True))
     return ReadCorpus(source, [digests.get(row, "") for row in range(len(corpus.utterances))], bad)
@@ -164,7 +206,11 @@ def _read_rows(
     bad: dict[int, UnusableAudio],
 ) -> None:
     """Reads these rows into `writer`, and sets their entries in `digests` and `bad`."""
-    read = bounded_map(pool, lambda row: read_file(corpus.utterances[row], writer.arrays), rows, _AHEAD)
+    files = (list(same) for _, same in itertools.groupby(rows, lambda row: corpus.utterances[row].path))
+    found_in = bounded_map(
+        pool, lambda same: read_parts([corpus.utterances[row] for row in same], writer.arrays), files, _AHEAD
+    )
+    read = itertools.chain.from_iterable(found_in)
     with Progress(f"reading {corpus.name}", len(rows), "utterances") as progress:
         for done, (row, (digest, found)) in enumerate(zip(rows, read, strict=True), start=1):
             digests[row] = digest
@@ -192,11 +238,15 @@ def _stamp(utterance: Utterance) -> str | UnusableAudio:
 def _known(cache: ArrayCache, corpus: Corpus, stamps: Sequence[str | UnusableAudio]) -> list[str]:
     """The digest of each file that was read before and has the same stamp, else ""."""
     table = cache.load_table(corpus.name)
-    rows = [table.get(one.path, ["", ""]) for one in corpus.utterances]
+    rows = [table.get(_place(one), ["", ""]) for one in corpus.utterances]
     return [row[1] if stamp and row[0] == stamp else "" for row, stamp in zip(rows, stamps, strict=True)]
 
 
 def _remember(cache: ArrayCache, corpus: Corpus, stamps: Sequence[str | UnusableAudio], digests: Sequence[str]) -> None:
     rows = zip(corpus.utterances, stamps, digests, strict=True)
-    known = {one.path: [stamp, digest] for one, stamp, digest in rows if isinstance(stamp, str) and stamp and digest}
+    known = {_place(one): [stamp, digest] for one, stamp, digest in rows if isinstance(stamp, str) and stamp and digest}
     cache.save_table(corpus.name, cache.load_table(corpus.name) | known)
+
+
+def _place(utterance: Utterance) -> str:
+    return f"{utterance.path} {utterance.segment}" if utterance.segment else utterance.path

@@ -28,6 +28,7 @@ from cpcscale.shards.index import MARKER, Index
 from cpcscale.shards.pack import TRAIN
 from cpcscale.shards.reader import ShardReader
 from cpcscale.shards.rows import ShardRows
+from cpcscale.tables import nfc
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +38,15 @@ _ASKED_AT_ONCE = 16
 
 
 class ShardPlace(NamedTuple):
-    """Where an utterance lies: the index rows of its shard, and its row number there."""
+    """Where an utterance lies: the index rows of its shard, its row number there, and its part of that member.
+
+    `start` and `samples`, the length, are in samples at 16 kHz.
+    """
 
     rows: ShardRows
     row: int
-
-    @property
-    def samples(self) -> int:
-        """The length of the utterance in samples at 16 kHz."""
-        return int(self.rows.samples[self.row])
+    start: int
+    samples: int
 
 
 class ShardedAudio:
@@ -69,10 +70,11 @@ class ShardedAudio:
 
         Raises UserError, naming the shard, if its bytes are not those that were indexed or do not decode.
         """
-        rows, row = place = self._places[digest]
+        place = self._places[digest]
+        rows, row = place.rows, place.row
         data = self._reader.member(rows, row)
         try:
-            return audio.decode_slice(data, start, (place.samples if stop is None else stop) - start)
+            return audio.decode_slice(data, place.start + start, (place.samples if stop is None else stop) - start)
         except audio.AudioError as error:
             raise UserError(
                 f"{self.index.url(rows.shard)}: {rows.table['key'][row].as_py()} cannot be used ({error}): leave it "
@@ -96,9 +98,9 @@ def locate(index: Index, utterances: Sequence[Utterance]) -> list[ShardPlace | N
     keyed = dict[str, ShardPlace]()
     for shard in range(index.shards.num_rows):
         rows = index.rows(shard)
-        columns, kept = (rows.table[name].to_pylist() for name in ("key", "recording")), _compact(rows)
-        for row, (key, recording) in enumerate(zip(*columns, strict=True)):
-            place, name = ShardPlace(kept, row), _without_suffix(recording)
+        columns, kept = (rows.table[name].to_pylist() for name in ("key", "recording", "samples")), _compact(rows)
+        for row, (key, recording, samples) in enumerate(zip(*columns, strict=True)):
+            place, name = ShardPlace(kept, row, 0, samples), _without_suffix(recording)
             if rows.excluded[row]:
                 continue
             keyed[key] = place
@@ -126,10 +128,18 @@ def open_sharded(
     hashes = {shard: index.shards["sha256"][shard].as_py() for shard in {place.rows.shard for place in located}}
     _refuse_missing(index, sorted(hashes))
     digests = [
-        sha256(hashes[place.rows.shard] + int(place.rows.offset[place.row]).to_bytes(8, "little")).hexdigest()
+        sha256(
+            hashes[place.rows.shard] + int(place.rows.offset[place.row]).to_bytes(8, "little") + _part(place)
+        ).hexdigest()
         for place in located
     ]
     return ShardedAudio(index, dict(zip(digests, located, strict=True)), settings), digests
+
+
+def _part(place: ShardPlace) -> bytes:
+    """What tells a part of a member from others; nothing for a whole member."""
+    whole = (place.start, place.samples) == (0, int(place.rows.samples[place.row]))
+    return b"" if whole else f"{place.start} {place.samples}".encode()
 
 
 def _compact(rows: ShardRows) -> ShardRows:
@@ -146,8 +156,8 @@ def _names(one: Utterance) -> Iterator[str]:
 
 
 def _without_suffix(name: str) -> str:
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and "/" not in suffix else name
+    stem, dot, suffix = nfc(name).rpartition(".")
+    return stem if dot and "/" not in suffix else nfc(name)
 
 
 def _refuse_missing(index: Index, shards: Sequence[int]) -> None:

@@ -6,7 +6,8 @@ import logging
 
 from cpcscale import storage
 from cpcscale.emotion.corpora import crema_d, csv_table, emodb, iemocap, msp_improv, msp_podcast, ravdess
-from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, require_path
+from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, is_file, require_path
+from cpcscale.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,11 @@ def open_corpus(settings: CorpusConfig) -> Corpus:
     ...     print(open_corpus(CorpusConfig(path=folder)).labels_UP)
     [[4. 2. 3.]]
     """
+    if settings.kind not in ("auto", "csv") and is_file(path := require_path(settings)):
+        raise UserError(
+            f"corpus.kind={settings.kind} reads the folder of the corpus as its owners ship it, and corpus.path={path} "
+            "is a file: pass corpus.kind=csv to read it as a table, or name the folder"
+        )
     match settings.kind if settings.kind != "auto" else detect_kind(settings):
         case "iemocap":
             return iemocap.read(settings)
@@ -45,7 +51,7 @@ def detect_kind(settings: CorpusConfig) -> str:
     A `manifest.csv` with ratings makes it csv, whatever the audio is called. Raises UserError if the path is missing.
     """
     path = require_path(settings)
-    if path.endswith(".csv"):
+    if is_file(path):
         return "csv"
     files = storage.list_files(path)
     if csv_table.recognises(path, files):

@@ -18,6 +18,7 @@ import numpy as np
 from cpcscale import config, storage
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
+from cpcscale.tables import nearest_name
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class CorpusConfig:
 
     # csv, emodb, iemocap, ...; auto: recognised by the files in the folder, else csv
     kind: str = "auto"
-    # folder of the corpus as its owners ship it, or the CSV file itself; local or s3://
+    # folder of the corpus as its owners ship it, or a table of your own; local or s3://
     path: str = ""
     # the shard set that `cpcscale pack` made of the corpus, local or s3://: audio is read from there, and only the
     # labels from `path`. Empty: audio is read from the files
@@ -81,7 +82,8 @@ class Utterance:
 
     "" means that the owners do not say, also for an unknown speaker. `partition`: train, dev, test1, test2 or test3.
     `recording`: what it was cut from (podcast, dialogue). `session`: for leave-one-session-out. `style`: improvised,
-    scripted or natural. `category`: the emotion class, as spelled in vocabulary.py.
+    scripted or natural. `category`: the emotion class, as spelled in vocabulary.py. `segment`: the part of the file
+    that it is, as (start, end) in seconds; the end may be infinite.
     """
 
     key: str
@@ -96,6 +98,7 @@ class Utterance:
     style: str = ""
     category: str = ""
     ratings: tuple[Rating, ...] = ()
+    segment: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,8 @@ class Corpus:
     @cached_property
     def digest(self) -> str:
         """sha256 of the name, scale and rows, without paths and single ratings."""
-        names = [one.name for one in dataclasses.fields(Utterance) if one.name not in ("path", "ratings")]
-        rows = [[getattr(row, name) for name in names] for row in self.utterances]
+        names = [one.name for one in dataclasses.fields(Utterance) if one.name not in ("path", "ratings", "segment")]
+        rows = [[*(getattr(row, name) for name in names), *(row.segment or ())] for row in self.utterances]
         return hashlib.sha256(json.dumps([self.name, self.scale, names, rows]).encode()).hexdigest()
 
     def to_unit(self, labels_UP: np.ndarray) -> np.ndarray:
@@ -167,7 +170,7 @@ def checked(corpus: Corpus, settings: CorpusConfig, listed: Collection[str] | No
         # Utterances missing in the shards are found when their index is read.
         corpus = dataclasses.replace(corpus, shards=storage.absolute(settings.shards))
     else:
-        corpus = _without_missing(corpus, settings.on_bad, listed)
+        corpus = _without_missing(corpus, settings, listed)
     if not corpus.utterances:
         raise UserError(f"corpus {corpus.name} has no utterance{_because(corpus)}: check corpus.path")
     keys = Counter(row.key for row in corpus.utterances)
@@ -185,25 +188,39 @@ def checked(corpus: Corpus, settings: CorpusConfig, listed: Collection[str] | No
     return corpus
 
 
-def drop_utterances(corpus: Corpus, bad: Sequence[DroppedRow]) -> Corpus:
-    """The corpus without the utterances in `bad`, which are added to `dropped` and logged, a line each."""
+def drop_utterances(corpus: Corpus, bad: Sequence[DroppedRow], of_first: str = "") -> Corpus:
+    """The corpus without the utterances in `bad`, which are added to `dropped` and logged, a line each.
+
+    `of_first` is what else there is to say of the first.
+    """
     for one in bad:
-        log.warning("%s: %s is left out: %s", corpus.name, one.key, one.why)
+        log.warning("%s: %s is left out: %s%s", corpus.name, one.key, one.why, of_first if one is bad[0] else "")
     gone = {one.key for one in bad}
     kept = tuple(row for row in corpus.utterances if row.key not in gone)
     return dataclasses.replace(corpus, utterances=kept, dropped=(*corpus.dropped, *bad))
 
 
-def _without_missing(corpus: Corpus, on_bad: str, listed: Collection[str] | None) -> Corpus:
+def _without_missing(corpus: Corpus, settings: CorpusConfig, listed: Collection[str] | None) -> Corpus:
     missing = [row for row in corpus.utterances if _is_missing(row.path, listed)]
     if not missing:
         return corpus
-    if on_bad == "skip":
-        return drop_utterances(corpus, [DroppedRow(row.key, NO_AUDIO) for row in missing])
+    nearest = _nearest(missing[0].path, settings.path, listed)
+    if settings.on_bad == "skip":
+        return drop_utterances(corpus, [DroppedRow(row.key, NO_AUDIO) for row in missing], nearest)
     raise UserError(
         f"corpus {corpus.name}: {len(missing)} of {len(corpus.utterances)} audio files are not where the labels say, "
-        f"the first {missing[0].path}: put them there, or pass corpus.on_bad=skip to go on without them"
+        f"the first {missing[0].path}{nearest}: put them there, or pass corpus.on_bad=skip to go on without them"
     )
+
+
+def _nearest(url: str, path: str, listed: Collection[str] | None) -> str:
+    """What `nearest_name` says of a missing file of the corpus at `path`, if it should lie in its folder."""
+    folder = storage.absolute(path)
+    folder = folder_of(folder) if is_file(folder) else folder
+    if not url.startswith(f"{folder}/"):
+        return ""
+    below = len(folder) + 1
+    return nearest_name(url[below:], [name[below:] for name in listed] if listed else storage.list_files(folder))
 
 
 def _is_missing(url: str, listed: Collection[str] | None) -> bool:
@@ -253,12 +270,21 @@ def require_path(settings: CorpusConfig) -> str:
     return storage.absolute(settings.path)
 
 
+def is_file(url: str) -> bool:
+    """Whether there is a file, not a folder, at `url`."""
+    try:
+        storage.size(url)
+    except storage.NotFoundError:
+        return False
+    return True
+
+
 def read_text(url: str) -> str:
     """A label file as text, with its line ends unchanged; bytes that are not UTF-8 become U+FFFD.
 
     Raters' comments are in various encodings; the fields that are used are ASCII.
     """
-    return storage.read(url).decode("utf-8-sig", errors="replace")
+    return storage.read(url).decode(errors="replace").lstrip("\ufeff")
 
 
 def folder_of(path: str) -> str:

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from cpcscale import storage
 from cpcscale.emotion.corpora import acted_categories, vocabulary
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path, stem
-from cpcscale.emotion.corpora.csv_table import read_rows
 from cpcscale.errors import UserError
+from cpcscale.tables import Table
 
 _NAME = re.compile(r"(?P<actor>1\d{3})_[A-Z]{3}_(?P<emotion>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX|X)")
 _ACTORS = "VideoDemographics.csv"
@@ -47,8 +47,9 @@ def _genders(folder: str, files: Sequence[str]) -> dict[str, str]:
     tables = [name for name in files if name.rpartition("/")[2] == _ACTORS]
     if not tables:
         return {}
-    _, rows = read_rows(storage.join(folder, tables[0]), ("ActorID", "Sex"))
-    return {row["ActorID"].strip(): vocabulary.gender(row["Sex"]) for _, row in rows}
+    table = Table(storage.join(folder, tables[0]))
+    table.require("ActorID", "Sex")
+    return {row["ActorID"]: vocabulary.gender(row["Sex"]) for row in table.rows()}
 
 
 def _utterance(key: str, path: str, genders: dict[str, str]) -> Utterance | str:

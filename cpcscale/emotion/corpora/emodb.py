@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from cpcscale import storage
 from cpcscale.emotion.corpora import acted_categories
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path, stem
-from cpcscale.emotion.corpora.csv_table import MANIFEST, read_rows
+from cpcscale.emotion.corpora.csv_table import MANIFEST, path_column
 from cpcscale.errors import UserError
+from cpcscale.tables import Table
 
 # The letter of the German emotion word in a file name.
 _CATEGORIES = {
@@ -39,7 +40,9 @@ def read(settings: CorpusConfig) -> Corpus:
     files = storage.list_files(folder)
     listed = files
     if MANIFEST in files:
-        listed = [row["path"] for _, row in read_rows(storage.join(folder, MANIFEST), ("path",))[1]]
+        table = Table(storage.join(folder, MANIFEST))
+        table.require(column := path_column(table))
+        listed = [row[column] for row in table.rows()]
     paths = [name for name in acted_categories.audio_files(listed) if _NAME.fullmatch(stem(name))]
     if not paths:
         raise UserError(f"{folder} holds no audio named as EmoDB's is (03a01Fa.wav): check corpus.path")

@@ -13,6 +13,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from cpcscale import tables
 from cpcscale.emotion.corpora.corpus import Rating
 
 # The values are at the end of the line: before them, workers may have typed any words and semicolons.
@@ -58,10 +59,9 @@ def rating(line: str) -> Rating | None:
 def number(text: object) -> float:
     """The value as a float; NaN if missing, empty or not a finite number."""
     try:
-        value = float(str(text))
+        return tables.number(str(text))
     except ValueError:
         return math.nan
-    return value if math.isfinite(value) else math.nan
 
 
 def _values(line: str) -> tuple[float, float, float]:

@@ -15,8 +15,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from cpcscale import storage
 from cpcscale.emotion.corpora import acted_categories, vocabulary
@@ -31,10 +30,9 @@ from cpcscale.emotion.corpora.corpus import (
     require_path,
     stem,
 )
-from cpcscale.emotion.corpora.csv_table import read_rows
-from cpcscale.emotion.corpora.msp_label_lines import number
 from cpcscale.emotion.corpora.msp_raters import UnknownFormError, ratings_of
 from cpcscale.errors import UserError
+from cpcscale.tables import Row, Table, TableError, identity
 
 log = logging.getLogger(__name__)
 
@@ -58,22 +56,22 @@ def read(settings: CorpusConfig) -> Corpus:
     if table is None:
         raise UserError(f"{folder} holds no labels_consensus.csv (or .json) of MSP-Podcast: check corpus.path")
     rows = _rows(storage.join(folder, table))
-    partitions = _partitions(folder, files) if any(not row.get("Split_Set", "").strip() for _, row in rows) else {}
+    partitions = _partitions(folder, files) if any(not row["Split_Set"] for _, row in rows) else {}
     ratings, notes = _ratings(folder, files)
     audio = _audio(files)
     utterances: dict[str, Utterance] = {}
     dropped = []
     for name, row in rows:
         key = stem(name)
-        labels = tuple(number(row.get(column)) for column in _LABELS)
+        labels = tuple(row.number(column, unknown=math.nan) for column in _LABELS)
         if any(math.isnan(value) for value in labels):
             dropped.append(DroppedRow(name, "labels held back"))
         elif key in utterances:
             dropped.append(DroppedRow(name, "a second row of the file"))
         else:
             path = storage.join(folder, audio.get(name, f"Audios/{name}"))
-            row = {**row, "Split_Set": row.get("Split_Set", "").strip() or partitions.get(name, "")}
-            utterances[key] = _utterance(key, path, row, labels, ratings.get(name, ()), table)
+            split = row["Split_Set"] or partitions.get(name, "")
+            utterances[key] = _utterance(key, path, row, labels, ratings.get(name, ()), split)
     named = {name for name, _ in rows}
     dropped += [DroppedRow(path, "audio without a row") for name, path in audio.items() if name not in named]
     name = settings.name or "msp-podcast"
@@ -102,22 +100,19 @@ def _audio(files: Iterable[str]) -> dict[str, str]:
     return {path.rpartition("/")[2]: path for path in paths}
 
 
-def _rows(file: str) -> list[tuple[str, dict[str, str]]]:
-    """(file name, columns) of each row of the consensus table."""
+def _rows(file: str) -> list[tuple[str, Row]]:
+    """(file name, row) of each row of the consensus table."""
     if file.lower().endswith(".csv"):
-        _, rows = read_rows(file, ("FileName", *_LABELS))
-        return [(row["FileName"].strip(), row) for _, row in rows]
+        table = Table(file)
+        table.require("FileName", *_LABELS)
+        return [(row["FileName"], row) for row in table.rows()]
     try:
         tree = json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not JSON: {error}; unpack the release again") from None
     if not isinstance(tree, dict) or not all(isinstance(row, dict) for row in tree.values()):
         raise UserError(f"{file} is not {{file: {{EmoAct: ...}}}} as MSP-Podcast has it: check corpus.path")
-    return [(name, {column: _text(value) for column, value in row.items()}) for name, row in tree.items()]
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    return [(name, Row(f"{file}: {name}", row)) for name, row in tree.items()]
 
 
 def _ratings(folder: str, files: Sequence[str]) -> tuple[dict[str, tuple[Rating, ...]], tuple[str, ...]]:
@@ -127,7 +122,7 @@ def _ratings(folder: str, files: Sequence[str]) -> tuple[dict[str, tuple[Rating,
         return {}, ()
     try:
         return ratings_of(storage.join(folder, detailed)), ()
-    except UnknownFormError as error:
+    except (UnknownFormError, TableError) as error:
         log.warning("no single ratings, so no human ceiling: %s", error)
         return {}, (f"no single ratings: {error}",)
 
@@ -144,27 +139,27 @@ def _partitions(folder: str, files: Sequence[str]) -> dict[str, str]:
 def _utterance(
     key: str,
     path: str,
-    row: Mapping[str, str],
+    row: Row,
     labels: tuple[float, ...],
     ratings: tuple[Rating, ...],
-    table: str,
+    split: str,
 ) -> Utterance:
-    partition = vocabulary.partition(row["Split_Set"])
+    partition = vocabulary.partition(split)
     if partition is None:
         raise UserError(
-            f"{table}: {key} has Split_Set={row['Split_Set']!r}, which is no partition of any known release: "
-            f"give one of {', '.join(vocabulary.PARTITIONS)}"
+            f"{row.place}: {key} has Split_Set={split!r}, which is no partition of any known release: give one of "
+            f"{', '.join(vocabulary.PARTITIONS)}"
         )
     activation, valence, dominance = labels
     recording = _RECORDING.fullmatch(key)
-    letter = row.get("EmoClass", "").strip().upper()
+    letter = row["EmoClass"].upper()
     return Utterance(
         key=key,
         path=path,
-        speaker=vocabulary.speaker(row.get("SpkrID", "")),
+        speaker=identity(row["SpkrID"]),
         labels=(activation, valence, dominance),
         language="en",
-        gender=vocabulary.gender(row.get("Gender", "")),
+        gender=vocabulary.gender(row["Gender"]),
         partition=partition,
         recording=recording[1] if recording else "",
         category=vocabulary.MSP_CATEGORIES.get(letter, letter.lower()),

@@ -8,14 +8,15 @@ msp_label_lines.py.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
 
 from cpcscale.emotion.corpora.corpus import Rating, merged_ratings, read_text
-from cpcscale.emotion.corpora.csv_table import read_rows
 from cpcscale.emotion.corpora.msp_label_lines import number, rated_files, rating
 from cpcscale.errors import UserError
+from cpcscale.tables import Table
 
 _LABELS = ("EmoAct", "EmoVal", "EmoDom")
 _WORKERS = ("Workers", "Worker", "WorkerID", "WorkerId", "Annotator", "Name")
@@ -49,20 +50,21 @@ def _of_text(file: str) -> Iterator[tuple[str, Rating]]:
 
 
 def _of_csv(file: str) -> Iterator[tuple[str, Rating]]:
-    columns, rows = read_rows(file, ("FileName",))
-    if "EmoDetail" in columns:
-        for _, row in rows:
+    table = Table(file)
+    table.require("FileName")
+    if "EmoDetail" in table.columns:
+        for row in table.rows():
             if one := rating(row["EmoDetail"]):
-                yield row["FileName"].strip(), one
+                yield row["FileName"], one
         return
-    worker = next((column for column in _WORKERS if column in columns), None)
-    if worker is None or not set(_LABELS) <= set(columns):
+    worker = next((column for column in _WORKERS if column in table.columns), None)
+    if worker is None or not set(_LABELS) <= set(table.columns):
         raise UnknownFormError(
             f"{file} has neither a column EmoDetail nor a worker's ({', '.join(_WORKERS)}) with {', '.join(_LABELS)}"
         )
-    for _, row in rows:
-        activation, valence, dominance = (number(row[column]) for column in _LABELS)
-        yield row["FileName"].strip(), Rating(row[worker].strip(), activation, valence, dominance)
+    for row in table.rows():
+        activation, valence, dominance = (row.number(column, unknown=math.nan) for column in _LABELS)
+        yield row["FileName"], Rating(row[worker], activation, valence, dominance)
 
 
 def _of_json(file: str) -> Iterator[tuple[str, Rating]]:

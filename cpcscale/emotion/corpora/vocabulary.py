@@ -1,6 +1,8 @@
-"""One spelling for emotion classes, partitions, genders and unknown speakers, which corpora spell in many ways."""
+"""One spelling for emotion classes, partitions and genders, which corpora spell in many ways."""
 
 from __future__ import annotations
+
+from cpcscale.tables import is_unknown
 
 PARTITIONS = ("train", "dev", "test1", "test2", "test3")
 
@@ -54,8 +56,7 @@ MSP_CATEGORIES = {
     "O": "other",
     "X": NO_AGREEMENT,
 }
-_GENDERS = {"m": "male", "f": "female", "male": "male", "female": "female", "unknown": "", "nan": "", "na": ""}
-_NOBODY = frozenset({"", "unknown", "nan"})
+_GENDERS = {"m": "male", "f": "female"}
 
 
 def category(text: str) -> str:
@@ -65,18 +66,12 @@ def category(text: str) -> str:
 
 
 def partition(text: str) -> str | None:
-    """train, dev, test1, test2 or test3 for an owner's name of it; "" for empty or NA; None for another word."""
+    """train, dev, test1, test2 or test3 for an owner's name of it; "" if not known; None for another word."""
     word = text.strip().lower().replace(" ", "").replace("_", "")
-    return "" if word in ("", "na", "nan", "none") else _PARTITIONS.get(word)
+    return "" if is_unknown(text) else _PARTITIONS.get(word)
 
 
 def gender(text: str) -> str:
-    """female or male; "" for Unknown; another word stays, in lower case."""
+    """female or male; "" if not known; another word stays, in lower case."""
     word = text.strip().lower()
-    return _GENDERS.get(word, word)
-
-
-def speaker(text: str) -> str:
-    """The speaker's name; "" for `Unknown`, `nan` and empty."""
-    name = text.strip()
-    return "" if name.lower() in _NOBODY else name
+    return "" if is_unknown(word) else _GENDERS.get(word, word)

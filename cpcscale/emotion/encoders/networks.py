@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from cpcscale import config, storage
+from cpcscale import audio, config, storage
 from cpcscale.emotion.audio.array_cache import cache_kind
+from cpcscale.emotion.audio.from_files import read_file
 from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.batching import collate, group_by_length
-from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.emotion.corpora.corpus import Corpus, Utterance
 from cpcscale.emotion.encoders.huggingface import PREFIX, HFEncoder, absolute_hf, library_version, open_hf, untrained_hf
 from cpcscale.emotion.encoders.layer import Encoder, EncoderLayer, LayerFeatures, WaveNorm
 from cpcscale.emotion.recipe import CLASSIC, FRAMES, EmotionRecipe
@@ -158,20 +159,26 @@ def pretrain_on(sources: Sequence[AudioFile], recipe: Recipe, folder: str) -> CP
 
 def pretrain_on_rows(recipe: EmotionRecipe, corpus: Corpus, known: Encoder | None, rows: Sequence[int]) -> CPC:
     """Pretrains a network on these utterances alone, in this process."""
-    chosen = [corpus.utterances[row] for row in rows]
-    sources = [
-        AudioFile(
-            path=one.path, name=f"{one.key}{PurePosixPath(one.path).suffix}", group=one.speaker, language=one.language
-        )
-        for one in chosen
-    ]
     # Other folds run at the same time: use the threads that torch has here, not all cores.
     train = dataclasses.replace(
         recipe.pretraining.train, threads=recipe.pretraining.train.threads or torch.get_num_threads()
     )
     pretraining = dataclasses.replace(recipe.pretraining, model=_model(recipe, known), train=train)
     with tempfile.TemporaryDirectory(prefix="minicpc-") as folder:
+        sources = [_source(corpus.utterances[row], f"{folder}/parts/{row}.wav") for row in rows]
         return pretrain_on(sources, pretraining, folder)
+
+
+def _source(one: Utterance, part: str) -> AudioFile:
+    """The utterance's file; of a part of a file, only that part, written to `part`."""
+    path = one.path
+    if one.segment:
+        _, wave = read_file(one)
+        if not isinstance(wave, np.ndarray):
+            raise UserError(f"{path} was changed since this run opened it: start again")
+        storage.write(part, audio.encode(wave, "wav"))
+        path = part
+    return AudioFile(path=path, name=f"{one.key}{PurePosixPath(path).suffix}", group=one.speaker, language=one.language)
 
 
 def pretrain_on_corpus(recipe: EmotionRecipe, waves: Waves, known: Encoder | None) -> CPC:

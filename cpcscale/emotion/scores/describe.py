@@ -53,7 +53,7 @@ def describe(corpus: Corpus) -> dict[str, Any]:
         "sessions": _counts(row.session for row in rows),
         "categories": _counts(row.category for row in rows),
         "languages": _counts(row.language for row in rows),
-        "duration_s": durations([row.path for row in rows]),
+        "duration_s": durations([row.path for row in rows], [row.segment for row in rows]),
         "dropped": corpus.dropped_counts,
         "human": human_ceiling(corpus),
     }
@@ -88,8 +88,10 @@ def label_figures(labels_U: np.ndarray, scale: tuple[float, float]) -> dict[str,
     }
 
 
-def durations(paths: Sequence[str]) -> dict[str, Any]:
+def durations(paths: Sequence[str], segments: Sequence[tuple[float, float] | None] = ()) -> dict[str, Any]:
     """Durations of audio files in seconds, by their headers: total, mean, least, median, greatest; and `unreadable`.
+
+    `segments` are parts of the files, as (start, end).
 
     A file that is missing, empty or not audio counts as unreadable. Raises UserError only when a store fails.
     """
@@ -103,6 +105,9 @@ def durations(paths: Sequence[str]) -> dict[str, Any]:
 
     with ThreadPoolExecutor(max_workers=_PROBES) as pool:
         seconds_U = np.array(list(pool.map(probed, paths)), np.float64)
+    for row, segment in enumerate(segments):
+        if segment:
+            seconds_U[row] = np.maximum(np.minimum(seconds_U[row], segment[1]) - segment[0], 0)
     known = seconds_U[~np.isnan(seconds_U)]
     return {
         "total": float(known.sum()),

@@ -30,6 +30,7 @@ from cpcscale.shards.adoption.tar_members import COMPRESSED, WAY_OUT
 from cpcscale.shards.index import MARKER, Index
 from cpcscale.shards.index_writer import IndexWriter, exclude
 from cpcscale.shards.tasks import RunTasks, in_turn
+from cpcscale.tables import nearest_name
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,7 @@ class _Tasks(Sequence[TarTask]):
 
     def __getitem__(self, at: int) -> TarTask:  # type: ignore[override]
         name = self._tars[at]
-        beside = labels.cuts_beside(name)
-        return TarTask(self._base, name, beside if beside in self._cuts else "", self._spec)
+        return TarTask(self._base, name, labels.cuts_beside(name, self._cuts), self._spec)
 
 
 def adopt(base: str, spec: IndexConfig, *, append: bool = False, run: RunTasks = in_turn) -> AdoptedSet:
@@ -102,7 +102,7 @@ def exclude_from(base: str, texts: Sequence[str]) -> AdoptedSet:
     for text in texts:
         if text.startswith("@"):
             try:
-                lines = storage.read(storage.absolute(text[1:])).decode().splitlines()
+                lines = storage.read(storage.absolute(text[1:])).decode().lstrip("\ufeff").splitlines()
             except UnicodeDecodeError as error:
                 raise UserError(f"--exclude {text}: it is not a text in UTF-8 ({error})") from None
             keys += [line for line in lines if line.strip()]
@@ -141,17 +141,19 @@ def _read(
 ) -> AdoptedSet:
     """Reads these tars and publishes an index of them, appended to those of `after` if given."""
     manifest = Manifest(storage.absolute(spec.manifest), spec.columns) if spec.manifest else None
-    tasks = _Tasks(base, tars, frozenset(name for name in names if name.endswith(".jsonl.gz")), spec)
+    tasks = _Tasks(base, tars, frozenset(name for name in names if name.endswith((".jsonl.gz", ".jsonl"))), spec)
     left_out, origins, notes = Counter[str](), Counter[str](), Counter[str]()
     damaged: list[LeftOut] = []
     account, taken = Account(), 0
     fields: set[str] = set()
+    keys: list[str] = []
     new = 0
     with IndexWriter(base, after) as writer:
         with _quarantine(base, set(tars) if after else None) as write:
             for shard in run(read_tar, tasks, what="indexing", unit="tars", shared=(manifest,)):
                 if shard.entry:
                     writer.add(shard.entry)
+                    keys = keys or shard.entry.utterances["key"].to_pylist()
                     new += 1
                     table = shard.entry.utterances
                     taken += table.num_rows
@@ -167,7 +169,7 @@ def _read(
                 notes += shard.notes
                 fields.update(shard.fields)
             _refuse_useless(base, tars, left_out, damaged, origins)
-            for text in _unused_labels(spec, manifest, origins, fields):
+            for text in _unused_labels(spec, manifest, origins, fields, keys):
                 # Appended tars may lack labels that the first tars had.
                 if after is None:
                     raise UserError(text)
@@ -257,13 +259,16 @@ def _refuse_useless(
 
 
 def _unused_labels(
-    spec: IndexConfig, manifest: Manifest | None, origins: Counter[str], fields: set[str]
+    spec: IndexConfig, manifest: Manifest | None, origins: Counter[str], fields: set[str], keys: Sequence[str]
 ) -> Iterator[str]:
-    """Messages about a manifest or column that the user named and that gave no label to any member."""
+    """Messages about a manifest or column that the user named and that gave no label to any member.
+
+    `keys` are those of one tar.
+    """
     if manifest and not any(": manifest " in origin for origin in origins):
         yield (
-            f"{manifest.url} names none of the members, its first is {manifest.example!r}: name the column with their "
-            "keys as columns.key="
+            f"{manifest.url} names none of the members, its first is {manifest.example!r}"
+            f"{nearest_name(manifest.example, keys)}: name the column with their keys as columns.key="
         )
     for name in ("group", "language"):
         column = getattr(spec.columns, name)

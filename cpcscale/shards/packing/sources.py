@@ -23,6 +23,7 @@ from cpcscale.errors import UserError
 from cpcscale.shards import account
 from cpcscale.shards.packing import manifests
 from cpcscale.shards.packing.manifests import ManifestColumns
+from cpcscale.tables import nfc
 
 BATCH_ROWS = 65_536
 # The key of a piece: that of its recording, and a number.
@@ -43,7 +44,8 @@ class AudioFile:
 class FindConfig:
     """Where the speaker and language of each file are found."""
 
-    # A CSV or .tsv file with a row for each file; empty: every manifest.csv or manifest.tsv in the tree is used.
+    # A table with a row for each file: CSV, TSV or JSON lines. Empty: every manifest.csv or manifest.tsv in the tree is
+    # used.
     manifest: str = ""
     # The names of the manifest's columns.
     columns: ManifestColumns = field(default_factory=ManifestColumns)
@@ -136,7 +138,7 @@ def find_audio(root: str, config: FindConfig | None = None) -> AudioFiles:
         raise UserError(f"there is no folder {root!r}: check the path of the audio to pack")
     root = storage.absolute(root).rstrip("/")
     listed = storage.list_files(root)
-    beside = [name for name in listed if posixpath.basename(name) in manifests.NAMES]
+    beside = [name for name in listed if posixpath.basename(name).lower() in manifests.NAMES]
     batches = [
         pa.array([_bytes(name) for name in part], pa.large_binary())
         for part in _batched(name for name in listed if name.lower().endswith(audio.SUFFIXES))
@@ -243,7 +245,7 @@ def _folders(names: pa.LargeBinaryArray, level: int) -> pa.ChunkedArray:
         for name in names.slice(start, BATCH_ROWS).to_pylist():
             above = _text(name).split("/")[:-1]
             there = -len(above) <= level <= len(above)
-            folders.append(shown_name(above[level - 1 if level > 0 else level]) if there else None)
+            folders.append(nfc(shown_name(above[level - 1 if level > 0 else level])) if there else None)
             if not there:
                 missing, first = missing + 1, first or shown_name(_text(name))
         parts.append(pa.array(folders, pa.large_string()))

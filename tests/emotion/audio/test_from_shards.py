@@ -88,6 +88,21 @@ def test_labels_alone_are_enough_where_the_audio_is_in_shards(tones, tmp_path, p
         np.testing.assert_array_equal(window, audio.to_int16(audio.decode(one.path)))
 
 
+def test_parts_of_a_file_are_those_of_its_member(tmp_path):
+    write_tree(tmp_path / "long", {"a/u\u0308.wav": noise(3.0), "b.wav": noise(1.0, 1)})
+    rows = "".join(f"a/\u00fc.wav,{n},s,1,2,3,{n},{n + 1}\n" for n in range(3)) + "b.wav,3,s,1,2,3,,\n"
+    (tmp_path / "long" / "t.csv").write_text("path,utterance,speaker,activation,valence,dominance,start,end\n" + rows)
+    pack(str(tmp_path / "long"), str(tmp_path / "shards"), PackConfig(max_s=0))
+    for shards in ("", str(tmp_path / "shards")):
+        corpus = open_corpus(CorpusConfig(path=str(tmp_path / "long"), shards=shards))
+        waves = Waves.open(corpus, AudioCacheConfig(path=str(tmp_path / "cache")), max_s=0.6)
+        assert len(set(waves.digests)) == 4
+        for row in range(3):
+            np.testing.assert_array_equal(waves.whole(row), noise(3.0)[row * 16_000 :][:16_000])
+            np.testing.assert_array_equal(waves.window(row, 1), waves.whole(row)[slice(*waves.spans(row)[1])])
+        np.testing.assert_array_equal(waves.whole(3), noise(1.0, 1))
+
+
 def test_windows_of_a_long_utterance_are_those_of_its_file(tmp_path):
     files = {"long.flac": noise(3.3, 1), "short.wav": noise(0.15, 2)}
     corpora = made(tmp_path, files)

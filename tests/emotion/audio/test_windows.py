@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import mmap
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +143,57 @@ def test_an_utterance_of_5_minutes_is_overlapping_windows_and_one_shorter_than_a
     assert waves.shares(0).sum() == pytest.approx(1)
     np.testing.assert_array_equal(short[0], files["short.wav"])
     assert waves.shares(1).tolist() == [1.0]
+
+
+def parts_of(path: Path | str, edges: list[float]) -> Corpus:
+    rows = (
+        Utterance(f"{first}", str(path), "s", (3.0, 3.0, 3.0), segment=(first, last))
+        for first, last in itertools.pairwise(edges)
+    )
+    return Corpus("made", (), (1.0, 5.0), tuple(rows))
+
+
+@given(cuts=st.lists(st.integers(1, 29), unique=True, max_size=5), rate_hz=st.sampled_from([16_000, 22_050]))
+def test_parts_of_a_file_are_exactly_its_audio_wherever_it_is_cut(tmp_path_factory, cuts, rate_hz):
+    folder = tmp_path_factory.mktemp("parts")
+    soundfile.write(folder / "a.flac", noise(3.0 * rate_hz / 16_000), rate_hz)
+    edges = [0.0, *(cut / 10 for cut in sorted(cuts)), math.inf]
+    waves = Waves.open(parts_of(folder / "a.flac", edges), AudioCacheConfig(path=str(folder / "cache")))
+    whole = audio.to_int16(audio.decode(str(folder / "a.flac")))
+    np.testing.assert_array_equal(np.concatenate([waves.whole(row) for row in range(len(waves))]), whole)
+    assert [waves.samples(row) for row in range(len(cuts))] == [
+        round(last * 16_000) - round(first * 16_000) for first, last in itertools.pairwise(edges[:-1])
+    ]
+
+
+def test_parts_are_decoded_once_a_file_and_kept_by_their_place(tmp_path, settings, settled, counted):
+    path = write_tree(tmp_path, {"a.flac": noise(2.0)}) / "a.flac"
+    first = Waves.open(parts_of(path, [0.0, 0.5, 1.0]), settings)
+    assert (counted.read, counted.decoded) == (["a"], 1)
+    again = Waves.open(parts_of(path, [0.0, 0.5, 1.0]), settings)
+    assert counted.read == ["a"]
+    assert again.digests == first.digests
+    moved = Waves.open(parts_of(path, [0.0, 0.6, 1.0]), settings)
+    assert not set(moved.digests) & set(first.digests)
+    np.testing.assert_array_equal(moved.whole(1), noise(2.0)[9_600:16_000])
+    # A part that the cache lost is made again from its file.
+    lost = Waves.open(parts_of(path, [0.5, 1.0]), replace(settings, path=str(tmp_path / "other")))
+    (pack,) = (tmp_path / "other").rglob("*.safetensors")
+    with pack.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"?")
+    np.testing.assert_array_equal(lost.whole(0), noise(2.0)[8_000:16_000])
+    arrived = pickle.loads(pickle.dumps(moved))  # noqa: S301
+    np.testing.assert_array_equal(arrived.whole(0), noise(2.0)[:9_600])
+
+
+def test_a_part_behind_the_end_of_its_file_or_too_short_is_bad_and_one_that_is_rounded_is_not(tmp_path, settings):
+    path = write_tree(tmp_path, {"a.flac": noise(2.0)}) / "a.flac"
+    with pytest.raises(UserError, match=r"2 of 3 .*\(2 outside\).* it is 1 s to 2\.5 s of a file of 2\.000 s"):
+        Waves.open(parts_of(path, [0.0, 1.0, 2.5, 3.0]), settings)
+    with pytest.raises(UserError, match=r"1 of 2 .*\(1 short\)"):
+        Waves.open(parts_of(path, [0.0, 0.05, 2.0]), settings)
+    assert Waves.open(parts_of(path, [1.0, 2.05]), settings).samples(0) == 16_000
 
 
 def test_a_window_shorter_than_an_encoder_needs_repeats_itself(corpus, settings):

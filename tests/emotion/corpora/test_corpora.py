@@ -1,5 +1,6 @@
 import logging
 import math
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import soundfile
 
 from cpcscale.emotion.corpora import open_corpus
-from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Rating, merged_ratings
+from cpcscale.emotion.corpora.corpus import KINDS, Corpus, CorpusConfig, Rating, merged_ratings
 from cpcscale.errors import UserError
 
 DATA = Path(__file__).parents[2] / "data"
@@ -67,11 +68,79 @@ def test_an_empty_speaker_and_unknown_are_no_speaker(tmp_path):
     assert read(folder).speakers == ["", "", "unity"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.tsv", "path\tspeaker\tactivation\tvalence\tdominance\n1.wav\tann\t4\t2\t3\n"),
+        ("X.CSV", f"{HEADER}\n1.wav,ann,4,2,3\n"),
+        ("excel.csv", "\ufeff\ufeff" + f"{HEADER}\r\n1.wav,ann,4,2,3\r\n;;;;\r\n".replace(",", ";")),
+        ("mac.csv", "path, speaker, activation, valence, dominance\r1.wav, ann, 4, 2, 3\r"),
+        ("metadata.jsonl", '{"file_name": "1.wav", "speaker": "ann", "activation": 4, "valence": 2.0, "dominance": 3}'),
+        ("labels", f"{HEADER.replace('path', 'file')}\n1.wav,ann,4,2,3"),
+    ],
+)
+def test_a_table_is_read_whatever_its_form_and_name(tmp_path, name, text):
+    put_audio(tmp_path / "1.wav")
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    for path in (tmp_path / name, tmp_path) if name != "labels" else (tmp_path / name,):
+        (row,) = read(path).utterances
+        assert (row.key, row.path, row.speaker, row.labels) == ("1", f"{tmp_path}/1.wav", "ann", (4, 2, 3))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("auto", "csv")])
+def test_a_file_where_a_kind_wants_a_folder_is_one_line_that_says_what_to_write(tmp_path, kind):
+    table = put_table(tmp_path / "s", "1.wav,ann,4,2,3") / "manifest.csv"
+    with pytest.raises(UserError, match=rf"corpus\.kind={kind} reads the folder .* pass corpus\.kind=csv"):
+        read(table, kind=kind)
+
+
+def test_speakers_and_sessions_have_one_spelling_and_unknown_is_none(tmp_path):
+    words = ["1", "1.0", "None", "NULL", "N/A", "<NA>", "Mu\u0308", "M\u00fc", "2.5"]
+    rows = (f"{at}.wav,{word},1,2,3,{word},{word}" for at, word in enumerate(words))
+    corpus = read(put_table(tmp_path / "s", *rows, header=HEADER + ",session,recording"))
+    expected = ["1", "1", "", "", "", "", "M\u00fc", "M\u00fc", "2.5"]
+    assert corpus.speakers == expected
+    assert [row.session for row in corpus.utterances] == [row.recording for row in corpus.utterances] == expected
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFD", "NFC"), ("NFC", "NFD"), ("NFD", "NFD")])
+def test_audio_is_found_in_whichever_form_its_accents_are_written(tmp_path, on_disk, in_table):
+    name = unicodedata.normalize(on_disk, "J\u00f6/M\u00fcller.wav")
+    put_audio(tmp_path / "s" / name)
+    (tmp_path / "s" / "t.csv").write_text(f"{HEADER}\n{unicodedata.normalize(in_table, name)},a,1,2,3\n", "utf-8")
+    (row,) = read(tmp_path / "s").utterances
+    assert (row.path, row.key) == (f"{tmp_path}/s/{name}", "J\u00f6/M\u00fcller")
+
+
+def test_a_row_may_be_a_part_of_its_file(tmp_path):
+    folder = put_table(
+        tmp_path / "s",
+        "long.wav,a,1,2,3,0,0 days 00:00:01.500000",
+        "long.wav,b,3,2,1,1.5,NaT",
+        "long.wav,c,3,3,3,0 days,NaT",
+        header=HEADER.replace("path", "file") + ",start,end",
+    )
+    corpus = read(folder)
+    assert [(row.key, row.segment) for row in corpus.utterances] == [
+        ("long 0.0-1.5", (0.0, 1.5)),
+        ("long 1.5-inf", (1.5, math.inf)),
+        ("long", None),
+    ]
+    other = (folder / "manifest.csv").read_text().replace("01.500000", "01.400000")
+    (folder / "manifest.csv").write_text(other)
+    assert read(folder).digest != corpus.digest
+
+
+def test_columns_that_are_not_used_are_told(tmp_path):
+    corpus = read(put_table(tmp_path / "s", "1.wav,a,1,2,3,,9,x", header=HEADER + ",,arousal,text"))
+    assert corpus.notes == ("columns that are not used: arousal, text",)
+
+
 def test_a_table_is_found_by_its_file_or_its_folder(tmp_path):
     folder = put_table(tmp_path / "set", "1.wav,ann,1,2,3", name="labels.csv")
     assert read(folder).utterances == read(folder / "labels.csv").utterances
     put_table(folder, "2.wav,bob,1,2,3", name="more.csv")
-    with pytest.raises(UserError, match=r"2 CSV files \(labels\.csv, more\.csv\).*FILE\.csv"):
+    with pytest.raises(UserError, match=r"2 tables \(labels\.csv, more\.csv\).*FILE\.csv"):
         read(folder)
 
 
@@ -116,12 +185,22 @@ def test_the_digest_follows_the_rows_and_not_the_place(tmp_path):
     ("header", "row", "message"),
     [
         ("path,speaker,activation,dominance", "1.wav,a,1,2", "no column valence: .*has path, speaker, activation"),
-        ("file,who", "1.wav,a", "no column path, speaker, activation, valence, dominance"),
-        (HEADER, "1.wav,a,1,high,3", "line 2: valence='high' is not a number"),
-        (HEADER, "1.wav,a,1,2,nan", "line 2: dominance='nan' is not a number"),
-        (HEADER, "1.wav,a,1,2", "line 2: dominance='' is not a number"),
-        (HEADER, ",a,1,2,3", "line 2: path is empty"),
-        (HEADER + ",partition", "1.wav,a,1,2,3,fold7", "line 2: partition='fold7' is not one of train, dev, test1"),
+        ("clip,who", "1.wav,a", "no column path, speaker, activation, valence, dominance"),
+        (HEADER, "1.wav,a,1,high,3", r"s/manifest\.csv line 2, column valence: 'high' is not a number"),
+        (HEADER, "1.wav,a,1,2,nan", "line 2, column dominance: 'nan' is not a number"),
+        (HEADER, "1.wav,a,1,2,", "line 2, column dominance: '' is not a number"),
+        (HEADER, "1.wav,a,1,2", "line 2 has 4 cells, and the header has 5"),
+        (HEADER, "1.wav,a,3,5,2,0,3,1", "line 2 has 8 cells, and the header has 5: write decimals with a point"),
+        (HEADER, '1.wav,a,"3,5",2,3', "line 2, column activation: '3,5' is not a number: decimals have a point"),
+        (HEADER, "1.wav,a,3_5,2,3", "line 2, column activation: '3_5' is not a number"),
+        (HEADER + ",valence", "1.wav,a,1,2,3,4", "line 1 has two columns `valence`"),
+        (HEADER, ",a,1,2,3", "line 2, column path: '' is no path"),
+        (HEADER + ",partition", "1.wav,a,1,2,3,fold7", "line 2, column partition: 'fold7' is not one of train, dev, t"),
+        (HEADER + ",start", "1.wav,a,1,2,3,0", "has a column start: name the part of the file"),
+        (HEADER + ",offset,duration", "1.wav,a,1,2,3,0,1", "has a column offset: name the part of the file"),
+        (HEADER + ",start,end", "1.wav,a,1,2,3,4,4.0", "line 2, column end: '4.0' is not after start=4"),
+        (HEADER + ",start,end", "1.wav,a,1,2,3,-1,4", "line 2, column start: '-1' is not a time in seconds"),
+        (HEADER + ",start,end", "1.wav,a,1,2,3,,4", "line 2, column start: '' is not a time in seconds"),
     ],
 )
 def test_a_bad_table_is_one_line_that_names_the_place(tmp_path, header, row, message):
@@ -133,20 +212,24 @@ def test_a_bad_table_is_one_line_that_names_the_place(tmp_path, header, row, mes
 def test_missing_audio_is_counted_and_the_first_named(tmp_path):
     folder = put_table(tmp_path / "s", "1.wav,a,1,2,3", "2.wav,a,1,2,3")
     (folder / "2.wav").unlink()
-    with pytest.raises(UserError, match=r"1 of 2 audio files .* first .*2\.wav"):
+    (folder / "x").mkdir()
+    put_audio(folder / "x" / "2.WAV")
+    with pytest.raises(
+        UserError, match=r"1 of 2 audio files .* first .*2\.wav; the nearest is x/2\.WAV, which differs"
+    ):
         read(folder)
 
 
 def test_missing_audio_can_be_skipped_with_a_line_each_and_a_count(tmp_path, caplog):
     folder = put_table(tmp_path / "s", "1.wav,a,1,2,3", "2.wav,a,1,2,3", "3.wav,a,1,2,3")
-    (folder / "1.wav").unlink()
+    (folder / "1.wav").rename(folder / "1.mp3")
     (folder / "3.wav").unlink()
     with caplog.at_level(logging.WARNING):
         corpus = read(folder, on_bad="skip")
     assert [row.key for row in corpus.utterances] == ["2"]
     assert [(one.key, one.why) for one in corpus.dropped] == [("1", "no audio file"), ("3", "no audio file")]
     assert corpus.dropped_counts == {"no audio file": 2}
-    assert "1 is left out: no audio file" in caplog.text
+    assert "1 is left out: no audio file; the nearest is 1.mp3, which differs in its suffix" in caplog.text
     assert "3 is left out: no audio file" in caplog.text
     assert "1 utterances; left out (2 no audio file)" in caplog.text
 
@@ -168,7 +251,7 @@ def test_a_missing_path_an_empty_folder_an_empty_table_and_a_double_id_are_refus
         read("")
     with pytest.raises(UserError, match=r"no corpus at corpus\.path=.*nowhere"):
         read(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no CSV file"):
+    with pytest.raises(UserError, match="holds no CSV, TSV or JSON lines file"):
         read(tmp_path)
     with pytest.raises(UserError, match="no utterance"):
         read(put_table(tmp_path / "empty"))
@@ -178,7 +261,7 @@ def test_a_missing_path_an_empty_folder_an_empty_table_and_a_double_id_are_refus
 
 def test_a_table_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "manifest.csv").write_bytes(b"\xff\xfe\x00\x01" * 10)
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match=r"manifest\.csv line 1 is not a table in UTF-8"):
         read(tmp_path)
 
 

@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 from pathlib import Path
@@ -123,6 +124,12 @@ def test_a_release_without_detailed_labels_has_no_ratings(tmp_path):
     [
         ("labels_detailed.csv", "FileName,Vote\nMSP-PODCAST_0001_0000.wav,N\n", "neither a column EmoDetail"),
         ("labels_detailed.json", json.dumps({"MSP-PODCAST_0001_0000.wav": ["N"]}), "is not {file: {worker: "),
+        ("labels_detailed.csv", "FileName,Worker,EmoAct,EmoVal,EmoDom\na.wav,w,3,5,2,1\n", "csv line 2 has 6 cells"),
+        (
+            "labels_detailed.csv",
+            "FileName,Worker,EmoAct,EmoVal,EmoDom\na.wav,w,3_5,2,1\n",
+            "column EmoAct: '3_5' is no",
+        ),
     ],
 )
 def test_detailed_labels_of_no_known_form_cost_the_ratings_and_not_the_corpus(tmp_path, caplog, name, text, words):
@@ -141,6 +148,19 @@ def test_a_json_table_of_another_form_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(UserError, match=r"labels_consensus\.json is not") as error:
         read(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_label_that_is_not_understood_is_an_error_and_no_label_that_was_held_back(tmp_path):
+    put_msp_podcast(tmp_path, podcasts=1)
+    (table,) = tmp_path.rglob("labels_con*.csv")
+    lines = table.read_text().splitlines()
+    header = lines[0].split(",")
+    for text, harm in (("'3,5' is not a number: decimals", '"3,5"'), ("'3_5' is not a number", "3_5")):
+        cells = next(csv.reader([lines[1]]))
+        cells[header.index("EmoVal")] = harm
+        table.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]) + "\n")
+        with pytest.raises(UserError, match=rf"csv line 2, column EmoVal: {text}"):
+            read(tmp_path)
 
 
 def test_what_is_no_finite_number_is_no_label():

@@ -96,6 +96,9 @@ def test_files_that_are_missing_empty_or_no_audio_are_counted_not_fatal(tmp_path
     assert figures["unreadable"] == 3
     assert 0.3 <= figures["least"] <= figures["mean"] <= figures["greatest"] <= 0.5
     assert durations([str(tmp_path / "nowhere.wav")])["mean"] is None
+    parts = durations([good[0], good[0], str(tmp_path / "nowhere.wav")], [(0.1, 0.2), None, (0.0, 1.0)])
+    assert parts["least"] == pytest.approx(0.1)
+    assert parts["unreadable"] == 1
 
 
 def test_raters_who_all_agree_have_a_ceiling_of_one():
