@@ -8,7 +8,7 @@ DOCS := .venv/.ready-docs
 .PHONY: help setup quickstart check test lint format clean drills docs
 
 help:
-	@echo "make quickstart   set up, then the main job on the speech that the project carries (about 5 minutes)"
+	@echo "make quickstart   set up, then the main job on the speech that the project carries (about 3 minutes)"
 	@echo "make check        set up, then style, types and the quick tests: for every edit (2 minutes)"
 	@echo "make test         set up, then every test but the longest drills"
 	@echo "make drills       set up, then every drill: workers, nodes and drivers killed (an hour)"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TypeAlias
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, TypeAlias
 
 from cpcscale import __version__
+from cpcscale.errors import nearest
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -26,9 +30,32 @@ _EXAMPLES = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake in one line, with the nearest word."""
+
+    def error(self, message: str) -> NoReturn:
+        if choice := re.match(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            known = re.findall(r"[\w-]+", choice[3])
+            message = f"{choice[2]!r} is not one of {', '.join(known)}{nearest(choice[2], known)}"
+        self.exit(2, f"cpcscale: error: {message}; see `{self.prog} --help`\n")
+
+
+class _ShowKeys(argparse.Action):
+    """Prints the keys of a verb in place of running it; no other argument is needed."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from cpcscale import keys
+
+        sys.stdout.writelines(f"{line}\n" for line in keys.lines(parser.prog.split()[-1]))
+        parser.exit()
+
+
 def command_line() -> argparse.ArgumentParser:
     """The parser of `cpcscale VERB ...`. Every verb takes overrides, and all but compare take --json."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="cpcscale", description="CPC pretraining for speech emotion, from audio files to a comparison of runs."
     )
     parser.add_argument("--version", action="version", version=f"cpcscale {__version__}")
@@ -39,6 +66,8 @@ def command_line() -> argparse.ArgumentParser:
     for verb, subparser in verbs.choices.items():
         text = f"overrides of config keys, such as {_EXAMPLES[verb]}" if verb in _EXAMPLES else argparse.SUPPRESS
         subparser.add_argument("overrides", nargs="*", metavar="key=value", default=[], help=text)
+        if verb in _EXAMPLES:
+            subparser.add_argument("--keys", action=_ShowKeys, help="list the config keys, their defaults and meaning")
         if verb != "compare":
             subparser.add_argument("--json", action="store_true", help="print one JSON object on stdout, not text")
     return parser

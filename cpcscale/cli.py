@@ -10,16 +10,17 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from cpcscale import freed_memory
 from cpcscale.arguments import command_line
 from cpcscale.errors import Terminated, UserError
+from cpcscale.machine import usable_cores
 from cpcscale.signals import handlers_restored
 
 
@@ -29,11 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     # argparse returns overrides that follow a flag in `rest`.
     if any(text.startswith("-") or "=" not in text for text in rest):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"{options.verb} does not take {' '.join(rest)}; overrides of config keys are written key=value")
     options.overrides += rest
     # These two run without a config: a first argument with a `=` is then an override.
     if options.verb in ("bench", "reproduce") and options.config and "=" in options.config:
         options.config, options.overrides = None, [options.config, *options.overrides]
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        parser.error("the current folder was deleted: change to another one")
     freed_memory.keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
     try:
@@ -62,6 +67,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _pack(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.cluster.shard_tasks import pack
+    from cpcscale.shards import account
     from cpcscale.shards.pack import PackConfig
 
     packed = pack(options.source, options.target, config.load(PackConfig, None, options.overrides))
@@ -76,7 +82,8 @@ def _pack(options: argparse.Namespace) -> None:
     }
     if options.json:
         left_out = packed.files_left_out + packed.pieces_left_out
-        _emit({"target": options.target, "sets": sets, "quarantined": left_out})
+        report = packed.account.values()
+        _emit({"target": options.target, "sets": sets, "quarantined": left_out, "account": report})
         return
     print(f"packed {options.source} into {options.target}")
     for name, row in sets.items():
@@ -87,6 +94,8 @@ def _pack(options: argparse.Namespace) -> None:
     pieces = f", and {packed.pieces_left_out} pieces of other files" if packed.pieces_left_out else ""
     left = f"listed in {options.target}/quarantine.csv" if packed.files_left_out or pieces else "none"
     print(f"  files left out: {packed.files_left_out}{pieces} ({left})")
+    for line in account.lines(packed.account.values()):
+        print(f"  {line}")
 
 
 def _index(options: argparse.Namespace) -> None:
@@ -194,25 +203,29 @@ def _finetune(options: argparse.Namespace) -> None:
     from cpcscale.experiments.finetune import FinetuneConfig, finetune
     from cpcscale.report.terminal.finetune import finetune_lines
 
-    result = finetune(config.load(FinetuneConfig, options.config, options.overrides)).as_dict()
+    settings = config.load(FinetuneConfig, options.config, options.overrides)
+    result = finetune(settings).as_dict()
     if options.json:
         _emit(result)
         return
     for line in finetune_lines(result):
         print(line)
+    print(f"written to {settings.run_dir}; run {result['run_id'][:8]} of `cpcscale compare`")
 
 
 def _sweep(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.experiments.sweep.run import SweepConfig, sweep
 
-    result = sweep(config.load(SweepConfig, options.config, options.overrides), resume=options.resume)
+    settings = config.load(SweepConfig, options.config, options.overrides)
+    result = sweep(settings, resume=options.resume)
     if options.json:
         _emit(result)
         return
     print(f"best of {result['trials']} trials: inner_ccc {result['inner_ccc']:.3f}, on development speakers alone")
     for key, value in result["best"].items():
         print(f"  {key}={value}")
+    print(f"its config: {settings.run_dir}/best.yaml; run {result['run_id'][:8]} of `cpcscale compare`")
 
 
 def _reproduce(options: argparse.Namespace) -> None:
@@ -324,7 +337,7 @@ def _size(options: argparse.Namespace) -> None:
     machines = Machines(
         options.nodes,
         options.gpus_per_node,
-        options.cores_per_node or os.cpu_count() or 1,
+        options.cores_per_node or usable_cores(),
         options.store_mb_s,
         options.network_gbit_s,
     )

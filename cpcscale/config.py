@@ -178,7 +178,7 @@ def _read(path: str) -> dict[str, Any]:
 def _override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"cannot read {text!r}: overrides are written key=value, for example train.steps=60")
+        raise UserError(f"cannot read {text!r}: overrides are written key=value")
     # `key=` means the empty text, but YAML would read null.
     quoted = text if value.strip() else f'{key}=""'
     try:

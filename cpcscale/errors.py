@@ -1,4 +1,4 @@
-"""The error for a user's mistake, and the one for a request to stop.
+"""The errors for a user's mistake and for audio that cannot be used, and the one for a request to stop.
 
 A UserError says in one line what is wrong, with the value, why it matters and what to do. The command line prints that
 line and exits with status 2; any other exception is a bug and keeps its traceback.
@@ -11,13 +11,36 @@ class UserError(ValueError):
     """Raised for a user's mistake: the message is one line with what, why and the way out."""
 
 
+class AudioError(UserError):
+    """Raised for bytes that cannot be used as speech; `cause` is one word for the quarantine table.
+
+    `seconds` is how much audio is lost with them, where it is known.
+    """
+
+    def __init__(self, cause: str, message: str, seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.cause, self.seconds = cause, seconds
+
+    def __reduce__(self) -> tuple[type[AudioError], tuple[str, str, float | None]]:
+        # An exception is unpickled from its args alone, and this one takes three. Workers send it to their driver.
+        return AudioError, (self.cause, str(self), self.seconds)
+
+
 class Terminated(KeyboardInterrupt):
     """Raised on SIGTERM, as KeyboardInterrupt is on Ctrl-C; the message says what was done before stopping."""
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """` (did you mean X?)` for the known word closest to `word`, or an empty string when none is close."""
+    """` (did you mean X?)` for the known word closest to `word`, or an empty string when none is close.
+
+    Of words with dots, those of the same group are compared by their last part.
+    """
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""
+    group, dot, last = word.rpartition(".")
+    inside = [each.removeprefix(f"{group}.") for each in known if dot and each.startswith(f"{group}.")]
+    close = difflib.get_close_matches(last, inside, n=1, cutoff=0.6)
+    found = f"{group}.{close[0]}" if close else ""
+    if not inside:
+        found = next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), "")
+    return f" (did you mean {found}?)" if found else ""

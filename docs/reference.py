@@ -1,87 +1,21 @@
 """The reference pages as Markdown, made from the code at each build: verbs, config keys, modules. Never committed.
 
-A key's type and default are those of its dataclass. Its comment is what stands in the source right above the field,
-behind it, or in a string below it; a key without one says so. Run by itself, this file lists the keys without one.
+A key without a comment says so. Run by itself, this file lists the keys without one.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import dataclasses
-import functools
-import importlib
 import inspect
-import io
-import json
-import textwrap
-import tokenize
-import typing
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cpcscale.arguments import command_line
+from cpcscale.keys import Key, config_classes, keys_of
 
 PACKAGE = Path(__file__).parents[1] / "cpcscale"
 NO_COMMENT = "**(no comment)**"
-# What `key=value` of each verb is read into, as module:class; `bench` has one for each thing that it measures.
-CONFIGS = {
-    "pack": ("cpcscale.shards.pack:PackConfig",),
-    "index": ("cpcscale.shards.adoption.read_tar:IndexConfig",),
-    "audit": ("cpcscale.cluster.audit:AuditConfig",),
-    "pretrain": ("cpcscale.cluster.pretrain_config:PretrainConfig",),
-    "size": ("cpcscale.cluster.pretrain_config:PretrainConfig",),
-    "corpus": ("cpcscale.emotion.corpora.corpus:CorpusConfig",),
-    "finetune": ("cpcscale.experiments.finetune:FinetuneConfig",),
-    "sweep": ("cpcscale.experiments.sweep.config:SweepConfig",),
-    "evaluate": ("cpcscale.experiments.evaluate.config:EvaluateConfig",),
-    "reproduce": ("cpcscale.experiments.many_runs_config:ReproduceConfig",),
-    "compare": ("cpcscale.tracking.tracker:TrackingConfig",),
-    "bench": (
-        "cpcscale.bench.feed:FeedBenchConfig",
-        "cpcscale.bench.train:TrainBenchConfig",
-        "cpcscale.bench.scale:ScaleBenchConfig",
-    ),
-    "checkpoint": (),
-}
 # Verbs whose keys are those of another one.
 SAME_KEYS = {"size": "pretrain"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """One config key: its whole name, type, default, comment (empty: none), and the class that has it."""
-
-    name: str
-    kind: str
-    default: str
-    comment: str
-    owner: type
-
-
-def config_class(name: str) -> type:
-    """The dataclass that `module:class` names; one of CONFIGS, never what a user wrote."""
-    module, _, attribute = name.partition(":")
-    found: type = getattr(importlib.import_module(module), attribute)
-    return found
-
-
-def keys(root: type, prefix: str = "", made: Any = None) -> Iterator[Key]:
-    """The keys of a config class, those of its groups among them, in the order of the source.
-
-    `made` is an instance whose values are the defaults, where a class states others for one of its groups.
-    """
-    hints = typing.get_type_hints(root)
-    for field in dataclasses.fields(root):
-        default = getattr(made, field.name) if made is not None else _default(field)
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            yield from keys(hint, f"{prefix}{field.name}.", None if default is hint else default)
-        else:
-            owner = next(each for each in root.__mro__ if field.name in inspect.get_annotations(each))
-            comment = _comments(owner).get(field.name, "")
-            yield Key(f"{prefix}{field.name}", _type(hint), _value(default), comment, root)
 
 
 def verbs() -> dict[str, tuple[str, argparse.ArgumentParser]]:
@@ -125,11 +59,10 @@ def _verb_page(verb: str, text: str, parser: argparse.ArgumentParser) -> str:
     if verb in SAME_KEYS:
         same = SAME_KEYS[verb]
         return "\n".join([*lines, "## Keys", "", f"Those of [`{same}`]({same}.md#keys).", ""])
-    for name in CONFIGS[verb]:
-        root = config_class(name)
-        title = "Keys" if len(CONFIGS[verb]) == 1 else f"Keys of {root.__name__}"
+    for root in config_classes(verb):
+        title = "Keys" if len(config_classes(verb)) == 1 else f"Keys of {root.__name__}"
         lines += [f"## {title}", "", _said(root), "", *_tables(root)]
-    if not CONFIGS[verb]:
+    if not config_classes(verb):
         lines += ["## Keys", "", "None.", ""]
     return "\n".join(lines)
 
@@ -137,7 +70,7 @@ def _verb_page(verb: str, text: str, parser: argparse.ArgumentParser) -> str:
 def _tables(root: type) -> list[str]:
     """A table for each group of keys, under a heading of its own where it is not the top one."""
     groups: dict[str, list[Key]] = {}
-    for key in keys(root):
+    for key in keys_of(root):
         groups.setdefault(key.name.rpartition(".")[0], []).append(key)
     lines: list[str] = []
     for group in sorted(groups, key=lambda name: name != ""):
@@ -163,57 +96,6 @@ def _said(root: type) -> str:
     return inspect.cleandoc(root.__doc__ or "")
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    """The default, or the class of a group that has no other defaults than its own."""
-    if field.default_factory is dataclasses.MISSING:
-        return field.default
-    return field.default_factory if isinstance(field.default_factory, type) else field.default_factory()
-
-
-def _type(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(f"`{value}`" for value in typing.get_args(hint))
-    if hint is Any:
-        return "any"
-    # A container says what is in it, a plain class its name.
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
-
-
-def _value(default: Any) -> str:
-    if default in (list, dict):
-        default = default()
-    if isinstance(default, str) and default:
-        return default
-    if isinstance(default, float):
-        return f"{default:.4g}"
-    return json.dumps(default)
-
-
-@functools.cache
-def _comments(owner: type) -> dict[str, str]:
-    """The comment of each field that the class itself states."""
-    source = textwrap.dedent(inspect.getsource(owner))
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    texts = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    lines = source.splitlines()
-    body = next(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)).body
-    found = {}
-    for number, node in enumerate(body):
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            continue
-        line = node.lineno - 1
-        above: list[str] = []
-        while lines[line - 1].lstrip().startswith("#"):
-            above.insert(0, texts[line])
-            line -= 1
-        parts = [" ".join(above), texts.get(node.end_lineno or node.lineno, "")]
-        after = body[number + 1] if number + 1 < len(body) else None
-        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            parts.append(inspect.cleandoc(str(after.value.value)))
-        found[node.target.id] = "; ".join(" ".join(part.split()) for part in parts if part)
-    return found
-
-
 def _cell(text: str) -> str:
     """Text as a cell of a table: it may hold neither a bar nor what reads as markup."""
     for mark in ("|", "*", "<", "["):
@@ -227,8 +109,8 @@ def _code(text: str) -> str:
 
 def undocumented() -> list[str]:
     """The keys without a comment, each once, by the class that has them."""
-    roots = {config_class(name) for names in CONFIGS.values() for name in names}
-    without = [key for root in roots for key in keys(root) if not key.comment]
+    roots = {root for verb in verbs() for root in config_classes(verb)}
+    without = [key for root in roots for key in keys_of(root) if not key.comment]
     return sorted({f"{key.owner.__module__}.{key.owner.__name__}.{key.name.rpartition('.')[2]}" for key in without})
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 
+from cpcscale.machine import usable_cores
 from cpcscale.model.cpc import CPC, build
 from cpcscale.objective.infonce import InfoNCEConfig
 from cpcscale.shards.index import Index
@@ -49,7 +49,7 @@ class UpdateBench:
     def __init__(self, recipe: Recipe, index: Index, ranks: Ranks, count: int) -> None:
         self.recipe, self.ranks, self._scale, self._count = recipe, ranks, index.wave_scale(), count
         # As the training loop does.
-        torch.set_num_threads(recipe.train.threads or max(1, (os.cpu_count() or 1) // ranks.on_node))
+        torch.set_num_threads(recipe.train.threads or max(1, usable_cores() // ranks.on_node))
         order = RunOrder(shard_windows(index, recipe.window), recipe.seed, recipe.train.lanes, recipe.train.batch)
         self.source = FeedSource(index, order, recipe.window, recipe.feed)
         feed = thread_feed(self.source, ranks, 0)

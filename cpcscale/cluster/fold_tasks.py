@@ -8,7 +8,6 @@ others end too; a fold of which a process died is trained again.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from cpcscale.emotion.heads.training import fit_device
 from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
+from cpcscale.machine import usable_cores
 
 _ATTEMPTS = 3
 # How long to wait for the errors of the other ranks after one has failed: theirs may explain it.
@@ -72,7 +72,7 @@ def check_cluster_size(recipe: EmotionRecipe, ranks: int, workers: int) -> None:
         found = ray.cluster_resources()
         cores, gpus, where = int(found.get("CPU", 0)), int(found.get("GPU", 0)), "the Ray cluster"
     else:
-        cores, gpus, where = os.cpu_count() or 1, torch.cuda.device_count(), "this machine"
+        cores, gpus, where = usable_cores(), torch.cuda.device_count(), "this machine"
     if recipe.fit.device != "cpu" and 0 < gpus < ranks:
         raise UserError(
             f"ranks={ranks} needs {ranks} GPUs, one a rank, and {where} has {gpus}: lower ranks, or pass fit.device=cpu"

@@ -7,6 +7,9 @@ import logging
 import math
 import os
 import signal
+import socket
+import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,12 +17,21 @@ from typing import Any
 
 from cpcscale import freed_memory
 from cpcscale.errors import Terminated, UserError
+from cpcscale.machine import usable_cores
 from cpcscale.progress import Progress
 from cpcscale.signals import handlers_restored
 
 _OBJECT_STORE_BYTES = 256 * 2**20
 # JobSupervisor.DEFAULT_RAY_JOB_STOP_WAIT_TIME_S
 _RAY_STOP_WAIT_S = 3
+# How often a local Ray is started before giving up; each start waits for 30 s.
+_STARTS = 3
+# A socket's path has at most 107 bytes, of which Ray needs about 65 below its folder.
+_LONGEST_FOLDER = 40
+# A head that restarts is back by then.
+_ANSWERS_WITHIN_S = 10.0
+
+log = logging.getLogger(__name__)
 
 
 def connect(workers: int = 1, *, here: bool = False) -> None:
@@ -65,7 +77,10 @@ def _connect(workers: int, address: str) -> None:
         os.environ.setdefault(name, "0.5")
     # How long one attempt to place workers waits, maybe for a node that is gone by now; it tries again without limit.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    # What cpcscale rests on; a cluster's image may say otherwise. Under `uv run`, Ray would upload the current folder.
+    os.environ |= {"RAY_TRAIN_V2_ENABLED": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
     if address:
+        _refuse_silent(address)
         try:
             ray.init(
                 address=address,
@@ -74,10 +89,7 @@ def _connect(workers: int, address: str) -> None:
                 runtime_env={"env_vars": freed_memory.environment()},
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"no Ray cluster answers at RAY_ADDRESS={address} ({str(error).splitlines()[0]}): start one with "
-                "`ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
-            ) from None
+            raise _no_cluster(address, str(error).splitlines()[0]) from None
         return
     # Set before Ray starts its processes, without overriding the user. A Ray that only this process can reach needs no
     # token, and making one would write into the user's home.
@@ -88,13 +100,84 @@ def _connect(workers: int, address: str) -> None:
         *freed_memory.environment().items(),
     ):
         os.environ.setdefault(name, value)
-    ray.init(
-        address="local",
-        num_cpus=max(workers, os.cpu_count() or 1),
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
+    with _in_folder(_ray_folder()) as folder:
+        for left in reversed(range(_STARTS)):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=max(workers, usable_cores()),
+                    include_dashboard=False,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=folder,
+                )
+                return
+            except Exception as error:  # noqa: BLE001 (Ray raises a bare Exception where its node does not come up)
+                ray.shutdown()
+                if not left:
+                    why = " ".join(str(error).split())[:200]
+                    raise UserError(
+                        f"Ray did not start on this machine, {_STARTS} times tried ({why}): see "
+                        f"{folder}/session_latest/logs; a machine that is this busy, or has no memory left, may need "
+                        "fewer processes"
+                    ) from None
+                log.warning("Ray did not start (is the machine very busy?): trying again")
+
+
+def _ray_folder() -> str:
+    """A folder for the files of a local Ray, whose sockets need a short path: not TMPDIR, which may be any path."""
+    for parent in filter(None, (os.environ.get("RAY_TMPDIR"), "/tmp", "/dev/shm", tempfile.gettempdir())):
+        folder = Path(parent, f"ray-{os.getuid()}")
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if len(str(folder)) <= _LONGEST_FOLDER and os.access(folder, os.W_OK):
+                return str(folder)
+    raise UserError("Ray needs a folder for its sockets: make /tmp writable, or set RAY_TMPDIR to a short path")
+
+
+@contextlib.contextmanager
+def _in_folder(folder: str) -> Iterator[str]:
+    """Changes to the folder for the block, and yields it.
+
+    Ray's workers search the folder in which Ray was started for modules: a `queue.py` there would replace Python's.
+    """
+    before = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(folder)
+        yield folder
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+def _refuse_silent(address: str) -> None:
+    """Raises UserError for an address that is none of a cluster's, or where nothing answers: Ray waits for minutes."""
+    scheme, found, _ = address.partition("://")
+    if found:
+        raise UserError(
+            f"RAY_ADDRESS={address} is an address for `ray {'job submit' if scheme.startswith('http') else 'client'}`, "
+            "not of a cluster to join: unset RAY_ADDRESS to run on this machine, give the head's HOST:6379, or submit "
+            "with `ray job submit`"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    until = time.monotonic() + _ANSWERS_WITHIN_S
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until or isinstance(error, socket.gaierror):
+                raise _no_cluster(address, error.strerror or str(error)) from None
+            time.sleep(0.5)
+
+
+def _no_cluster(address: str, why: str) -> UserError:
+    return UserError(
+        f"no Ray cluster answers at RAY_ADDRESS={address} ({why}): start one with `ray start --head`, or unset "
+        "RAY_ADDRESS to run on this machine alone"
     )
 
 

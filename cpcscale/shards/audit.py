@@ -11,7 +11,6 @@ import xxhash
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
-from cpcscale.shards.adoption.read_tar import decode_member
 from cpcscale.shards.adoption.tar_members import TarMember, TarScan
 from cpcscale.shards.index import Index
 from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry, ShardRows
@@ -127,13 +126,14 @@ class _Check:
         elif xxhash.xxh3_64_intdigest(f"{self.seed}/{self.shard}/{member.key}".encode()) < self.share * 2**64:
             self.decoded += 1
             try:
-                length = len(decode_member(member.data))
+                _, wave = audio.decode_checked(member.data)
+                self.decoded_samples += len(wave)
+                if len(wave) != rows.samples[row]:
+                    self.report(f"{member.key} decodes to {len(wave)} samples, the index says {rows.samples[row]}")
+                    return
+                audio.check_slices(member.data, audio.check_sound(wave, audio.SoundLimits())[0])
             except audio.AudioError as error:
-                self.report(f"{member.key} does not decode: {error}")
-                return
-            self.decoded_samples += length
-            if length != rows.samples[row]:
-                self.report(f"{member.key} decodes to {length} samples, the index says {rows.samples[row]}")
+                self.report(f"{member.key} cannot be trained on ({error.cause}): {error}")
 
     def result(self, rows: ShardRows) -> ShardAudit:
         if self.count > _MOST_SHOWN:

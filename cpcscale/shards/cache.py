@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from cpcscale import config, storage
+from cpcscale import config, machine, storage
 from cpcscale.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class CacheConfig:
     @property
     def path(self) -> Path:
         """The folder of the cache."""
-        default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpcscale"
+        default = machine.cache_folder() / "cpcscale"
         return Path(self.folder).expanduser().absolute() if self.folder else default
 
     @property

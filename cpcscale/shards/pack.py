@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from cpcscale import storage
+from cpcscale.audio import RATE_HZ, SoundLimits
 from cpcscale.errors import UserError
+from cpcscale.shards.account import Account
 from cpcscale.shards.index import MARKER, Index
 from cpcscale.shards.index_writer import IndexWriter
 from cpcscale.shards.packing import quarantine
@@ -37,12 +39,16 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True)
 class PackedSets:
-    """The result of a pack: the index of each split; how many files, and pieces of other files, are left out."""
+    """The result of a pack: the index of each split; how many files, and pieces of other files, are left out.
+
+    `account` says what became of the audio that was found.
+    """
 
     target: str
     splits: dict[str, Index]
     files_left_out: int
     pieces_left_out: int
+    account: Account
 
     @property
     def quarantine(self) -> list[dict[str, str]]:
@@ -63,8 +69,10 @@ def pack_sources(sources: Sequence[AudioFile], target: str, config: PackConfig, 
     """As `pack`, for a given list of files, whose names must be different."""
     files = sources if isinstance(sources, AudioFiles) else AudioFiles.of(sources)
     with Quarantine() as left_out, contextlib.ExitStack() as stack:
-        samples = _read_lengths(files, left_out, run)
+        samples = _read_lengths(files, config.limits, left_out, run)
         usable = samples >= 0
+        found = len(files), float(samples[usable].sum()) / RATE_HZ + left_out.account.left_out_s
+        passed_over = files.passed_over
         if not usable.any():
             example = f"; the first: {left_out.first['why']}" if left_out.first else ""
             raise UserError(f"none of the {len(files)} files is audio that can be read{example}")
@@ -78,14 +86,20 @@ def pack_sources(sources: Sequence[AudioFile], target: str, config: PackConfig, 
             lock.clean([*assignment.splits, NOTES], MARKER)
         lock.share()
         complete = _complete(target, assignment) if assignment.resumed else None
-        return complete or _pack_shards(target, assignment, left_out, run)
+        packed = complete or _pack_shards(target, assignment, left_out, run)
+        taken_s = sum(index.duration_s for index in packed.splits.values())
+        packed.account.found, packed.account.passed_over = found, passed_over
+        packed.account.taken = found[0] - packed.files_left_out, taken_s
+        return packed
 
 
-def _read_lengths(files: AudioFiles, left_out: Quarantine, run: RunTasks) -> np.ndarray:
+def _read_lengths(files: AudioFiles, limits: SoundLimits, left_out: Quarantine, run: RunTasks) -> np.ndarray:
     """int64 [files]: the length of each in samples at 16 kHz, or -1 for those left out."""
     samples = np.empty(len(files), np.int64)
     at = 0
-    for headers in run(read_headers, FileChunks(files), what="reading headers", unit="groups of files"):
+    for headers in run(
+        read_headers, FileChunks(files), what="reading headers", unit="groups of files", shared=(limits,)
+    ):
         samples[at : at + len(headers.samples)] = headers.samples
         at += len(headers.samples)
         left_out.add(headers.left_out)
@@ -107,7 +121,7 @@ def _pack_shards(target: str, assignment: Assignment, left_out: Quarantine, run:
         left_out.publish(target)
         indexes = {split: writer.publish() for split, writer in writers.items()}
     _remove_notes(target)
-    return PackedSets(target, indexes, left_out.files, left_out.pieces)
+    return PackedSets(target, indexes, left_out.files, left_out.pieces, left_out.account)
 
 
 def _remove_notes(target: str) -> None:
@@ -140,10 +154,12 @@ def _nothing_left(target: str, assignment: Assignment, left_out: Quarantine) -> 
 
 def _complete(target: str, assignment: Assignment) -> PackedSets | None:
     """The result of an earlier, complete pack: every index is published and every tar is there. Reads no tar."""
-    splits, left_out = {}, [0, 0]
+    splits = {}
+    left_out, account = [0, 0], Account()
     try:
         for row in quarantine.read(target):
             left_out[bool(row["piece"])] += 1
+            account.leave_out(row["cause"], float(row["seconds"]) if row.get("seconds") else None)
         for split in assignment.splits:
             base = storage.join(target, split)
             splits[split] = Index.load(base)
@@ -152,7 +168,7 @@ def _complete(target: str, assignment: Assignment) -> PackedSets | None:
     except (UserError, KeyError):
         return None
     _remove_notes(target)
-    return PackedSets(target, splits, *left_out)
+    return PackedSets(target, splits, left_out[0], left_out[1], account)
 
 
 def _local_folder(target: str) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,6 +14,7 @@ from cpcscale import storage
 from cpcscale.bench.updates import UpdateBench
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.errors import UserError
+from cpcscale.machine import usable_cores
 from cpcscale.progress import note
 from cpcscale.shards.index import Index
 from cpcscale.stream.feed import FeedSource, ThreadFeed
@@ -64,7 +64,7 @@ def measure_rates(
         decode = _decoding(config, index, windows)
     if not update:
         on_gpu = config.device != "cpu" and torch.cuda.is_available()
-        here = os.cpu_count() or 1
+        here = usable_cores()
         together = on_node if (torch.cuda.device_count() >= on_node if on_gpu else cores == here) else 1
         device = f"{together} worker(s), {'a GPU each' if on_gpu else 'on this CPU'}"
         note(f"size: measuring updates of {share} windows a worker: {device}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -16,6 +15,7 @@ import numpy as np
 
 from cpcscale import config, storage
 from cpcscale.errors import UserError
+from cpcscale.machine import usable_cores
 from cpcscale.shards import cache
 from cpcscale.shards.cache import CacheConfig
 from cpcscale.shards.index import Index
@@ -180,7 +180,7 @@ class ThreadFeed:
 
 def decode_threads(configured: int, ranks_on_node: int) -> int:
     """The number of decode threads of a rank: as configured, or half of its share of the node's cores for 0."""
-    return configured or max(1, (os.cpu_count() or 1) // ranks_on_node // 2)
+    return configured or max(1, usable_cores() // ranks_on_node // 2)
 
 
 def fixed_batches(source: FeedSource, positions: np.ndarray, size: int) -> Iterator[Batch]:

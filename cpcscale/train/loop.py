@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from cpcscale import audio
+from cpcscale.machine import usable_cores
 from cpcscale.stream.batch import BadWindow, Batch
 from cpcscale.stream.feed import Feed, FeedSource, ThreadFeed, decode_threads
 from cpcscale.stream.lanes import lanes_of_rank
@@ -56,7 +56,7 @@ def pretrain(
     checkpoint after the current step, or for a checkpoint and then to stop, which raises StoppedError on every rank.
     `make_step` makes the object whose calls are the updates.
     """
-    torch.set_num_threads(recipe.train.threads or max(1, (os.cpu_count() or 1) // ranks.on_node))
+    torch.set_num_threads(recipe.train.threads or max(1, usable_cores() // ranks.on_node))
     run = _Run(recipe, data, run_dir, ranks, observer, make_feed, holder, requests or RunRequests(), make_step)
     try:
         while run.position.step < run.total and not run.stopping:

@@ -56,6 +56,11 @@ class TrainConfig:
             raise UserError(f"train.log_window_ids={self.log_window_ids} is not on a local disk: name a path")
         if not self.steps and self.epochs <= 0:
             raise UserError(f"train.steps=0 and train.epochs={self.epochs} train nothing: set one of them above 0")
+        if self.steps and self.epochs != type(self).epochs:
+            raise UserError(
+                f"train.steps={self.steps} and train.epochs={self.epochs:g} both say how long: for epochs, set "
+                "train.steps=0"
+            )
 
 
 @dataclass(kw_only=True)

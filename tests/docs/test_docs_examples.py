@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Modules whose main functions must have an example.
 NEEDED = {
-    "cpcscale.audio",
+    "cpcscale.audio.encoding",
     "cpcscale.config",
     "cpcscale.emotion.scores.ccc",
     "cpcscale.objective.infonce",

@@ -14,6 +14,7 @@ from docs_pages import ROOT, reference
 
 from cpcscale import config
 from cpcscale.cluster.pretrain_config import PretrainConfig
+from cpcscale.keys import keys_of
 
 
 @dataclass(kw_only=True)
@@ -40,7 +41,7 @@ class Outer:
 
 
 def test_a_key_has_its_type_default_and_comment_wherever_it_stands() -> None:
-    found = {key.name: (key.kind, key.default, key.comment) for key in reference().keys(Outer)}
+    found = {key.name: (key.kind, key.default, key.comment) for key in keys_of(Outer)}
     assert found == {
         "above": ("`a` or `b`", "a", "Said above, in two lines."),
         "behind": ("float", "0.0001", "said behind"),
@@ -63,7 +64,7 @@ def test_every_key_of_every_verb_says_what_it_is() -> None:
 
 def test_the_reference_has_every_key_that_a_pretraining_takes() -> None:
     known = set(config.flat(PretrainConfig()))
-    assert {key.name for key in reference().keys(PretrainConfig)} == known
+    assert {key.name for key in keys_of(PretrainConfig)} == known
     page = reference().pages()["reference/pretrain.md"]
     assert all(f"`{key}`" in page for key in known)
     assert dataclasses.is_dataclass(PretrainConfig) and "--take-over" in page

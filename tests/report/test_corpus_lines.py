@@ -152,9 +152,27 @@ def test_missing_audio_is_refused_in_words_that_the_command_takes(tmp_path, caps
     assert line(said(capsys, folder, "corpus.on_bad=skip"), "left out") == "no audio file (1)"
 
 
-@pytest.mark.parametrize("arguments", [["corpus"], ["corpus", "describe"], ["corpus", "paint", "here"]])
-def test_half_a_command_prints_its_usage(capsys, arguments):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["corpus"], "the following arguments are required: what, path"),
+        (["corpus", "describe"], "the following arguments are required: path"),
+        (["corpus", "paint", "here"], "'paint' is not one of describe"),
+        (["corpse", "describe", "here"], "(did you mean corpus?)"),
+        (["corpus", "describe", "here", "--kind", "csv"], "corpus does not take --kind"),
+    ],
+)
+def test_a_mistyped_command_is_one_line_with_the_way_out(capsys, arguments, words):
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("usage: cpcscale corpus [-h] [--json] {describe} path [key=value ...]")
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("cpcscale: error: ") and words in line and "--help" in line
+
+
+def test_every_verb_lists_its_keys(capsys):
+    for verb, key in (("corpus", "kind=auto"), ("pretrain", "train.steps=0"), ("bench", "TrainBenchConfig:")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([verb, "--keys"])
+        assert not ended.value.code
+        assert key in capsys.readouterr().out

@@ -254,7 +254,7 @@ def test_a_member_that_matches_its_checksum_and_does_not_decode_is_found(tmp_pat
     assert audited(tmp_path, "share=0")["ok"]
     values = audited(tmp_path)
     assert values["problem_count"] == 1
-    assert "a.tar: bad does not decode" in values["problems"][0]
+    assert "a.tar: bad cannot be trained on (unreadable)" in values["problems"][0]
 
 
 def test_the_first_problems_of_a_shard_are_told_and_the_rest_counted(tmp_path, monkeypatch):

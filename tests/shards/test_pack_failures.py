@@ -30,7 +30,7 @@ def refusal(action: Callable[[], Any]) -> str:
 BAD = {
     "bad/text.wav": (b"this is not audio", "unreadable"),
     "bad/cut.flac": (audio.encode(noise(1), "flac")[:9000], "unreadable"),
-    "bad/nothing.flac": (b"", "unreadable"),
+    "bad/nothing.flac": (b"", "empty"),
     "bad/empty.wav": (audio.encode(np.zeros(0, np.int16), "wav"), "empty"),
     "bad/silent.wav": (np.zeros(16_000, np.int16), "silent"),
     "bad/short.wav": (noise(0.1), "short"),

@@ -36,9 +36,17 @@ _WORDS = {
     "unreadable": "audio that does not decode",
     "short": f"under {LEAST_S} s",
     "outside": "a part behind the end of its file",
+    "cut": "audio that was cut off",
+    "longer": "audio longer than its header states",
+    "rate": "audio of no speech rate",
+    "silent": "audio of zeros",
+    "quiet": "audio below one step of 16 bits",
+    "clipped": "audio at full scale",
+    "constant": "audio of a constant",
+    "pointer": "a git-lfs pointer in place of audio",
 }
-# Raise it when the same file gives other samples. New versions of either library may change them too.
-VERSION = 1
+# Raise it when the same file gives other samples, or is refused. New versions of either library may change them too.
+VERSION = 2
 DECODED_KIND = cache_kind(
     "waves", f"{VERSION}", f"libsndfile {soundfile.__libsndfile_version__}", f"soxr {soxr.__version__}"
 )
@@ -51,7 +59,7 @@ _SETTLED_NS = 2_000_000_000
 
 @dataclass(frozen=True)
 class UnusableAudio:
-    """An utterance whose audio cannot be used; `cause` is a key of _WORDS, `why` a sentence."""
+    """An utterance whose audio cannot be used; `cause` is a key of `_WORDS`, `why` is a sentence."""
 
     key: str
     path: str
@@ -123,13 +131,11 @@ def read_parts(
     digests = [sha256(f"{file} {one.segment}".encode()).hexdigest() if one.segment else file for one in parts]
     if all(digest in known for digest in digests):
         return [(digest, None) for digest in digests]
-    if not data:
-        return unusable("empty", "the file has 0 bytes")
     try:
-        wave = audio.to_int16(audio.decode(data))
+        decoded = audio.decode_checked(data)[1]
     except audio.AudioError as error:
         return unusable(error.cause, str(error))
-    return [(digest, _part(one, wave)) for one, digest in zip(parts, digests, strict=True)]
+    return [(digest, _part(one, decoded)) for one, digest in zip(parts, digests, strict=True)]
 
 
 def part_bounds(utterance: Utterance, samples: int) -> tuple[int, int] | UnusableAudio:
@@ -146,9 +152,15 @@ def part_bounds(utterance: Utterance, samples: int) -> tuple[int, int] | Unusabl
     return (start, stop) if stop - start >= LEAST_S * audio.RATE_HZ else _short(utterance, stop - start)
 
 
-def _part(utterance: Utterance, wave: np.ndarray) -> np.ndarray | UnusableAudio:
-    bounds = part_bounds(utterance, len(wave))
-    return bounds if isinstance(bounds, UnusableAudio) else wave[slice(*bounds)]
+def _part(utterance: Utterance, decoded: np.ndarray) -> np.ndarray | UnusableAudio:
+    """The int16 samples of an utterance of a decoded file, or why they are unusable."""
+    bounds = part_bounds(utterance, len(decoded))
+    if isinstance(bounds, UnusableAudio):
+        return bounds
+    try:
+        return audio.check_sound(decoded[slice(*bounds)], audio.SoundLimits())[0]
+    except audio.AudioError as error:
+        return UnusableAudio(utterance.key, utterance.path, error.cause, str(error))
 
 
 def unusable_audio_error(corpus: Corpus, bad: Sequence[UnusableAudio], way_out: str) -> UserError:
@@ -156,7 +168,7 @@ def unusable_audio_error(corpus: Corpus, bad: Sequence[UnusableAudio], way_out: 
     causes = ", ".join(f"{count} {cause}" for cause, count in Counter(one.cause for one in bad).items())
     return UserError(
         f"corpus {corpus.name}: {len(bad)} of {len(corpus.utterances)} audio files cannot be used ({causes}), the "
-        f"first {bad[0].path} of {bad[0].key}: {bad[0].why}; {way_out}"
+        f"first {bad[0].path} of {bad[0].key}: {bad[0].why.rstrip('.')}; {way_out}"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cpcscale import storage
+from cpcscale.shards import account
 from cpcscale.shards.adoption.adopt import QUARANTINE, AdoptedSet
 
 _NAMES, _COPIES = 6, 3
@@ -30,6 +31,7 @@ def index_values(adopted: AdoptedSet) -> dict[str, Any]:
         "groups_from": _found(adopted.origins, "group"),
         "languages_from": _found(adopted.origins, "language"),
         "notes": dict(adopted.notes),
+        "account": adopted.account.values() if adopted.state in ("made", "appended") else None,
     }
 
 
@@ -59,6 +61,8 @@ def index_lines(values: Mapping[str, Any]) -> Iterator[str]:
         yield _line("left out", f"{sum(left_out.values()):,} members{where}")
     if values["damaged_tars"]:
         yield _line("damaged", f"{_some(values['damaged_tars'])} left out whole: see {storage.join(place, QUARANTINE)}")
+    for line in account.lines(values["account"], "members") if values["account"] else ():
+        yield _line("audio", line)
     for note, count in values["notes"].items():
         yield _line("note", f"{count:,} {note}")
 

@@ -18,8 +18,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import cast
 
+import pyarrow.compute as pc
+
 from cpcscale import audio, config, storage
 from cpcscale.errors import UserError, nearest
+from cpcscale.shards.account import Account
 from cpcscale.shards.adoption import labels
 from cpcscale.shards.adoption.labels import Manifest
 from cpcscale.shards.adoption.read_tar import IndexConfig, LeftOut, TarTask, read_tar
@@ -32,7 +35,7 @@ from cpcscale.tables import nearest_name
 log = logging.getLogger(__name__)
 
 QUARANTINE, SETTINGS = "quarantine.csv", "index-settings.json"
-_COLUMNS = ("shard", "member", "cause", "why")
+_COLUMNS = ("shard", "member", "cause", "why", "seconds")
 _INDEX_AGAIN = f"remove {MARKER} and index again"
 _SIZES_AT_ONCE = 32
 
@@ -42,7 +45,8 @@ class AdoptedSet:
     """An index and what was done to it: `state` is made, appended, excluded or unchanged.
 
     `left_out` counts members by cause; `damaged` names tars that are left out whole. For the tars that were read now,
-    `origins` counts where groups and languages were found, and `notes` counts oddities of members.
+    `origins` counts where groups and languages were found, `notes` counts oddities of members, and `account` says what
+    became of the audio.
     """
 
     index: Index
@@ -52,6 +56,7 @@ class AdoptedSet:
     damaged: tuple[str, ...] = ()
     origins: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    account: Account = field(default_factory=Account)
 
 
 class _Tasks(Sequence[TarTask]):
@@ -139,6 +144,7 @@ def _read(
     tasks = _Tasks(base, tars, frozenset(name for name in names if name.endswith((".jsonl.gz", ".jsonl"))), spec)
     left_out, origins, notes = Counter[str](), Counter[str](), Counter[str]()
     damaged: list[LeftOut] = []
+    account, taken = Account(), 0
     fields: set[str] = set()
     keys: list[str] = []
     new = 0
@@ -149,9 +155,15 @@ def _read(
                     writer.add(shard.entry)
                     keys = keys or shard.entry.utterances["key"].to_pylist()
                     new += 1
+                    table = shard.entry.utterances
+                    taken += table.num_rows
+                    account.taken = taken, account.taken[1] + (pc.sum(table["samples"]).as_py() or 0) / audio.RATE_HZ
                 else:
                     damaged += shard.left_out
                 left_out.update(row.cause for row in shard.left_out if row.member)
+                for row in shard.left_out:
+                    account.leave_out(row.cause, row.seconds)
+                account.passed_over += shard.passed_over
                 write(shard.left_out)
                 origins += shard.origins
                 notes += shard.notes
@@ -165,7 +177,8 @@ def _read(
         storage.write(storage.join(base, SETTINGS), json.dumps(config.flat(spec), indent=1).encode() + b"\n")
         index = writer.publish()
     state = "appended" if after else "made"
-    return AdoptedSet(index, state, new, left_out, tuple(row.shard for row in damaged), origins, notes)
+    account.found = taken + sum(left_out.values()), account.taken[1] + account.left_out_s
+    return AdoptedSet(index, state, new, left_out, tuple(row.shard for row in damaged), origins, notes, account)
 
 
 def _append(index: Index, tars: Sequence[str], names: Sequence[str], spec: IndexConfig, run: RunTasks) -> AdoptedSet:
@@ -285,4 +298,4 @@ def _quarantined(base: str) -> Iterator[dict[str, str]]:
     """The rows of the quarantine table; none if there is no table."""
     with contextlib.suppress(storage.NotFoundError), storage.opened(storage.join(base, QUARANTINE)) as raw:
         text = io.TextIOWrapper(io.BufferedReader(cast(io.RawIOBase, raw)), encoding="utf-8", newline="")
-        yield from (row for row in csv.DictReader(text) if row.keys() >= set(_COLUMNS))
+        yield from (row for row in csv.DictReader(text) if row.keys() >= set(_COLUMNS[:4]))

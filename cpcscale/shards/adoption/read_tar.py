@@ -6,7 +6,6 @@ JSON beside the member, else (group and language) from a folder of its path. A m
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,15 +19,12 @@ from cpcscale.errors import UserError
 from cpcscale.shards.adoption import labels
 from cpcscale.shards.adoption.labels import LabelColumns, Labels, Manifest
 from cpcscale.shards.adoption.tar_members import TarMember, TarScan
-from cpcscale.shards.packing import mp3
 from cpcscale.shards.rows import UTTERANCE_COLUMNS, ShardEntry
 
 # First bytes of formats whose header states the exact number of samples. An MP3 states an estimate, if any.
 _EXACT = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b".snd", b"NIST_1A")
 _MP3_IN_WAV = b"\x55\x00"
 _FIELDS = 30
-# A length computed from a bit rate may be wrong by this many frames.
-_FRAMES_OFF = 4
 
 
 @dataclass(kw_only=True)
@@ -51,6 +47,8 @@ class IndexConfig:
     # Share of members to decode (chosen by key), to measure loudness and to find what does not decode. The others are
     # taken by their header, with the average loudness of their shard.
     level_share: float = 1.0
+    # What the audio may be like; a member that is not is left out.
+    limits: audio.SoundLimits = field(default_factory=audio.SoundLimits, metadata=config.ADDED)
 
     def __post_init__(self) -> None:
         config.at_least(0, min_s=self.min_s, level_share=self.level_share)
@@ -76,6 +74,7 @@ class LeftOut:
     member: str
     cause: str
     why: str
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class ReadTar:
     """The entry of one tar (None if it is damaged) and what was left out of it.
 
     `origins` counts where groups and languages were found, `notes` counts oddities of members; `fields` are the keys of
-    one of its JSON files.
+    one of its JSON files; `passed_over` counts the suffixes of members that are neither.
     """
 
     name: str
@@ -92,6 +91,7 @@ class ReadTar:
     origins: Counter[str]
     notes: Counter[str]
     fields: tuple[str, ...] = ()
+    passed_over: Counter[str] = field(default_factory=Counter)
 
 
 def read_tar(task: TarTask, manifest: Manifest | None) -> ReadTar:
@@ -108,7 +108,8 @@ def read_tar(task: TarTask, manifest: Manifest | None) -> ReadTar:
     if not shard.rows and not shard.left_out:
         shard.notes["tars without audio"] += 1
     entry = ShardEntry(task.name, scan.sha256, scan.size_bytes, shard.table())
-    return ReadTar(task.name, entry, tuple(shard.left_out), shard.origins, shard.notes, shard.fields)
+    left_out = tuple(shard.left_out)
+    return ReadTar(task.name, entry, left_out, shard.origins, shard.notes, shard.fields, shard.passed_over)
 
 
 class _Shard:
@@ -120,6 +121,7 @@ class _Shard:
         self.origins: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.fields: tuple[str, ...] = ()
+        self.passed_over: Counter[str] = Counter()
         self._task, self._manifest = task, manifest
         self._cuts = labels.read_cuts(storage.join(task.base, task.cuts), task.config.columns) if task.cuts else {}
         self._json: dict[str, Labels] = {}
@@ -134,7 +136,7 @@ class _Shard:
                 self._names.append(self._manifest.labels(member) if self._manifest else {})
             except audio.AudioError as error:
                 name = member.name.encode(errors="backslashreplace").decode()
-                self.left_out.append(LeftOut(self._task.name, name, error.cause, str(error)))
+                self.left_out.append(LeftOut(self._task.name, name, error.cause, str(error), error.seconds))
         elif member.suffix == ".json" and not member.kind:
             try:
                 record = labels.json_object(member.data)
@@ -142,6 +144,8 @@ class _Shard:
                 self.fields = self.fields or tuple(list(record)[:_FIELDS])
             except UserError:
                 self.notes["JSON files that cannot be read"] += 1
+        elif not member.kind:
+            self.passed_over[member.suffix or "no suffix"] += 1
 
     def table(self) -> pa.Table:
         """The rows in tar order, with labels; members that were not decoded get the average loudness of the shard."""
@@ -165,9 +169,8 @@ class _Shard:
             raise audio.AudioError("unreadable", "its name is not UTF-8") from None
         if member.key in self._keys:
             raise audio.AudioError("duplicate", f"another member of the tar has the key {member.key}")
-        row = measure_member(member.data, self._task.config.min_s, decode=not self.rows or self._is_decoded(member.key))
-        if row.pop("short_of"):
-            self.notes["members that decode to less than their header says"] += 1
+        decode, spec = not self.rows or self._is_decoded(member.key), self._task.config
+        row = measure_member(member.data, spec.min_s, decode, spec.limits)
         self._keys.add(member.key)
         checksum = xxhash.xxh3_64_intdigest(member.data)
         named = {"key": member.key, "codec": member.suffix[1:], "offset": member.offset, "size": member.size}
@@ -195,50 +198,27 @@ class _Shard:
         return {"group": group, "language": language, "recording": recording}
 
 
-def measure_member(data: bytes, min_s: float, decode: bool) -> dict[str, Any]:
+def measure_member(data: bytes, min_s: float, decode: bool, limits: audio.SoundLimits | None = None) -> dict[str, Any]:
     """`samples` (at 16 kHz), `rate_hz`, `mean` and `mean_square` of a member; the means are NaN without `decode`.
 
-    `short_of` says whether it decodes to less than its header states. Raises AudioError if it must be left out.
+    Raises AudioError if it must be left out.
     """
-    if not data:
-        raise audio.AudioError("empty", "it has no bytes")
-    info = audio.read_header(data)
+    limits = limits or audio.SoundLimits()
     exact = _states_length(data)
-    if not exact:
-        _refuse_guess(data, info)
-    wave = decode_member(data) if decode or not exact else None
-    samples = info.length if wave is None else len(wave)
+    if decode or not exact:
+        info, decoded = audio.decode_checked(data, limits)
+        wave, level = audio.check_sound(decoded, limits)
+        audio.check_slices(data, wave)
+        samples = len(wave)
+        mean, square = level.mean, level.mean_square
+    else:
+        info = audio.read_header(data, limits)
+        audio.check_stream(data)
+        samples, mean, square = info.length, float("nan"), float("nan")
     if samples < min_s * audio.RATE_HZ:
-        raise audio.AudioError("short", f"{samples / audio.RATE_HZ:.3f} s is below min_s")
-    mean, square = (float("nan"), float("nan")) if wave is None else _level(wave)
-    if not square:
-        raise audio.AudioError("silent", "every sample is zero")
-    short = samples < info.length
-    return {"samples": samples, "rate_hz": info.rate_hz, "mean": mean, "mean_square": square, "short_of": short}
-
-
-def decode_member(data: bytes) -> np.ndarray:
-    """As `audio.decode`, but every failure is an AudioError."""
-    try:
-        return audio.decode(data)
-    except audio.AudioError:
-        raise
-    except (ValueError, RuntimeError) as error:
-        # For example GSM in a wav, in which libsndfile cannot seek.
-        raise audio.AudioError("unreadable", f"it cannot be decoded: {' '.join(str(error).split())}") from None
-
-
-def _refuse_guess(data: bytes, info: audio.AudioInfo) -> None:
-    """Raises AudioError for an MP3 of variable bit rate without a length, for which libsndfile guesses one."""
-    if not data.startswith((b"ID3", b"\xff")):
-        return
-    frames = mp3.count(io.BufferedReader(io.BytesIO(data)))
-    if frames and frames[0] - info.samples > _FRAMES_OFF * frames[1]:
-        raise audio.AudioError(
-            "unreadable",
-            f"an MP3 without a length in its header, of {info.duration_s:.1f} s by its bit rate and "
-            f"{frames[0] / info.rate_hz:.1f} s by its frames: write it again, as `ffmpeg -c copy` does",
-        )
+        seconds = samples / audio.RATE_HZ
+        raise audio.AudioError("short", f"{seconds:.3f} s is below min_s", seconds)
+    return {"samples": samples, "rate_hz": info.rate_hz, "mean": mean, "mean_square": square}
 
 
 def _states_length(data: bytes) -> bool:
@@ -246,10 +226,3 @@ def _states_length(data: bytes) -> bool:
         return False
     form = data.find(b"fmt ", 12, 4096) + 8
     return not (data.startswith(b"RIFF") and data[form : form + 2] == _MP3_IN_WAV)
-
-
-def _level(wave: np.ndarray) -> tuple[float, float]:
-    """(mean, mean square) in [-1, 1), after rounding to int16 as in training."""
-    level = audio.to_int16(wave).astype(np.float64) / 32768
-    # Not a dot product: BLAS would start threads in every worker.
-    return float(level.mean()), float(np.square(level).mean())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -66,6 +66,8 @@ class PackConfig(FindConfig):
     max_s: float = 60.0
     # Where files are cut: the number of shards over which a task shuffles the pieces.
     group_shards: int = 4
+    # What the audio may be like; a file or piece that is not is left out and listed in the quarantine table.
+    limits: audio.SoundLimits = field(default_factory=audio.SoundLimits, metadata=config.ADDED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,6 +124,7 @@ class Assignment(Sequence[PackTask]):
             min_samples=round(self._config.min_s * audio.RATE_HZ),
             seed=self._config.seed,
             resumed=self.resumed,
+            limits=self._config.limits,
             members=tuple(
                 PackedFile(key, source, int(self._samples[row]), int(self._pieces[row]))
                 for key, source, row in zip(keys, sources, rows, strict=True)
@@ -147,7 +150,7 @@ class Assignment(Sequence[PackTask]):
         """The content of assignment.json: the settings of the table, and a digest over them and its rows."""
         if self._head is None:
             found = {one.name for one in fields(FindConfig)}
-            settings = {name: value for name, value in asdict(self._config).items() if name not in found}
+            settings = {name: value for name, value in config.identity(self._config).items() if name not in found}
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
             for batch in self._batches():
                 digest.update(table_digest(pa.Table.from_batches([batch]), _COLUMNS.names))

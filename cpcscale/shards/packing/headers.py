@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from cpcscale import audio, storage
-from cpcscale.shards.packing import fetch, mp3
+from cpcscale.shards.packing import fetch
 from cpcscale.shards.packing.sources import AudioFile, AudioFiles, shown_name
 
 HEADER_FILES = 64
 # Requests for headers at a time: they wait for the store, not for a core.
 _AT_ONCE = 8
-# A length computed from a bit rate may be wrong by this many frames.
-_FRAMES_OFF = 4
 
 
 @dataclass(frozen=True)
@@ -43,48 +40,31 @@ class FileChunks(Sequence[list[AudioFile]]):
         return self._files[at * HEADER_FILES : (at + 1) * HEADER_FILES]
 
 
-def read_headers(sources: Sequence[AudioFile]) -> ReadHeaders:
+def read_headers(sources: Sequence[AudioFile], limits: audio.SoundLimits | None = None) -> ReadHeaders:
     """Reads the lengths of these files. Files that are not audio are left out; UserError when a store fails."""
     if any(storage.local_path(source.path) is None for source in sources):
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            rows = list(pool.map(_read_header, sources))
+            rows = list(pool.map(lambda source: _read_header(source, limits), sources))
     else:
-        rows = [_read_header(source) for source in sources]
+        rows = [_read_header(source, limits) for source in sources]
     samples = np.array([row if isinstance(row, int) else -1 for row in rows], np.int64)
     return ReadHeaders(samples, [row for row in rows if not isinstance(row, int)])
 
 
-def left_out(source: AudioFile, cause: str, why: str, piece: str = "") -> dict[str, str]:
+def left_out(source: AudioFile, error: audio.AudioError, piece: str = "") -> dict[str, str]:
     """A row of the quarantine table for a file, or for one `piece` of it."""
-    return {"path": shown_name(source.name), "piece": piece, "cause": cause, "why": why}
+    seconds = "" if error.seconds is None else f"{error.seconds:.3f}"
+    row = {"path": shown_name(source.name), "piece": piece, "cause": error.cause}
+    return {**row, "seconds": seconds, "why": str(error)}
 
 
-def _read_header(source: AudioFile) -> int | dict[str, str]:
+def _read_header(source: AudioFile, limits: audio.SoundLimits | None) -> int | dict[str, str]:
     try:
         # The name is written to tars and tables, which are UTF-8.
         source.name.encode()
         with fetch.opened(source.path, fetch.HEADER_BYTES) as file:
-            info = audio.read_header(file)
-            if source.name.lower().endswith(".mp3"):
-                _check_mp3(file, info)
-        return info.length
+            return audio.read_header(file, limits).length
     except UnicodeEncodeError:
-        return left_out(source, "unreadable", "its name is not UTF-8: rename it")
+        return left_out(source, audio.AudioError("unreadable", "its name is not UTF-8: rename it"))
     except audio.AudioError as error:
-        return left_out(source, error.cause, str(error))
-
-
-def _check_mp3(source: audio.Source, info: audio.AudioInfo) -> None:
-    """Raises AudioError for an MP3 of variable bit rate without a length, for which libsndfile guesses one."""
-    if isinstance(source, str):
-        with Path(source).open("rb") as file:
-            frames = mp3.count(file)
-    else:
-        assert not isinstance(source, bytes)
-        frames = mp3.count(source)
-    if frames is not None and abs(frames[0] - info.samples) > _FRAMES_OFF * frames[1]:
-        raise audio.AudioError(
-            "unreadable",
-            f"an MP3 without a length in its header, of {info.duration_s:.1f} s by its bit rate and "
-            f"{frames[0] / info.rate_hz:.1f} s by its frames: write it again, as `ffmpeg -c copy` does",
-        )
+        return left_out(source, error)

@@ -8,11 +8,12 @@ of the group is cut, its pieces are shuffled over its shards; a group of whole f
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import xxhash
 
+from cpcscale.audio import SoundLimits
 from cpcscale.shards.packing.sources import AudioFile
 
 
@@ -50,6 +51,7 @@ class PackTask:
     seed: int
     resumed: bool
     members: tuple[PackedFile, ...]
+    limits: SoundLimits = field(default_factory=SoundLimits)
 
     def shard_name(self, number: int) -> str:
         """The file name of the task's shard `number`, counted from 0."""

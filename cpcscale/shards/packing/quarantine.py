@@ -11,10 +11,11 @@ from typing import cast
 
 from cpcscale import storage
 from cpcscale.errors import UserError
+from cpcscale.shards.account import Account
 
 NAME = "quarantine.csv"
-# `piece` is the number of a piece of a recording, empty for a whole file.
-_COLUMNS = ("path", "piece", "cause", "why")
+# `piece` is the number of a piece of a recording, empty for a whole file; `seconds` are empty where they are unknown.
+_COLUMNS = ("path", "piece", "cause", "seconds", "why")
 
 
 class Quarantine:
@@ -22,6 +23,7 @@ class Quarantine:
 
     def __init__(self) -> None:
         self.files = self.pieces = 0
+        self.account = Account()
         self.first: dict[str, str] | None = None
         self._file = tempfile.TemporaryFile("w+", encoding="utf-8", newline="")  # noqa: SIM115
         self._rows = csv.DictWriter(self._file, _COLUMNS, lineterminator="\n")
@@ -38,6 +40,8 @@ class Quarantine:
         pieces = sum(1 for row in rows if row["piece"])
         self.files, self.pieces = self.files + len(rows) - pieces, self.pieces + pieces
         self._rows.writerows(rows)
+        for row in rows:
+            self.account.leave_out(row["cause"], float(row["seconds"]) if row["seconds"] else None)
 
     def publish(self, target: str) -> None:
         """Writes the table into the folder of the pack."""

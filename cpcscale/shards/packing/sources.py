@@ -20,6 +20,7 @@ import xxhash
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
+from cpcscale.shards import account
 from cpcscale.shards.packing import manifests
 from cpcscale.shards.packing.manifests import ManifestColumns
 from cpcscale.tables import nfc
@@ -65,8 +66,10 @@ class AudioFiles(Sequence[AudioFile]):
     is its own group) and `language`, dictionary-encoded.
     """
 
-    def __init__(self, table: pa.Table, root: str = "") -> None:
+    def __init__(self, table: pa.Table, root: str = "", passed_over: Counter[str] | None = None) -> None:
         self.table, self.root = table.combine_chunks(), root
+        # Files of the tree that are not audio, by suffix.
+        self.passed_over = passed_over or Counter()
 
     @classmethod
     def of(cls, sources: Iterable[AudioFile]) -> AudioFiles:
@@ -82,7 +85,7 @@ class AudioFiles(Sequence[AudioFile]):
 
     def only(self, mask: np.ndarray) -> AudioFiles:
         """The files for which the bool [files] `mask` is true."""
-        return self if mask.all() else AudioFiles(self.table.filter(pa.array(mask)), self.root)
+        return self if mask.all() else AudioFiles(self.table.filter(pa.array(mask)), self.root, self.passed_over)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -140,10 +143,16 @@ def find_audio(root: str, config: FindConfig | None = None) -> AudioFiles:
         pa.array([_bytes(name) for name in part], pa.large_binary())
         for part in _batched(name for name in listed if name.lower().endswith(audio.SUFFIXES))
     ]
+    passed_over = Counter(
+        account.suffix(name)
+        for name in listed
+        if not name.lower().endswith(audio.SUFFIXES) and posixpath.basename(name) not in manifests.NAMES
+    )
     del listed
     names = pa.chunked_array(batches, pa.large_binary()).combine_chunks()
     if not len(names):
-        raise UserError(f"no audio below {root}: expected files ending in {', '.join(audio.SUFFIXES)}")
+        over = f"; passed over {account.passed_over(passed_over)}" if passed_over else ""
+        raise UserError(f"no audio below {root}: expected files ending in {', '.join(audio.SUFFIXES)}{over}")
     labels = manifests.read(
         root, names, beside, config.manifest, config.columns, speakers=config.group_from == "manifest"
     )
@@ -154,7 +163,9 @@ def find_audio(root: str, config: FindConfig | None = None) -> AudioFiles:
             group = _folders(names, config.folder_level)
         case "file":
             group = pa.nulls(len(names), pa.large_string())
-    return AudioFiles(_encoded(pa.table({"name": names, "group": group, "language": labels.language})), root)
+    return AudioFiles(
+        _encoded(pa.table({"name": names, "group": group, "language": labels.language})), root, passed_over
+    )
 
 
 def utterance_keys(names: Sequence[str] | pa.LargeStringArray, cut: np.ndarray | None = None) -> pa.LargeStringArray:
@@ -240,7 +251,8 @@ def _folders(names: pa.LargeBinaryArray, level: int) -> pa.ChunkedArray:
         parts.append(pa.array(folders, pa.large_string()))
     if missing:
         raise UserError(
-            f"{missing} of {len(names)} files lie in no folder of folder_level={level}, the first: {first}: give a "
+            f"{missing} of {len(names)} files lie in no folder of folder_level={level} (-1: the one that a file is "
+            f"in), the first: {first}: give a "
             "level that every path has, or move the files"
         )
     return pa.chunked_array(parts, pa.large_string())

@@ -84,57 +84,76 @@ def _encode(
     """Encodes the usable ones of the wanted pieces into `spool`; adds a row to `rows` for each piece left out."""
     spooled = {}
     for number, member in enumerate(task.members):
-        for piece, wave in _usable(task, number, rows):
+        for piece, wave, level in _usable(task, number, rows):
             if (number, piece) in wanted:
-                data, meta = _utterance(member, piece, wave, task.codec)
+                data, meta = _utterance(member, piece, wave, level, task.codec)
                 spooled[number, piece] = _Spooled(spool.tell(), len(data), meta)
                 spool.write(data)
     spool.flush()
     return spooled
 
 
-def _usable(task: PackTask, number: int, rows: dict[Piece, dict[str, str]]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (number, int16 signal) of each usable piece of a file; adds a row to `rows` for each other."""
+def _usable(
+    task: PackTask, number: int, rows: dict[Piece, dict[str, str]]
+) -> Iterator[tuple[int, np.ndarray, audio.Level]]:
+    """Yields (number, int16 signal, level) of each usable piece of a file; adds a row to `rows` for each other."""
     member = task.members[number]
     piece = decoded = 0
+
+    def leave_out(piece: int, cause: str, why: str) -> None:
+        seconds = (member.start(piece + 1) - member.start(piece)) / RATE_HZ
+        name = f"{piece:05d}" if member.pieces > 1 else ""
+        rows[number, piece] = left_out(member.source, audio.AudioError(cause, why, seconds), name)
+
     try:
         with fetch.opened(member.source.path, fetch.STREAM_BYTES if member.pieces > 1 else 0) as file:
+            slack = audio.slack_samples(audio.read_header(file, task.limits))
+            _check_stream(file, member)
             for part in cut(audio.decode_blocks(file), member):
-                wave = audio.to_int16(part)
-                decoded += len(wave)
-                if len(wave) < task.min_samples:
-                    rows[number, piece] = _row(member, piece, "short", f"{len(wave) / RATE_HZ:.3f} s is below min_s")
-                elif not np.any(wave):
-                    rows[number, piece] = _row(member, piece, "silent", "every sample is zero")
-                else:
-                    yield piece, wave
+                decoded += len(part)
+                if decoded + slack < member.start(piece + 1):
+                    break
+                try:
+                    if len(part) < task.min_samples:
+                        raise audio.AudioError("short", f"{len(part) / RATE_HZ:.3f} s is below min_s")
+                    yield piece, *audio.check_sound(part, task.limits)
+                except audio.AudioError as error:
+                    leave_out(piece, error.cause, str(error))
                 piece += 1
         cause = "cut"
         why = f"the header promises {member.samples / RATE_HZ:.3f} s and {decoded / RATE_HZ:.3f} s decode"
     except audio.AudioError as error:
         cause, why = error.cause, str(error)
     for lost in range(piece, member.pieces):
-        rows[number, lost] = _row(member, lost, cause, why)
+        leave_out(lost, cause, why)
 
 
-def _row(member: PackedFile, piece: int, cause: str, why: str) -> dict[str, str]:
-    return left_out(member.source, cause, why, f"{piece:05d}" if member.pieces > 1 else "")
+def _check_stream(file: audio.Source, member: PackedFile) -> None:
+    """As audio.check_stream, but the pieces of a recording before the place where it was cut are kept."""
+    try:
+        audio.check_stream(file)
+    except audio.AudioError as error:
+        if error.cause != "cut" or member.pieces == 1:
+            raise
 
 
-def _utterance(member: PackedFile, piece: int, wave: np.ndarray, codec: str) -> tuple[bytes, dict[str, Any]]:
-    data = audio.encode(wave, codec)
-    # Measured on the audio that training will decode: opus removes what it considers inaudible.
-    trained = audio.to_int16(audio.decode(data)) if codec == "opus" else wave
-    level = trained.astype(np.float64) / 32768
+def _utterance(
+    member: PackedFile, piece: int, wave: np.ndarray, level: audio.Level, codec: str
+) -> tuple[bytes, dict[str, Any]]:
+    data, samples = audio.encode(wave, codec), len(wave)
+    if codec == "opus":
+        # Measured on the audio that training will decode: opus removes what it considers inaudible.
+        trained = audio.to_int16(audio.decode(data))
+        samples, level = len(trained), audio.measure(trained)
     meta = {
         "key": member.piece_key(piece),
         "source": member.source.name,
         "group": member.source.group,
         "language": member.source.language,
-        "samples": len(trained),
+        "samples": samples,
         "rate_hz": RATE_HZ,
-        "mean": float(level.mean()),
-        "mean_square": float(np.square(level).mean()),
+        "mean": level.mean,
+        "mean_square": level.mean_square,
     }
     # `start` is the place in the recording, in samples at 16 kHz.
     return data, {**meta, "start": member.start(piece)} if member.pieces > 1 else meta

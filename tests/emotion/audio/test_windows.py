@@ -56,18 +56,18 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.read, self.decoded, self.computed = list[str](), 0, list[list[int]]()
-        read, decode = storage.read, audio.decode
+        read, decode = storage.read, audio.decode_checked
 
         def reading_(url: str) -> bytes:
             self.read.append(Path(url).stem)
             return read(url)
 
-        def decoding(data: bytes) -> np.ndarray:
+        def decoding(data: bytes) -> tuple[audio.AudioInfo, np.ndarray]:
             self.decoded += 1
             return decode(data)
 
         monkeypatch.setattr(storage, "read", reading_)
-        monkeypatch.setattr(audio, "decode", decoding)
+        monkeypatch.setattr(audio, "decode_checked", decoding)
 
     def compute(self, windows: list[np.ndarray]) -> list[np.ndarray]:
         self.computed.append([len(window) for window in windows])
