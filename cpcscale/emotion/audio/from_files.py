@@ -35,6 +35,7 @@ _WORDS = {
     "empty": "empty audio file",
     "unreadable": "audio that does not decode",
     "short": f"under {LEAST_S} s",
+    "outside": "a part behind the end of its file",
     "cut": "audio that was cut off",
     "longer": "audio longer than its header states",
     "rate": "audio of no speech rate",
@@ -43,7 +44,6 @@ _WORDS = {
     "clipped": "audio at full scale",
     "constant": "audio of a constant",
     "pointer": "a git-lfs pointer in place of audio",
-    "outside": "a part behind the end of its file",
 }
 # Raise it when the same file gives other samples, or is refused. New versions of either library may change them too.
 VERSION = 2
@@ -59,7 +59,7 @@ _SETTLED_NS = 2_000_000_000
 
 @dataclass(frozen=True)
 class UnusableAudio:
-    """An utterance whose audio cannot be used; `cause` is a key of _WORDS, `why` a sentence."""
+    """An utterance whose audio cannot be used; `cause` is a key of `_WORDS`, `why` is a sentence."""
 
     key: str
     path: str
@@ -132,10 +132,10 @@ def read_parts(
     if all(digest in known for digest in digests):
         return [(digest, None) for digest in digests]
     try:
-        wave = audio.decode_checked(data)[1]
+        decoded = audio.decode_checked(data)[1]
     except audio.AudioError as error:
         return unusable(error.cause, str(error))
-    return [(digest, _part(one, wave)) for one, digest in zip(parts, digests, strict=True)]
+    return [(digest, _part(one, decoded)) for one, digest in zip(parts, digests, strict=True)]
 
 
 def part_bounds(utterance: Utterance, samples: int) -> tuple[int, int] | UnusableAudio:
@@ -152,13 +152,13 @@ def part_bounds(utterance: Utterance, samples: int) -> tuple[int, int] | Unusabl
     return (start, stop) if stop - start >= LEAST_S * audio.RATE_HZ else _short(utterance, stop - start)
 
 
-def _part(utterance: Utterance, wave: np.ndarray) -> np.ndarray | UnusableAudio:
-    """The int16 samples of an utterance in the float32 signal of its file, or why they are unusable."""
-    bounds = part_bounds(utterance, len(wave))
+def _part(utterance: Utterance, decoded: np.ndarray) -> np.ndarray | UnusableAudio:
+    """The int16 samples of an utterance of a decoded file, or why they are unusable."""
+    bounds = part_bounds(utterance, len(decoded))
     if isinstance(bounds, UnusableAudio):
         return bounds
     try:
-        return audio.check_sound(wave[slice(*bounds)], audio.SoundLimits())[0]
+        return audio.check_sound(decoded[slice(*bounds)], audio.SoundLimits())[0]
     except audio.AudioError as error:
         return UnusableAudio(utterance.key, utterance.path, error.cause, str(error))
 
