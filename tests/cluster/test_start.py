@@ -90,6 +90,8 @@ def test_a_python_without_the_packages_is_one_line_that_names_it(job, tmp_path):
         ("https://ray.example.org", "`ray job submit`"),
         ("ray://127.0.0.1:10001", "HOST:6379"),
         ("nohost.invalid:6379", "no Ray cluster answers"),
+        ("127.0.0.1:99999", "no Ray cluster answers"),
+        ("head..example:6379", "no Ray cluster answers"),
         ("127.0.0.1:closed", "no Ray cluster answers"),
         ("localhost:closed", "no Ray cluster answers"),
     ],
