@@ -47,6 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"cpcscale: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] == "cpcscale":
+            raise
+        way_out = "run it with the Python of your install; for a job: `ray job submit ... -- /PATH/TO/python ...`"
+        print(f"cpcscale: error: {sys.executable} has no package {error.name}: {way_out}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as stopped:
         goes_on = {
             "pack": "goes on where it was",

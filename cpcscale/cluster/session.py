@@ -168,9 +168,10 @@ def _refuse_silent(address: str) -> None:
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
             return
-        except OSError as error:
-            if time.monotonic() > until or isinstance(error, socket.gaierror):
-                raise _no_cluster(address, error.strerror or str(error)) from None
+        except (OSError, UnicodeError) as error:
+            # A name that is no host's is a UnicodeError.
+            if time.monotonic() > until or isinstance(error, socket.gaierror | UnicodeError):
+                raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from None
             time.sleep(0.5)
 
 

@@ -17,6 +17,7 @@ from cpcscale import machine
 from cpcscale.cluster import session
 from cpcscale.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 PROGRAM = "import sys; sys.path.pop(0); from cpcscale.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -64,6 +65,24 @@ def test_a_folder_that_was_deleted_is_one_line(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("job", ["audit", "evaluate", "finetune", "index", "pack", "pretrain", "reproduce", "sweep"])
+def test_a_python_without_the_packages_is_one_line_that_names_it(job, tmp_path):
+    (tmp_path / "a.yaml").touch()
+    program = ROOT / "jobs" / f"{job}.py"
+    # -S: without the packages that are installed, as in a venv that was not activated.
+    ran = subprocess.run(
+        [sys.executable, "-S", str(program), "a.yaml", *(["b"] if job == "pack" else [])],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    [line] = ran.stderr.splitlines()
+    assert ran.returncode == 2
+    assert line.startswith(f"cpcscale: error: {sys.executable} has no package ") and "ray job submit" in line
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [
@@ -71,6 +90,8 @@ def test_a_folder_that_was_deleted_is_one_line(tmp_path):
         ("https://ray.example.org", "`ray job submit`"),
         ("ray://127.0.0.1:10001", "HOST:6379"),
         ("nohost.invalid:6379", "no Ray cluster answers"),
+        ("127.0.0.1:99999", "no Ray cluster answers"),
+        ("head..example:6379", "no Ray cluster answers"),
         ("127.0.0.1:closed", "no Ray cluster answers"),
         ("localhost:closed", "no Ray cluster answers"),
     ],
