@@ -294,7 +294,7 @@ def _raw(source: Source) -> Iterator[io.RawIOBase | io.BufferedIOBase]:
 
 def _name(source: Source) -> str:
     if isinstance(source, bytes):
-        return f"{len(source)} bytes"
+        return "the file"
     name = source if isinstance(source, str) else str(getattr(source, "name", "a file"))
     # A name that is not UTF-8 must not break the message, or the quarantine table that holds the message.
     return name.encode(errors="backslashreplace").decode()

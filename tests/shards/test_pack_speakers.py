@@ -125,7 +125,8 @@ def test_speakers_are_told_from_the_folders_at_the_level_that_is_named(tmp_path)
 def test_a_level_that_a_path_does_not_have_is_refused_with_the_path(tmp_path):
     root = tree(tmp_path, [*LIBRI, "stray.wav"])
     message = refusal(root, group_from="folder", folder_level=2)
-    assert "1 of 4 files lie in no folder of folder_level=2 (-1: the one that a file is in), the first: stray.wav" in message
+    assert "1 of 4 files lie in no folder of folder_level=2 (-1: the one that" in message
+    assert "the first: stray.wav" in message
 
 
 def test_each_file_may_be_a_speaker_of_its_own_in_spite_of_a_manifest(tmp_path, caplog):

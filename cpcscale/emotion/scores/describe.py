@@ -1,6 +1,7 @@
 """Statistics of a labelled corpus: labels, speakers, partitions, durations, and agreement of raters.
 
-They cover the utterances that the adapter took. Durations come from the audio headers; nothing is decoded.
+They cover the utterances that the adapter took. Durations come from the audio headers. Of up to 20 hours all audio is
+decoded too, to see whether it is what its header says and whether it can be speech; of more, every n-th file.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from cpcscale import audio, storage
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.scores.ccc import PRIMITIVES, ccc
 from cpcscale.emotion.scores.system_table import label_correlation
+from cpcscale.progress import Progress
 
 # A label within this of the raters' mean is that mean: owners write two to six decimals.
 _SAME = 0.01
 _PROBES = 8
+# So much audio is decoded within a minute or two.
+_DECODED_S = 20 * 3600
 
 
 def describe(corpus: Corpus) -> dict[str, Any]:
@@ -29,7 +33,8 @@ def describe(corpus: Corpus) -> dict[str, Any]:
 
     `labels`, by primitive: see `label_figures`. `correlation`: see `label_correlation`. `speakers`, `gender`,
     `partitions`, `styles`, `sessions`, `categories`, `languages`: number of utterances for each value, "" if unknown.
-    `duration_s`: see `durations`. `dropped`: rows left out, by reason. `human`: see `human_ceiling`.
+    `duration_s`: see `durations`. `dropped`: rows left out, by reason. `human`: see `human_ceiling`. `unusable`: see
+    `unusable_audio`.
     """
     rows = corpus.utterances
     speakers = Counter(row.speaker for row in rows)
@@ -53,7 +58,8 @@ def describe(corpus: Corpus) -> dict[str, Any]:
         "sessions": _counts(row.session for row in rows),
         "categories": _counts(row.category for row in rows),
         "languages": _counts(row.language for row in rows),
-        "duration_s": durations([row.path for row in rows], [row.segment for row in rows]),
+        "duration_s": (seconds := durations([row.path for row in rows], [row.segment for row in rows])),
+        "unusable": unusable_audio([row.path for row in rows], seconds["total"]),
         "dropped": corpus.dropped_counts,
         "human": human_ceiling(corpus),
     }
@@ -116,6 +122,38 @@ def durations(paths: Sequence[str], segments: Sequence[tuple[float, float] | Non
         "median": float(np.median(known)) if len(known) else None,
         "greatest": float(known.max()) if len(known) else None,
         "unreadable": len(seconds_U) - len(known),
+    }
+
+
+def unusable_audio(paths: Sequence[str], seconds: float) -> dict[str, Any]:
+    """Files that a fine-tuning refuses: `causes` (files by cause), `first` (path and why); `decoded` of `files` tried.
+
+    Of a corpus of more than 20 hours (`seconds`), only every n-th file is decoded. Raises UserError when a store fails.
+    """
+    files = list(dict.fromkeys(paths))
+    tried = files[:: max(1, math.ceil(seconds / _DECODED_S))]
+
+    def fault(path: str) -> audio.AudioError | None:
+        try:
+            audio.check_sound(audio.decode_checked(storage.read(path))[1], audio.SoundLimits())
+        except audio.AudioError as error:
+            return error
+        except storage.NotFoundError as error:
+            return audio.AudioError("missing", str(error))
+        return None
+
+    faults: dict[str, audio.AudioError] = {}
+    with ThreadPoolExecutor(max_workers=_PROBES) as pool, Progress("decoding", len(tried), "files") as progress:
+        for done, (path, error) in enumerate(zip(tried, pool.map(fault, tried), strict=True), start=1):
+            if error:
+                faults[path] = error
+            progress.update(done)
+    first = next(iter(faults), "")
+    return {
+        "causes": dict(Counter(error.cause for error in faults.values()).most_common()),
+        "first": f"{first}: {faults[first]}" if first else "",
+        "decoded": len(tried),
+        "files": len(files),
     }
 
 

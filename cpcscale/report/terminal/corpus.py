@@ -35,6 +35,7 @@ def corpus_lines(values: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield _line("outside", _outside(values["out_of_scale"], values["labels"], least, greatest))
     yield _line("left out", _counts(values["dropped"]) if values["dropped"] else "none")
+    yield from _unusable(values["unusable"])
     yield from (_line("note", note) for note in values["notes"])
 
 
@@ -56,6 +57,14 @@ def _durations(seconds: Mapping[str, Any]) -> str:
         return f"unknown: no audio header of {seconds['unreadable']:,} can be read"
     text = "{least:.2f} s to {greatest:.2f} s, median {median:.2f} s, mean {mean:.2f} s".format(**seconds)
     return text + (f"; {seconds['unreadable']:,} files cannot be read" if seconds["unreadable"] else "")
+
+
+def _unusable(found: Mapping[str, Any]) -> Iterator[str]:
+    tried = f"{found['decoded']:,} of {found['files']:,} files decoded"
+    if not found["causes"]:
+        yield _line("audio", f"{tried}: all can be used")
+        return
+    yield _line("audio", f"{tried}: {_counts(found['causes'])} cannot be used, the first {found['first']}")
 
 
 def _moments(labels: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

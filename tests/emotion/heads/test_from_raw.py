@@ -166,7 +166,7 @@ def test_very_short_and_long_speech_is_scored_and_bad_files_are_a_line_each(plac
     assert "Traceback" not in done.stderr
     assert {"00", "01"} <= set(names) and not {"02", "03"} & set(names)
     [empty] = [line for line in done.stderr.splitlines() if "02" in line]
-    assert empty == f"cpcscale: tones: left out 02, {spoilt}/02.wav: the file has 0 bytes"
+    assert empty == f"cpcscale: tones: left out 02, {spoilt}/02.wav: the file has no bytes"
     [missing] = [line for line in done.stderr.splitlines() if "03" in line]
     assert missing == "cpcscale: tones: 03 is left out: no audio file"
 
@@ -176,7 +176,7 @@ def test_bad_files_stop_a_run_with_one_line_unless_told_otherwise(place, tmp_pat
     more = arguments(place, tmp_path / "run", "system=functionals", f"corpus.path={spoilt}")
     line = refused(capsys, *more)
     assert f"1 of 36 audio files are not where the labels say, the first {spoilt}/03.wav" in line
-    soundfile.write(spoilt / "03.wav", np.full(4000, 0.1), 16_000)
+    soundfile.write(spoilt / "03.wav", 0.1 * np.sin(np.arange(4000)), 16_000)
     line = refused(capsys, *more)
     assert f"1 of 36 audio files cannot be used (1 empty), the first {spoilt}/02.wav of 02" in line
     assert "corpus.on_bad=skip" in line

@@ -1,11 +1,14 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from made_corpora import put_emodb, put_iemocap, put_msp_podcast
+from made_voices import put_corpus
 
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Rating, Utterance
@@ -161,3 +164,14 @@ def test_labels_whose_columns_are_mixed_up_are_seen():
     seen = human_ceiling(mixed)
     assert seen is not None
     assert seen["label_is_mean"] == {"activation": 0.0, "valence": 0.0, "dominance": 1.0}
+
+
+def test_audio_that_a_fine_tuning_refuses_is_named_before(tmp_path):
+    folder = put_corpus(tmp_path / "tones")
+    whole = Path(folder, "04.wav").read_bytes()
+    soundfile.write(Path(folder, "02.wav"), np.zeros(16_000), 16_000)
+    Path(folder, "03.wav").write_bytes(whole[: len(whole) // 2])
+    found = describe(open_corpus(CorpusConfig(path=str(folder))))["unusable"]
+    assert found["causes"] == {"silent": 1, "cut": 1}
+    assert found["first"] == f"{folder}/02.wav: every sample is zero"
+    assert found["decoded"] == found["files"] == 36
