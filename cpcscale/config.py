@@ -10,10 +10,13 @@ and a checkpoint is resumed. So that releases can add and remove keys:
 - a field with `metadata=ADDED` was added after release 0.1 and is part of it only when it is not at its default;
 - a class lists the keys that were removed in `REMOVED`, with their old defaults: the identity still holds these. A file
   or a checkpoint may hold such a key at its old default, which is ignored; any other value is refused.
+
+A key that holds text takes it as typed, whatever YAML would read there: `run_dir=20261129_222632`, `name: 007`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -22,7 +25,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -44,6 +47,12 @@ _URL_SECRETS = re.compile(
 _MISSING = "???"
 
 
+class _TextLoader(yaml.SafeLoader):
+    """Reads YAML with every scalar as the text that stands there."""
+
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012
+
+
 def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     """An instance of the dataclass `root`: its defaults, then the YAML file at `path`, then `key=value` overrides.
 
@@ -61,8 +70,8 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     # Taken from the classes alone: keys that a file puts into a free mapping must not become part of the schema.
     schema = OmegaConf.to_container(tree)
     known = [key for key, _ in leaves(schema)] + list(_branches(schema))
-    layers = [] if path is None else [(path, _read(path))]
-    layers += [(f"override {text!r}", _override(text)) for text in overrides]
+    layers = [] if path is None else [(path, _read(root, path))]
+    layers += [(f"override {text!r}", _override(root, text)) for text in overrides]
     for source, layer in layers:
         layer = _without_removed(root, layer, source)
         _check_layer(source, layer, schema, known)
@@ -163,28 +172,77 @@ def _schema(root: Any) -> Any:
     return tree
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(root: Any, path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"no config file {path}: name a YAML file, for example one under configs/")
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
+        texts = _TextLoader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is not YAML that can be read: {_first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a list, not a mapping of keys to values")
-    return cast(dict[str, Any], content)
+    return cast(dict[str, Any], _as_typed(root, content, texts))
 
 
-def _override(text: str) -> dict[str, Any]:
+def _override(root: Any, text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"cannot read {text!r}: overrides are written key=value")
+    kind, names = root, key.strip().split(".")
+    for name in names:
+        kind = _kind_below(kind, name)
+    if _holds_text(kind) and not _is_null(kind, value):
+        return _nested(names, _unquoted(value.strip()))
     # `key=` means the empty text, but YAML would read null.
     quoted = text if value.strip() else f'{key}=""'
     try:
-        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([quoted])))
+        content = OmegaConf.to_container(OmegaConf.from_dotlist([quoted]))
+        return cast(dict[str, Any], _as_typed(root, content, _nested(names, _TextLoader(value).get_single_data())))
     except (yaml.YAMLError, OmegaConfBaseException):
         raise UserError(f"cannot read the value of {text!r} as YAML: quote it") from None
+
+
+def _nested(names: Sequence[str], value: Any) -> Any:
+    for name in reversed(names):
+        value = {name: value}
+    return value
+
+
+def _unquoted(text: str) -> str:
+    """`text` without the quotes of a YAML text, if it is wholly in quotes."""
+    if text[:1] in ("'", '"'):
+        with contextlib.suppress(yaml.YAMLError):
+            inner = yaml.safe_load(text)
+            return inner if isinstance(inner, str) else text
+    return text
+
+
+def _kind_below(kind: Any, name: str) -> Any:
+    """The type of what stands under `name` in a value of the type `kind`; None where any is taken."""
+    if dataclasses.is_dataclass(kind):
+        return get_type_hints(kind).get(name)
+    return get_args(kind)[1] if get_origin(kind) is dict else None
+
+
+def _holds_text(kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return all(isinstance(choice, str) for choice in get_args(kind))
+    return kind is str or set(get_args(kind)) == {str, type(None)}
+
+
+def _is_null(kind: Any, text: str) -> bool:
+    """Whether `text` is YAML's null, for a key of the type `kind` that may be None."""
+    return type(None) in get_args(kind) and text.strip().lower() in ("null", "~")
+
+
+def _as_typed(kind: Any, value: Any, text: Any) -> Any:
+    """`value`, as YAML reads it, with the text itself where the type `kind` has text. `text` is the same tree."""
+    if isinstance(value, dict) and isinstance(text, dict):
+        return {key: _as_typed(_kind_below(kind, key), item, text.get(str(key))) for key, item in value.items()}
+    if isinstance(value, list) and isinstance(text, list) and get_origin(kind) is list:
+        return [_as_typed(get_args(kind)[0], *pair) for pair in zip(value, text, strict=True)]
+    return text if _holds_text(kind) and isinstance(text, str) and not _is_null(kind, text) else value
 
 
 def _check_layer(source: str, layer: Any, schema: Any, known: list[str], prefix: str = "") -> None:
