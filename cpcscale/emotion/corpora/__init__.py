@@ -7,7 +7,6 @@ import logging
 from cpcscale import storage
 from cpcscale.emotion.corpora import crema_d, csv_table, emodb, iemocap, msp_improv, msp_podcast, ravdess
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, is_file, require_path
-from cpcscale.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +22,6 @@ def open_corpus(settings: CorpusConfig) -> Corpus:
     ...     print(open_corpus(CorpusConfig(path=folder)).labels_UP)
     [[4. 2. 3.]]
     """
-    if settings.kind not in ("auto", "csv") and is_file(path := require_path(settings)):
-        raise UserError(
-            f"corpus.kind={settings.kind} reads the folder of the corpus as its owners ship it, and corpus.path={path} "
-            "is a file: pass corpus.kind=csv to read it as a table, or name the folder"
-        )
     match settings.kind if settings.kind != "auto" else detect_kind(settings):
         case "iemocap":
             return iemocap.read(settings)

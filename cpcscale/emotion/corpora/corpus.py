@@ -260,14 +260,21 @@ def _mean_rating(same: Sequence[Rating]) -> Rating:
 
 
 def require_path(settings: CorpusConfig) -> str:
-    """`corpus.path`, absolute. Raises UserError if it is not set or does not exist."""
+    """`corpus.path`, absolute. Raises UserError if it is not set or not there, or a file where a folder is needed."""
     if not settings.path:
         raise UserError("corpus.path is not set: pass corpus.path=FOLDER, the folder of a labelled corpus")
-    if not storage.exists(settings.path):
+    path = storage.absolute(settings.path)
+    if not storage.exists(path):
         raise UserError(
-            f"no corpus at corpus.path={settings.path}: pass corpus.path=FOLDER, the folder of a labelled corpus"
+            f"no corpus at corpus.path={settings.path}: pass corpus.path=FOLDER, the folder of a labelled corpus, or a "
+            "table that is there, such as my.csv"
         )
-    return storage.absolute(settings.path)
+    if settings.kind not in ("auto", "csv") and is_file(path):
+        raise UserError(
+            f"corpus.kind={settings.kind} reads the folder of the corpus as its owners ship it, and corpus.path={path} "
+            "is a file: pass corpus.kind=csv to read it as a table, or name the folder"
+        )
+    return path
 
 
 def is_file(url: str) -> bool:
