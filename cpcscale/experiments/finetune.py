@@ -23,6 +23,7 @@ from cpcscale.emotion.protocol.folds import fold_splits, marks
 from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
+from cpcscale.tracking import run_note
 from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def finetune(
     are open already. Mistakes of the user raise UserError before Ray starts or a file is written.
     """
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
+    run_note.refuse_other_kind(config.run_dir, "finetune")
     corpus = open_corpus(config.corpus) if corpus is None else corpus
     folds = fold_splits(config, corpus)
     opened = encoder, source = open_encoder(config) if opened is None else opened

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import math
 import os
@@ -24,7 +23,8 @@ from typing import Any
 from cpcscale import storage
 from cpcscale.config import check_choice, redact, redacted
 from cpcscale.errors import UserError
-from cpcscale.tracking.outbox import Outbox, Record, StoreAwayError, always, read_json
+from cpcscale.tracking import run_note
+from cpcscale.tracking.outbox import Outbox, Record, StoreAwayError, always
 
 logger = logging.getLogger(__name__)
 
@@ -97,28 +97,27 @@ class Tracker:
     ) -> Tracker:
         """Opens the run named in `run_dir/run.json` if the store still has it, else creates one and names it there.
 
+        A copied folder gets a new run that names its origin. Raises UserError if the folder's run is of another kind.
+
         Tags are overwritten. Params keep their first value; those that have changed are listed in the tag
         `cpcscale.changed`. Raises StoreError when the store cannot be used, unless `patient` and the run exists: then
         its records wait for the store. Nothing is sent or kept while `allowed()` is false.
         """
-        note_url = storage.join(run_dir, "run.json") if run_dir else None
-        note = read_json(note_url) if note_url else {}
-        known_id = str(note["run_id"]) if note.get("kind") == kind and note.get("run_id") else None
+        known_id, copied = run_note.read_own(run_dir, kind) if run_dir else (None, {})
         try:
             client, experiment_id = _prepare(config)
             with store_errors(config):
                 # Created with its kind, so that a run whose driver is killed right now is still listed.
                 first = {"cpcscale.kind": kind} | ({PARENT_TAG: parent} if parent else {})
                 run = _active_run(client, known_id) or client.create_run(experiment_id, run_name=name, tags=first)
-                _describe(client, run, {**tags, "cpcscale.kind": kind}, params)
+                _describe(client, run, {**tags, **copied, "cpcscale.kind": kind}, params)
         except StoreError as error:
             if not (patient and known_id):
                 raise
             logger.warning("%s; the run goes on and its records wait", error)
             return cls(connect(config), known_id, run_dir, allowed)
-        if note_url and run.info.run_id != known_id:
-            note = {"run_id": run.info.run_id, "kind": kind, "name": name, "experiment": config.experiment}
-            storage.write(note_url, (json.dumps(note, indent=1) + "\n").encode())
+        if run_dir:
+            run_note.write(run_dir, run.info.run_id, kind, name, config.experiment)
         return cls(client, run.info.run_id, run_dir, allowed)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -1,0 +1,64 @@
+"""`RUN/run.json`: the MLflow run of a run folder, with the kind of the run and the place where the folder was.
+
+A folder that was copied holds the same note. Its copy must not write to the first folder's MLflow run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from typing import Any
+
+from cpcscale import storage
+from cpcscale.errors import UserError
+from cpcscale.tracking.outbox import read_json
+
+logger = logging.getLogger(__name__)
+
+NAME = "run.json"
+
+
+def read_own(run_dir: str, kind: str) -> tuple[str | None, dict[str, str]]:
+    """(id of the MLflow run that this folder goes on in, tags that name the run it was copied from).
+
+    The id is None for a new folder and for a copy. A folder was moved, not copied, if its old place on this machine
+    or in this store no longer holds the run. Raises UserError for a folder that holds a run of another kind.
+    """
+    note = read_json(storage.join(run_dir, NAME))
+    refuse_other_kind(run_dir, kind, note)
+    known = str(note["run_id"]) if note.get("kind") == kind and note.get("run_id") else None
+    before = str(note.get("place", ""))
+    if known is None or not before or before == storage.absolute(run_dir):
+        return known, {}
+    try:
+        same_machine = storage.local_path(before) is None or note.get("host") == socket.gethostname()
+        still_there = read_json(storage.join(before, NAME)).get("run_id") == known
+        first, here = storage.local_path(before), storage.local_path(run_dir)
+        if still_there and first and here and first.exists() and first.samefile(here):
+            return known, {}  # Another path to the same folder, such as a link.
+    except UserError:  # The old place cannot be read: it may still be written to.
+        same_machine, still_there = False, True
+    if same_machine and not still_there:
+        return known, {}
+    logger.warning("%s is a copy of the run in %s: it is tracked as a new run", storage.shown(run_dir), before)
+    return None, {"cpcscale.copied_from": known, "cpcscale.copied_from_place": before}
+
+
+def refuse_other_kind(run_dir: str, kind: str, note: dict[str, Any] | None = None) -> None:
+    """Raises UserError when `run_dir` holds a tracked run of another kind than `kind`."""
+    note = read_json(storage.join(run_dir, NAME)) if note is None else note
+    if (there := note.get("kind", kind)) != kind:
+        raise UserError(
+            f"run_dir={storage.shown(run_dir)} holds a run of {there}, and this is {kind}: name another run_dir"
+        )
+
+
+def write(run_dir: str, run_id: str, kind: str, name: str, experiment: str) -> None:
+    """Names the MLflow run of a folder, if the folder does not name it yet with this place."""
+    note = {"run_id": run_id, "kind": kind, "name": name, "experiment": experiment}
+    note |= {"place": storage.absolute(run_dir), "host": socket.gethostname()}
+    url = storage.join(run_dir, NAME)
+    before = read_json(url)
+    if any(before.get(key) != note[key] for key in ("run_id", "place", "host")):
+        storage.write(url, (json.dumps(note, indent=1) + "\n").encode())
