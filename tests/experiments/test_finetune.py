@@ -14,7 +14,7 @@ from commands import long
 from made_voices import put_checkpoint, put_corpus, recipe
 
 from cpcscale import config as configs
-from cpcscale.cluster import session
+from cpcscale.cluster import fold_tasks, session
 from cpcscale.cluster.fold_tasks import SharedFold, _RankDiedError, _root_cause, run_shared
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.emotion.corpora import open_corpus
@@ -147,7 +147,7 @@ def test_a_users_error_of_one_rank_is_told_and_not_that_the_others_lost_it():
 )
 def test_more_ranks_than_can_share_a_fold_are_refused_before_ray_starts(tmp_path, monkeypatch, changes, message):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(fold_tasks, "usable_cores", lambda: 4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     put_corpus(tmp_path / "tones", each=2)
     config = settings(tmp_path, "precpc", put_checkpoint(tmp_path / "pretrained"))
