@@ -127,8 +127,8 @@ def short(value: float | None, digits: int = 3) -> str:
     """`.312`, `-.04`, `1.000`: a coefficient or share without its leading zero; a dash for None."""
     if value is None:
         return NONE
-    # What is below zero keeps its sign where it rounds to zero: whether an interval holds zero must show.
-    text = f"{value or 0.0:.{digits}f}"
+    # What is below zero by more than noise keeps its sign where it rounds to zero: an interval may end there.
+    text = f"{value if abs(value) >= 0.0005 else 0.0:.{digits}f}"
     return text.replace("0.", ".", 1) if abs(float(text)) < 1 else text
 
 

@@ -14,6 +14,7 @@ from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.describe import describe
+from cpcscale.report.compare import short
 from cpcscale.report.terminal.corpus import corpus_lines
 
 
@@ -168,6 +169,12 @@ def test_a_mistyped_command_is_one_line_with_the_way_out(capsys, arguments, word
     assert ended.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("cpcscale: error: ") and words in line and "--help" in line
+
+
+def test_an_interval_below_zero_shows_it_and_noise_does_not():
+    assert [short(value, 2) for value in (-0.004, -1e-17, 0.0, -0.0, 0.004, -0.268)] == [
+        *("-.00", ".00", ".00", ".00", ".00", "-.27")
+    ]
 
 
 def test_every_verb_lists_its_keys(capsys):
