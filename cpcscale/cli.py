@@ -13,14 +13,13 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from cpcscale import freed_memory
 from cpcscale.arguments import command_line
 from cpcscale.errors import Terminated, UserError
-from cpcscale.machine import usable_cores
+from cpcscale.machine import refuse_deleted_folder, usable_cores
 from cpcscale.signals import handlers_restored
 
 
@@ -35,13 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # These two run without a config: a first argument with a `=` is then an override.
     if options.verb in ("bench", "reproduce") and options.config and "=" in options.config:
         options.config, options.overrides = None, [options.config, *options.overrides]
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        parser.error("the current folder was deleted: change to another one")
     freed_memory.keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
     try:
+        refuse_deleted_folder()
         with handlers_restored(signal.SIGTERM, meanwhile=_terminate):
             return VERBS[options.verb](options) or 0
     except UserError as error:

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from cpcscale.errors import UserError
+
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -30,6 +32,14 @@ def cache_folder() -> Path:
     if home.is_dir() and os.access(home, os.W_OK):
         return home / ".cache"
     return Path(tempfile.gettempdir()) / f"cpcscale-{os.getuid()}"
+
+
+def refuse_deleted_folder() -> None:
+    """Raises UserError if the current folder was deleted, in which no path can be found."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was deleted: change to another one") from None
 
 
 def _quotas() -> Iterator[int]:

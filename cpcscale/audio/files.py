@@ -100,23 +100,18 @@ def read_header(source: Source, limits: SoundLimits | None = None) -> AudioInfo:
     return info
 
 
-def check_stream(source: Source) -> None:
-    """Reads all bytes of a FLAC, Ogg or MP3 file for audio that its header does not state, or that is missing.
+def check_stream(source: Source, info: AudioInfo) -> None:
+    """Reads all bytes of a FLAC, Ogg or MP3 file for audio that its header `info` does not state, or that is missing.
 
     Raises AudioError with cause `longer` or `cut`.
     """
     with _raw(source) as raw:
-        head = raw.read(4) or b""
-        if head in (b"fLaC", b"OggS"):
-            if behind := ends.find_stream(raw):
-                raise AudioError(
-                    "longer", f"{_name(source)} holds more than its header states: {behind}; {WRITE_AGAIN}"
-                )
-            return
-        frames = mp3.read_frames(raw) if head[:3] == b"ID3" or head[:1] == b"\xff" else None
+        behind = ends.find_stream(raw) if info.form in ("FLAC", "OGG") else ""
+        frames = mp3.read_frames(raw) if info.form == "MP3" else None
+    if behind:
+        raise AudioError("longer", f"{_name(source)} holds more than its header states: {behind}; {WRITE_AGAIN}")
     if frames and frames.stated is not None:
-        rate_hz = read_header(source).rate_hz
-        stated_s, there_s = (count * frames.samples / rate_hz for count in (frames.stated, frames.count))
+        stated_s, there_s = (count * frames.samples / info.rate_hz for count in (frames.stated, frames.count))
         # Some encoders count the frame that states the number.
         if frames.count > frames.stated + 1:
             why = f"{_name(source)} states {stated_s:.3f} s and its frames last {there_s:.3f} s"
@@ -148,19 +143,13 @@ def decode_checked(source: bytes | str, limits: SoundLimits | None = None) -> tu
     Its slices can be decoded as training does it, up to its end. Raises AudioError with the causes of `read_header`.
     """
     info = read_header(source, limits)
-    check_stream(source)
+    check_stream(source, info)
     wave = decode(source)
-    check_length(source, info, len(wave))
+    if len(wave) + slack_samples(info) < info.length:
+        stated_s, there_s = info.length / RATE_HZ, len(wave) / RATE_HZ
+        why = f"{_name(source)} states {stated_s:.3f} s and {there_s:.3f} s decode"
+        raise AudioError("cut", f"{why}; {WRITE_AGAIN}", stated_s)
     return info, wave
-
-
-def check_length(source: Source, info: AudioInfo, samples: int) -> None:
-    """Raises AudioError with cause `cut` if the `samples` at 16 kHz that decode are fewer than the header states."""
-    if samples + slack_samples(info) < info.length:
-        stated, there = info.length / RATE_HZ, samples / RATE_HZ
-        raise AudioError(
-            "cut", f"{_name(source)} states {stated:.3f} s and {there:.3f} s decode; {WRITE_AGAIN}", stated
-        )
 
 
 def slack_samples(info: AudioInfo) -> int:

@@ -142,7 +142,8 @@ def _in_folder(folder: str) -> Iterator[str]:
 
     Ray's workers search the folder in which Ray was started for modules: a `queue.py` there would replace Python's.
     """
-    before = os.open(".", os.O_RDONLY)
+    # O_PATH needs no right to read the folder.
+    before = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))
     try:
         os.chdir(folder)
         yield folder

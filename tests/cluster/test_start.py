@@ -60,9 +60,7 @@ def test_a_folder_that_was_deleted_is_one_line(tmp_path):
         [sys.executable, "-c", program, "pack", "a", "b"], cwd=folder, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 2
-    assert ran.stderr.splitlines() == [
-        "cpcscale: error: the current folder was deleted: change to another one; see `cpcscale --help`"
-    ]
+    assert ran.stderr.splitlines() == ["cpcscale: error: the current folder was deleted: change to another one"]
 
 
 @pytest.mark.parametrize("job", ["audit", "evaluate", "finetune", "index", "pack", "pretrain", "reproduce", "sweep"])

@@ -35,7 +35,8 @@ def corpus_lines(values: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield _line("outside", _outside(values["out_of_scale"], values["labels"], least, greatest))
     yield _line("left out", _counts(values["dropped"]) if values["dropped"] else "none")
-    yield from _unusable(values["unusable"])
+    if values["unusable"]["files"]:
+        yield _line("audio", _unusable(values["unusable"]))
     yield from (_line("note", note) for note in values["notes"])
 
 
@@ -59,12 +60,11 @@ def _durations(seconds: Mapping[str, Any]) -> str:
     return text + (f"; {seconds['unreadable']:,} files cannot be read" if seconds["unreadable"] else "")
 
 
-def _unusable(found: Mapping[str, Any]) -> Iterator[str]:
+def _unusable(found: Mapping[str, Any]) -> str:
     tried = f"{found['decoded']:,} of {found['files']:,} files decoded"
     if not found["causes"]:
-        yield _line("audio", f"{tried}: all can be used")
-        return
-    yield _line("audio", f"{tried}: {_counts(found['causes'])} cannot be used, the first {found['first']}")
+        return f"{tried}: all can be used"
+    return f"{tried}: {_counts(found['causes'])} cannot be used, the first {found['first']}"
 
 
 def _moments(labels: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -213,7 +213,7 @@ def measure_member(data: bytes, min_s: float, decode: bool, limits: audio.SoundL
         mean, square = level.mean, level.mean_square
     else:
         info = audio.read_header(data, limits)
-        audio.check_stream(data)
+        audio.check_stream(data, info)
         samples, mean, square = info.length, float("nan"), float("nan")
     if samples < min_s * audio.RATE_HZ:
         seconds = samples / audio.RATE_HZ

@@ -107,8 +107,9 @@ def _usable(
 
     try:
         with fetch.opened(member.source.path, fetch.STREAM_BYTES if member.pieces > 1 else 0) as file:
-            slack = audio.slack_samples(audio.read_header(file, task.limits))
-            _check_stream(file, member)
+            info = audio.read_header(file, task.limits)
+            slack = audio.slack_samples(info)
+            _check_stream(file, info, member)
             for part in cut(audio.decode_blocks(file), member):
                 decoded += len(part)
                 if decoded + slack < member.start(piece + 1):
@@ -128,10 +129,10 @@ def _usable(
         leave_out(lost, cause, why)
 
 
-def _check_stream(file: audio.Source, member: PackedFile) -> None:
+def _check_stream(file: audio.Source, info: audio.AudioInfo, member: PackedFile) -> None:
     """As audio.check_stream, but the pieces of a recording before the place where it was cut are kept."""
     try:
-        audio.check_stream(file)
+        audio.check_stream(file, info)
     except audio.AudioError as error:
         if error.cause != "cut" or member.pieces == 1:
             raise
