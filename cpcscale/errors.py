@@ -44,3 +44,8 @@ def nearest(word: str, known: list[str]) -> str:
     if not inside:
         found = next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), "")
     return f" (did you mean {found}?)" if found else ""
+
+
+def shown_name(name: str) -> str:
+    """The name of a file as valid text: bytes that are not UTF-8 are escaped."""
+    return name.encode(errors="backslashreplace").decode()

@@ -26,7 +26,7 @@ from operator import itemgetter
 from typing import Any, cast
 
 from cpcscale import storage
-from cpcscale.errors import UserError, nearest
+from cpcscale.errors import UserError, nearest, shown_name
 
 # The usual names of the column that names the audio file: audformat, Hugging Face and NeMo have the others.
 PATHS = ("path", "file", "file_name", "filename", "audio_filepath")
@@ -303,12 +303,7 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
         if of(plain) and of(plain) == of(other):
             differs = part
             break
-    return f"; the nearest is {shown(found)}, which differs in {differs}"
-
-
-def shown(name: str) -> str:
-    """A name of a file as valid text: bytes that are not UTF-8 are escaped."""
-    return name.encode(errors="backslashreplace").decode()
+    return f"; the nearest is {shown_name(found)}, which differs in {differs}"
 
 
 def _loose(name: str) -> str:
@@ -328,7 +323,7 @@ def _text(value: Any, place: str, column: str) -> str:
     """A cell as text. Raises TableError for a list or an object."""
     if isinstance(value, str):
         # JSON may hold halves of surrogate pairs, which no table can hold.
-        return shown(value.strip())
+        return shown_name(value.strip())
     if value is None:
         return ""
     if isinstance(value, list | dict):

@@ -16,7 +16,7 @@ import soxr
 from cpcscale.audio import ends, mp3
 from cpcscale.audio.encoding import RATE_HZ
 from cpcscale.audio.sound import SoundLimits
-from cpcscale.errors import AudioError, UserError
+from cpcscale.errors import AudioError, UserError, shown_name
 
 SUFFIXES = (
     *(".wav", ".flac", ".opus", ".ogg", ".mp3", ".aif", ".aiff", ".au", ".sph"),
@@ -286,7 +286,7 @@ def _name(source: Source) -> str:
         return "the file"
     name = source if isinstance(source, str) else str(getattr(source, "name", "a file"))
     # A name that is not UTF-8 must not break the message, or the quarantine table that holds the message.
-    return name.encode(errors="backslashreplace").decode()
+    return shown_name(name)
 
 
 def why_failed(error: Exception) -> str:

@@ -21,7 +21,7 @@ from typing import cast
 import pyarrow.compute as pc
 
 from cpcscale import audio, config, storage
-from cpcscale.errors import UserError, nearest
+from cpcscale.errors import UserError, nearest, shown_name
 from cpcscale.shards.account import Account
 from cpcscale.shards.adoption import labels
 from cpcscale.shards.adoption.labels import Manifest
@@ -130,9 +130,7 @@ def _tars(base: str, names: Sequence[str], pattern: str) -> list[str]:
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise UserError(
-                f"{name.encode(errors='backslashreplace').decode()} has no name in UTF-8: rename it"
-            ) from None
+            raise UserError(f"{shown_name(name)} has no name in UTF-8: rename it") from None
     return tars
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from cpcscale.errors import UserError, nearest
+from cpcscale.errors import UserError, nearest, shown_name
 from cpcscale.shards.adoption.tar_members import TarMember
 from cpcscale.tables import Table, identity, json_lines, nfc, value_at
 
@@ -213,4 +213,4 @@ def _text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return ""
     # JSON may hold halves of surrogate pairs, which no table can hold.
-    return str(value).strip().encode(errors="backslashreplace").decode()
+    return shown_name(str(value).strip())

@@ -15,7 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from cpcscale import audio, config, storage
-from cpcscale.errors import UserError
+from cpcscale.errors import UserError, shown_name
 from cpcscale.shards.adoption import labels
 from cpcscale.shards.adoption.labels import LabelColumns, Labels, Manifest
 from cpcscale.shards.adoption.tar_members import TarMember, TarScan
@@ -135,7 +135,7 @@ class _Shard:
                 self.rows.append(self._row(member))
                 self._names.append(self._manifest.labels(member) if self._manifest else {})
             except audio.AudioError as error:
-                name = member.name.encode(errors="backslashreplace").decode()
+                name = shown_name(member.name)
                 self.left_out.append(LeftOut(self._task.name, name, error.cause, str(error), error.seconds))
         elif member.suffix == ".json" and not member.kind:
             try:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cpcscale import audio, storage
+from cpcscale.errors import shown_name
 from cpcscale.shards.packing import fetch
-from cpcscale.shards.packing.sources import AudioFile, AudioFiles, shown_name
+from cpcscale.shards.packing.sources import AudioFile, AudioFiles
 
 HEADER_FILES = 64
 # Requests for headers at a time: they wait for the store, not for a core.

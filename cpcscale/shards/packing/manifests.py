@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cpcscale import storage, tables
-from cpcscale.errors import UserError, nearest
+from cpcscale.errors import UserError, nearest, shown_name
 from cpcscale.tables import Table, identity, nearest_name, nfc
 
 log = logging.getLogger(__name__)
@@ -211,11 +211,11 @@ def _warn_of_missing_files(table: _Table, known: pa.ChunkedArray, names: pa.Larg
 def _with_nearest(path: pa.Scalar, names: pa.LargeBinaryArray) -> str:
     """The path, and the name of a file that is most like it."""
     name = _text(path.as_py())
-    return tables.shown(name) + nearest_name(name, (_text(one.as_py()) for one in names))
+    return shown_name(name) + nearest_name(name, (_text(one.as_py()) for one in names))
 
 
 def _shown(path: pa.Scalar) -> str:
-    return tables.shown(_text(path.as_py()))
+    return shown_name(_text(path.as_py()))
 
 
 def _text(name: bytes) -> str:

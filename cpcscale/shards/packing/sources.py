@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from cpcscale import audio, storage
-from cpcscale.errors import UserError
+from cpcscale.errors import UserError, shown_name
 from cpcscale.shards import account
 from cpcscale.shards.packing import manifests
 from cpcscale.shards.packing.manifests import ManifestColumns
@@ -209,11 +209,6 @@ def values(texts: pa.LargeStringArray, rows: np.ndarray | None = None) -> Iterat
         else:
             part = pc.take(texts, pa.array(rows[start : start + BATCH_ROWS]))
         yield from part.to_pylist()
-
-
-def shown_name(name: str) -> str:
-    """The name of a file as valid text: bytes that are not UTF-8 are escaped."""
-    return name.encode(errors="backslashreplace").decode()
 
 
 def _like_pieces(plain: pa.LargeStringArray, recordings: np.ndarray) -> list[int]:
