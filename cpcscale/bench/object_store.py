@@ -40,24 +40,22 @@ def run_object_store(folder: Path) -> Iterator[ObjectStore]:
     (folder / "s3.json").write_text(
         json.dumps({"identities": [{"name": "t", "credentials": [key], "actions": actions}]})
     )
-    with (folder / "log").open("wb") as log:
-        server, port = _started(weed, folder, log)
-        environment = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": key["accessKey"],
-            "AWS_SECRET_ACCESS_KEY": key["secretKey"],
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-        try:
-            yield ObjectStore("s3://speech", environment)
-        finally:
-            server.kill()
-            server.wait()
+    with (folder / "log").open("wb") as log, _running(weed, folder, log) as port:
+        yield ObjectStore(
+            "s3://speech",
+            {
+                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+                "AWS_ACCESS_KEY_ID": key["accessKey"],
+                "AWS_SECRET_ACCESS_KEY": key["secretKey"],
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_EC2_METADATA_DISABLED": "true",
+            },
+        )
 
 
-def _started(weed: Path, folder: Path, log: IO[bytes]) -> tuple[subprocess.Popen[bytes], int]:
-    """(process of a server that answers, its S3 port)."""
+@contextlib.contextmanager
+def _running(weed: Path, folder: Path, log: IO[bytes]) -> Iterator[int]:
+    """The S3 port of a server that answers. The server ends with the block, and with a stop while it starts."""
     for _ in range(_STARTS):
         master, volume, filer, port = (_free_port() for _ in range(4))
         command = [str(weed), "-logtostderr=true", "mini", f"-dir={folder}"]
@@ -67,17 +65,26 @@ def _started(weed: Path, folder: Path, log: IO[bytes]) -> tuple[subprocess.Popen
         server = subprocess.Popen(
             [*command, "-master.telemetry=false"], stdout=log, stderr=subprocess.STDOUT, cwd=folder
         )
-        for _ in range(600):
-            if server.poll() is not None:
-                # Another program took one of the ports after we found it free: try others.
-                break
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return server, port
-            time.sleep(0.1)
-        server.kill()
-        server.wait()
+        try:
+            if _answers(server, port):
+                yield port
+                return
+        finally:
+            server.kill()
+            server.wait()
     raise UserError(f"the S3 server does not start: {(folder / 'log').read_text(errors='replace')[-300:]}")
+
+
+def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
+    """Whether the server accepts connections within a minute; it ends at once if another program took its port."""
+    for _ in range(600):
+        if server.poll() is not None:
+            break
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return True
+        time.sleep(0.1)
+    return False
 
 
 def _free_port() -> int:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import checkpoints
@@ -26,8 +27,11 @@ import pytest
 import speech
 from commands import STEPS, TOLERANCE, WAIT_S, Command, long
 
+from cpcscale.bench.object_store import run_object_store
+from cpcscale.errors import Terminated
 from cpcscale.runs.ledger import Ledger
 from cpcscale.shards.adoption.adopt import exclude_from
+from cpcscale.signals import handlers_restored
 
 MARK = "CPCSCALE_DRILL"
 # Processes of Ray need some seconds to notice that their driver is gone.
@@ -192,6 +196,18 @@ def test_a_bench_that_is_asked_to_stop_takes_its_store_with_it(place):
     assert error.splitlines()[-1] == "cpcscale: stopped; the same command begins again"
     assert "Traceback" not in error
     assert not place.left()
+
+
+def test_a_store_whose_start_is_stopped_leaves_no_server(tmp_path):
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    with handlers_restored(signal.SIGALRM, meanwhile=stop), pytest.raises(Terminated):
+        # Its process is there within milliseconds, and answers after half a second or more.
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with run_object_store(tmp_path):
+            time.sleep(10)
+    assert not [each for each in psutil.process_iter(["cmdline"]) if f"-dir={tmp_path}" in (each.info["cmdline"] or ())]
 
 
 @long
