@@ -30,6 +30,10 @@ _EXAMPLES = {
 }
 
 
+# Verbs that run in processes of this machine unless Ray is asked for.
+_ON_RAY = ("pack", "index", "audit", "finetune", "evaluate", "reproduce")
+
+
 class _Parser(argparse.ArgumentParser):
     """Says a mistake in one line, with the nearest word."""
 
@@ -63,11 +67,14 @@ def command_line() -> argparse.ArgumentParser:
     _of_data(verbs)
     _of_runs(verbs)
     _of_figures(verbs)
+    parser.set_defaults(ray=False)
     for verb, subparser in verbs.choices.items():
         text = f"overrides of config keys, such as {_EXAMPLES[verb]}" if verb in _EXAMPLES else argparse.SUPPRESS
         subparser.add_argument("overrides", nargs="*", metavar="key=value", default=[], help=text)
         if verb in _EXAMPLES:
             subparser.add_argument("--keys", action=_ShowKeys, help="list the config keys, their defaults and meaning")
+        if verb in _ON_RAY:
+            subparser.add_argument("--ray", action="store_true", help="run on Ray, here if RAY_ADDRESS is unset")
         if verb != "compare":
             subparser.add_argument("--json", action="store_true", help="print one JSON object on stdout, not text")
     return parser

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.config, options.overrides = None, [options.config, *options.overrides]
     freed_memory.keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
+    if options.ray:
+        os.environ.setdefault("RAY_ADDRESS", "local")
     try:
         refuse_deleted_folder()
         with handlers_restored(signal.SIGTERM, meanwhile=_terminate):
@@ -68,11 +71,11 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _pack(options: argparse.Namespace) -> None:
     from cpcscale import config
-    from cpcscale.cluster.shard_tasks import pack
+    from cpcscale.cluster.tasks import stream_tasks
     from cpcscale.shards import account
-    from cpcscale.shards.pack import PackConfig
+    from cpcscale.shards.pack import PackConfig, pack
 
-    packed = pack(options.source, options.target, config.load(PackConfig, None, options.overrides))
+    packed = pack(options.source, options.target, config.load(PackConfig, None, options.overrides), stream_tasks)
     sets: dict[str, dict[str, Any]] = {
         name: {
             "shards": index.shards.num_rows,
@@ -102,9 +105,9 @@ def _pack(options: argparse.Namespace) -> None:
 
 def _index(options: argparse.Namespace) -> None:
     from cpcscale import config
-    from cpcscale.cluster.shard_tasks import index
+    from cpcscale.cluster.tasks import stream_tasks
     from cpcscale.report.terminal.sets import index_lines, index_values
-    from cpcscale.shards.adoption.adopt import exclude_from
+    from cpcscale.shards.adoption.adopt import adopt, exclude_from
     from cpcscale.shards.adoption.read_tar import IndexConfig
 
     spec = config.load(IndexConfig, None, options.overrides)
@@ -115,7 +118,7 @@ def _index(options: argparse.Namespace) -> None:
     adopted = (
         exclude_from(options.shards, options.exclude)
         if options.exclude
-        else index(options.shards, spec, append=options.append)
+        else adopt(options.shards, spec, append=options.append, run=stream_tasks)
     )
     values = index_values(adopted)
     if options.json:

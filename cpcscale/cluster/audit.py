@@ -1,4 +1,4 @@
-"""The audit of a shard set on Ray: one task for each tar, with totals whose memory does not grow with the set."""
+"""The audit of a shard set: one task for each tar, with totals whose memory does not grow with the set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cpcscale import config, storage
-from cpcscale.cluster.shard_tasks import connected_tasks
+from cpcscale.cluster.tasks import stream_tasks
 from cpcscale.errors import UserError
 from cpcscale.shards import audit as shards
 from cpcscale.shards.audit import ShardAudit
@@ -50,7 +50,7 @@ class AuditConfig:
             )
 
 
-def audit(base: str, spec: AuditConfig, run: RunTasks = connected_tasks) -> dict[str, Any]:
+def audit(base: str, spec: AuditConfig, run: RunTasks = stream_tasks) -> dict[str, Any]:
     """Checks every tar of the set at `base`. Returns its contents and problems as plain values; `ok` is false for any.
 
     Raises UserError for a folder that is not a shard set; problems of its shards are in the result.

@@ -12,7 +12,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from cpcscale.cluster import session
+from cpcscale.cluster import session, tasks
 from cpcscale.emotion.crossval import FoldResult, run_fold
 from cpcscale.emotion.heads.training import fit_device
 from cpcscale.emotion.inputs import PreparedCorpus
@@ -57,32 +57,33 @@ def check_ranks(recipe: EmotionRecipe, ranks: int) -> None:
         )
 
 
-def check_cluster_size(recipe: EmotionRecipe, ranks: int, workers: int) -> None:
-    """Raises UserError when the cluster of RAY_ADDRESS, else this machine, lacks a core (or GPU) for each rank.
+def connect(recipe: EmotionRecipe, ranks: int, workers: int) -> None:
+    """Joins or starts Ray if the folds need it: for `ranks` that share one, for GPUs, and where it is asked for.
 
-    Joins that cluster, but starts no Ray on this machine.
+    Raises UserError, before Ray starts, when this machine or the cluster lacks a core (or GPU) for each rank.
     """
-    import ray
     import torch
 
-    if ranks == 1:
-        return
-    if session.joins_cluster() or ray.is_initialized():
-        session.connect(workers)
+    cores, gpus, where = usable_cores(), torch.cuda.device_count(), "this machine"
+    if session.uses_ray():
+        session.connect(workers * ranks)
+        import ray
+
         found = ray.cluster_resources()
         cores, gpus, where = int(found.get("CPU", 0)), int(found.get("GPU", 0)), "the Ray cluster"
-    else:
-        cores, gpus, where = usable_cores(), torch.cuda.device_count(), "this machine"
+    elif ranks == 1 and (recipe.fit.device == "cpu" or not gpus):
+        return
     if recipe.fit.device != "cpu" and 0 < gpus < ranks:
         raise UserError(
             f"ranks={ranks} needs {ranks} GPUs, one a rank, and {where} has {gpus}: lower ranks, or pass fit.device=cpu"
         )
-    if ranks > cores:
+    if ranks > 1 and cores < ranks:
         raise UserError(f"ranks={ranks} needs a core for each rank, and {where} has {cores}: lower ranks")
+    session.connect(workers * ranks)
 
 
 def uses_gpus(recipe: EmotionRecipe) -> bool:
-    """Whether ranks train on GPUs: if the cluster has any and fit.device is not cpu."""
+    """Whether ranks train on GPUs: if Ray has any and fit.device is not cpu."""
     import ray
 
     return recipe.fit.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
@@ -100,18 +101,18 @@ def run_shared(item: SharedFold) -> FoldResult:
 
 
 def run_folds(recipe: EmotionRecipe, prepared: PreparedCorpus, workers: int, ranks: int) -> list[FoldResult]:
-    """All folds as Ray tasks, `workers` at a time, each trained by `ranks` processes."""
+    """All folds, `workers` at a time, each trained by `ranks` processes; call `connect` before."""
     count = len(prepared.folds.splits)
-    cpus = session.cpus_each(min(workers, count) * ranks)
+    cpus = tasks.cpus_each(min(workers, count) * ranks)
     threads, what = max(1, int(cpus)), f"finetune {recipe.system}"
     if ranks == 1:
         shared = (recipe, prepared, threads)
-        return session.map_tasks(_run_alone, range(count), what=what, unit="folds", cpus=cpus, shared=shared)
+        return tasks.map_tasks(_run_alone, range(count), what=what, unit="folds", cpus=cpus, shared=shared)
     import ray
 
     gpus, everywhere = uses_gpus(recipe), ray.put((recipe, prepared))
     folds = [SharedFold(everywhere, fold, ranks, cpus, gpus, threads) for fold in range(count)]
-    return session.map_tasks(run_shared, folds, what=what, unit="folds", cpus=0)
+    return tasks.map_tasks(run_shared, folds, what=what, unit="folds", cpus=0)
 
 
 def _run_alone(fold: int, recipe: EmotionRecipe, prepared: PreparedCorpus, threads: int) -> FoldResult:

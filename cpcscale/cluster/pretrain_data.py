@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from cpcscale import storage
-from cpcscale.cluster import shard_tasks as packing
 from cpcscale.cluster.pretrain_config import PretrainConfig
+from cpcscale.cluster.tasks import stream_tasks
 from cpcscale.errors import UserError
 from cpcscale.progress import note
 from cpcscale.shards import cache
 from cpcscale.shards.index import MARKER, Index
-from cpcscale.shards.pack import HELDOUT, TRAIN, UNSEEN
+from cpcscale.shards.pack import HELDOUT, TRAIN, UNSEEN, pack_sources
 from cpcscale.shards.packing.sources import find_audio
 from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train import resume
@@ -39,7 +39,7 @@ def pack_if_missing(config: PretrainConfig) -> None:
         return
     sources = find_audio(config.data.audio, config.data.pack)
     note(f"pretrain: no shard set at {storage.shown(base)} yet, packing {storage.shown(config.data.audio)} into it")
-    packing.pack_sources(sources, base, config.data.pack)
+    pack_sources(sources, base, config.data.pack, stream_tasks)
 
 
 def checked_data(config: PretrainConfig, restored: RestoredCheckpoint | None) -> Data:

@@ -1,4 +1,4 @@
-"""Joining or starting Ray, and mapping a function over items as Ray tasks."""
+"""Joining or starting Ray."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import math
 import os
 import signal
 import socket
+import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cpcscale import freed_memory
 from cpcscale.errors import Terminated, UserError
 from cpcscale.machine import usable_cores
-from cpcscale.progress import Progress
 from cpcscale.signals import handlers_restored
 
+# The RAY_ADDRESS of a Ray that is to be started on this machine.
+_HERE = "local"
 _OBJECT_STORE_BYTES = 256 * 2**20
 # JobSupervisor.DEFAULT_RAY_JOB_STOP_WAIT_TIME_S
 _RAY_STOP_WAIT_S = 3
@@ -37,21 +37,28 @@ log = logging.getLogger(__name__)
 def connect(workers: int = 1, *, here: bool = False) -> None:
     """Joins the cluster that RAY_ADDRESS names, else starts a small local Ray; does nothing when Ray is initialised.
 
-    With `here` it starts a local Ray whatever RAY_ADDRESS names. A local Ray binds to loopback, needs no token, prints
-    nothing and ends with this process. It has room for `workers` even on fewer cores. Raises UserError when the cluster
-    does not answer.
+    With `here`, or RAY_ADDRESS=local, it starts a local Ray in any case. A local Ray binds to loopback, needs no token,
+    prints nothing and ends with this process. It has room for `workers` even on fewer cores. Raises UserError when the
+    cluster does not answer.
     """
     import ray
 
     if ray.is_initialized():
         return
     with _sigterm_kept():
-        _connect(workers, "" if here else os.environ.get("RAY_ADDRESS", ""))
+        _connect(workers, "" if here or not joins_cluster() else os.environ["RAY_ADDRESS"])
 
 
 def joins_cluster() -> bool:
     """Whether RAY_ADDRESS names a cluster that `connect` joins, and other nodes and drivers may join too."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return os.environ.get("RAY_ADDRESS") not in (None, "", _HERE)
+
+
+def uses_ray() -> bool:
+    """Whether work that can do without Ray runs on it: where RAY_ADDRESS is set, and where this process has it."""
+    # Ray is slow to import, and not initialised where it is not imported.
+    ray = sys.modules.get("ray")
+    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
 
 
 @contextlib.contextmanager
@@ -214,82 +221,3 @@ def live_nodes() -> list[dict[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def cpus_each(workers: int) -> float:
-    """The cores for each task so that `workers` tasks run at a time; never more than the largest node has."""
-    cores = [node.get("CPU", 0.0) for node in live_nodes()]
-    share = min(sum(cores) / workers, max(cores, default=1.0))
-    return float(int(share)) if share >= 1 else share
-
-
-def map_tasks(
-    function: Callable[..., Any], items: Sequence[Any], *, what: str, unit: str = "tasks", **options: Any
-) -> list[Any]:
-    """The results of `stream_tasks` as a list."""
-    return list(stream_tasks(function, items, what=what, unit=unit, **options))
-
-
-def stream_tasks(
-    function: Callable[..., Any],
-    items: Sequence[Any],
-    *,
-    what: str,
-    unit: str = "tasks",
-    cpus: float = 1,
-    shared: tuple[Any, ...] = (),
-) -> Iterator[Any]:
-    """Yields `function(item, *shared)` of every item in order, each run as a Ray task with `cpus` cores.
-
-    `shared` is sent to each node once. Only a few tasks for each core are submitted at a time. Tasks in progress are
-    cancelled when the caller stops early. A task's UserError is raised as it is.
-    """
-    import ray
-
-    everywhere = ray.put(shared)
-
-    def call(item: Any) -> Any:
-        return function(item, *ray.get(everywhere))
-
-    remote = ray.remote(num_cpus=cpus)(call if shared else function)
-    most = max(8, 4 * int(ray.cluster_resources().get("CPU", 1)))
-    pending: deque[Any] = deque()
-    unfinished: set[Any] = set()
-    submitted = 0
-    with Progress(what, len(items), unit) as progress:
-        try:
-            for _ in range(len(items)):
-                while len(pending) < most and submitted < len(items):
-                    pending.append(remote.remote(items[submitted]))
-                    unfinished.add(pending[-1])
-                    submitted += 1
-                # Results are yielded in order, but progress counts a task as soon as it is done.
-                while pending[0] in unfinished:
-                    ready, _ = ray.wait(list(unfinished), num_returns=1)
-                    unfinished.difference_update(ready)
-                    progress.update(submitted - len(unfinished))
-                yield _result(pending.popleft())
-        except KeyboardInterrupt:
-            # Not cancelled: Ray ends the tasks with this process, and Ray 2.60 aborts a process at an answer from a
-            # cancelled task.
-            unfinished.clear()
-            raise
-        finally:
-            for reference in unfinished:
-                ray.cancel(reference)
-
-
-def _result(reference: Any) -> Any:
-    import ray
-
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        raise UserError(
-            f"a worker process died more than once at the same task ({str(error).splitlines()[0]}): it may have "
-            "run out of memory; give the cluster more, or fewer tasks at a time (num_cpus), and run again"
-        ) from None

@@ -1,4 +1,4 @@
-"""Cross-validated fine-tuning: the driver checks and prepares, the folds run as Ray tasks, in one tracked run."""
+"""Cross-validated fine-tuning: the driver checks and prepares, the folds run side by side, in one tracked run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from cpcscale import config as configs
 from cpcscale import storage
-from cpcscale.cluster import session
-from cpcscale.cluster.fold_tasks import check_cluster_size, check_ranks, run_folds
+from cpcscale.cluster import fold_tasks
+from cpcscale.cluster.fold_tasks import check_ranks, run_folds
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders.networks import OpenedEncoder, absolute_checkpoint, encoder_digest, open_encoder
@@ -62,7 +62,7 @@ def finetune(
 
     If `run_dir` already holds the result of the same config, corpus and encoder, that one is returned. `parent` is the
     id of the tracked run that this one belongs to; `corpus` and `opened` are the config's corpus and encoder, if they
-    are open already. Mistakes of the user raise UserError before Ray starts or a file is written.
+    are open already. Mistakes of the user raise UserError before a file is written.
     """
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
     run_note.refuse_other_kind(config.run_dir, "finetune")
@@ -75,9 +75,8 @@ def finetune(
         log.warning("%s holds this run, finished: it is not run again", config.run_dir)
         return done
     started = time.monotonic()
-    check_cluster_size(config, config.ranks, config.workers)
+    fold_tasks.connect(config, config.ranks, config.workers)
     prepared = prepare(config, corpus, opened)
-    session.connect(config.workers * config.ranks)
     tracker = Tracker.start(
         config.tracking,
         kind="finetune",

@@ -6,7 +6,6 @@ of another config is refused.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from cpcscale import storage
-from cpcscale.cluster import session
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders.networks import OpenedEncoder
 from cpcscale.emotion.finetune_result import FinetuneResult
@@ -73,15 +71,13 @@ def run_remaining(
     runs: Sequence[FinetuneRun],
     done: dict[str, FinetuneResult],
     start: Callable[[FinetuneRun], FinetuneResult],
-    workers: int,
     say: Callable[[str], None],
 ) -> None:
-    """Runs those that are not in `done`, one after the other in one Ray session, and adds their results to `done`."""
+    """Runs those that are not in `done`, one after the other, and adds their results to `done`."""
     todo = [run for run in runs if run.name not in done]
-    with session.connected(workers) if todo else contextlib.nullcontext():
-        for place, run in enumerate(todo):
-            say(f"run {len(done) + 1} of {len(runs)}, {run.name}{_left(todo[place:], done)}")
-            done[run.name] = start(run)
+    for place, run in enumerate(todo):
+        say(f"run {len(done) + 1} of {len(runs)}, {run.name}{_left(todo[place:], done)}")
+        done[run.name] = start(run)
 
 
 def publish(run_dir: str, tracker: Tracker, table: Mapping[str, Any], files: Mapping[str, bytes]) -> None:

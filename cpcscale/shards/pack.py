@@ -67,6 +67,7 @@ def pack(source: str, target: str, config: PackConfig, run: RunTasks = in_turn) 
 
 def pack_sources(sources: Sequence[AudioFile], target: str, config: PackConfig, run: RunTasks = in_turn) -> PackedSets:
     """As `pack`, for a given list of files, whose names must be different."""
+    target = storage.absolute(target)
     files = sources if isinstance(sources, AudioFiles) else AudioFiles.of(sources)
     with Quarantine() as left_out, contextlib.ExitStack() as stack:
         samples = _read_lengths(files, config.limits, left_out, run)

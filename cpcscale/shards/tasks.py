@@ -1,4 +1,4 @@
-"""The interface to run a function over many items: in turn, as here, or as Ray tasks (cluster/session.py)."""
+"""The interface to run a function over many items: in turn, as here, or side by side (cluster/tasks.py)."""
 
 from __future__ import annotations
 

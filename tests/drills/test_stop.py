@@ -210,10 +210,10 @@ def test_a_store_whose_start_is_stopped_leaves_no_server(tmp_path):
     assert not [each for each in psutil.process_iter(["cmdline"]) if f"-dir={tmp_path}" in (each.info["cmdline"] or ())]
 
 
-@long
-def test_a_pack_that_is_asked_to_stop_goes_on_where_it_was(place):
+@pytest.mark.parametrize("ray", [(), pytest.param(("--ray",), marks=long)])
+def test_a_pack_that_is_asked_to_stop_goes_on_where_it_was(place, ray):
     source = Path(__file__).parents[1] / "data" / "speech"
-    arguments = ["pack", str(source), str(place.folder / "set"), "shard_mb=1"]
+    arguments = ["pack", *ray, str(source), str(place.folder / "set"), "shard_mb=1"]
     pack = place.verb(*arguments)
     until(lambda: list(place.folder.glob("set/train/shard-*.tar")), pack)
     pack.send_signal(signal.SIGTERM)

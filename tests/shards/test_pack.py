@@ -120,7 +120,7 @@ def test_webdatasets_own_writer_makes_the_same_bytes_of_the_same_members(shard_r
 
 
 def test_packing_loads_no_torch(run_python):
-    text = "import sys, cpcscale.cluster.shard_tasks, cpcscale.shards.pack; print('torch' in sys.modules)"
+    text = "import sys, cpcscale.cluster.tasks, cpcscale.shards.pack; print('torch' in sys.modules)"
     assert run_python(text) == (0, ["False"])
 
 

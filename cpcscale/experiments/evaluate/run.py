@@ -147,7 +147,7 @@ def _tracked(plan: _Evaluation, lease: Lease) -> dict[str, Any]:
         def start(run: FinetuneRun) -> FinetuneResult:
             return finetune(run.config, parent=tracker.run_id, corpus=run.corpus, opened=run.opened)
 
-        run_remaining(plan.runs, done, start, config.workers, _say)
+        run_remaining(plan.runs, done, start, _say)
         table = evaluation_table(config.kind, plan.corpora, plan.runs, plan.points, done)
         table |= {"seconds": seconds_by_system(plan.runs, done), "run_id": tracker.run_id}
         publish(config.run_dir, tracker, table, evaluate_files(table))

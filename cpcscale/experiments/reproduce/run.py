@@ -110,7 +110,7 @@ def _tracked(plan: _Plan, lease: Lease) -> dict[str, Any]:
         def start(run: FinetuneRun) -> FinetuneResult:
             return finetune(run.config, parent=tracker.run_id, corpus=run.corpus, opened=run.opened)
 
-        run_remaining(plan.runs, done, start, config.workers, _say)
+        run_remaining(plan.runs, done, start, _say)
         table = _table(plan, done).as_dict() | {"seconds": seconds_by_system(plan.runs, done), "run_id": tracker.run_id}
         publish(config.run_dir, tracker, table, {PAGE: results_markdown(table).encode()})
         summary.update({f"ccc_mean_{row['system']}": row["ccc"]["mean"] for row in table["rows"]})

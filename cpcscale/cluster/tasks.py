@@ -1,0 +1,248 @@
+"""Runs a function over many items side by side: in processes of this machine, or as Ray tasks where Ray is asked for.
+
+Processes are loky's, which need nothing of the program that calls: a script without a main guard and a notebook will
+do. Results, errors and the answer to a stop are the same both ways.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Protocol
+
+from cpcscale import freed_memory
+from cpcscale.cluster import session
+from cpcscale.errors import UserError
+from cpcscale.machine import usable_cores
+from cpcscale.progress import Progress
+
+# How often a process looks whether the one that started it still lives.
+_PARENT_EVERY_S = 0.5
+
+
+class _Executor(Protocol):
+    """Where tasks run, `width` of them at a time."""
+
+    width: int
+
+    def submit(self, item: Any) -> Any:
+        """A reference to the task of this item."""
+
+    def wait(self, references: set[Any]) -> Sequence[Any] | set[Any]:
+        """Those that are done, at least one."""
+
+    def result(self, reference: Any) -> Any:
+        """The result of a task that is done. Raises its error; UserError when its process died."""
+
+    def stop(self, references: set[Any], *, interrupted: bool) -> None:
+        """Ends tasks that nobody waits for any more; `interrupted`: this process ends, too."""
+
+
+def map_tasks(
+    function: Callable[..., Any], items: Sequence[Any], *, what: str, unit: str = "tasks", **options: Any
+) -> list[Any]:
+    """The results of `stream_tasks` as a list."""
+    return list(stream_tasks(function, items, what=what, unit=unit, **options))
+
+
+def stream_tasks(
+    function: Callable[..., Any],
+    items: Sequence[Any],
+    *,
+    what: str,
+    unit: str = "tasks",
+    cpus: float = 1,
+    shared: tuple[Any, ...] = (),
+) -> Iterator[Any]:
+    """Yields `function(item, *shared)` of every item in order, each with `cpus` cores.
+
+    `shared` is sent to each process or node once. Only a few tasks for each core are submitted at a time; those that
+    have not ended when the caller stops early are cancelled. A task's UserError is raised as it is.
+    """
+    with contextlib.ExitStack() as stack:
+        run: _Executor
+        if session.uses_ray():
+            run = _RayTasks(function, shared, cpus)
+        else:
+            run = stack.enter_context(_LocalTasks(function, shared, cpus, len(items)))
+        most = max(8, 4 * run.width)
+        pending: deque[Any] = deque()
+        unfinished: set[Any] = set()
+        submitted, interrupted = 0, False
+        progress = stack.enter_context(Progress(what, len(items), unit))
+        try:
+            for _ in range(len(items)):
+                while len(pending) < most and submitted < len(items):
+                    pending.append(run.submit(items[submitted]))
+                    unfinished.add(pending[-1])
+                    submitted += 1
+                # Results are yielded in order, but progress counts a task as soon as it is done.
+                while pending[0] in unfinished:
+                    unfinished.difference_update(run.wait(unfinished))
+                    progress.update(submitted - len(unfinished))
+                yield run.result(pending.popleft())
+        except KeyboardInterrupt:
+            interrupted = True
+            raise
+        finally:
+            if unfinished:
+                run.stop(unfinished, interrupted=interrupted)
+
+
+def cpus_each(workers: int) -> float:
+    """The cores for each task so that `workers` tasks run at a time; never more than the largest node has."""
+    if session.uses_ray():
+        session.connect(workers)
+        cores = [node.get("CPU", 0.0) for node in session.live_nodes()]
+    else:
+        cores = [float(usable_cores())]
+    share = min(sum(cores) / workers, max(cores, default=1.0))
+    return float(int(share)) if share >= 1 else share
+
+
+class _RayTasks:
+    """Tasks of the Ray that this process has joined or started."""
+
+    def __init__(self, function: Callable[..., Any], shared: tuple[Any, ...], cpus: float) -> None:
+        session.connect()
+        import ray
+
+        everywhere = ray.put(shared)
+
+        def call(item: Any) -> Any:
+            return function(item, *ray.get(everywhere))
+
+        self._task = ray.remote(num_cpus=cpus)(call)
+        self.width = int(ray.cluster_resources().get("CPU", 1))
+
+    def submit(self, item: Any) -> Any:
+        return self._task.remote(item)
+
+    def wait(self, references: set[Any]) -> Sequence[Any]:
+        import ray
+
+        done: list[Any]
+        done, _ = ray.wait(list(references), num_returns=1)
+        return done
+
+    def result(self, reference: Any) -> Any:
+        import ray
+
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+            raise _process_died(str(error).splitlines()[0]) from None
+
+    def stop(self, references: set[Any], *, interrupted: bool) -> None:
+        import ray
+
+        # At a stop Ray ends the tasks with this process, and Ray 2.60 aborts a process at an answer from a cancelled
+        # task.
+        for reference in () if interrupted else references:
+            ray.cancel(reference)
+
+
+class _LocalTasks:
+    """Tasks in processes of this machine, which stay for ten seconds for the next call. A context manager."""
+
+    def __init__(self, function: Callable[..., Any], shared: tuple[Any, ...], cpus: float, count: int) -> None:
+        self.width = max(1, min(count, round(usable_cores() / cpus)))
+        self._function, self._shared = function, shared
+        threads = {"OMP_NUM_THREADS": str(max(1, int(cpus)))} if "OMP_NUM_THREADS" not in os.environ else {}
+        self._environment = threads | freed_memory.environment()
+
+    def __enter__(self) -> _LocalTasks:
+        from loky import get_reusable_executor
+
+        # loky replaces a process whose memory has grown, between two tasks, and warns of it.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
+        self._folder = tempfile.TemporaryDirectory(prefix="cpcscale-tasks-")
+        if self._shared:
+            path = Path(self._folder.name) / "shared"
+            path.write_bytes(pickle.dumps(self._shared, protocol=5))
+            self._function = functools.partial(_with_shared, self._function, str(path))
+        self._pool = get_reusable_executor(
+            max_workers=self.width, initializer=_begin, initargs=(os.getpid(),), env=self._environment
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def submit(self, item: Any) -> Future[Any]:
+        # Processes start here and inherit what is blocked: a Ctrl-C or a SIGTERM to the whole group is answered by
+        # this process alone, which then ends them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        try:
+            future: Future[Any] = self._pool.submit(self._function, item)
+            return future
+        except BrokenProcessPool as error:
+            raise _process_died(_exit_codes(error)) from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def wait(self, references: set[Future[Any]]) -> set[Future[Any]]:
+        return wait(references, return_when=FIRST_COMPLETED).done
+
+    def result(self, reference: Future[Any]) -> Any:
+        try:
+            return reference.result()
+        except UserError as error:
+            raise error from None
+        except BrokenProcessPool as error:
+            raise _process_died(_exit_codes(error)) from None
+
+    def stop(self, references: set[Future[Any]], *, interrupted: bool) -> None:
+        self._pool.shutdown(kill_workers=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _received(path: str) -> tuple[Any, ...]:
+    shared: tuple[Any, ...] = pickle.loads(Path(path).read_bytes())  # noqa: S301 (written by the parent process)
+    return shared
+
+
+def _with_shared(function: Callable[..., Any], path: str, item: Any) -> Any:
+    return function(item, *_received(path))
+
+
+def _begin(parent: int) -> None:
+    """Prepares a process for tasks: it prints nothing, as what goes wrong is raised, and ends with its parent."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_EVERY_S)
+        os._exit(1)
+
+    with Path(os.devnull).open("w") as nowhere:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere.fileno(), stream.fileno())
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _exit_codes(error: BrokenProcessPool) -> str:
+    return f"exit status {str(error).partition('{')[2].partition('}')[0] or 'unknown'}"
+
+
+def _process_died(why: str) -> UserError:
+    return UserError(
+        f"a process died at its task ({why}): it may have run out of memory; give it more, or fewer tasks at a time "
+        "(workers, num_cpus), and run again"
+    )

@@ -1,0 +1,170 @@
+"""Promises of tasks side by side: the same results, errors and bounds in local processes as on Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import psutil
+import pytest
+from commands import long
+from trees import corpus, noise, promised, write_tree
+
+from cpcscale.cluster import session
+from cpcscale.cluster.tasks import cpus_each, map_tasks, stream_tasks
+from cpcscale.errors import AudioError, UserError
+from cpcscale.machine import usable_cores
+from cpcscale.shards.pack import PackConfig, pack
+
+SPEC = PackConfig(shard_mb=0.1, max_s=1.0, heldout_share=0.2, group_shards=2)
+
+
+class Counted(Sequence[int]):
+    """Numbers below `count`, and the highest that was asked for."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.asked = count, -1
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, at: int) -> int:  # type: ignore[override]
+        self.asked = max(self.asked, at)
+        return at
+
+
+@pytest.fixture(scope="module", params=["processes", "Ray"], autouse=True)
+def where(request: pytest.FixtureRequest) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        if request.param == "Ray":
+            patch.setenv("RAY_ADDRESS", "local")
+            session.connect()
+        yield request.param
+    if request.param == "Ray":
+        sys.modules["ray"].shutdown()
+
+
+def test_ray_is_used_where_it_is_asked_for_and_nowhere_else(where):
+    assert session.uses_ray() == (where == "Ray")
+    assert not session.joins_cluster()
+    here = os.getpid()
+    # Here every call is of a task whose process is another one.
+    [name] = map_tasks(lambda number: psutil.Process().name(), range(1), what="names")
+    assert name.startswith("ray") == (where == "Ray")
+    assert map_tasks(lambda number: os.getpid(), range(1), what="ids") != [here]
+
+
+def test_packing_side_by_side_gives_the_bytes_of_packing_in_turn(tmp_path, capsys):
+    root = corpus(tmp_path / "audio")
+    write_tree(root, {"s0/long.flac": noise(9, 77), "s0/bad.wav": b"no audio"})
+    in_turn = pack(str(root), str(tmp_path / "in turn"), SPEC)
+    there = pack(str(root), str(tmp_path / "there"), SPEC, stream_tasks)
+    assert promised(tmp_path / "in turn") == promised(tmp_path / "there")
+    assert there.quarantine == in_turn.quarantine != []
+    said = capsys.readouterr().err
+    assert "reading headers: 1/1 groups of files" in said
+    assert "packing: " in said
+
+
+def test_results_come_in_order_and_no_more_are_asked_for_than_are_under_way():
+    items = Counted(200)
+    most = max(8, 4 * usable_cores())
+
+    def later_is_faster(number: int, factor: int) -> int:
+        time.sleep(0.02 if number % 5 == 0 else 0)
+        return number * factor
+
+    for number, result in enumerate(stream_tasks(later_is_faster, items, what="products", shared=(3,))):
+        assert result == 3 * number
+        assert items.asked <= number + most
+    assert number == 199
+    # What is shared is that of this call, in the same process too.
+    assert map_tasks(later_is_faster, range(3), what="products", shared=(5,)) == [0, 5, 10]
+    assert map_tasks(later_is_faster, (), what="products", shared=(5,)) == []
+
+
+def test_tasks_share_the_cores_of_this_machine_and_are_told_how_many_threads_they_have():
+    cores = usable_cores()
+    assert cpus_each(1) == cores
+    assert cpus_each(4 * cores) == 0.25
+    threads = map_tasks(lambda number: os.environ["OMP_NUM_THREADS"], range(1), what="threads", cpus=cores)
+    assert threads == [os.environ.get("OMP_NUM_THREADS", str(cores))]
+
+
+def test_a_users_mistake_in_a_task_is_raised_as_it_is_and_what_waits_is_cancelled(tmp_path):
+    def work(number: int) -> int:
+        if number == 1:
+            raise AudioError("quiet", "it is quiet: take another one", 2.5)
+        while number and not (tmp_path / "gate").exists():
+            time.sleep(0.05)
+        (tmp_path / f"{number}").write_text("done")
+        return number
+
+    results = stream_tasks(work, range(40), what="work")
+    assert next(results) == 0
+    with pytest.raises(AudioError, match=r"^it is quiet: take another one$") as caught:
+        next(results)
+    assert (caught.value.cause, caught.value.seconds, caught.value.__cause__) == ("quiet", 2.5, None)
+    (tmp_path / "gate").write_text("open")
+    # These come after all that was asked for before.
+    map_tasks(lambda number: number, range(2 * usable_cores()), what="others")
+    assert len(list(tmp_path.iterdir())) <= 2 + usable_cores()
+
+
+def test_a_bug_in_a_task_keeps_its_traceback():
+    def wrong(number: int) -> float:
+        return 1 / number
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        map_tasks(wrong, range(2), what="work")
+    assert "return 1 / number" in f"{caught.value}{caught.value.__cause__}"
+
+
+def test_a_process_that_dies_is_one_line():
+    def dying(number: int) -> None:
+        os._exit(1)
+
+    with pytest.raises(UserError, match=r"a process died at its task \(.+\): it may have run out of memory") as caught:
+        map_tasks(dying, range(1), what="work")
+    assert "\n" not in str(caught.value)
+    assert map_tasks(abs, [-1], what="work") == [1]
+
+
+# A script without a main guard.
+SCRIPT = """
+import pathlib, sys, time
+from cpcscale.cluster.tasks import map_tasks
+
+def work(number):
+    print("a task prints nothing")
+    pathlib.Path(sys.argv[1], str(number)).touch()
+    time.sleep(1000)
+
+map_tasks(work, range(8), what="work")
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGTERM to all", marks=long)])
+def test_tasks_end_with_the_process_that_asked_for_them(tmp_path, where, how):
+    if where == "Ray":
+        pytest.skip("Ray's processes: tests/drills/test_stop.py")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    (tmp_path / "began").mkdir()
+    command = [sys.executable, str(script), str(tmp_path / "began")]
+    caller = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    while not any((tmp_path / "began").iterdir()):
+        assert caller.poll() is None, caller.stderr.read()
+        time.sleep(0.05)
+    started = psutil.Process(caller.pid).children(recursive=True)
+    assert len(started) >= min(usable_cores(), 2)
+    os.killpg(caller.pid, signal.SIGTERM) if how == "SIGTERM to all" else caller.kill()
+    caller.wait(60)
+    _, living = psutil.wait_procs(started, timeout=30)
+    assert not living
+    assert caller.stdout.read() == b""
