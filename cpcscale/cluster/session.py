@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.metadata
 import logging
 import math
 import os
+import platform
 import signal
 import socket
 import sys
@@ -221,3 +224,20 @@ def live_nodes() -> list[dict[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def versions() -> dict[str, str]:
+    """The versions that a driver and the nodes of its cluster must share, by package."""
+    found = {name: importlib.metadata.version(name).partition("+")[0] for name in ("cpcscale", "torch", "ray")}
+    return {"Python": platform.python_version().rpartition(".")[0], **found}
+
+
+@functools.cache
+def refuse_other_versions(*driver: tuple[str, str]) -> None:
+    """Raises UserError on a node whose versions are not these, the items of the driver's `versions()`."""
+    here = versions()
+    if other := [f"{name} {here[name]} and not {version}" for name, version in driver if here[name] != version]:
+        raise UserError(
+            f"node {socket.gethostname()} has {', '.join(other)}, which this job runs with: install the same versions "
+            f"on every node (its Python is {sys.executable})"
+        )

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import pickle
+import re
 import signal
 import sys
 import tempfile
@@ -120,9 +121,10 @@ class _RayTasks:
         session.connect()
         import ray
 
-        everywhere = ray.put(shared)
+        everywhere, here = ray.put(shared), tuple(session.versions().items())
 
         def call(item: Any) -> Any:
+            session.refuse_other_versions(*here)
             return function(item, *ray.get(everywhere))
 
         self._task = ray.remote(num_cpus=cpus)(call)
@@ -146,6 +148,9 @@ class _RayTasks:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
+            # Ray cannot unpickle the function there, and has only this text for it.
+            if "failed to import" in str(error) and (lacks := re.search(r"No module named '([^']+)'", str(error))):
+                raise UserError(f"a node has no package {lacks[1]}: install the same packages on every node") from None
             raise
         except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
             raise _process_died(str(error).splitlines()[0]) from None

@@ -51,7 +51,13 @@ def fit(
     workers = (config.least_workers, config.most_workers) if config.elastic else config.workers
     trainer = TorchTrainer(
         run_worker,
-        train_loop_config={"config": config, "mailbox": mailbox, "fingerprint": fingerprint, "holder": holder},
+        train_loop_config={
+            "config": config,
+            "mailbox": mailbox,
+            "fingerprint": fingerprint,
+            "holder": holder,
+            "versions": tuple(session.versions().items()),
+        },
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=use_gpu, elastic_resize_monitor_interval_s=config.grow_every_s
         ),

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from cpcscale import storage
+from cpcscale.cluster import session
 from cpcscale.cluster.pretrain_data import open_data
 from cpcscale.errors import UserError
 from cpcscale.train.loop import pretrain, thread_feed
@@ -38,6 +39,7 @@ def run_worker(spec: dict[str, Any]) -> None:
     make_feed = partial(actor_feed, config.storage) if config.feed.kind == "actors" else thread_feed
     observer, requests = MailboxObserver(mailbox), RunRequests()
     try:
+        session.refuse_other_versions(*spec["versions"])
         data = open_data(config)
         if data.train.fingerprint != spec["fingerprint"]:
             raise UserError(

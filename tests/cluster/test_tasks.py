@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,6 +135,21 @@ def test_a_process_that_dies_is_one_line():
         map_tasks(dying, range(1), what="work")
     assert "\n" not in str(caught.value)
     assert map_tasks(abs, [-1], what="work") == [1]
+
+
+def test_a_node_with_other_versions_or_without_a_package_is_one_line(where, tmp_path, monkeypatch):
+    if where == "processes":
+        pytest.skip("processes of this machine run the caller's own packages")
+    (tmp_path / "only_here.py").write_text("def work(number):\n    return number\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    work = importlib.import_module("only_here").work
+    with pytest.raises(UserError, match=r"^a node has no package only_here: install the same packages on every node$"):
+        map_tasks(work, range(1), what="work")
+    claimed = {**session.versions(), "torch": "9.9", "Python": "3.9"}
+    monkeypatch.setattr(session, "versions", lambda: claimed)
+    expected = rf"has Python \S+ and not 3.9, torch \S+ and not 9.9, .* \(its Python is {re.escape(sys.executable)}\)$"
+    with pytest.raises(UserError, match=expected):
+        map_tasks(abs, range(1), what="work")
 
 
 # A script without a main guard.
