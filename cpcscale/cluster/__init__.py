@@ -1,1 +1,1 @@
-"""All use of Ray: packing and folds as Ray tasks, pretraining under Ray Train, feeders and probes as actors."""
+"""All use of Ray: tasks (where not in local processes), pretraining under Ray Train, feeders and probes as actors."""
