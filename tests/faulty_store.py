@@ -27,7 +27,9 @@ from urllib.parse import unquote, urlsplit
 
 KINDS = {
     "unavailable": "503 SlowDown, not handed on",
-    "status": "a refusal with `status` and `code`, not handed on",
+    "status": "a refusal with `status` and `code`, not handed on; as a store words it, without a body to a HEAD",
+    "reply": "`body` of the type `content` with `status`, not handed on",
+    "overwrites": "a conditional write that the server refuses is answered as one that was done",
     "reset": "connection reset, not handed on",
     "lost_answer": "handed on, then reset before a byte of the answer",
     "reset_in_body": "reset in the middle of the body",
@@ -52,6 +54,9 @@ class Fault:
     seconds: float
     status: int
     code: str
+    body: bytes
+    content: str
+    date: str
     struck: int = 0
     """Requests it has hit."""
     draws: random.Random = field(default_factory=lambda: random.Random(7))
@@ -92,10 +97,13 @@ class FaultyStore:
         seconds: float = 0.0,
         status: int = 503,
         code: str = "SlowDown",
+        body: bytes = b"",
+        content: str = "application/xml",
+        date: str = "",
     ) -> Fault:
         """Switches a fault on for requests of `method` whose path and query hold `path`; says how often it struck."""
         assert kind in KINDS
-        fault = Fault(kind, times, share, method, path, seconds, status, code)
+        fault = Fault(kind, times, share, method, path, seconds, status, code, body, content, date)
         with self._lock:
             self._faults.append(fault)
         return fault
@@ -206,8 +214,13 @@ class _Handler(BaseHTTPRequestHandler):
             case "unavailable" | "status":
                 assert fault
                 text = f"<Error><Code>{fault.code}</Code><Message>by request</Message></Error>".encode()
-                return self._send(fault.status, "Told So", [("Content-Type", "application/xml")], text)
+                return self._send(fault.status, "Told So", _headers("application/xml", fault.date), text)
+            case "reply":
+                assert fault
+                return self._send(fault.status, "Told So", _headers(fault.content, fault.date), fault.body)
         status, reason, headers, answer = self._upstream_answer(body)
+        if kind == "overwrites" and status == 412:
+            status, reason, headers, answer = 200, "OK", [("ETag", '"0"')], b""
         if kind == "lost_answer":
             return self._leave()
         if kind == "flip" and answer:
@@ -264,6 +277,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         """The counters are the log."""
+
+
+def _headers(kind: str, date: str) -> list[tuple[str, str]]:
+    return [("Content-Type", kind), *([("Date", date)] if date else [])]
 
 
 def _reset(connection: socket.socket) -> None:

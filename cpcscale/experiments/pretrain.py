@@ -19,6 +19,7 @@ from cpcscale.progress import note
 from cpcscale.runs.lease import Lease, hold, wait_until_free
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.probe_log import Probes, ProbeSet
+from cpcscale.storage.place import check_place
 from cpcscale.tracking import run_note
 from cpcscale.tracking.tracker import Tracker
 from cpcscale.train import checkpoint, resume
@@ -47,6 +48,7 @@ def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, An
     data = None if config.data.audio else checked_data(config, restored)
     labelled = _probe_set(config)
     before = wait_until_free(ledger, take_over=take_over, say=_say)
+    check_place(ledger.folder, briefly=True)
     with session.connected(config.least_workers + extra_cores(config, config.least_workers)):
         gpu = wait_for_capacity(config, _say)
         if data is None:

@@ -73,7 +73,7 @@ class _Run:
     def __init__(self, url: str) -> None:
         if not storage.exists(url):
             raise UserError(f"there is nothing at {url}: check the path")
-        place, _, name = storage.absolute(url).rstrip("/").rpartition("/")
+        place, _, name = storage.absolute(url).rpartition("/")
         self.one = checkpoint_files.parse_folder_name(name) is not None
         inside = place.endswith("/checkpoints")
         self._base = place if self.one else storage.join(url, "checkpoints")

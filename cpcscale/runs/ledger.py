@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from cpcscale import storage
 from cpcscale.errors import UserError
@@ -28,11 +28,15 @@ from cpcscale.runs import checkpoint_files
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _ENTRY = re.compile(r"(\d{8,})\.json")
 # How many entries below the highest are kept, so that a slow reader still finds what it has listed.
 _KEPT = 8
 # A temporary file older than this belongs to a process that was killed, or that will find itself overtaken.
 _ASIDE_S = 10.0
+# How long a listing may lag behind what was written, and the pause between two looks.
+_LATE_S, _LOOK_S = 10.0, 0.1
 
 
 class OvertakenError(UserError):
@@ -138,8 +142,8 @@ class Ledger:
     """The ledger of one run folder (path or s3://)."""
 
     def __init__(self, run_dir: str) -> None:
-        self.run_dir = run_dir
-        self.folder, self.checkpoints = storage.join(run_dir, "ledger"), storage.join(run_dir, "checkpoints")
+        self.run_dir = storage.absolute(run_dir)
+        self.folder, self.checkpoints = (storage.join(self.run_dir, name) for name in ("ledger", "checkpoints"))
 
     def url(self, checkpoint: CheckpointEntry) -> str:
         """The folder of a checkpoint."""
@@ -150,14 +154,19 @@ class Ledger:
 
         Without any entry, or if the current entry is damaged, the state lists the checkpoints that have a marker.
         """
-        while number := self.highest():
+
+        def newest() -> tuple[int, bytes] | None:
+            number = self.highest()
+            with contextlib.suppress(storage.NotFoundError):
+                return number, storage.read(self._entry(number)) if number else b""
+            return None  # Removed since it was listed: there is a higher one, or the whole run was removed.
+
+        number, data = self._await(newest, "lists entries that cannot be read")
+        if number:
             try:
-                return _parsed(number, storage.read(self._entry(number)))
-            except storage.NotFoundError:
-                continue  # Removed since it was listed: there is a higher one, or the whole run was removed.
+                return _parsed(number, data)
             except (ValueError, TypeError, KeyError):
                 log.warning("%s is damaged: the checkpoints are taken from their folders", self._entry(number))
-                break
         # Folder names hold the numbers of lost entries; these numbers must not be used again.
         number = max([number, *(writer for _, writer in self.folders().values())])
         return RunState(number, checkpoints=self._scanned())
@@ -170,17 +179,23 @@ class Ledger:
         """Creates the entry of `state`. Returns whether it did; if not, another process made a change first."""
         # The random id makes the entries differ when two processes make the same change.
         text = json.dumps({"by": uuid.uuid4().hex, "state": asdict(state)})
-        try:
-            return storage.create(self._entry(state.number), _sealed(text))
-        except storage.NotFoundError:
-            return False  # The process that made the change first has removed our temporary file.
+
+        def made() -> bool | None:
+            with contextlib.suppress(storage.NotFoundError):
+                return storage.create(self._entry(state.number), _sealed(text))
+            return None  # Another process has removed our temporary file, as one that was left over.
+
+        if self._await(made, "loses new files"):
+            return True
+        self._listed(state.number)
+        return False
 
     def is_head(self, state: RunState) -> bool:
         """Whether the entry of `state`, just created, is the highest one; removes old entries if so.
 
         It is not when others have advanced since, or when its number was free only because they removed old entries.
         """
-        found = self._numbers()
+        found = self._listed(state.number)
         if max(found, default=0) != state.number:
             return False
         for number in found:
@@ -226,6 +241,27 @@ class Ledger:
                 metrics = checkpoint_files.read_state(url)["position"].get("metrics", {})
                 found[step] = CheckpointEntry(folder, step, metrics.get("heldout_loss"))
         return tuple(found.values())
+
+    def _listed(self, number: int) -> list[int]:
+        """The numbers of the entries, once the entry `number`, which was made, is among them or has been removed."""
+
+        def numbers() -> list[int] | None:
+            found = self._numbers()
+            return found if max(found, default=0) >= number or not storage.exists(self._entry(number)) else None
+
+        return self._await(numbers, f"has entry {number} and does not list it")
+
+    def _await(self, look: Callable[[], T | None], fault: str) -> T:
+        """What `look` returns once that is not None: some stores list late. Raises UserError when it takes too long."""
+        deadline = time.monotonic() + _LATE_S
+        while (found := look()) is None:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{self.folder} {fault}, for {_LATE_S:g} s: a run needs a store that lists what was written, under "
+                    "the same name and at once: use another store, or a local folder, for run_dir"
+                )
+            time.sleep(_LOOK_S)
+        return found
 
     def _entry(self, number: int) -> str:
         return storage.join(self.folder, f"{number:08d}.json")

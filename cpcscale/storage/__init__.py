@@ -12,7 +12,6 @@ import contextlib
 import errno
 import io
 import os
-import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -24,13 +23,13 @@ import fsspec
 
 from cpcscale import config
 from cpcscale.errors import UserError
-from cpcscale.storage import ranged, s3_requests
+from cpcscale.storage import local_files, ranged, refusals, s3_requests
 from cpcscale.storage.s3_requests import StorageConfig, TrafficCounts
+from cpcscale.storage.urls import absolute, local_path
+from cpcscale.storage.urls import join as join
+from cpcscale.storage.urls import shown as shown
 
-_SCHEMES = ("file", "s3")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# `word:` at the start, as in pipe:cat; a single letter may be a name or a drive.
-_SCHEME_LIKE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 # Large transfers are made in parts of this size; a failed request repeats one part.
 _PART_BYTES = 8 * 2**20
 _IN_PARTS = {"chunksize": _PART_BYTES, "max_concurrency": 4}
@@ -59,26 +58,13 @@ def counters() -> TrafficCounts:
     return s3_requests.TRAFFIC.now()
 
 
-def join(base: str, *parts: str) -> str:
-    """`base/part/part`, for local paths and URLs alike."""
-    return "/".join([*([base.rstrip("/")] if base else []), *parts])
+def clock_s(url: str) -> float | None:
+    """Seconds by which this machine's clock was ahead of that of the store of `url` in its last reply to this process.
 
-
-def absolute(url: str) -> str:
-    """A local path made absolute, for workers have other current folders; a URL is returned as it is."""
-    return url if "://" in url else str(Path(url).expanduser().absolute())
-
-
-def shown(url: str) -> str:
-    """`url` as a person would type it: relative where it is below the current folder."""
-    path = Path(url)
-    return str(path.relative_to(Path.cwd())) if "://" not in url and path.is_relative_to(Path.cwd()) else url
-
-
-def local_path(url: str) -> Path | None:
-    """The local path of `url`, or None for an object store."""
-    scheme, path = _split(url)
-    return Path(path) if scheme == "file" else None
+    None for a local path, and for a store that does not say the time.
+    """
+    filesystem, _ = _open(url)
+    return None if local_path(url) else filesystem._call_s3.clock_s
 
 
 def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
@@ -160,7 +146,8 @@ def create(url: str, data: bytes) -> bool:
     """Writes `data` to `url` if there is nothing yet; returns whether it did. Of many that try, exactly one succeeds.
 
     When the store's reply was lost and the request is retried, equal bytes at `url` count as written by this call: so
-    each contender must write different data. Raises UserError for a file system without hard links.
+    each contender must write different data. Raises UserError where it cannot be: a file system without hard links, a
+    store without conditional writes.
     """
     filesystem, path = _open(url)
     with _failures(url):
@@ -168,14 +155,17 @@ def create(url: str, data: bytes) -> bool:
             if target := local_path(url):
                 with _temporary_path(url, target.parent) as temporary:
                     temporary.write_bytes(data)
-                    _flush(temporary)
-                    os.link(temporary, target)
+                    local_files.flush(temporary)
+                    local_files.link(temporary, target)
             else:  # One request: a store need not check the condition when it joins parts.
                 filesystem.pipe_file(path, data, chunksize=len(data) + 1, mode="create")
         except OSError as error:
-            if not s3_requests.already_there(error):
-                raise
-            return False
+            if s3_requests.already_there(error):
+                return False
+            if {501, "NotImplemented"} & {*refusals.status_and_code(error)}:
+                lacks = "the store has no conditional writes (If-None-Match)"
+                raise UserError(f"{url} cannot be created: {lacks}: {local_files.ELSEWHERE}") from None
+            raise
     return True
 
 
@@ -192,7 +182,7 @@ def publishing(url: str) -> Iterator[Path]:
         yield temporary
         with _failures(url):
             if target:
-                _flush(temporary)
+                local_files.flush(temporary)
                 temporary.replace(target)
             else:
                 s3_requests.upload(lambda: filesystem.put_file(str(temporary), path, **_IN_PARTS))
@@ -220,7 +210,9 @@ def exists(url: str) -> bool:
             return bool(filesystem.exists(path))
         try:  # s3fs.exists() returns False for a store that cannot be reached.
             return bool(filesystem.info(path))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if refusals.status_and_code(error)[1] == "NoSuchBucket":
+                raise
             return False
 
 
@@ -235,12 +227,19 @@ def list_files(url: str) -> list[str]:
         if local:
             if not local.is_dir():
                 raise NotFoundError(f"{url} is not a folder: check the path")
-            return sorted(os.path.relpath(name, local) for name in _walk(str(local)))
-        root = filesystem._strip_protocol(path).rstrip("/")
-        below = [name[len(root) + 1 :] for name in filesystem.find(root) if name.startswith(f"{root}/")]
+            return sorted(os.path.relpath(name, local) for name in local_files.walk(str(local)))
+        root = path.removeprefix("s3://")
+        found = filesystem.find(root, detail=True).items()
+        below = {name[len(root) + 1 :]: info["size"] for name, info in found if name.startswith(f"{root}/")}
         if not below and not filesystem.isdir(root):
             raise NotFoundError(f"{url} is not a folder: check the path")
-        return sorted(name for name in below if not any(part.startswith(".") for part in name.split("/")))
+        # An empty object whose key ends with a slash is how some tools make a folder.
+        names = [name for name, count in below.items() if count or not f"/{name}".endswith("/")]
+        seen = sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
+        for name in seen:
+            if (read_as := absolute(f"{path}/{name}")) != f"{path}/{name}":
+                raise UserError(f"{url} holds the key {name!r}, which is read as {read_as}: rename that object")
+        return seen
 
 
 def remove(url: str) -> None:
@@ -253,21 +252,6 @@ def remove(url: str) -> None:
         # One by one: s3fs reads [ ] * ? in a name as wildcards when it removes recursively, and removes other objects.
         for name in filesystem.find(path):
             filesystem.rm_file(name)
-
-
-def _walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """The files below a local folder, also broken links; a link back to a folder above is not entered."""
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, (*above, real))
-            elif entry.is_file() or entry.is_symlink():
-                yield entry.path
 
 
 @contextlib.contextmanager
@@ -287,32 +271,6 @@ def _temporary_path(url: str, folder: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _split(url: str) -> tuple[str, str]:
-    if not url:
-        raise UserError("a path is empty: name a folder or file, or an s3:// URL")
-    shown = repr(config.redact(url))
-    if url != url.strip().strip("|"):
-        raise UserError(f"{shown} begins or ends with a space or a |, as a command may: name a path or an s3:// URL")
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        if _SCHEME_LIKE.match(url):
-            raise UserError(
-                f"{shown} reads as a command or a URL of another kind, which is never run: "
-                f"name a path (./NAME for a file whose name holds a colon) or an s3:// URL"
-            )
-        return "file", absolute(url)
-    if scheme not in _SCHEMES:
-        raise UserError(f"{shown} has the scheme {scheme}://, which is not supported: use a path or s3://")
-    if "@" in rest.partition("/")[0]:
-        raise UserError(f"{shown} holds credentials: give them as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
-    return scheme, absolute(rest) if scheme == "file" else url
 
 
 @lru_cache(maxsize=8)
@@ -340,8 +298,9 @@ def _filesystem(scheme: str, process: int, endpoint: str) -> fsspec.AbstractFile
 
 
 def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    scheme, path = _split(url)
-    return _filesystem(scheme, os.getpid(), os.environ.get("AWS_ENDPOINT_URL", "")), path
+    place = absolute(url)
+    scheme = "s3" if place.startswith("s3://") else "file"
+    return _filesystem(scheme, os.getpid(), os.environ.get("AWS_ENDPOINT_URL", "")), place
 
 
 @contextlib.contextmanager
@@ -352,18 +311,29 @@ def _failures(url: str) -> Iterator[None]:
         raise
     except s3_requests.GaveUpError as error:
         check = "check that the store runs, and AWS_ENDPOINT_URL (a pretraining waits longer: storage.total_timeout_s)"
-        raise UserError(f"{url} cannot be read or written, {_one_line(error)}: {check}") from None
-    except FileNotFoundError:
-        raise NotFoundError(f"there is nothing at {url}: check the path") from None
-    except PermissionError as error:
-        keys = "its permissions" if local_path(url) else "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        raise UserError(f"access to {url} is denied ({_one_line(error)}): check {keys}") from None
+        why = config.redact(" ".join(str(error).split()))
+        raise UserError(f"{url} cannot be read or written, {why}: {check}") from None
     except _errors()[0] as error:
-        if s3_requests.error_reply(error)[0] == 412:
-            raise UserError(f"{url} was replaced while it was read: start again") from None
-        why = f"{type(error).__name__}: {_one_line(error)}"
-        check = "the path and the disk" if local_path(url) else "the path, AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID"
-        raise UserError(f"{url} cannot be read or written ({why}): check {check}") from None
+        raise _refusal(url, error) from None
+
+
+def _refusal(url: str, error: Exception) -> UserError:
+    """The error as one line: what the file system or the store says, and the way out."""
+    status, code = refusals.status_and_code(error)
+    # Not of a bucket that is missing: what is optional may be missing, but never the store.
+    if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
+        return NotFoundError(f"there is nothing at {url}: check the path")
+    if status == 412:
+        return UserError(f"{url} was replaced while it was read: start again")
+    denied = isinstance(error, PermissionError) and code != "InvalidObjectState"
+    if local_path(url):
+        reason = f"{type(error).__name__}: {error}"
+        way_out = "check its permissions" if denied else "check the path and the disk"
+    else:
+        reason, way_out = refusals.explain(error)
+    what = f"access to {url} is denied" if denied else f"{url} cannot be read or written"
+    why = config.redact(" ".join(reason.split()))
+    return UserError(f"{what} ({why}): {way_out or 'check the path, AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID'}")
 
 
 def _errors() -> tuple[s3_requests.Errors, s3_requests.Errors]:
@@ -374,7 +344,3 @@ def _errors() -> tuple[s3_requests.Errors, s3_requests.Errors]:
     broken = exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError, ClientError
     damaged = exceptions.FlexibleChecksumError, parsers.ResponseParserError
     return (OSError, ValueError, exceptions.BotoCoreError), broken + damaged
-
-
-def _one_line(error: Exception) -> str:
-    return config.redact(" ".join(str(error).split()))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cpcscale import config
+from cpcscale.storage.refusals import clock_s, is_page, lasts, reply_of, status_and_code
 
 T = TypeVar("T")
 Errors = tuple[type[Exception], ...]
@@ -35,6 +36,11 @@ _TRANSIENT_CODES = re.compile(
     "SlowDown|Throttl.*|RequestLimitExceeded|TooManyRequests.*|InternalError|ServiceUnavailable|RequestTimeout.*"
     "|BadDigest|IncompleteBody|XAmzContentSHA256Mismatch|OperationAborted|ConditionalRequestConflict"
 )
+# HEAD requests, and what asks for the same with a body in the reply.
+_ASKED_AGAIN: dict[str, tuple[str, dict[str, Any]]] = {
+    "head_object": ("get_object", {"Range": "bytes=0-0"}),
+    "head_bucket": ("list_objects_v2", {"MaxKeys": 1}),
+}
 # Errors of TLS that a retry does not cure: an invalid certificate, a server without TLS.
 _NO_TLS = re.compile("CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER")
 # Has no state that forked processes would share, and leaves the global generator alone.
@@ -119,7 +125,10 @@ def counting_session(session_class: Any) -> Any:
 
         async def send(self, request: Any) -> Any:
             TRAFFIC.add(requests=1)
-            return await super().send(request)
+            response = await super().send(request)
+            if _is_lost(request.method, response):
+                response.status_code = 400
+            return response
 
     return Session
 
@@ -129,7 +138,9 @@ class GaveUpError(Exception):
 
     def __init__(self, number: int, seconds: float, last: Exception) -> None:
         tries = "1 try" if number == 1 else f"{number} tries"
-        super().__init__(f"{tries} over {seconds:.0f} s failed (the last with {type(last).__name__}: {last})")
+        super().__init__(
+            f"{tries} over {seconds:.0f} s failed (the last with {type(last).__name__}: {str(last)[:300]})"
+        )
 
 
 class ShortReadError(OSError):
@@ -172,22 +183,12 @@ async def retry(
 
 def is_transient(error: Exception, transient: Errors) -> bool:
     """Whether a retry may help: a failed or broken connection, a time-out, 5xx, throttling, a truncated body."""
-    status, code = error_reply(error)
+    status, code = status_and_code(error)
     if status:
-        return status in (408, 429) or (status >= 500 and status != 501) or bool(_TRANSIENT_CODES.fullmatch(code))
+        return not lasts(code) and (status in (408, 429) or status >= 500 or bool(_TRANSIENT_CODES.fullmatch(code)))
     if _NO_TLS.search(str(error)):
         return False
     return isinstance(error, (ConnectionError, TimeoutError, ShortReadError, *transient))
-
-
-def error_reply(error: BaseException) -> tuple[int, str]:
-    """(HTTP status, error code) of a store's reply in `error`; (0, "") where the store did not reply."""
-    for one in (error, error.__cause__):
-        response = getattr(one, "response", None)
-        if isinstance(response, dict):
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return int(status), str(response.get("Error", {}).get("Code", ""))
-    return 0, ""
 
 
 class FetchedBody:
@@ -214,6 +215,8 @@ class Requests:
     def __init__(self, filesystem: Any, transient: Errors, settings: StorageConfig) -> None:
         self._call, self._connect = filesystem._call_s3, filesystem.set_session
         self._transient, self._settings = transient, settings
+        self.clock_s: float | None = None
+        """Seconds by which this machine's clock was ahead of the store's in its last reply."""
 
     async def __call__(self, method: str, *defaults: Any, **request: Any) -> Any:
         """The reply to the request, with its body in memory. Raises GaveUpError, or the store's error."""
@@ -232,6 +235,9 @@ class Requests:
         try:
             reply = await retry(attempt, self._transient, self._settings, what)
         except OSError as error:
+            if method in _ASKED_AGAIN:
+                refusal = await self._worded(error, method, **request)
+                raise refusal from refusal.__cause__
             # An earlier try may have written the object, and only its reply was lost.
             if number == 1 or "IfNoneMatch" not in request or not already_there(error):
                 raise
@@ -250,6 +256,20 @@ class Requests:
         reply = await self("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **only)
         return bytes(await reply["Body"].read())
 
+    async def _worded(self, error: OSError, method: str, **request: Any) -> OSError:
+        """The refusal `error` of a HEAD, whose reply has no body, as the store words it in reply to a GET."""
+        if status_and_code(error)[0] in (0, 404, 412):
+            return error
+        again, only = _ASKED_AGAIN[method]
+        try:
+            await self._try(self._settings.request_timeout_s, again, **request, **only)
+        except OSError as worded:
+            if status_and_code(worded)[0]:
+                return worded
+        except self._transient:
+            pass
+        return error
+
     async def _try(self, limit_s: float, method: str, *defaults: Any, **request: Any) -> Any:
         # A store takes a time to join parts that grows with their number.
         carried_s = len(request.get("Body", b"")) / SLOWEST_BYTES_PER_S
@@ -257,7 +277,13 @@ class Requests:
         clock = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(limit_s + carried_s) as bound:
-                reply = await self._call(method, *defaults, **request)
+                try:
+                    reply = await self._call(method, *defaults, **request)
+                except OSError as error:
+                    self._see_clock(reply_of(error))
+                    raise
+                self._see_clock(reply)
+                _check_object(method, reply)
                 if method == "get_object":
                     bound.reschedule(clock() + limit_s + reply["ContentLength"] / SLOWEST_BYTES_PER_S)
                     reply["Body"] = FetchedBody(await _read_body(reply, request.get("Range", "")))
@@ -267,15 +293,37 @@ class Requests:
                 raise TimeoutError(f"no whole answer within {limit_s:.3g} s") from error
             raise
 
+    def _see_clock(self, reply: dict[str, Any]) -> None:
+        self.clock_s = clock_s(reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""))
+
     async def _abort_upload(self, method: str, *defaults: Any, **request: Any) -> None:
         """Removes the parts of a failed upload, in one try; errors are ignored, for that of the upload is reported."""
         with contextlib.suppress(OSError, *self._transient):
             await self._try(self._settings.connect_timeout_s, method, *defaults, **request)
 
 
+def _is_lost(method: str, response: Any) -> bool:
+    """Whether a reply that botocore would follow or take for a good one leads nowhere."""
+    headers = response.headers
+    if method == "HEAD" and response.status_code in (301, 302, 307, 308):
+        # botocore asks for the region of the bucket by another HEAD, which is redirected as well, without end.
+        return "x-amz-bucket-region" not in headers
+    return response.status_code == 200 and is_page(headers.get("content-type", "")) and "etag" not in headers
+
+
+def _check_object(method: str, reply: dict[str, Any]) -> None:
+    """Raises ShortReadError for a reply that is not of an object, as of an error with the status 200."""
+    headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    error = "etag" not in headers and "xml" in headers.get("content-type", "")
+    if (method == "get_object" and error) or (method == "head_object" and "ContentLength" not in reply):
+        if "Body" in reply:
+            reply["Body"].close()
+        raise ShortReadError("the reply is not that of an object: it is XML without an ETag, or has no size")
+
+
 def already_there(error: OSError) -> bool:
     """Whether a conditional write was refused because the object exists."""
-    return isinstance(error, FileExistsError) or error_reply(error)[0] == 412
+    return isinstance(error, FileExistsError) or status_and_code(error)[0] == 412
 
 
 async def _read_body(reply: dict[str, Any], byte_range: str) -> bytes:
@@ -305,6 +353,6 @@ def upload(put: Callable[[], object]) -> None:
     try:
         put()
     except FileNotFoundError as error:
-        if error_reply(error)[1] != "NoSuchUpload":
+        if status_and_code(error)[1] != "NoSuchUpload":
             raise
         put()

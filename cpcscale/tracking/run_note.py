@@ -28,7 +28,7 @@ def read_own(run_dir: str, kind: str) -> tuple[str | None, dict[str, str]]:
     note = read_json(storage.join(run_dir, NAME))
     refuse_other_kind(run_dir, kind, note)
     known = str(note["run_id"]) if note.get("kind") == kind and note.get("run_id") else None
-    before = str(note.get("place", ""))
+    before = storage.absolute(str(note["place"])) if note.get("place") else ""
     if known is None or not before or before == storage.absolute(run_dir):
         return known, {}
     try:

@@ -46,8 +46,9 @@ for _key, _default in _ENVIRONMENT.items():  # MLflow reads them when it is impo
     os.environ.setdefault(_key, _default)
 # Loggers that are silenced: they print at length what this module reports in one line.
 _CHATTER = ("mlflow", "alembic", "urllib3.connectionpool")
-# Error codes that mean that the record itself is invalid: sending it again cannot help.
-_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+# Error codes that may pass, or that are about this client: with any other, the store refuses the record for good.
+_MAY_PASS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"}
+_MAY_PASS |= {"DEADLINE_EXCEEDED", "RESOURCE_CONFLICT", "PERMISSION_DENIED", "UNAUTHENTICATED", "ENDPOINT_NOT_FOUND"}
 
 
 class StoreError(UserError):
@@ -303,7 +304,7 @@ def _send_errors(what: str) -> Iterator[None]:
     except ImportError as error:  # A client library for the store's artifact location is missing here.
         logger.warning("the tracking store cannot take %s: %s", what, _brief(error))
     except (MlflowException, OSError) as error:
-        if getattr(error, "error_code", "") not in _REFUSALS:
+        if getattr(error, "error_code", "INTERNAL_ERROR") in _MAY_PASS:
             raise StoreAwayError(_brief(error)) from None
         logger.warning("the tracking store refuses %s: %s", what, _brief(error))
 

@@ -201,7 +201,7 @@ def _chosen(url: str, which: Literal["newest", "best"]) -> tuple[RestoredCheckpo
 
 def _is_best_by_probe(url: str) -> bool:
     """Whether the checkpoint in this folder is the best of its run, chosen by a probe."""
-    run_dir, _, folder = storage.absolute(url).rstrip("/").rpartition("/checkpoints/")
+    run_dir, _, folder = storage.absolute(url).rpartition("/checkpoints/")
     if not run_dir:
         return False
     state = Ledger(run_dir).head()

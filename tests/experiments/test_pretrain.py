@@ -54,6 +54,26 @@ def refused(place: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> 
 
 
 @pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"kind": "overwrites", "method": "PUT"}, ("If-None-Match", "two drivers", "run_dir")),
+        (
+            {"kind": "status", "status": 501, "code": "NotImplemented", "method": "PUT"},
+            ("conditional writes", "run_dir"),
+        ),
+        ({"kind": "status", "status": 400, "code": "ExpiredToken"}, ("ExpiredToken", "AWS_SESSION_TOKEN")),
+        ({"kind": "status", "status": 403, "code": "RequestTimeTooSkewed"}, ("RequestTimeTooSkewed", "clock")),
+    ],
+    ids=["ignores", "refuses", "expired", "skew"],
+)
+def test_a_store_on_which_no_run_can_rest_is_refused_before_ray_starts(place, capfd, faulty_s3, fault, words):
+    faulty_s3.fail(**fault)
+    told = refused(place, capfd, QUICKSTART, "data.shards=shards", "data.audio=", f"run_dir={faulty_s3.base}/run")
+    assert all(word in told for word in (f"{faulty_s3.base}/run", *words)), told
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
     ("override", "words"),
     [
         ("train.stepz=5", "unknown key train.stepz (did you mean train.steps?)"),

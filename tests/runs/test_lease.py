@@ -20,6 +20,7 @@ import pytest
 from cpcscale import storage
 from cpcscale.errors import UserError
 from cpcscale.runs import lease
+from cpcscale.runs import ledger as ledger_module
 from cpcscale.runs.ledger import Ledger, OvertakenError, RunHolder
 
 # Short, for holders elsewhere are waited for.
@@ -253,3 +254,40 @@ def test_giving_back_clears_what_the_workers_left_half_written(tmp_path):
         half.parent.mkdir(parents=True)
         half.write_bytes(b"half")
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+NOTHING = b"<?xml version='1.0'?><ListBucketResult><KeyCount>0</KeyCount></ListBucketResult>"
+
+
+def test_a_store_that_lists_late_is_waited_for_and_the_run_is_taken_once(faulty_s3):
+    run = storage.join(faulty_s3.base, "run")
+    for held_before in (False, True):
+        # The listings before the entry is made show what is there, and those after it do not at first.
+        fault = faulty_s3.fail("reply", times=4, method="GET", path="/ledger/", status=200, body=NOTHING)
+        with held(run) as first:
+            assert Ledger(run).head().is_of(first.id)
+        assert fault.struck == 4
+        assert Ledger(run).head().number == (4 if held_before else 2)
+
+
+@pytest.mark.parametrize("fault", ["never listed", "listed under another name", "folded by the store", "bucket gone"])
+def test_a_store_in_which_nothing_changes_ends_in_one_line_that_says_what_it_does(faulty_s3, monkeypatch, fault):
+    monkeypatch.setattr(ledger_module, "_LATE_S", 0.5)
+    run = storage.join(faulty_s3.base, "run")
+    if fault == "never listed":
+        faulty_s3.fail("reply", method="GET", path="list-type", status=200, body=NOTHING)
+        words = "has entry 1 and does not list it"
+    elif fault == "listed under another name":
+        key = f"{run.removeprefix('s3://speech/')}/ledger/00000001.json"
+        listing = f"<ListBucketResult><Contents><Key>{key}</Key><Size>9</Size></Contents></ListBucketResult>"
+        faulty_s3.fail("reply", method="GET", path="list-type", status=200, body=listing.encode())
+        words = "lists entries that cannot be read"
+    elif fault == "folded by the store":  # SeaweedFS keeps `a\\b` as `a/b`.
+        run, words = f"{run}\\b", "has entry 1 and does not list it"
+    else:
+        run, words = "s3://no-such-bucket/run", "NoSuchBucket"
+    for _ in range(2):
+        with pytest.raises(UserError, match=words) as caught, held(run):
+            pass
+        assert "\n" not in str(caught.value)
+        assert run in str(caught.value)

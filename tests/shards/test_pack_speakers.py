@@ -58,10 +58,16 @@ def test_a_table_of_tabs_in_the_tree_counts_by_itself(tmp_path):
     assert found(root) == {"a.wav": ("anna", "")}
 
 
-@pytest.mark.parametrize("paths", ["to the source", "to itself", "absolute"])
+@pytest.mark.parametrize("paths", ["to the source", "to itself", "absolute", "spelled otherwise", "a URL"])
 def test_paths_of_a_given_table_may_be_relative_to_the_source_or_to_the_table_or_absolute(tmp_path, paths):
     root = tree(tmp_path, ["x/y/a.wav", "x/y/b.wav"])
-    above = {"to the source": "x/y/", "to itself": "y/", "absolute": f"{root}/x/y/"}[paths]
+    above = {
+        "to the source": "x/y/",
+        "to itself": "y/",
+        "absolute": f"{root}/x/y/",
+        "spelled otherwise": f"/{root}/x//y/../y/./",
+        "a URL": f"{root.as_uri()}/x/y//",
+    }[paths]
     (root / "x" / "who.csv").write_text(f"path,speaker\n{above}a.wav,anna\n{above}b.wav,berta\n")
     got = found(root, manifest=str(root / "x" / "who.csv"))
     assert {name: group for name, (group, _) in got.items()} == {"x/y/a.wav": "anna", "x/y/b.wav": "berta"}

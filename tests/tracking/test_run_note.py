@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cpcscale.errors import UserError
+from cpcscale.tracking import run_note
 from cpcscale.tracking.runs import read_runs
 from cpcscale.tracking.tracker import Tracker, TrackingConfig
 
@@ -70,3 +71,12 @@ def test_a_folder_of_another_kind_is_refused_and_stays_as_it_is(
         start(config, tmp_path / "a", kinds[1])
     assert (tmp_path / "a/run.json").read_bytes() == before
     assert start(config, tmp_path / "a", kinds[0]).run_id == first.run_id
+
+
+def test_a_folder_that_was_noted_in_another_spelling_is_the_same_folder(tmp_path: Path) -> None:
+    run_note.write(str(tmp_path), "7", "pretrain", "small", "notes")
+    note = json.loads((tmp_path / "run.json").read_text())
+    for place in (f"{tmp_path}/", f"/{tmp_path}", f"file://{tmp_path}/x/.."):
+        (tmp_path / "run.json").write_text(json.dumps(note | {"place": place}))
+        assert run_note.read_own(str(tmp_path), "pretrain") == ("7", {})
+        assert run_note.read_own(f"{tmp_path}//", "pretrain") == ("7", {})

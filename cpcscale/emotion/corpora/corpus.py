@@ -296,7 +296,7 @@ def read_text(url: str) -> str:
 
 def folder_of(path: str) -> str:
     """The parent folder of a local path or URL."""
-    return path.rstrip("/").rpartition("/")[0] or "/"
+    return storage.absolute(path).rpartition("/")[0] or "/"
 
 
 def stem(path: str) -> str:

@@ -10,7 +10,6 @@ of synthetic speech, so its results are marked MADE.
 from __future__ import annotations
 
 import math
-import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
@@ -107,12 +106,12 @@ def _finder(folder: str) -> Callable[[str], str]:
         return {nfc(name): name for name in storage.list_files(folder)}
 
     def find(path: str) -> str:
-        url = path if "://" in path or path.startswith("/") else storage.join(folder, path)
+        url = storage.absolute(path if "://" in path or path.startswith("/") else storage.join(folder, path))
         local = storage.local_path(url)
         below = nfc(url).removeprefix(f"{nfc(folder)}/")
         if url.isascii() or below == nfc(url) or (local is not None and local.is_file()):
             return url
-        name = listed().get(posixpath.normpath(below))
+        name = listed().get(below)
         return storage.join(folder, name) if name else url
 
     return find

@@ -115,7 +115,7 @@ class EvaluateConfig(EmotionRecipe):
                 f"protocol.split={self.protocol.split} is not for kind=cross, whose diagonal needs speaker-disjoint "
                 "folds: use speakers5 or loso"
             )
-        paths = [each.path.rstrip("/") for each in self.corpus_configs().values()]
+        paths = [each.path for each in self.corpus_configs().values()]
         for name, path in zip(self.corpora, paths, strict=True):
             if paths.count(path) > 1:
                 raise UserError(f"corpora.{name} and another corpus are both at {path}: leave one out")

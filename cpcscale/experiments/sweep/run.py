@@ -45,6 +45,7 @@ from cpcscale.experiments.sweep.tune import run_trials
 from cpcscale.progress import note
 from cpcscale.runs.lease import Lease, hold, wait_until_free
 from cpcscale.runs.ledger import Ledger
+from cpcscale.storage.place import check_place
 from cpcscale.tracking.outbox import always
 from cpcscale.tracking.tracker import Tracker, environment_tags
 
@@ -92,7 +93,9 @@ def sweep(config: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
         log.warning("%s holds this sweep, finished: it is not run again", config.run_dir)
         return done
     _check_unfinished(journal, plan.identity, resume)
-    before = wait_until_free(Ledger(config.run_dir), take_over=False, say=_say)
+    ledger = Ledger(config.run_dir)
+    before = wait_until_free(ledger, take_over=False, say=_say)
+    check_place(ledger.folder, briefly=True)
     started = time.monotonic()
     with session.connected(1):
         resources = _resources(config)

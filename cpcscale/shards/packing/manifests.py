@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -168,11 +169,12 @@ def _places(table: Table, columns: ManifestColumns, speakers: bool) -> tuple[str
 
 def _relative(path: str, root: str, folder: str) -> str:
     """A path of a manifest, relative to the root; the manifest may also have absolute paths."""
-    if path.startswith("/"):
-        above = f"{nfc(root)}/"
-        joined = path[len(above) :] if path.startswith(above) else path
+    if path.startswith("/") or "://" in path:
+        with contextlib.suppress(UserError):  # What is no place names no file below the root.
+            path = storage.absolute(path)
+        joined = path.removeprefix(f"{nfc(root)}/")
     else:
-        joined = path.removeprefix(f"{root}/") if "://" in path else f"{folder}/{path}" if folder else path
+        joined = f"{folder}/{path}" if folder else path
     plain = joined[:1] not in "./" and not joined.endswith("/") and "/." not in joined and "//" not in joined
     return joined if plain else posixpath.normpath(joined)
 

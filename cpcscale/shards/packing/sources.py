@@ -136,7 +136,7 @@ def find_audio(root: str, config: FindConfig | None = None) -> AudioFiles:
     config = config or FindConfig()
     if not root or not storage.exists(root):
         raise UserError(f"there is no folder {root!r}: check the path of the audio to pack")
-    root = storage.absolute(root).rstrip("/")
+    root = storage.absolute(root)
     listed = storage.list_files(root)
     beside = [name for name in listed if posixpath.basename(name).lower() in manifests.NAMES]
     batches = [
