@@ -34,7 +34,7 @@ class AudioError(UserError):
 
 
 class Terminated(KeyboardInterrupt):
-    """Raised on SIGTERM, as KeyboardInterrupt is on Ctrl-C; the message says what was done before stopping."""
+    """Raised on SIGTERM and SIGHUP, as KeyboardInterrupt is on Ctrl-C; the message says what was done before."""
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cpcscale.cluster import ray_loss
 from cpcscale.runs.lease import Lease
 from cpcscale.tracking.outbox import always
 from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
@@ -42,7 +43,8 @@ def tracked_run(
     status: str = "FAILED"
     summary: dict[str, float] = {}
     try:
-        yield tracker, summary
+        with ray_loss.guarded(end=lambda: tracker.finish("FAILED")):
+            yield tracker, summary
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
