@@ -56,9 +56,10 @@ class Mailbox:
             self._warned.add(text)
             self.put("note", text)
 
-    def take(self) -> tuple[list[tuple[str, tuple[Any, ...]]], RunEnd]:
+    def take(self) -> tuple[list[tuple[str, tuple[Any, ...]]], RunEnd, str]:
+        """(the messages since the last call, how the run ended, an id that changes when the actor is started again)."""
         taken, self._messages = self._messages, []
-        return taken, self._end
+        return taken, self._end, self._id
 
     def stop(self) -> None:
         self._stop = True
@@ -102,9 +103,10 @@ class MailboxObserver:
         self._mailbox.put.remote("metrics", *self._recent[-1])
 
     def send_again(self) -> None:
-        """Sends the newest metrics again; the tracker skips those that it has."""
+        """Sends the newest metrics again, to a mailbox that may have lost some; the tracker skips those that it has."""
         for step, values in list(self._recent):
             self.replayed(step, values)
+        self._mailbox.put.remote("resent")
 
     def warning(self, text: str) -> None:
         self._mailbox.warn.remote(text)
@@ -153,24 +155,44 @@ class MessageDelivery:
             self._deliver_all()
 
     def _deliver_all(self) -> None:
+        known: str = ""
+        held: list[tuple[str, tuple[Any, ...]]] | None = None
         while True:
             last = self._stop.wait(_POLL_S)
-            messages, end = ray.get(self._mailbox.take.remote())
+            messages, end, mailbox = ray.get(self._mailbox.take.remote())
             # A mailbox that was started again knows no end.
             self.end = end if end != RunEnd() else self.end
+            if mailbox != known and known:
+                # Metrics wait for those that were lost, for the tracker takes steps in their order.
+                held = []
+            known = mailbox
             for kind, content in messages:
-                match kind:
-                    case "note":
-                        self._observer.note(*content)
-                    case "progress":
-                        self._observer.progress(*content)
-                    case "metrics":
-                        self._observer.metrics(*content)
-                    case "saved":
-                        self._observer.saved()
-                    case "replayed":
-                        self._observer.replayed(*content)
-                    case "quarantined":
-                        self._observer.quarantined(*content)
+                if held is not None and kind in ("metrics", "replayed"):
+                    held.append((kind, content))
+                elif kind != "resent":
+                    self._pass_on(kind, content)
+                if kind == "resent":
+                    self._pass_on_held(held)
+                    held = None
             if last:
+                self._pass_on_held(held)
                 return
+
+    def _pass_on_held(self, held: list[tuple[str, tuple[Any, ...]]] | None) -> None:
+        for kind, content in sorted(held or (), key=lambda each: each[1][0]):
+            self._pass_on(kind, content)
+
+    def _pass_on(self, kind: str, content: tuple[Any, ...]) -> None:
+        match kind:
+            case "note":
+                self._observer.note(*content)
+            case "progress":
+                self._observer.progress(*content)
+            case "metrics":
+                self._observer.metrics(*content)
+            case "saved":
+                self._observer.saved()
+            case "replayed":
+                self._observer.replayed(*content)
+            case "quarantined":
+                self._observer.quarantined(*content)

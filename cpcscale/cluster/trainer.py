@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.cluster.console import Console
-from cpcscale.cluster.mailbox import Mailbox, MessageDelivery
+from cpcscale.cluster.mailbox import Mailbox, MessageDelivery, RunEnd
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.cluster.ray_loss import RayLostError
 from cpcscale.cluster.worker import run_worker
@@ -87,15 +87,16 @@ def fit(
         console.close()
         with optional(f"{ray_folder} cannot be removed", "the next start removes it"):
             storage.remove(ray_folder)
-    end = delivery.end
+    return _summary(delivery.end)
+
+
+def _summary(end: RunEnd) -> dict[str, Any]:
     if end.error:
         raise UserError(end.error)
     if end.stopped:
         raise Terminated(end.stopped)
     if end.summary is None:
-        raise RayLostError(
-            "the keeper of the run's messages died as the run ended: start the same command to see its result"
-        )
+        raise RayLostError("Ray's actor with the run's result died: the same command gives it from the checkpoint")
     return dict(end.summary)
 
 

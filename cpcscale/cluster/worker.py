@@ -75,9 +75,9 @@ def _pass_requests(mailbox: Any, requests: RunRequests, observer: MailboxObserve
             if stop:
                 requests.stop()
                 return
-            if now != mailbox_id and mailbox_id:
+            if now != mailbox_id:
+                mailbox_id = now
                 observer.send_again()
-            mailbox_id = now
             info = preemption()
             if info and info != known:
                 known = info
