@@ -19,9 +19,18 @@ from typing import Any
 
 from cpcscale import freed_memory
 from cpcscale.arguments import command_line
+from cpcscale.cluster import ray_loss
 from cpcscale.errors import Terminated, UserError
 from cpcscale.machine import refuse_deleted_folder, usable_cores
-from cpcscale.signals import handlers_restored
+from cpcscale.signals import ENDING, handlers_restored
+
+GOES_ON = {
+    "pack": "goes on where it was",
+    "pretrain": "goes on from the last checkpoint",
+    "sweep": "goes on with the trials that are left",
+    "reproduce": "goes on with the runs that are left",
+    "evaluate": "goes on with the runs that are left",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,9 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
     if options.ray:
         os.environ.setdefault("RAY_ADDRESS", "local")
+    goes_on = f"the same command {GOES_ON.get(options.verb, 'begins again')}"
     try:
         refuse_deleted_folder()
-        with handlers_restored(signal.SIGTERM, meanwhile=_terminate):
+        with handlers_restored(*ENDING, meanwhile=_terminate), ray_loss.guarded(goes_on):
             return VERBS[options.verb](options) or 0
     except UserError as error:
         print(f"cpcscale: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -53,19 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cpcscale: error: {sys.executable} has no package {error.name}: {way_out}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        goes_on = {
-            "pack": "goes on where it was",
-            "pretrain": "goes on from the last checkpoint",
-            "sweep": "goes on with the trials that are left",
-            "reproduce": "goes on with the runs that are left",
-            "evaluate": "goes on with the runs that are left",
-        }.get(options.verb, "begins again")
-        print(f"cpcscale: {str(stopped) or 'stopped'}; the same command {goes_on}", file=sys.stderr)
+        print(f"cpcscale: {str(stopped) or 'stopped'}; {goes_on}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """Raises Terminated, so that SIGTERM closes what is open, as Ctrl-C does."""
+    """Raises Terminated, so that SIGTERM and SIGHUP close what is open, as Ctrl-C does."""
     raise Terminated
 
 

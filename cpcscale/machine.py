@@ -1,4 +1,4 @@
-"""What this process may use of its machine: the cores and folders that it was given, not those that are there."""
+"""What this process may use of its machine: the cores and folders that it was given; and which processes live on it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from cpcscale.errors import UserError
 
@@ -32,6 +33,50 @@ def cache_folder() -> Path:
     if home.is_dir() and os.access(home, os.W_OK):
         return home / ".cache"
     return Path(tempfile.gettempdir()) / f"cpcscale-{os.getuid()}"
+
+
+class ProcessMark(NamedTuple):
+    """A process: the boot and namespace of process ids that it is in, and its start in ticks since that boot.
+
+    `machine` and `started` are empty where the system does not tell (not Linux).
+    """
+
+    machine: str
+    pid: int
+    started: str
+
+    @classmethod
+    def own(cls) -> ProcessMark:
+        """That of this process."""
+        pid = os.getpid()
+        return cls(_boot(), pid, _started(pid) or "")
+
+    def lives(self) -> bool | None:
+        """Whether the process is alive; None when it is where this process cannot see it."""
+        if not self.machine or self.machine != _boot():
+            return None
+        return _started(self.pid) == self.started
+
+
+def _boot() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}:{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a live process of this machine started, None when it is gone.
+
+    Not psutil's create_time: it follows the wall clock, and setting the clock would make a live holder a dead one.
+    """
+    try:
+        # The process name stands in brackets and may itself hold brackets and spaces: split after the last one.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
 
 
 def refuse_deleted_folder() -> None:
