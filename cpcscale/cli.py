@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(text.startswith("-") or "=" not in text for text in rest):
         parser.error(f"{options.verb} does not take {' '.join(rest)}; overrides of config keys are written key=value")
     options.overrides += rest
-    # These two run without a config: a first argument with a `=` is then an override.
-    if options.verb in ("bench", "reproduce") and options.config and "=" in options.config:
+    # These run without a config: a first argument with a `=` is then an override.
+    if options.verb in ("bench", "reproduce", "doctor") and options.config and "=" in options.config:
         options.config, options.overrides = None, [options.config, *options.overrides]
     freed_memory.keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
@@ -75,35 +75,16 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _pack(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.cluster.tasks import stream_tasks
-    from cpcscale.shards import account
+    from cpcscale.report.terminal.sets import pack_lines, pack_values
     from cpcscale.shards.pack import PackConfig, pack
 
     packed = pack(options.source, options.target, config.load(PackConfig, None, options.overrides), stream_tasks)
-    sets: dict[str, dict[str, Any]] = {
-        name: {
-            "shards": index.shards.num_rows,
-            "utterances": index.count,
-            "hours": round(index.duration_s / 3600, 4),
-            "fingerprint": index.fingerprint,
-        }
-        for name, index in packed.splits.items()
-    }
+    values = pack_values(packed)
     if options.json:
-        left_out = packed.files_left_out + packed.pieces_left_out
-        report = packed.account.values()
-        _emit({"target": options.target, "sets": sets, "quarantined": left_out, "account": report})
+        _emit({"target": options.target, **values})
         return
     print(f"packed {options.source} into {options.target}")
-    for name, row in sets.items():
-        print(
-            f"  {name:8} {row['shards']:4} shards {row['utterances']:7} utterances {row['hours']:9.2f} h  "
-            f"fingerprint {str(row['fingerprint'])[:12]}"
-        )
-    pieces = f", and {packed.pieces_left_out} pieces of other files" if packed.pieces_left_out else ""
-    left = f"listed in {options.target}/quarantine.csv" if packed.files_left_out or pieces else "none"
-    print(f"  files left out: {packed.files_left_out}{pieces} ({left})")
-    for line in account.lines(packed.account.values()):
-        print(f"  {line}")
+    print("\n".join(pack_lines(values, options.target)))
 
 
 def _index(options: argparse.Namespace) -> None:
@@ -358,6 +339,19 @@ def _size(options: argparse.Namespace) -> None:
         print("\n".join(size_lines(found, given.names)))
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from cpcscale import doctor
+
+    findings = []
+    for finding in doctor.examine(doctor.load(options.config, options.overrides)):
+        findings.append(finding)
+        if not options.json:
+            print(f"{'ok' if finding.ok else 'NO':4} {finding.name:10} {finding.text}", flush=True)
+    if options.json:
+        _emit({finding.name: dataclasses.asdict(finding) for finding in findings})
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
 def _emit(result: dict[str, Any]) -> None:
     print(json.dumps(result))
 
@@ -376,4 +370,5 @@ VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "bench": _bench,
+    "doctor": _doctor,
 }

@@ -18,7 +18,14 @@ def usable_cores() -> int:
     """The cores that this process may use: of its affinity (taskset, SLURM), its cgroup's quota and SLURM's share."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return max(1, min(affinity, *_quotas(), int(share) if share.isdecimal() and int(share) else affinity))
+    quotas = [quota for group in _groups("cpu") for quota in _quota(group)]
+    return max(1, min(affinity, *quotas, int(share) if share.isdecimal() and int(share) else affinity))
+
+
+def usable_memory() -> int:
+    """The bytes of memory that this process may use: of the machine, of its cgroup's limit and of those above it."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([pages, *(limit for group in _groups("memory") for limit in _memory_limit(group))])
 
 
 def cache_folder() -> Path:
@@ -87,8 +94,8 @@ def refuse_deleted_folder() -> None:
         raise UserError("the current folder was deleted: change to another one") from None
 
 
-def _quotas() -> Iterator[int]:
-    """The cores that the cgroup of this process, and each above it, may use at a time, rounded down."""
+def _groups(controller: str) -> Iterator[Path]:
+    """The folders of this process's cgroup and of those above it that may limit what `controller` controls."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -96,16 +103,17 @@ def _quotas() -> Iterator[int]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         root = _CGROUPS if not controllers else _CGROUPS / controllers
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         folder = root / path.lstrip("/")
         # In a container the path is that of the host, and the container's own group is the root.
         for group in (folder, *folder.parents, root):
             if group == root or root in group.parents:
-                yield from _quota(group)
+                yield group
 
 
 def _quota(group: Path) -> Iterator[int]:
+    """The cores that a cgroup may use at a time, rounded down."""
     try:
         if (group / "cpu.max").is_file():
             quota, period = (group / "cpu.max").read_text().split()
@@ -115,3 +123,13 @@ def _quota(group: Path) -> Iterator[int]:
             yield max(1, math.floor(int(quota) / int(period)))
     except (OSError, ValueError):
         return
+
+
+def _memory_limit(group: Path) -> Iterator[int]:
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            limit = (group / name).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdecimal():
+            yield int(limit)

@@ -29,6 +29,7 @@ ORDER = (
     ("report",),
     ("experiments", "bench"),
     ("size",),
+    ("doctor",),
     ("keys",),
     ("arguments",),
     ("cli",),

@@ -107,6 +107,28 @@ def prepare(config: TrackingConfig) -> tuple[Any, str]:
         return client, _experiment(client, config.experiment, path)
 
 
+def check_store(config: TrackingConfig) -> None:
+    """Writes a run with a value and a file to the store, reads them back, and deletes the run. Raises StoreError."""
+    client, experiment_id = prepare(config)
+    with store_errors(config):
+        run_id = client.create_run(experiment_id, run_name="doctor", tags={"cpcscale.kind": "doctor"}).info.run_id
+        try:
+            client.log_metric(run_id, "value", 0.5)
+            if client.get_run(run_id).data.metrics != {"value": 0.5}:
+                raise StoreError(f"tracking store {redact(store_uri(config))} does not give back what was written")
+            try:
+                client.log_text(run_id, "a file", "file.txt")
+            except Exception as error:  # noqa: BLE001 (each library of a place for files raises errors of its own)
+                where = redact(client.get_run(run_id).info.artifact_uri)
+                raise StoreError(
+                    f"files cannot be written to {where} ({brief(error)}): make it writable from here, or serve the "
+                    "store with `mlflow server --artifacts-destination`"
+                ) from None
+        finally:
+            client.set_terminated(run_id, "FINISHED")
+            client.delete_run(run_id)
+
+
 def _experiment(client: Any, name: str, path: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
