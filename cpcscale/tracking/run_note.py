@@ -23,7 +23,9 @@ NAME, UNSENT = "run.json", "unsent.json"
 
 def read(run_dir: str) -> dict[str, Any]:
     """The note of a folder; empty for a new one."""
-    return read_json(storage.join(run_dir, NAME))
+    note = read_json(storage.join(run_dir, NAME))
+    # An earlier version noted a place as it was typed.
+    return note | ({"place": storage.absolute(str(note["place"]))} if note.get("place") else {})
 
 
 def read_own(run_dir: str, kind: str) -> tuple[str | None, dict[str, str]]:
@@ -35,7 +37,7 @@ def read_own(run_dir: str, kind: str) -> tuple[str | None, dict[str, str]]:
     note = read(run_dir)
     refuse_other_kind(run_dir, kind, note)
     known = str(note["run_id"]) if note.get("kind") == kind and note.get("run_id") else None
-    before = storage.absolute(str(note["place"])) if note.get("place") else ""
+    before = str(note.get("place", ""))
     if known is None or not before or before == storage.absolute(run_dir):
         return known, {}
     try:
