@@ -24,7 +24,7 @@ from cpcscale.signals import handlers_restored
 _POLL_S = 0.5
 # Ray exits 60 s after it lost its GCS. How long the main thread has to end by itself; and, for a head elsewhere, which
 # may be started again, how long it may be silent.
-_ENDS_WITHIN_S = 15.0
+_ENDS_WITHIN_S = 10.0
 _SILENT_S = 40.0
 
 

@@ -42,13 +42,19 @@ def tracked_run(
     )
     status: str = "FAILED"
     summary: dict[str, float] = {}
-    try:
-        with ray_loss.guarded(end=lambda: tracker.finish("FAILED")):
-            yield tracker, summary
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    finally:
+
+    def finish() -> None:
         if lease is None or lease.held(now=True):
             tracker.finish(status, summary if status == "FINISHED" else {})
+
+    with ray_loss.guarded(end=finish):
+        try:
+            # A death of Ray interrupts the block as Ctrl-C does, and is no request to end.
+            with ray_loss.guarded():
+                yield tracker, summary
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            finish()
