@@ -13,7 +13,8 @@ import re
 from collections.abc import Callable, Iterable
 
 from cpcscale import audio, storage
-from cpcscale.emotion.corpora.corpus import SECOND_COPY, Corpus, CorpusConfig, DroppedRow, Utterance, checked, stem
+from cpcscale.emotion.corpora import copies
+from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, DroppedRow, Utterance, checked, stem
 
 SCALE = (1.0, 5.0)
 # Activation, valence (pleasure) and dominance in [-1, 1].
@@ -49,24 +50,23 @@ def read_acted(
     """The corpus `name` from the audio `paths` below `folder`; `files` are all files there.
 
     `parse(key, path)` returns the utterance that a file name stands for, or the reason to drop it. A second copy of a
-    name is dropped: public copies of RAVDESS have every file twice, CREMA-D has each as WAV and as MP3. Raises
-    UserError for what `checked` refuses.
+    file is dropped: public copies of RAVDESS have every file twice, CREMA-D has each as WAV and as MP3. Raises
+    UserError for two files of one name that are no copies, and for what `checked` refuses.
     """
-    utterances: dict[str, Utterance] = {}
-    dropped = []
-    # Lossless formats first: of two copies, the first is taken.
-    for path in sorted(paths, key=lambda path: (not path.lower().endswith((".wav", ".flac")), path)):
-        key = stem(path)
-        one = parse(key, storage.join(folder, path))
+    utterances: list[Utterance] = []
+    dropped: list[DroppedRow] = []
+    groups = []
+    for key, same in sorted(copies.by_name(paths, stem).items()):
+        one = parse(key, storage.join(folder, same[0]))
         if isinstance(one, str):
-            dropped.append(DroppedRow(path, one))
-        elif key in utterances:
-            dropped.append(DroppedRow(path, SECOND_COPY))
+            dropped += [DroppedRow(path, one) for path in same]
         else:
-            utterances[key] = one
-    rows = tuple(utterances[key] for key in sorted(utterances))
+            utterances.append(one)
+            groups.append(same)
+    second, notes = copies.leave_out(folder, groups)
     listed = {storage.join(folder, path) for path in files}
-    return checked(Corpus(f"{name}-proxy", ("PROXY",), SCALE, rows, tuple(dropped)), settings, listed)
+    corpus = Corpus(f"{name}-proxy", ("PROXY",), SCALE, tuple(utterances), (*dropped, *second), notes)
+    return checked(corpus, settings, listed)
 
 
 def audio_files(files: Iterable[str]) -> list[str]:

@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 KINDS = ("auto", "csv", "emodb", "iemocap", "msp-podcast", "msp-improv", "ravdess", "crema-d")
 NO_AUDIO = "no audio file"
-SECOND_COPY = "a second copy of its file"
 
 
 @dataclass(kw_only=True)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 
 from cpcscale import storage
-from cpcscale.emotion.corpora import acted_categories, vocabulary
+from cpcscale.emotion.corpora import acted_categories, copies, vocabulary
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path, stem
 from cpcscale.errors import UserError
 from cpcscale.tables import Table
@@ -47,6 +47,7 @@ def _genders(folder: str, files: Sequence[str]) -> dict[str, str]:
     tables = [name for name in files if name.rpartition("/")[2] == _ACTORS]
     if not tables:
         return {}
+    copies.leave_out(folder, [tables])
     table = Table(storage.join(folder, tables[0]))
     table.require("ActorID", "Sex")
     return {row["ActorID"]: vocabulary.gender(row["Sex"]) for row in table.rows()}
