@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with handlers_restored(signal.SIGTERM, meanwhile=_terminate):
             return VERBS[options.verb](options) or 0
     except UserError as error:
-        print(f"cpcscale: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"cpcscale: error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] == "cpcscale":

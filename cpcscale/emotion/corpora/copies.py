@@ -1,7 +1,7 @@
 """Of files of one name, one is used; the others must be copies of it.
 
-Laryngographs, other microphones and other releases have the names of the speech. Two files are copies if their bytes are
-equal or if they are the same signal, as a WAV and the MP3 made from it are.
+Laryngographs, other microphones and other releases have the names of the speech. Two files are copies if their bytes
+are equal or if they are the same signal, as a WAV and the MP3 made from it are.
 """
 
 from __future__ import annotations

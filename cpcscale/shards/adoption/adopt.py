@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import json
 import logging
 from collections import Counter
@@ -16,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import cast
 
 import pyarrow.compute as pc
 
@@ -29,6 +27,7 @@ from cpcscale.shards.adoption.read_tar import IndexConfig, LeftOut, TarTask, rea
 from cpcscale.shards.adoption.tar_members import COMPRESSED, WAY_OUT
 from cpcscale.shards.index import MARKER, Index
 from cpcscale.shards.index_writer import IndexWriter, exclude
+from cpcscale.shards.packing import quarantine
 from cpcscale.shards.tasks import RunTasks, in_turn
 from cpcscale.tables import nearest_name
 
@@ -294,6 +293,5 @@ def _quarantine(base: str, again: set[str] | None) -> Iterator[Callable[[Sequenc
 
 def _quarantined(base: str) -> Iterator[dict[str, str]]:
     """The rows of the quarantine table; none if there is no table."""
-    with contextlib.suppress(storage.NotFoundError), storage.opened(storage.join(base, QUARANTINE)) as raw:
-        text = io.TextIOWrapper(io.BufferedReader(cast(io.RawIOBase, raw)), encoding="utf-8", newline="")
-        yield from (row for row in csv.DictReader(text) if row.keys() >= set(_COLUMNS[:4]))
+    with contextlib.suppress(storage.NotFoundError):
+        yield from quarantine.rows_of(storage.join(base, QUARANTINE), _COLUMNS)
