@@ -182,7 +182,7 @@ def _checkpoint(options: argparse.Namespace) -> int:
 def _corpus(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from cpcscale import config
+    from cpcscale import config, storage
     from cpcscale.emotion.corpora import open_corpus
     from cpcscale.emotion.corpora.corpus import CorpusConfig
     from cpcscale.emotion.scores.describe import describe
@@ -193,7 +193,7 @@ def _corpus(options: argparse.Namespace) -> None:
     settings = config.load(CorpusConfig, None, [text.removeprefix("corpus.") for text in options.overrides])
     if settings.path:
         raise UserError(f"path={settings.path} and {path} are both given: `corpus {options.what}` takes one path")
-    values = describe(open_corpus(replace(settings, path=path)))
+    values = describe(open_corpus(replace(settings, path=path)), storage.absolute(path))
     if options.json:
         _emit(values)
     else:
