@@ -27,7 +27,7 @@ from cpcscale.shards.account import Account, suffix
 _SAME = 0.01
 _PROBES = 8
 # Files that may be labels.
-_TEXTS = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".gz")
+_TEXTS = (".csv", ".tsv", ".json", ".jsonl", ".txt")
 # So much audio is decoded within a minute or two.
 _DECODED_S = 20 * 3600
 
