@@ -47,8 +47,10 @@ _URL_SECRETS = re.compile(
 _MISSING = "???"
 
 
-# What readers of YAML raise for a text that is none: also for a damaged number, or too many brackets.
-_NOT_YAML = (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError)
+# What readers of YAML raise for a text that is none: also for `!!int` without a number, or for too many brackets.
+_NOT_YAML = (
+    *(yaml.YAMLError, OmegaConfBaseException, ValueError, LookupError, AttributeError, TypeError, RecursionError),
+)
 
 
 class _TextLoader(yaml.SafeLoader):
@@ -88,6 +90,14 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     except OmegaConfBaseException as error:
         # OmegaConf wraps the error of a dataclass in its own; the first line is still the message for the user.
         raise UserError(f"{path or root.__name__}: {_first_line(error)} (key {error.full_key})") from None
+
+
+def read_json(data: bytes | str) -> Any:
+    """The value of a JSON text. Raises json.JSONDecodeError or UnicodeDecodeError for what is none."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise json.JSONDecodeError("it is nested too deeply", "", 0) from None
 
 
 def build(root: type[T], values: dict[str, Any]) -> T:

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cpcscale import audio, storage
+from cpcscale import audio, config, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.rows import (
     SHARD_COLUMNS,
@@ -267,7 +267,7 @@ def _marker(base: str) -> dict[str, Any]:
             f"that are there with `cpcscale index {base}`, or name the folder of one split, such as .../train"
         ) from None
     try:
-        marker = dict(json.loads(data))
+        marker = dict(config.read_json(data))
         version = int(marker["format"])
     except (ValueError, KeyError, TypeError):
         raise UserError(_damaged(base)) from None

@@ -51,7 +51,7 @@ def doors(scratch: Path) -> list[Door]:
     overrides = {name: text.encode() for name, (_, text) in _OVERRIDES.items()}
     run = _Run(scratch / "run")
     return [
-        Door("config", files, _ConfigFile(emptied(scratch / "config")).enter, text=True, weight=0.3),
+        Door("config", files, _ConfigFile(emptied(scratch / "config")).enter, text=True, weight=0.6),
         Door("overrides", overrides, _overrides, text=True),
         Door("run", run.folder.files, run.enter, weight=2),
     ]

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import resource
+import sys
 import tempfile
 import time
 import warnings
@@ -133,6 +134,8 @@ def main() -> int:
     counts: Counter[tuple[str, str]] = Counter()
     for number, door, verdict, what in run(options.seed, list(range(options.count)), options.workers):
         counts[door, verdict] += 1
+        if counts.total() % 1000 == 0:
+            print(f"{counts.total():,} of {options.count:,} tried", file=sys.stderr, flush=True)
         if verdict == "fault":
             print(f"--- input {number} of seed {options.seed}: {door}\n{what.rstrip()}", flush=True)
     print("\n".join(table(counts)))

@@ -226,8 +226,7 @@ def _is_missing(url: str, listed: Collection[str] | None) -> bool:
     if listed is not None:
         return url not in listed
     # Asking an object store for each file would take longer than reading it.
-    local = storage.local_path(url)
-    return local is not None and not local.is_file()
+    return storage.local_path(url) is not None and not is_file(url)
 
 
 def _because(corpus: Corpus) -> str:

@@ -116,9 +116,8 @@ def _finder(folder: str) -> Callable[[str], str]:
 
     def find(path: str) -> str:
         url = path if "://" in path or path.startswith("/") else storage.join(folder, path)
-        local = storage.local_path(url)
         below = nfc(url).removeprefix(f"{nfc(folder)}/")
-        if url.isascii() or below == nfc(url) or (local is not None and local.is_file()):
+        if url.isascii() or below == nfc(url) or (storage.local_path(url) is not None and is_file(url)):
             return url
         name = listed().get(posixpath.normpath(below))
         return storage.join(folder, name) if name else url

@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from cpcscale import storage
+from cpcscale import config, storage
 from cpcscale.emotion.corpora import acted_categories, copies, vocabulary
 from cpcscale.emotion.corpora.corpus import (
     Corpus,
@@ -114,7 +114,7 @@ def _rows(file: str) -> list[tuple[str, Row]]:
         table.require("FileName", *_LABELS)
         return [(row["FileName"], row) for row in table.rows()]
     try:
-        tree = json.loads(read_text(file))
+        tree = config.read_json(read_text(file))
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not JSON: {error}; unpack the release again") from None
     if not isinstance(tree, dict) or not all(isinstance(row, dict) for row in tree.values()):

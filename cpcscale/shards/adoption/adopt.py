@@ -229,7 +229,7 @@ def _as_before(base: str, names: Sequence[str], spec: IndexConfig, append: bool)
     before = dict(plain)
     if SETTINGS in names:
         try:
-            before |= dict(json.loads(storage.read(storage.join(base, SETTINGS))))
+            before |= dict(config.read_json(storage.read(storage.join(base, SETTINGS))))
         except (ValueError, TypeError):
             raise UserError(f"{storage.join(base, SETTINGS)} is not a JSON object: remove it") from None
     changed = [name for name, value in given.items() if value not in (plain[name], before[name])]
