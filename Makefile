@@ -5,12 +5,13 @@ READY := .venv/.ready
 DEV := .venv/.ready-dev
 DOCS := .venv/.ready-docs
 
-.PHONY: help setup quickstart check test lint format clean drills docs
+.PHONY: help setup quickstart check test fuzz lint format clean drills docs
 
 help:
 	@echo "make quickstart   set up, then the main job on the speech that the project carries (about 3 minutes)"
 	@echo "make check        set up, then style, types and the quick tests: for every edit (2 minutes)"
 	@echo "make test         set up, then every test but the longest drills"
+	@echo "make fuzz         set up, then COUNT=10000 damaged files, tars, tables, configs and runs of SEED=0 against every door"
 	@echo "make drills       set up, then every drill: workers, nodes and drivers killed (an hour)"
 	@echo "make setup        .venv with what cpcscale needs, nothing else"
 	@echo "make docs         set up, then the documentation with its reference in build/site"
@@ -73,6 +74,11 @@ test: $(DEV)
 
 drills: $(DEV)
 	CPCSCALE_DRILLS=1 CPCSCALE_KILLS=20 $(BIN)/python -m pytest -s tests/drills tests/cluster tests/experiments tests/infra
+
+fuzz: COUNT ?= 10000
+fuzz: SEED ?= 0
+fuzz: $(DEV)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz --count $(COUNT) --seed $(SEED)
 
 docs: $(DOCS)
 	$(BIN)/python -m properdocs build --strict -f mkdocs.yml

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with handlers_restored(*ENDING, meanwhile=_terminate), ray_loss.guarded(goes_on):
             return VERBS[options.verb](options) or 0
     except UserError as error:
-        print(f"cpcscale: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"cpcscale: error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] == "cpcscale":
@@ -169,7 +169,7 @@ def _checkpoint(options: argparse.Namespace) -> int:
 def _corpus(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from cpcscale import config
+    from cpcscale import config, storage
     from cpcscale.emotion.corpora import open_corpus
     from cpcscale.emotion.corpora.corpus import CorpusConfig
     from cpcscale.emotion.scores.describe import describe
@@ -180,7 +180,7 @@ def _corpus(options: argparse.Namespace) -> None:
     settings = config.load(CorpusConfig, None, [text.removeprefix("corpus.") for text in options.overrides])
     if settings.path:
         raise UserError(f"path={settings.path} and {path} are both given: `corpus {options.what}` takes one path")
-    values = describe(open_corpus(replace(settings, path=path)))
+    values = describe(open_corpus(replace(settings, path=path)), storage.absolute(path))
     if options.json:
         _emit(values)
     else:

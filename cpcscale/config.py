@@ -47,6 +47,12 @@ _URL_SECRETS = re.compile(
 _MISSING = "???"
 
 
+# What readers of YAML raise for a text that is none: also for `!!int` without a number, or for too many brackets.
+_NOT_YAML = (
+    *(yaml.YAMLError, OmegaConfBaseException, ValueError, LookupError, AttributeError, TypeError, RecursionError),
+)
+
+
 class _TextLoader(yaml.SafeLoader):
     """Reads YAML with every scalar as the text that stands there."""
 
@@ -91,6 +97,14 @@ def load_any(roots: Sequence[type], path: str, overrides: Sequence[str] = ()) ->
     keys = _read(roots[0], path).keys()
     names = {root: {field.name for field in dataclasses.fields(root)} for root in roots}
     return load(max(roots, key=lambda root: len(keys & names[root])), path, overrides)
+
+
+def read_json(data: bytes | str) -> Any:
+    """The value of a JSON text. Raises json.JSONDecodeError or UnicodeDecodeError for what is none."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise json.JSONDecodeError("it is nested too deeply", "", 0) from None
 
 
 def build(root: type[T], values: dict[str, Any]) -> T:
@@ -185,7 +199,7 @@ def _read(root: Any, path: str) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
         texts = _TextLoader(Path(path).read_text(encoding="utf-8")).get_single_data()
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except (*_NOT_YAML, OSError) as error:
         raise UserError(f"{path} is not YAML that can be read: {_first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a list, not a mapping of keys to values")
@@ -194,19 +208,20 @@ def _read(root: Any, path: str) -> dict[str, Any]:
 
 def _override(root: Any, text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    if not equals or not all(map(str.strip, key.split("."))):
         raise UserError(f"cannot read {text!r}: overrides are written key=value")
     kind, names = root, key.strip().split(".")
     for name in names:
         kind = _kind_below(kind, name)
     if _holds_text(kind) and not _is_null(kind, value):
         return _nested(names, _unquoted(value.strip()))
-    # `key=` means the empty text, but YAML would read null.
-    quoted = text if value.strip() else f'{key}=""'
     try:
-        content = OmegaConf.to_container(OmegaConf.from_dotlist([quoted]))
-        return cast(dict[str, Any], _as_typed(root, content, _nested(names, _TextLoader(value).get_single_data())))
-    except (yaml.YAMLError, OmegaConfBaseException):
+        # `key=` means the empty text, but YAML would read null.
+        dotlist = [f"value={value}" if value.strip() else 'value=""']
+        read = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(dotlist)))
+        texts = _nested(names, _TextLoader(value).get_single_data())
+        return cast(dict[str, Any], _as_typed(root, _nested(names, read["value"]), texts))
+    except _NOT_YAML:
         raise UserError(f"cannot read the value of {text!r} as YAML: quote it") from None
 
 
@@ -219,7 +234,7 @@ def _nested(names: Sequence[str], value: Any) -> Any:
 def _unquoted(text: str) -> str:
     """`text` without the quotes of a YAML text, if it is wholly in quotes."""
     if text[:1] in ("'", '"'):
-        with contextlib.suppress(yaml.YAMLError):
+        with contextlib.suppress(*_NOT_YAML):
             inner = yaml.safe_load(text)
             return inner if isinstance(inner, str) else text
     return text
@@ -267,6 +282,9 @@ def _check_layer(source: str, layer: Any, schema: Any, known: list[str], prefix:
             )
         if key not in schema:
             raise UserError(f"{source}: unknown key {name}{nearest(name, known) or _siblings(schema, prefix)}")
+        plain = value if isinstance(value, list) else [value]
+        if any(isinstance(each, int) and abs(each) >= 1 << 63 for each in plain):
+            raise UserError(f"{source}: {name} is a number of more than 64 bits")
         if value == _MISSING:
             raise UserError(f"{source}: {name} has no value yet ({_MISSING}): give it one")
         if isinstance(schema[key], dict) and not isinstance(value, dict):

@@ -12,10 +12,21 @@ from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 _warned: set[str] = set()
+# Cells and keys of damaged files may be long; the way out comes last in a message.
+_MOST_SHOWN = 1500
 
 
 class UserError(ValueError):
-    """Raised for a user's mistake: the message is one line with what, why and the way out."""
+    """Raised for a user's mistake: the message is one line with what, why and the way out.
+
+    It may quote a damaged file, so what cannot be printed is escaped, and the middle of a very long one is left out.
+    """
+
+    def __str__(self) -> str:
+        text = " ".join(shown_name(super().__str__()).split())
+        if not text.isprintable():
+            text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+        return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN // 2]} ... {text[-_MOST_SHOWN // 2 :]}"
 
 
 class AudioError(UserError):

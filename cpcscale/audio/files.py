@@ -35,6 +35,8 @@ _NO_AUDIO = {
     b"\x1f\x8b": ("unreadable", "compressed by gzip: unpack it"),
     b"PK\x03\x04": ("unreadable", "a zip archive: unpack it"),
 }
+# Larger samples, of a damaged file of floats, overflow when they are scaled or averaged.
+_LARGEST = 1e30
 # Frames to read at a time where a file is not in memory as a whole.
 _BLOCK_FRAMES = 65_536
 
@@ -131,8 +133,8 @@ def decode(source: bytes | str) -> np.ndarray:
         wave = file.read(-1 if file.seekable() else file.frames, dtype="float32", always_2d=True)
     if not len(wave):
         raise AudioError("empty", f"{_name(source)} holds no samples")
-    if not np.isfinite(wave).all():
-        raise AudioError("unreadable", f"{_name(source)} holds samples that are not numbers")
+    if not np.abs(wave).max() < _LARGEST:
+        raise AudioError("unreadable", f"{_name(source)} holds samples that are no numbers, or too large")
     mono = wave.mean(axis=1) if wave.shape[1] > 1 else wave[:, 0]
     return mono if rate_hz == RATE_HZ else soxr.resample(mono, rate_hz, RATE_HZ)
 
@@ -168,8 +170,8 @@ def decode_blocks(source: Source) -> Iterator[np.ndarray]:
         resampler = None if rate_hz == RATE_HZ else soxr.ResampleStream(rate_hz, RATE_HZ, 1, dtype="float32")
         while len(wave := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
             decoded = True
-            if not np.isfinite(wave).all():
-                raise AudioError("unreadable", f"{_name(source)} holds samples that are not numbers")
+            if not np.abs(wave).max() < _LARGEST:
+                raise AudioError("unreadable", f"{_name(source)} holds samples that are no numbers, or too large")
             mono = wave.mean(axis=1) if wave.shape[1] > 1 else wave[:, 0]
             yield resampler.resample_chunk(mono) if resampler else mono
         if resampler and decoded:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cpcscale import storage
+from cpcscale import config, storage
 from cpcscale.errors import UserError
 
 MARKER, STATE, TENSORS = "COMPLETE.json", "state.json", ".safetensors"
@@ -67,7 +67,7 @@ def read_marker(url: str) -> dict[str, MarkedFile]:
     Raises TornError when the marker is missing or damaged, and UserError when the checkpoint has another format.
     """
     try:
-        read = json.loads(storage.read(storage.join(url, MARKER)))
+        read = config.read_json(storage.read(storage.join(url, MARKER)))
         number = int(read.get("format", 1))
         files = {
             name: MarkedFile(int(file["bytes"]), str(file["sha256"])) for name, file in read.get("files", {}).items()
@@ -132,7 +132,7 @@ def read_state(url: str) -> dict[str, Any]:
 def parse_state(url: str, data: bytes) -> dict[str, Any]:
     """Parses the bytes of a `state.json`. Raises TornError when they are none."""
     try:
-        found = json.loads(data)
+        found = config.read_json(data)
         if isinstance(found["position"], dict):
             return dict(found)
     except (ValueError, TypeError, KeyError):

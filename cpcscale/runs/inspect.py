@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import time
 from dataclasses import asdict
 from typing import Any
 
-from cpcscale import storage
+from cpcscale import config, storage
 from cpcscale.errors import UserError
 from cpcscale.runs import checkpoint_files
 from cpcscale.runs.ledger import Ledger, RunState
@@ -136,7 +135,7 @@ def _tensors(url: str) -> dict[str, dict[str, Any]]:
         (count,) = struct.unpack("<Q", start)
         if count > storage.size(url):
             raise ValueError("the header is longer than the file")
-        header = json.loads(storage.read(url, 8, 8 + count))
+        header = config.read_json(storage.read(url, 8, 8 + count))
         return {
             name: {"dtype": str(tensor["dtype"]), "shape": [int(size) for size in tensor["shape"]]}
             for name, tensor in header.items()

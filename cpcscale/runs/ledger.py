@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
-from cpcscale import storage
+from cpcscale import config, storage
 from cpcscale.errors import UserError
 from cpcscale.progress import duration
 from cpcscale.runs import checkpoint_files
@@ -282,7 +282,7 @@ def _parsed(number: int, data: bytes) -> RunState:
     text = data.decode().partition("\n")[0]
     if _sealed(text) != data:
         raise ValueError("the hash does not match")
-    state: dict[str, Any] = json.loads(text)["state"]
+    state: dict[str, Any] = config.read_json(text)["state"]
     holder = RunHolder(**state["holder"]) if state["holder"] else None
     published = tuple(CheckpointEntry(**each) for each in state["checkpoints"])
     best_by = str(state.get("best_by", "loss"))

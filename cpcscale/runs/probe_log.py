@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from cpcscale import storage
+from cpcscale import config, storage
 from cpcscale.runs import checkpoint_files
 from cpcscale.runs.ledger import CheckpointEntry, Ledger, RunState, lowest_loss
 
@@ -86,7 +86,7 @@ class Probes:
         """The set that the run is or was probed on; None when it never was."""
         url = storage.join(self.folder, _SET)
         try:
-            return ProbeSet(**json.loads(storage.read(url)))
+            return ProbeSet(**config.read_json(storage.read(url)))
         except storage.NotFoundError:
             return None
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError):
@@ -109,7 +109,7 @@ class Probes:
             return self._over[folder]
         url = self._url(folder)
         try:
-            probe = Probe(**json.loads(storage.read(url)))
+            probe = Probe(**config.read_json(storage.read(url)))
         except storage.NotFoundError:
             return None
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError):

@@ -10,6 +10,7 @@ from typing import Any
 
 # Suffixes of audio that libsndfile does not decode.
 _OTHER_AUDIO = (".m4a", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".mov", ".avi", ".wma", ".amr", ".3gp", ".ape", ".wv")
+ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 _MOST_SUFFIXES = 8
 
 
@@ -74,11 +75,15 @@ def lines(values: dict[str, Any], unit: str = "files") -> Iterator[str]:
 
 def passed_over(suffixes: dict[str, int]) -> str:
     """How many files were passed over, by suffix, and what to do about audio among them."""
-    ranked = sorted(suffixes.items(), key=lambda pair: (pair[0] not in _OTHER_AUDIO, -pair[1], pair[0]))
+    ranked = sorted(
+        suffixes.items(), key=lambda pair: (pair[0] not in _OTHER_AUDIO, pair[0] not in ARCHIVES, -pair[1], pair[0])
+    )
     shown = ", ".join(f"{count:,} {name}" for name, count in ranked[:_MOST_SUFFIXES])
     more = ", and others" if len(ranked) > _MOST_SUFFIXES else ""
     other = next((name for name, _ in ranked if name in _OTHER_AUDIO), "")
     hint = f"; libsndfile does not decode {other}: convert it, as `ffmpeg -i OLD{other} NEW.flac` does" if other else ""
+    archive = next((name for name, _ in ranked if name in ARCHIVES), "")
+    hint += f"; unpack {archive} files to use audio that is in them" if archive else ""
     return f"{sum(suffixes.values()):,} files ({shown}{more}){hint}"
 
 

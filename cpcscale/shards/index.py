@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cpcscale import audio, storage
+from cpcscale import audio, config, storage
 from cpcscale.errors import UserError
 from cpcscale.shards.rows import (
     SHARD_COLUMNS,
@@ -244,8 +244,7 @@ class Index:
             except UserError:
                 raise
             except (pa.ArrowException, OSError, ValueError) as error:
-                why = " ".join(str(error).split())
-                raise UserError(f"{url} is not a Parquet table of an index ({why}): {_WAY_OUT}") from None
+                raise UserError(f"{url} is not a Parquet table of an index ({error}): {_WAY_OUT}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files and locks cannot go to another process.
@@ -268,7 +267,7 @@ def _marker(base: str) -> dict[str, Any]:
             f"that are there with `cpcscale index {base}`, or name the folder of one split, such as .../train"
         ) from None
     try:
-        marker = dict(json.loads(data))
+        marker = dict(config.read_json(data))
         version = int(marker["format"])
     except (ValueError, KeyError, TypeError):
         raise UserError(_damaged(base)) from None
@@ -292,8 +291,7 @@ def _read_shards(base: str, name: str) -> pa.Table:
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"{url} is not a Parquet table ({why}): {_WAY_OUT}") from None
+        raise UserError(f"{url} is not a Parquet table ({error}): {_WAY_OUT}") from None
     if not table.schema.equals(SHARD_COLUMNS) or any(column.null_count for column in table.columns):
         raise UserError(f"{url} has other columns than an index: {_WAY_OUT}")
     return table

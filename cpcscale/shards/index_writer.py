@@ -232,7 +232,7 @@ def _columns(index: Index, columns: Sequence[str]) -> Iterator[tuple[int, pa.Tab
                     yield first, table
                     first += table.num_rows
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise UserError(f"{url} is not a Parquet table of an index ({' '.join(str(error).split())})") from None
+            raise UserError(f"{url} is not a Parquet table of an index ({error})") from None
 
 
 def _lineage(index: Index) -> tuple[Ancestor, ...]:

@@ -166,7 +166,7 @@ def _complete(target: str, assignment: Assignment) -> PackedSets | None:
             splits[split] = Index.load(base)
             if not {*splits[split].shards["path"].to_pylist()} <= {*storage.list_files(base)}:
                 return None
-    except (UserError, KeyError):
+    except UserError:
         return None
     _remove_notes(target)
     return PackedSets(target, splits, left_out[0], left_out[1], account)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from cpcscale import audio
+from cpcscale import audio, config
 from cpcscale.errors import UserError
 
 # A row for each shard. `digest` is sha256 over the NAMING columns of its utterances, `unnamed` xxh3 over the others.
@@ -167,7 +167,7 @@ def scan(path: Path, name: str) -> ShardEntry:
                     reader = tar.extractfile(member)
                     data = reader.read() if reader else b""
                     if suffix == "json":
-                        metadata[key] = json.loads(data)
+                        metadata[key] = config.read_json(data)
                     elif f".{suffix}" in audio.SUFFIXES:
                         rows.append((key, suffix, member.offset_data, len(data), xxhash.xxh3_64_intdigest(data)))
         except tarfile.TarError as error:

@@ -49,7 +49,8 @@ def corpus_of(labels: list[tuple[float, float, float]], speakers: int = 2) -> Co
 def test_the_json_is_what_describe_gives(tmp_path, capsys):
     put_iemocap(tmp_path / "IEMOCAP")
     [text] = said(capsys, tmp_path / "IEMOCAP", "--json").splitlines()
-    assert json.loads(text) == describe(open_corpus(CorpusConfig(path=str(tmp_path / "IEMOCAP"))))
+    folder = str(tmp_path / "IEMOCAP")
+    assert json.loads(text) == describe(open_corpus(CorpusConfig(path=folder)), folder)
 
 
 def test_the_tables_hold_the_figures_of_the_json(tmp_path, capsys):

@@ -424,7 +424,12 @@ def test_what_cannot_be_trained_on_is_left_out_with_its_cause(tmp_path):
     assert list(column(adopted.index, "key")) == ["good"]
     assert read_back(adopted.index) == {"a.tar:good": good}
     with (tmp_path / "quarantine.csv").open(encoding="utf-8", newline="") as file:
-        rows = [(row["shard"], row["member"], row["cause"]) for row in csv.DictReader(file)]
+        table = list(csv.DictReader(file))
+    rows = [(row["shard"], row["member"], row["cause"]) for row in table]
+    # The first of one key is named, and whether the other is the same.
+    assert [row["why"].partition("the tar, and ")[2] for row in table if row["cause"] == "duplicate"] == [
+        *("has other bytes", "has the same bytes")
+    ]
     causes = [("empty.flac", "empty"), ("junk.wav", "unreadable"), ("hole.flac", "unreadable"), ("short.flac", "short")]
     causes += [("silent.flac", "silent"), ("good.flac", "duplicate"), ("good.wav", "duplicate")]
     causes += [("bad\\udce9.flac", "unreadable"), ("none.wav", "empty")]

@@ -92,10 +92,12 @@ def locate(index: Index, utterances: Sequence[Utterance]) -> list[ShardPlace | N
     """The place of each utterance in the shards, or None if it is not there.
 
     An utterance is matched by its path, then by its key. A member matches by its key or by the name of the file that it
-    was packed from, which is the end of the path. Raises UserError for an utterance that was cut when it was packed.
+    was packed from, which is the end of the path. Raises UserError for an utterance that was cut when it was packed, or
+    that matches two members with different audio.
     """
     named = dict[str, "ShardPlace | None"]()
     keyed = dict[str, ShardPlace]()
+    other = dict[str, ShardPlace]()
     for shard in range(index.shards.num_rows):
         rows = index.rows(shard)
         columns, kept = (rows.table[name].to_pylist() for name in ("key", "recording", "samples")), _compact(rows)
@@ -103,13 +105,20 @@ def locate(index: Index, utterances: Sequence[Utterance]) -> list[ShardPlace | N
             place, name = ShardPlace(kept, row, 0, samples), _without_suffix(recording)
             if rows.excluded[row]:
                 continue
-            keyed[key] = place
+            if _content(keyed.setdefault(key, place)) != _content(place):
+                other[key] = place
             # A file that several members were cut from matches none of them.
             named[name] = None if name in named else place
     found = []
     for one in utterances:
-        places = [keyed.get(name) or named.get(name) for name in _names(one)]
-        found.append(next((place for place in places if place is not None), None))
+        name = next((name for name in _names(one) if keyed.get(name) or named.get(name)), "")
+        if name in other:
+            first, second = (index.shards["path"][place.rows.shard].as_py() for place in (keyed[name], other[name]))
+            raise UserError(
+                f"{one.key} is {name} in {first} and in {second} of {index.base}, with other audio: pack the corpus "
+                "into one set, or leave one out with `cpcscale index SHARDS --exclude SHARD:KEY`"
+            )
+        found.append(keyed.get(name) or named.get(name))
         if found[-1] is None and any(name in named for name in _names(one)):
             raise UserError(
                 f"{one.key} lies in the shards at {index.base} in pieces, but its labels are for the whole: pack the "
@@ -153,6 +162,11 @@ def _names(one: Utterance) -> Iterator[str]:
     parts = _without_suffix(one.path).strip("/").split("/")
     yield from ("/".join(parts[start:]) for start in range(len(parts)))
     yield one.key
+
+
+def _content(place: ShardPlace) -> tuple[int, int]:
+    """(checksum, bytes) of the member at this place."""
+    return int(place.rows.checksum[place.row]), int(place.rows.size[place.row])
 
 
 def _without_suffix(name: str) -> str:

@@ -7,6 +7,7 @@ import logging
 from cpcscale import storage
 from cpcscale.emotion.corpora import crema_d, csv_table, emodb, iemocap, msp_improv, msp_podcast, ravdess
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, is_file, require_path
+from cpcscale.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -42,23 +43,33 @@ def open_corpus(settings: CorpusConfig) -> Corpus:
 def detect_kind(settings: CorpusConfig) -> str:
     """The kind of the corpus at `corpus.path`, recognised by the names of its files; csv if they fit no other.
 
-    A `manifest.csv` with ratings makes it csv, whatever the audio is called. Raises UserError if the path is missing.
+    A `manifest.csv` with ratings makes it csv, whatever the audio is called. Raises UserError if the path is missing,
+    and if only some files have the names of a corpus and there is no table of ratings.
     """
     path = require_path(settings)
     if is_file(path):
         return "csv"
     files = storage.list_files(path)
-    if csv_table.recognises(path, files):
+    if csv_table.MANIFEST in files and csv_table.has_ratings(path, csv_table.MANIFEST):
         return "csv"
     for kind, adapter in (
         ("iemocap", iemocap),
         ("msp-podcast", msp_podcast),
         ("msp-improv", msp_improv),
-        ("emodb", emodb),
-        ("ravdess", ravdess),
-        ("crema-d", crema_d),
     ):
         if adapter.recognises(files):
             log.info("%s is read as %s", path, kind)
             return kind
+    shares = {
+        kind: acted.share_named(files) for kind, acted in (("emodb", emodb), ("ravdess", ravdess), ("crema-d", crema_d))
+    }
+    kind = max(shares, key=lambda kind: shares[kind])
+    if shares[kind] == 1:
+        log.info("%s is read as %s", path, kind)
+        return kind
+    if shares[kind] and not any(csv_table.has_ratings(path, name) for name in csv_table.tables_of(files)):
+        raise UserError(
+            f"{path} holds no table of ratings, and {shares[kind]:.1%} of its audio files are named as those of {kind}"
+            f": pass corpus.kind={kind} to use these; `cpcscale corpus describe` then counts the others"
+        )
     return "csv"

@@ -10,10 +10,14 @@ happiness alone gets a CCC of .91 on EmoDB.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from cpcscale import audio, storage
-from cpcscale.emotion.corpora.corpus import SECOND_COPY, Corpus, CorpusConfig, DroppedRow, Utterance, checked, stem
+from cpcscale.emotion.corpora import copies
+from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, DroppedRow, Utterance, checked, stem
+from cpcscale.errors import UserError
+from cpcscale.shards import account
 
 SCALE = (1.0, 5.0)
 # Activation, valence (pleasure) and dominance in [-1, 1].
@@ -38,35 +42,64 @@ def stand_in_labels(category: str) -> tuple[float, float, float] | None:
     return activation, valence, dominance
 
 
+@dataclass(frozen=True)
+class NameForm:
+    """How the files of a corpus are named: the `pattern` of the name without suffix, and an `example`."""
+
+    corpus: str
+    pattern: re.Pattern[str]
+    example: str
+
+    def matches(self, path: str) -> bool:
+        """Whether the file is named so."""
+        return bool(self.pattern.fullmatch(stem(path)))
+
+    def differs(self, path: str) -> str:
+        """How a name that does not match differs from the form, in words that are equal for equal differences."""
+        name, pattern = stem(path), self.pattern.pattern
+        if re.fullmatch(pattern, name, re.IGNORECASE):
+            return "a name in other upper and lower case"
+        found = re.search(pattern, name, re.IGNORECASE)
+        return "a name with more before or behind it" if found else "a name of another form"
+
+
 def read_acted(
-    name: str,
+    form: NameForm,
     settings: CorpusConfig,
     folder: str,
-    paths: Iterable[str],
-    files: Iterable[str],
+    listed: Iterable[str],
+    files: Sequence[str],
     parse: Callable[[str, str], Utterance | str],
 ) -> Corpus:
-    """The corpus `name` from the audio `paths` below `folder`; `files` are all files there.
+    """The corpus of the audio among `listed` below `folder` whose names have this form; `files` are all files there.
 
-    `parse(key, path)` returns the utterance that a file name stands for, or the reason to drop it. A second copy of a
-    name is dropped: public copies of RAVDESS have every file twice, CREMA-D has each as WAV and as MP3. Raises
-    UserError for what `checked` refuses.
+    `parse(key, path)` returns the utterance that a file name stands for, or the reason to drop it. Audio with other
+    names is dropped, and a note shows the first. A second copy of a file is dropped: public copies of RAVDESS have
+    every file twice, CREMA-D has each as WAV and as MP3. Raises UserError where no name has the form, for two files of
+    one name that are no copies, and for what `checked` refuses.
     """
-    utterances: dict[str, Utterance] = {}
-    dropped = []
-    # Lossless formats first: of two copies, the first is taken.
-    for path in sorted(paths, key=lambda path: (not path.lower().endswith((".wav", ".flac")), path)):
-        key = stem(path)
-        one = parse(key, storage.join(folder, path))
+    paths = audio_files(listed)
+    others = [path for path in paths if not form.matches(path)]
+    unlike = [f"{len(others)} audio files have other names, as {path}, {form.differs(path)}" for path in others[:1]]
+    if len(others) == len(paths):
+        packed = [f"unpack {name}" for name in files if name.lower().endswith(account.ARCHIVES)]
+        why = "; ".join(["", *unlike, *packed[:1]])
+        named = f"named as {form.corpus}'s is ({form.example})"
+        raise UserError(f"{folder} holds no audio {named}{why}: check corpus.path, or name the files so")
+    utterances: list[Utterance] = []
+    dropped = [DroppedRow(path, form.differs(path)) for path in others]
+    groups = []
+    for key, same in sorted(copies.by_name(filter(form.matches, paths), stem).items()):
+        one = parse(key, storage.join(folder, same[0]))
         if isinstance(one, str):
-            dropped.append(DroppedRow(path, one))
-        elif key in utterances:
-            dropped.append(DroppedRow(path, SECOND_COPY))
+            dropped += [DroppedRow(path, one) for path in same]
         else:
-            utterances[key] = one
-    rows = tuple(utterances[key] for key in sorted(utterances))
-    listed = {storage.join(folder, path) for path in files}
-    return checked(Corpus(f"{name}-proxy", ("PROXY",), SCALE, rows, tuple(dropped)), settings, listed)
+            utterances.append(one)
+            groups.append(same)
+    second, notes = copies.leave_out(folder, groups)
+    notes = (*notes, *(f"{text}: {form.corpus}'s are as {form.example}" for text in unlike))
+    corpus = Corpus(f"{form.corpus.lower()}-proxy", ("PROXY",), SCALE, tuple(utterances), (*dropped, *second), notes)
+    return checked(corpus, settings, {storage.join(folder, path) for path in files})
 
 
 def audio_files(files: Iterable[str]) -> list[str]:
@@ -74,7 +107,7 @@ def audio_files(files: Iterable[str]) -> list[str]:
     return [name for name in files if name.lower().endswith(audio.SUFFIXES)]
 
 
-def all_match(files: Iterable[str], form: re.Pattern[str]) -> bool:
-    """Whether there are audio files, and the stems of all match this form."""
+def share_named(files: Iterable[str], form: NameForm) -> float:
+    """The share of the audio files whose names have this form; 0 without audio."""
     names = audio_files(files)
-    return bool(names) and all(form.fullmatch(stem(name)) for name in names)
+    return sum(map(form.matches, names)) / max(1, len(names))

@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 KINDS = ("auto", "csv", "emodb", "iemocap", "msp-podcast", "msp-improv", "ravdess", "crema-d")
 NO_AUDIO = "no audio file"
-SECOND_COPY = "a second copy of its file"
 
 
 @dataclass(kw_only=True)
@@ -227,8 +226,7 @@ def _is_missing(url: str, listed: Collection[str] | None) -> bool:
     if listed is not None:
         return url not in listed
     # Asking an object store for each file would take longer than reading it.
-    local = storage.local_path(url)
-    return local is not None and not local.is_file()
+    return storage.local_path(url) is not None and not is_file(url)
 
 
 def _because(corpus: Corpus) -> str:

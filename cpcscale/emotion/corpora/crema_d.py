@@ -15,12 +15,12 @@ import re
 from collections.abc import Sequence
 
 from cpcscale import storage
-from cpcscale.emotion.corpora import acted_categories, vocabulary
-from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path, stem
-from cpcscale.errors import UserError
+from cpcscale.emotion.corpora import acted_categories, copies, vocabulary
+from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path
 from cpcscale.tables import Table
 
 _NAME = re.compile(r"(?P<actor>1\d{3})_[A-Z]{3}_(?P<emotion>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX|X)")
+_FORM = acted_categories.NameForm("CREMA-D", _NAME, "1001_DFA_ANG_XX.wav")
 _ACTORS = "VideoDemographics.csv"
 
 
@@ -31,22 +31,20 @@ def read(settings: CorpusConfig) -> Corpus:
     """
     folder = require_path(settings)
     files = storage.list_files(folder)
-    paths = [name for name in acted_categories.audio_files(files) if _NAME.fullmatch(stem(name))]
-    if not paths:
-        raise UserError(f"{folder} holds no audio named as CREMA-D's is (1001_DFA_ANG_XX.wav): check corpus.path")
     parse = functools.partial(_utterance, genders=_genders(folder, files))
-    return acted_categories.read_acted("crema-d", settings, folder, paths, files, parse)
+    return acted_categories.read_acted(_FORM, settings, folder, files, files, parse)
 
 
-def recognises(files: Sequence[str]) -> bool:
-    """Whether there are audio files, all named as in CREMA-D."""
-    return acted_categories.all_match(files, _NAME)
+def share_named(files: Sequence[str]) -> float:
+    """The share of the audio files that are named as in CREMA-D."""
+    return acted_categories.share_named(files, _FORM)
 
 
 def _genders(folder: str, files: Sequence[str]) -> dict[str, str]:
     tables = [name for name in files if name.rpartition("/")[2] == _ACTORS]
     if not tables:
         return {}
+    copies.leave_out(folder, [tables])
     table = Table(storage.join(folder, tables[0]))
     table.require("ActorID", "Sex")
     return {row["ActorID"]: vocabulary.gender(row["Sex"]) for row in table.rows()}

@@ -59,9 +59,12 @@ def read(settings: CorpusConfig) -> Corpus:
     return checked(Corpus(name, ("MADE",) if made else (), scale, utterances, notes=notes), settings)
 
 
-def recognises(folder: str, files: Sequence[str]) -> bool:
-    """Whether the folder has a `manifest.csv` with ratings; it takes precedence over the names of the audio files."""
-    return MANIFEST in files and {*_REQUIRED} <= {*Table(storage.join(folder, MANIFEST)).columns}
+def has_ratings(folder: str, name: str) -> bool:
+    """Whether this file of the folder is a table with the columns of ratings."""
+    try:
+        return {*_REQUIRED} <= {*Table(storage.join(folder, name)).columns}
+    except TableError:
+        return False
 
 
 def path_column(table: Table) -> str:
@@ -76,16 +79,21 @@ def table_file(path: str) -> str:
     """
     if is_file(path):
         return path
-    files = [name for name in storage.list_files(path) if "/" not in name]
-    if MANIFEST in files:
+    names = tables_of(storage.list_files(path))
+    if MANIFEST in names:
         return storage.join(path, MANIFEST)
-    names: list[str] = []
-    for suffix in (".csv", ".tsv", ".jsonl"):
-        names = names or [name for name in files if name.lower().endswith(suffix)]
     if len(names) != 1:
         found = f"{len(names)} tables ({', '.join(names)})" if names else "no CSV, TSV or JSON lines file"
         raise UserError(f"{path} holds {found}: put the table there as {MANIFEST}, or pass corpus.path=FILE.csv")
     return storage.join(path, names[0])
+
+
+def tables_of(files: Sequence[str]) -> list[str]:
+    """The CSV files of a folder, else its TSV files, else its JSON lines files; not those in folders below."""
+    names: list[str] = []
+    for suffix in (".csv", ".tsv", ".jsonl"):
+        names = names or [name for name in files if "/" not in name and name.lower().endswith(suffix)]
+    return names
 
 
 def _check_parts(table: Table) -> None:
@@ -107,9 +115,8 @@ def _finder(folder: str) -> Callable[[str], str]:
 
     def find(path: str) -> str:
         url = storage.absolute(path if "://" in path or path.startswith("/") else storage.join(folder, path))
-        local = storage.local_path(url)
         below = nfc(url).removeprefix(f"{nfc(folder)}/")
-        if url.isascii() or below == nfc(url) or (local is not None and local.is_file()):
+        if url.isascii() or below == nfc(url) or (storage.local_path(url) is not None and is_file(url)):
             return url
         name = listed().get(below)
         return storage.join(folder, name) if name else url

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 from cpcscale import storage
 from cpcscale.emotion.corpora import acted_categories
-from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path, stem
+from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path
 from cpcscale.emotion.corpora.csv_table import MANIFEST, path_column
-from cpcscale.errors import UserError
 from cpcscale.tables import Table
 
 # The letter of the German emotion word in a file name.
@@ -28,6 +27,7 @@ _CATEGORIES = {
 }
 _FEMALE = frozenset({"08", "09", "13", "14", "16"})
 _NAME = re.compile(r"(?P<speaker>\d\d)[ab]\d\d(?P<emotion>[WLEAFTN])[a-z]?")
+_FORM = acted_categories.NameForm("EmoDB", _NAME, "03a01Fa.wav")
 
 
 def read(settings: CorpusConfig) -> Corpus:
@@ -43,15 +43,12 @@ def read(settings: CorpusConfig) -> Corpus:
         table = Table(storage.join(folder, MANIFEST))
         table.require(column := path_column(table))
         listed = [row[column] for row in table.rows()]
-    paths = [name for name in acted_categories.audio_files(listed) if _NAME.fullmatch(stem(name))]
-    if not paths:
-        raise UserError(f"{folder} holds no audio named as EmoDB's is (03a01Fa.wav): check corpus.path")
-    return acted_categories.read_acted("emodb", settings, folder, paths, files, _utterance)
+    return acted_categories.read_acted(_FORM, settings, folder, listed, files, _utterance)
 
 
-def recognises(files: Sequence[str]) -> bool:
-    """Whether there are audio files, all named as in EmoDB."""
-    return acted_categories.all_match(files, _NAME)
+def share_named(files: Sequence[str]) -> float:
+    """The share of the audio files that are named as in EmoDB."""
+    return acted_categories.share_named(files, _FORM)
 
 
 def _utterance(key: str, path: str) -> Utterance | str:

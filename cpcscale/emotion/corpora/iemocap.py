@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cpcscale import storage
-from cpcscale.emotion.corpora import acted_categories, vocabulary
+from cpcscale.emotion.corpora import acted_categories, copies, vocabulary
 from cpcscale.emotion.corpora.corpus import (
     Corpus,
     CorpusConfig,
@@ -81,7 +81,14 @@ def read(settings: CorpusConfig) -> Corpus:
     audio = [name for name in acted_categories.audio_files(files) if _AUDIO.fullmatch(name)]
     dropped += [DroppedRow(name, "audio without a label line") for name in audio if stem(name) not in turns]
     rows = tuple(_utterance(key, turn, storage.join(folder, roots[key]).rstrip("/")) for key, turn in turns.items())
-    corpus = Corpus("iemocap", (), SCALE, rows, tuple(dropped))
+    taken = {row.path for row in rows}
+    groups = [
+        sorted(same, key=lambda name: storage.join(folder, name) not in taken)
+        for key, same in copies.by_name(audio, stem).items()
+        if key in turns
+    ]
+    second, notes = copies.leave_out(folder, groups)
+    corpus = Corpus("iemocap", (), SCALE, rows, (*dropped, *second), notes)
     return checked(corpus, settings, {storage.join(folder, name) for name in files})
 
 

@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from cpcscale import storage
-from cpcscale.emotion.corpora import acted_categories, vocabulary
+from cpcscale.emotion.corpora import acted_categories, copies, vocabulary
 from cpcscale.emotion.corpora.corpus import (
     Corpus,
     CorpusConfig,
@@ -54,15 +54,17 @@ def read(settings: CorpusConfig) -> Corpus:
     """
     folder = require_path(settings)
     files = storage.list_files(folder)
-    table = _table(files)
-    if table is None:
+    tables = _tables(files)
+    if not tables:
         raise UserError(f"{folder} holds no Evaluation.txt (or Evalution.txt) of MSP-Improv: check corpus.path")
-    rated, again = rated_files(read_text(storage.join(folder, table)))
+    rated, again = rated_files(read_text(storage.join(folder, tables[0])))
     falls, note = _direction(rated)
-    audio = {
-        found["turn"]: name for name in acted_categories.audio_files(files) if (found := _NAME.fullmatch(stem(name)))
-    }
-    dropped = [DroppedRow(name, "a second label line of the turn") for name in again]
+    named = [name for name in acted_categories.audio_files(files) if _NAME.fullmatch(stem(name))]
+    # The turn without UTD- or MSP-, as the table and the audio have it.
+    turns_of = copies.by_name(named, lambda name: stem(name).partition("-IMPROV-")[2])
+    audio = {turn: same[0] for turn, same in turns_of.items()}
+    second, notes = copies.leave_out(folder, [tables, *turns_of.values()])
+    dropped = [*second] + [DroppedRow(name, "a second label line of the turn") for name in again]
     rows = []
     turns = set()
     for name, one in rated.items():
@@ -76,19 +78,19 @@ def read(settings: CorpusConfig) -> Corpus:
             continue
         rows.append(_utterance(found, one, falls, storage.join(folder, _audio(found, audio))))
     dropped += [DroppedRow(name, "audio without a label line") for turn, name in audio.items() if turn not in turns]
-    corpus = Corpus("msp-improv", (), SCALE, tuple(rows), tuple(dropped), (note,))
+    corpus = Corpus("msp-improv", (), SCALE, tuple(rows), tuple(dropped), (note, *notes))
     return checked(corpus, settings, {storage.join(folder, name) for name in files})
 
 
 def recognises(files: Sequence[str]) -> bool:
     """Whether there are such a table and audio named as in MSP-Improv."""
     named = any(_NAME.fullmatch(stem(name)) for name in acted_categories.audio_files(files))
-    return named and _table(files) is not None
+    return named and bool(_tables(files))
 
 
-def _table(files: Sequence[str]) -> str | None:
+def _tables(files: Sequence[str]) -> list[str]:
     tables = [name for name in files if name.rpartition("/")[2].lower() in _TABLES]
-    return min(tables, key=lambda name: (name.count("/"), name), default=None)
+    return sorted(tables, key=lambda name: (name.count("/"), name))
 
 
 def _audio(found: re.Match[str], audio: Mapping[str, str]) -> str:

@@ -17,8 +17,8 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from cpcscale import storage
-from cpcscale.emotion.corpora import acted_categories, vocabulary
+from cpcscale import config, storage
+from cpcscale.emotion.corpora import acted_categories, copies, vocabulary
 from cpcscale.emotion.corpora.corpus import (
     Corpus,
     CorpusConfig,
@@ -52,15 +52,19 @@ def read(settings: CorpusConfig) -> Corpus:
     """
     folder = require_path(settings)
     files = storage.list_files(folder)
-    table = _first(files, _CONSENSUS)
-    if table is None:
+    tables = _ranked(files, _CONSENSUS)
+    if not tables:
         raise UserError(f"{folder} holds no labels_consensus.csv (or .json) of MSP-Podcast: check corpus.path")
-    rows = _rows(storage.join(folder, table))
+    rows = _rows(storage.join(folder, tables[0]))
     partitions = _partitions(folder, files) if any(not row["Split_Set"] for _, row in rows) else {}
     ratings, notes = _ratings(folder, files)
-    audio = _audio(files)
+    all_audio = _audio(files)
+    # A release may have its table in two forms, as CSV and as JSON, of which the first is used.
+    same_form = [name for name in tables if _base(name) == _base(tables[0])]
+    second, copy_notes = copies.leave_out(folder, [same_form, *all_audio.values()])
+    audio = {name: same[0] for name, same in all_audio.items()}
     utterances: dict[str, Utterance] = {}
-    dropped = []
+    dropped = [*second]
     for name, row in rows:
         key = stem(name)
         labels = tuple(row.number(column, unknown=math.nan) for column in _LABELS)
@@ -75,29 +79,32 @@ def read(settings: CorpusConfig) -> Corpus:
     named = {name for name, _ in rows}
     dropped += [DroppedRow(path, "audio without a row") for name, path in audio.items() if name not in named]
     name = settings.name or "msp-podcast"
-    corpus = Corpus(name, (), SCALE, tuple(utterances.values()), tuple(dropped), notes)
+    corpus = Corpus(name, (), SCALE, tuple(utterances.values()), tuple(dropped), (*notes, *copy_notes))
     return checked(corpus, settings, {storage.join(folder, name) for name in files})
 
 
 def recognises(files: Sequence[str]) -> bool:
     """Whether there is a consensus table, in any of its spellings."""
-    return _first(files, _CONSENSUS) is not None
+    return bool(_ranked(files, _CONSENSUS))
 
 
-def _first(files: Iterable[str], names: Sequence[str]) -> str | None:
-    """The file with one of these names; earlier names first, then higher folders. None if there is none."""
-    found = [name for name in files if name.rpartition("/")[2].lower() in names]
-    return min(
-        found, key=lambda name: (names.index(name.rpartition("/")[2].lower()), name.count("/"), name), default=None
-    )
+def _ranked(files: Iterable[str], names: Sequence[str]) -> list[str]:
+    """The files with one of these names; earlier names first, then higher folders."""
+    found = [name for name in files if _base(name) in names]
+    return sorted(found, key=lambda name: (names.index(_base(name)), name.count("/"), name))
 
 
-def _audio(files: Iterable[str]) -> dict[str, str]:
-    """The path of each audio file name; of several copies, the one in Audios/ or Audio/."""
-    paths = sorted(
-        acted_categories.audio_files(files), key=lambda path: path.lower().rpartition("/")[0].endswith(_FOLDERS)
-    )
-    return {path.rpartition("/")[2]: path for path in paths}
+def _base(path: str) -> str:
+    return path.rpartition("/")[2].lower()
+
+
+def _audio(files: Iterable[str]) -> dict[str, list[str]]:
+    """The paths of each audio file name, those in Audios/ or Audio/ first."""
+    named = copies.by_name(acted_categories.audio_files(files), lambda path: path.rpartition("/")[2])
+    return {
+        name: sorted(same, key=lambda path: not path.lower().rpartition("/")[0].endswith(_FOLDERS))
+        for name, same in named.items()
+    }
 
 
 def _rows(file: str) -> list[tuple[str, Row]]:
@@ -107,7 +114,7 @@ def _rows(file: str) -> list[tuple[str, Row]]:
         table.require("FileName", *_LABELS)
         return [(row["FileName"], row) for row in table.rows()]
     try:
-        tree = json.loads(read_text(file))
+        tree = config.read_json(read_text(file))
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not JSON: {error}; unpack the release again") from None
     if not isinstance(tree, dict) or not all(isinstance(row, dict) for row in tree.values()):
@@ -117,11 +124,11 @@ def _rows(file: str) -> list[tuple[str, Row]]:
 
 def _ratings(folder: str, files: Sequence[str]) -> tuple[dict[str, tuple[Rating, ...]], tuple[str, ...]]:
     """(ratings of each file name, notes); if they cannot be read, a note says so, since labels do not need them."""
-    detailed = _first(files, _DETAILED)
-    if detailed is None:
+    detailed = _ranked(files, _DETAILED)
+    if not detailed:
         return {}, ()
     try:
-        return ratings_of(storage.join(folder, detailed)), ()
+        return ratings_of(storage.join(folder, detailed[0])), ()
     except (UnknownFormError, TableError) as error:
         log.warning("no single ratings, so no human ceiling: %s", error)
         return {}, (f"no single ratings: {error}",)
@@ -129,10 +136,9 @@ def _ratings(folder: str, files: Sequence[str]) -> tuple[dict[str, tuple[Rating,
 
 def _partitions(folder: str, files: Sequence[str]) -> dict[str, str]:
     """The partition of each file name by Partitions.txt, whose lines are `partition; file`."""
-    table = _first(files, ("partitions.txt",))
-    if table is None:
-        return {}
-    fields = [line.split(";") for line in read_text(storage.join(folder, table)).splitlines()]
+    tables = _ranked(files, ("partitions.txt",))
+    copies.leave_out(folder, [tables])
+    fields = [line.split(";") for name in tables[:1] for line in read_text(storage.join(folder, name)).splitlines()]
     return {pair[1].strip(): pair[0].strip() for pair in fields if len(pair) >= 2}
 
 

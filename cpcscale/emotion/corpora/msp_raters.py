@@ -13,6 +13,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 
+from cpcscale import config
 from cpcscale.emotion.corpora.corpus import Rating, merged_ratings, read_text
 from cpcscale.emotion.corpora.msp_label_lines import number, rated_files, rating
 from cpcscale.errors import UserError
@@ -69,7 +70,7 @@ def _of_csv(file: str) -> Iterator[tuple[str, Rating]]:
 
 def _of_json(file: str) -> Iterator[tuple[str, Rating]]:
     try:
-        tree = json.loads(read_text(file))
+        tree = config.read_json(read_text(file))
         for name, workers in tree.items():
             for worker, row in workers.items():
                 activation, valence, dominance = (number(row.get(column)) for column in _LABELS)

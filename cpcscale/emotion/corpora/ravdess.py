@@ -14,8 +14,7 @@ from collections.abc import Sequence
 
 from cpcscale import storage
 from cpcscale.emotion.corpora import acted_categories
-from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path, stem
-from cpcscale.errors import UserError
+from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, require_path
 
 _CATEGORIES = {
     "01": "neutral",
@@ -28,6 +27,7 @@ _CATEGORIES = {
     "08": "surprise",
 }
 _NAME = re.compile(r"0[1-3]-(?P<channel>0[12])-(?P<emotion>0[1-8])-0[12]-0[12]-0[12]-(?P<actor>[0-2]\d)")
+_FORM = acted_categories.NameForm("RAVDESS", _NAME, "03-01-06-01-02-01-12.wav")
 
 
 def read(settings: CorpusConfig) -> Corpus:
@@ -37,15 +37,12 @@ def read(settings: CorpusConfig) -> Corpus:
     """
     folder = require_path(settings)
     files = storage.list_files(folder)
-    paths = [name for name in acted_categories.audio_files(files) if _NAME.fullmatch(stem(name))]
-    if not paths:
-        raise UserError(f"{folder} holds no audio named as RAVDESS's is (03-01-06-01-02-01-12.wav): check corpus.path")
-    return acted_categories.read_acted("ravdess", settings, folder, paths, files, _utterance)
+    return acted_categories.read_acted(_FORM, settings, folder, files, files, _utterance)
 
 
-def recognises(files: Sequence[str]) -> bool:
-    """Whether there are audio files, all named as in RAVDESS."""
-    return acted_categories.all_match(files, _NAME)
+def share_named(files: Sequence[str]) -> float:
+    """The share of the audio files that are named as in RAVDESS."""
+    return acted_categories.share_named(files, _FORM)
 
 
 def _utterance(key: str, path: str) -> Utterance | str:

@@ -1,7 +1,8 @@
 """Statistics of a labelled corpus: labels, speakers, partitions, durations, and agreement of raters.
 
-They cover the utterances that the adapter took. Durations come from the audio headers. Of up to 20 hours all audio is
-decoded too, to see whether it is what its header says and whether it can be speech; of more, every n-th file.
+They cover the utterances that the adapter took; the account covers every file in the folder of the corpus. Durations
+come from the audio headers. Of up to 20 hours all audio is decoded too, to see whether it is what its header says and
+whether it can be speech; of more, every n-th file.
 """
 
 from __future__ import annotations
@@ -9,34 +10,46 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
 
 from cpcscale import audio, storage
-from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.emotion.corpora.corpus import Corpus, is_file
 from cpcscale.emotion.scores.ccc import PRIMITIVES, ccc
 from cpcscale.emotion.scores.system_table import label_correlation
 from cpcscale.progress import Progress
+from cpcscale.shards.account import Account, suffix
 
 # A label within this of the raters' mean is that mean: owners write two to six decimals.
 _SAME = 0.01
 _PROBES = 8
+# Files that may be labels.
+_TEXTS = (".csv", ".tsv", ".json", ".jsonl", ".txt")
 # So much audio is decoded within a minute or two.
 _DECODED_S = 20 * 3600
 
 
-def describe(corpus: Corpus) -> dict[str, Any]:
-    """The statistics as values for JSON; None where there is no figure.
+def describe(corpus: Corpus, folder: str = "") -> dict[str, Any]:
+    """The statistics as values for JSON; None where there is no figure. `folder` is that of the corpus.
 
     `labels`, by primitive: see `label_figures`. `correlation`: see `label_correlation`. `speakers`, `gender`,
     `partitions`, `styles`, `sessions`, `categories`, `languages`: number of utterances for each value, "" if unknown.
     `duration_s`: see `durations`. `dropped`: rows left out, by reason. `human`: see `human_ceiling`. `unusable`: see
-    `unusable_audio`.
+    `unusable_audio`. `account`: what became of the audio of the corpus, see `shards.account`; None for audio in shards.
     """
     rows = corpus.utterances
+    # Audio in shards was checked when it was packed.
+    files = [] if corpus.shards else list(dict.fromkeys(row.path for row in rows))
+    unused, passed_over = ([], Counter[str]()) if corpus.shards else _unused(folder, {*files})
+    lengths = header_lengths([*(files or dict.fromkeys(row.path for row in rows)), *unused])
+    seconds = durations(lengths, [(row.path, row.segment) for row in rows])
+    undecoded, decoded = decoding_faults(files, seconds["total"])
+    faults = {
+        path: error for path in files if isinstance(error := undecoded.get(path, lengths[path]), audio.AudioError)
+    }
     speakers = Counter(row.speaker for row in rows)
     unknown = speakers.pop("", 0)
     return {
@@ -58,11 +71,11 @@ def describe(corpus: Corpus) -> dict[str, Any]:
         "sessions": _counts(row.session for row in rows),
         "categories": _counts(row.category for row in rows),
         "languages": _counts(row.language for row in rows),
-        "duration_s": (seconds := durations([row.path for row in rows], [row.segment for row in rows])),
-        # Audio in shards was checked when it was packed.
-        "unusable": unusable_audio([] if corpus.shards else [row.path for row in rows], seconds["total"]),
+        "duration_s": seconds,
+        "unusable": unusable_audio(faults, decoded, len(files)),
         "dropped": corpus.dropped_counts,
         "human": human_ceiling(corpus),
+        "account": None if corpus.shards else _account(corpus, lengths, faults, unused, passed_over).values(),
     }
 
 
@@ -95,26 +108,38 @@ def label_figures(labels_U: np.ndarray, scale: tuple[float, float]) -> dict[str,
     }
 
 
-def durations(paths: Sequence[str], segments: Sequence[tuple[float, float] | None] = ()) -> dict[str, Any]:
-    """Durations of audio files in seconds, by their headers: total, mean, least, median, greatest; and `unreadable`.
+def header_lengths(paths: Iterable[str]) -> dict[str, float | audio.AudioError]:
+    """The seconds of each audio file by its header, or why it has none. Raises UserError only when a store fails."""
 
-    `segments` are parts of the files, as (start, end).
-
-    A file that is missing, empty or not audio counts as unreadable. Raises UserError only when a store fails.
-    """
-
-    def probed(path: str) -> float:
+    def probed(path: str) -> float | audio.AudioError:
         try:
             with storage.opened(path) as file:
                 return audio.read_header(cast(io.RawIOBase, file)).duration_s
-        except (audio.AudioError, storage.NotFoundError):
-            return math.nan
+        except audio.AudioError as error:
+            return error
+        except storage.NotFoundError as error:
+            return audio.AudioError("missing", str(error))
 
+    names = list(paths)
     with ThreadPoolExecutor(max_workers=_PROBES) as pool:
-        seconds_U = np.array(list(pool.map(probed, paths)), np.float64)
-    for row, segment in enumerate(segments):
-        if segment:
-            seconds_U[row] = np.maximum(np.minimum(seconds_U[row], segment[1]) - segment[0], 0)
+        return dict(zip(names, pool.map(probed, names), strict=True))
+
+
+def durations(
+    lengths: Mapping[str, float | audio.AudioError], parts: Iterable[tuple[str, tuple[float, float] | None]]
+) -> dict[str, Any]:
+    """Durations of utterances in seconds: total, mean, least, median, greatest; and how many are `unreadable`.
+
+    `lengths` are those of the files; an utterance is a file, or the part from start to end of it.
+    """
+    seconds: list[float] = []
+    for path, part in parts:
+        length = lengths[path]
+        if isinstance(length, audio.AudioError):
+            seconds.append(math.nan)
+        else:
+            seconds.append(max(min(length, part[1]) - part[0], 0.0) if part else length)
+    seconds_U = np.array(seconds, np.float64)
     known = seconds_U[~np.isnan(seconds_U)]
     return {
         "total": float(known.sum()),
@@ -126,12 +151,11 @@ def durations(paths: Sequence[str], segments: Sequence[tuple[float, float] | Non
     }
 
 
-def unusable_audio(paths: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Files that a fine-tuning refuses: `causes` (files by cause), `first` (path and why); `decoded` of `files` tried.
+def decoding_faults(files: Sequence[str], seconds: float) -> tuple[dict[str, audio.AudioError], int]:
+    """(why each file that a fine-tuning refuses is refused, how many were decoded).
 
     Of a corpus of more than 20 hours (`seconds`), only every n-th file is decoded. Raises UserError when a store fails.
     """
-    files = list(dict.fromkeys(paths))
     tried = files[:: max(1, math.ceil(seconds / _DECODED_S))]
 
     def fault(path: str) -> audio.AudioError | None:
@@ -149,13 +173,83 @@ def unusable_audio(paths: Sequence[str], seconds: float) -> dict[str, Any]:
             if error:
                 faults[path] = error
             progress.update(done)
+    return faults, len(tried)
+
+
+def unusable_audio(faults: Mapping[str, audio.AudioError], decoded: int, files: int) -> dict[str, Any]:
+    """Files that a fine-tuning refuses: `causes` (files by cause), `first` (path and why); `decoded` of `files`."""
     first = next(iter(faults), "")
     return {
         "causes": dict(Counter(error.cause for error in faults.values()).most_common()),
         "first": f"{first}: {faults[first]}" if first else "",
-        "decoded": len(tried),
-        "files": len(files),
+        "decoded": decoded,
+        "files": files,
     }
+
+
+def _unused(folder: str, used: Collection[str]) -> tuple[list[str], Counter[str]]:
+    """(the audio files in the folder that are no utterance's, how many other files there are by suffix).
+
+    Tables and texts, which may be labels, are not counted.
+    """
+    if not folder or is_file(folder):
+        return [], Counter()
+    names = storage.list_files(folder)
+    unused = [storage.join(folder, name) for name in names if name.lower().endswith(audio.SUFFIXES)]
+    others = Counter(map(suffix, names))
+    return [path for path in unused if path not in used], Counter(
+        {name: count for name, count in others.items() if name not in (*audio.SUFFIXES, *_TEXTS)}
+    )
+
+
+def _account(
+    corpus: Corpus,
+    lengths: Mapping[str, float | audio.AudioError],
+    faults: Mapping[str, audio.AudioError],
+    unused: Sequence[str],
+    passed_over: Counter[str],
+) -> Account:
+    """What became of the audio files of a corpus: taken, unusable, dropped by the adapter, or named by no row."""
+    account = Account(passed_over=passed_over)
+    taken, parts = 0, dict[str, list[tuple[float, float]]]()
+    for row in corpus.utterances:
+        parts.setdefault(row.path, []).append(row.segment or (0.0, math.inf))
+    taken_s = 0.0
+    for path, each in parts.items():
+        length = lengths[path]
+        if path in faults:
+            known = None if isinstance(length, audio.AudioError) else length
+            seconds = faults[path].seconds
+            account.leave_out(faults[path].cause, known if seconds is None else seconds)
+        elif not isinstance(length, audio.AudioError):
+            taken, inside = taken + 1, _covered(each, length)
+            taken_s += inside
+            if inside < length:
+                account.left_out.setdefault("in no row", [0, 0.0])[1] += length - inside
+    # Adapters drop files by their path in the folder, or by their name.
+    why = {one.key: one.why for one in corpus.dropped}
+    for path in unused:
+        length = lengths[path]
+        known = length.seconds if isinstance(length, audio.AudioError) else length
+        place = next((path[at + 1 :] for at in _slashes(path) if path[at + 1 :] in why), "")
+        account.leave_out(why.get(place, "in no row"), known)
+    account.taken = taken, taken_s
+    account.found = len(parts) + len(unused), taken_s + account.left_out_s
+    return account
+
+
+def _slashes(path: str) -> Iterator[int]:
+    return (at for at, letter in enumerate(path) if letter == "/")
+
+
+def _covered(parts: Iterable[tuple[float, float]], length: float) -> float:
+    """How many of `length` seconds lie in one of the parts, (start, end) each."""
+    covered = end = 0.0
+    for start, stop in sorted(parts):
+        stop = min(stop, length)
+        covered += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return covered
 
 
 def human_ceiling(corpus: Corpus) -> dict[str, Any] | None:

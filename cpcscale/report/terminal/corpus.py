@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from cpcscale.shards import account
+
 _LISTED = 12
 _BAR = 16
 _COLUMN = 12
@@ -38,6 +40,8 @@ def corpus_lines(values: Mapping[str, Any]) -> Iterator[str]:
     if values["unusable"]["files"]:
         yield _line("audio", _unusable(values["unusable"]))
     yield from (_line("note", note) for note in values["notes"])
+    if values["account"]:
+        yield from account.lines(values["account"])
 
 
 def _speakers(by_speaker: Mapping[str, int], unknown: int) -> str:

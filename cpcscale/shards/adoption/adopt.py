@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import json
 import logging
 from collections import Counter
@@ -16,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import cast
 
 import pyarrow.compute as pc
 
@@ -29,6 +27,7 @@ from cpcscale.shards.adoption.read_tar import IndexConfig, LeftOut, TarTask, rea
 from cpcscale.shards.adoption.tar_members import COMPRESSED, WAY_OUT
 from cpcscale.shards.index import MARKER, Index
 from cpcscale.shards.index_writer import IndexWriter, exclude
+from cpcscale.shards.packing import quarantine
 from cpcscale.shards.tasks import RunTasks, in_turn
 from cpcscale.tables import nearest_name
 
@@ -230,7 +229,7 @@ def _as_before(base: str, names: Sequence[str], spec: IndexConfig, append: bool)
     before = dict(plain)
     if SETTINGS in names:
         try:
-            before |= dict(json.loads(storage.read(storage.join(base, SETTINGS))))
+            before |= dict(config.read_json(storage.read(storage.join(base, SETTINGS))))
         except (ValueError, TypeError):
             raise UserError(f"{storage.join(base, SETTINGS)} is not a JSON object: remove it") from None
     changed = [name for name, value in given.items() if value not in (plain[name], before[name])]
@@ -294,6 +293,5 @@ def _quarantine(base: str, again: set[str] | None) -> Iterator[Callable[[Sequenc
 
 def _quarantined(base: str) -> Iterator[dict[str, str]]:
     """The rows of the quarantine table; none if there is no table."""
-    with contextlib.suppress(storage.NotFoundError), storage.opened(storage.join(base, QUARANTINE)) as raw:
-        text = io.TextIOWrapper(io.BufferedReader(cast(io.RawIOBase, raw)), encoding="utf-8", newline="")
-        yield from (row for row in csv.DictReader(text) if row.keys() >= set(_COLUMNS[:4]))
+    with contextlib.suppress(storage.NotFoundError):
+        yield from quarantine.rows_of(storage.join(base, QUARANTINE), _COLUMNS)

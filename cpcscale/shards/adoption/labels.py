@@ -5,7 +5,6 @@ Each field is taken from the first of these sources that has it (shards/adoption
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections.abc import Collection, Mapping
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from cpcscale import config
 from cpcscale.errors import UserError, nearest, shown_name
 from cpcscale.shards.adoption.tar_members import TarMember
 from cpcscale.tables import Table, identity, json_lines, nfc, value_at
@@ -53,7 +53,7 @@ class LabelColumns:
 def json_object(data: bytes) -> dict[str, Any]:
     """The JSON object in `data`. Raises UserError if there is none."""
     try:
-        record = json.loads(data)
+        record = config.read_json(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"it is not JSON ({error})") from None
     if not isinstance(record, dict):

@@ -126,7 +126,8 @@ class _Shard:
         self._cuts = labels.read_cuts(storage.join(task.base, task.cuts), task.config.columns) if task.cuts else {}
         self._json: dict[str, Labels] = {}
         self._names: list[Labels] = []
-        self._keys: set[str] = set()
+        # The name and checksum of the member with each key.
+        self._keys: dict[str, tuple[str, int]] = {}
 
     def add(self, member: TarMember) -> None:
         """Adds the next member of the tar."""
@@ -167,12 +168,16 @@ class _Shard:
             member.name.encode()
         except UnicodeEncodeError:
             raise audio.AudioError("unreadable", "its name is not UTF-8") from None
+        checksum = xxhash.xxh3_64_intdigest(member.data)
         if member.key in self._keys:
-            raise audio.AudioError("duplicate", f"another member of the tar has the key {member.key}")
+            first, other = self._keys[member.key]
+            same = "the same" if checksum == other else "other"
+            raise audio.AudioError(
+                "duplicate", f"{first} has the same key {member.key}, comes first in the tar, and has {same} bytes"
+            )
         decode, spec = not self.rows or self._is_decoded(member.key), self._task.config
         row = measure_member(member.data, spec.min_s, decode, spec.limits)
-        self._keys.add(member.key)
-        checksum = xxhash.xxh3_64_intdigest(member.data)
+        self._keys[member.key] = member.name, checksum
         named = {"key": member.key, "codec": member.suffix[1:], "offset": member.offset, "size": member.size}
         return {**named, "checksum": checksum, **row}
 

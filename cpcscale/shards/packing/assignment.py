@@ -166,7 +166,7 @@ class Assignment(Sequence[PackTask]):
         head, url = self.head, storage.join(self._target, HEAD)
         if storage.exists(url):
             try:
-                known = dict(json.loads(storage.read(url))).get("digest")
+                known = dict(config.read_json(storage.read(url))).get("digest")
             except (ValueError, TypeError):
                 known = None
             if known != head["digest"]:

@@ -55,10 +55,21 @@ class Quarantine:
 
 def read(target: str) -> Iterator[dict[str, str]]:
     """The rows of the table of a pack. Raises UserError if it is missing or malformed."""
-    url = storage.join(target, NAME)
+    return rows_of(storage.join(target, NAME), _COLUMNS)
+
+
+def rows_of(url: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The rows of a quarantine table with these columns. Raises UserError if it is missing or malformed."""
     try:
         with storage.opened(url) as file:
             buffered = io.BufferedReader(cast(io.RawIOBase, file), 1 << 20)
-            yield from csv.DictReader(io.TextIOWrapper(buffered, encoding="utf-8", newline=""))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{url} is not the table that a pack writes ({error}): remove it and pack again") from None
+            for row in csv.DictReader(io.TextIOWrapper(buffered, encoding="utf-8", newline="")):
+                # Tables of earlier releases have no seconds.
+                if not row.keys() >= {*columns} - {"seconds"} or None in (*row, *row.values()):
+                    raise ValueError("other columns")
+                float(row.get("seconds") or 0)
+                yield row
+    except UserError:
+        raise
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{url} is not a quarantine table ({error}): remove it, and pack or index again") from None

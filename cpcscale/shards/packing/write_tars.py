@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
@@ -237,21 +238,25 @@ def _note(task: PackTask, result: TaskResult) -> None:
     ]
     # Another pack of the same set may end now and remove the notes, which only save work.
     with contextlib.suppress(storage.NotFoundError):
-        storage.write(task.note, json.dumps({"shards": shards, "left_out": result.left_out}).encode())
+        text = json.dumps({"shards": shards, "left_out": result.left_out}).encode()
+        storage.write(task.note, sha256(text).hexdigest().encode() + b"\n" + text)
 
 
 def _noted(task: PackTask) -> TaskResult | None:
-    """The result of an earlier run of the task, from its note, if its tars have the noted sizes."""
+    """The result of an earlier run of the task, from its note, if that is whole and its tars have the noted sizes."""
     try:
-        note = json.loads(storage.read(task.note))
+        digest, _, text = storage.read(task.note).partition(b"\n")
+        if digest != sha256(text).hexdigest().encode():
+            return None
+        note = json.loads(text)
         entries = []
         for one in note["shards"]:
             if storage.size(storage.join(task.target, one["path"])) != one["bytes"]:
                 return None
-            digest = bytes.fromhex(one["sha256"])
-            entries.append(ShardEntry.of(one["path"], digest, one["bytes"], one["utterances"]))
+            named = bytes.fromhex(one["sha256"])
+            entries.append(ShardEntry.of(one["path"], named, one["bytes"], one["utterances"]))
         return TaskResult(tuple(entries), note["left_out"])
-    except (storage.NotFoundError, json.JSONDecodeError):
+    except storage.NotFoundError:
         return None
 
 

@@ -109,12 +109,54 @@ def test_stand_in_points_are_on_the_scale_and_in_its_order():
 
 
 @pytest.mark.parametrize(("put", "kind"), [(put_emodb, "emodb"), (put_ravdess, "ravdess"), (put_crema_d, "crema-d")])
-def test_an_acted_corpus_is_told_by_its_file_names_alone_and_one_stray_name_makes_it_none(tmp_path, put, kind):
-    put(tmp_path)
+def test_an_acted_corpus_is_told_by_its_file_names_alone_and_one_stray_name_is_asked_about(tmp_path, put, kind):
+    whole = len(read(put(tmp_path)).utterances)
     assert detect_kind(CorpusConfig(path=str(tmp_path))) == kind
     put_tone(tmp_path / "hello.wav", (0, 0, 0), 0)
+    with pytest.raises(UserError, match=rf"9\d\.\d%|8\d\.\d% of its audio files are named as those of {kind}: pass"):
+        read(tmp_path)
+    corpus = read(tmp_path, kind=kind)
+    assert (len(corpus.utterances), corpus.dropped_counts.get("a name of another form")) == (whole, 1)
+    (tmp_path / "manifest.csv").write_text("path,speaker,activation,valence,dominance\nhello.wav,one,2,4,3\n")
     assert detect_kind(CorpusConfig(path=str(tmp_path))) == "csv"
-    assert len(read(tmp_path, kind=kind).utterances) > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "put", "change", "why"),
+    [
+        ("emodb", put_emodb, lambda name: f"{name}xx", "a name with more before or behind it"),
+        ("emodb", put_emodb, str.upper, "a name in other upper and lower case"),
+        ("emodb", put_emodb, lambda name: f"emodb_{name}", "a name with more before or behind it"),
+        ("ravdess", put_ravdess, lambda name: f"Actor_{name} (1)", "a name with more before or behind it"),
+        ("ravdess", put_ravdess, lambda name: name.replace("-", "_"), "a name of another form"),
+        ("crema-d", put_crema_d, str.lower, "a name in other upper and lower case"),
+        ("crema-d", put_crema_d, lambda name: f"{name}_denoised", "a name with more before or behind it"),
+    ],
+)
+def test_audio_with_other_names_is_counted_by_why_and_shown_beside_the_form(tmp_path, kind, put, change, why):
+    put(tmp_path)
+    first = sorted(tmp_path.rglob("*.wav"))[0]
+    first = first.rename(first.with_name(f"{change(first.stem)}.WAV"))
+    corpus = read(tmp_path, kind=kind)
+    assert corpus.dropped_counts[why] == 1
+    assert first.name in corpus.notes[-1] and why in corpus.notes[-1] and "'s are as " in corpus.notes[-1]
+    # All of them: the message says how they differ.
+    for path in tmp_path.rglob("*.wav"):
+        path.rename(path.with_name(f"{change(path.stem)}.wav"))
+    with pytest.raises(UserError, match=rf"holds no audio named as .* have other names, as .*{why}") as error:
+        read(tmp_path, kind=kind)
+    assert "\n" not in str(error.value)
+
+
+def test_a_suffix_in_capitals_is_a_suffix_and_an_archive_that_was_not_unpacked_is_named(tmp_path):
+    put_crema_d(tmp_path)
+    for path in sorted(tmp_path.rglob("*.wav")):
+        path.rename(path.with_suffix(".WAV"))
+    assert len(read(tmp_path).utterances) == 12
+    (tmp_path / "zipped").mkdir()
+    (tmp_path / "zipped" / "AudioWAV.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"holds no audio named as CREMA-D's.*; unpack AudioWAV\.zip"):
+        read(tmp_path / "zipped", kind="crema-d")
 
 
 def test_a_manifest_with_ratings_outweighs_what_file_names_tell(tmp_path):

@@ -13,7 +13,7 @@ from made_voices import put_corpus
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Rating, Utterance
 from cpcscale.emotion.scores.ccc import ccc
-from cpcscale.emotion.scores.describe import describe, durations, human_ceiling, label_figures
+from cpcscale.emotion.scores.describe import describe, durations, header_lengths, human_ceiling, label_figures
 
 
 def rated(*rows: tuple[Rating, ...]) -> Corpus:
@@ -95,11 +95,13 @@ def test_files_that_are_missing_empty_or_no_audio_are_counted_not_fatal(tmp_path
     (tmp_path / "empty.wav").write_bytes(b"")
     (tmp_path / "text.wav").write_text("no audio")
     good = sorted(str(path) for path in folder.glob("wav/*.wav"))
-    figures = durations([*good, *(str(tmp_path / name) for name in ("empty.wav", "text.wav", "nowhere.wav"))])
+    lengths = header_lengths([*good, *(str(tmp_path / name) for name in ("empty.wav", "text.wav", "nowhere.wav"))])
+    figures = durations(lengths, [(path, None) for path in lengths])
     assert figures["unreadable"] == 3
     assert 0.3 <= figures["least"] <= figures["mean"] <= figures["greatest"] <= 0.5
-    assert durations([str(tmp_path / "nowhere.wav")])["mean"] is None
-    parts = durations([good[0], good[0], str(tmp_path / "nowhere.wav")], [(0.1, 0.2), None, (0.0, 1.0)])
+    nowhere = str(tmp_path / "nowhere.wav")
+    assert durations(lengths, [(nowhere, None)])["mean"] is None
+    parts = durations(lengths, [(good[0], (0.1, 0.2)), (good[0], None), (nowhere, (0.0, 1.0))])
     assert parts["least"] == pytest.approx(0.1)
     assert parts["unreadable"] == 1
 
