@@ -84,6 +84,19 @@ def test_seconds_in_are_seconds_packed_and_seconds_left_out(kinds, tmp_path_fact
     assert again.account.values() == packed.account.values()
 
 
+def test_a_file_of_which_no_piece_is_usable_is_left_out_as_one(tmp_path):
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "good.flac").write_bytes(audio.encode(noise(1.0, 1), "flac"))
+    (tmp_path / "audio" / "long.wav").write_bytes(audio.encode(np.zeros(7 * 16_000, np.int16), "wav"))
+    packed = pack(str(tmp_path / "audio"), str(tmp_path / "set"), PackConfig(max_s=1.0, min_s=0.1))
+    assert [(row["path"], row["piece"], row["cause"]) for row in packed.quarantine] == [("long.wav", "", "silent")]
+    assert packed.quarantine[0]["why"].endswith("; and none of the 7 pieces is usable")
+    values = packed.account.values()
+    assert values["found"] == {"files": 2, "seconds": 8.0}
+    assert values["taken"] == {"files": 1, "seconds": 1.0}
+    assert values["left_out"]["silent"] == {"count": 1, "seconds": 7.0}
+
+
 def test_index_says_the_same_of_a_tar_of_the_same_files(tmp_path):
     seconds = write(tmp_path / "audio", list(KINDS))
     (tmp_path / "set").mkdir()

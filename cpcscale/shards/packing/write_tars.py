@@ -29,6 +29,8 @@ from cpcscale.shards.packing.headers import left_out
 from cpcscale.shards.packing.pieces import PackedFile, PackTask, Piece, cut, layout
 from cpcscale.shards.rows import ShardEntry, scan
 
+# In place of a piece: all of a file.
+_WHOLE = -1
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -128,6 +130,12 @@ def _usable(
         cause, why = error.cause, str(error)
     for lost in range(piece, member.pieces):
         leave_out(lost, cause, why)
+    if member.pieces > 1 and all((number, lost) in rows for lost in range(member.pieces)):
+        # A header may promise hours of which nothing decodes: one row, and not a file that counts as taken.
+        first, *_ = (rows.pop((number, lost)) for lost in range(member.pieces))
+        none = f"{first['why']}; and none of the {member.pieces} pieces is usable"
+        all_of_it = audio.AudioError(first["cause"], none, member.samples / RATE_HZ)
+        rows[number, _WHOLE] = left_out(member.source, all_of_it)
 
 
 def _check_stream(file: audio.Source, info: audio.AudioInfo, member: PackedFile) -> None:
@@ -201,7 +209,7 @@ def _refuse_missing(
     there = {key for key, _ in _members(entry)}
     for at, piece in pieces:
         key = task.members[at].piece_key(piece)
-        if key not in there and (at, piece) not in rows:
+        if key not in there and not rows.keys() & {(at, piece), (at, _WHOLE)}:
             raise UserError(_not_of_this_pack(storage.join(task.target, task.shard_name(number)), key))
 
 
