@@ -14,16 +14,19 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from cpcscale import freed_memory
 from cpcscale.arguments import command_line
 from cpcscale.errors import Terminated, UserError
-from cpcscale.machine import refuse_deleted_folder, usable_cores
+from cpcscale.machine import refuse_deleted_folder, refuse_encoding, usable_cores
 from cpcscale.signals import handlers_restored
+from cpcscale.stdout import guarded
 
 
+@guarded
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status."""
     parser = command_line()
@@ -32,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(text.startswith("-") or "=" not in text for text in rest):
         parser.error(f"{options.verb} does not take {' '.join(rest)}; overrides of config keys are written key=value")
     options.overrides += rest
-    # These two run without a config: a first argument with a `=` is then an override.
-    if options.verb in ("bench", "reproduce") and options.config and "=" in options.config:
+    # These two run without a config: a first argument with a `=` is then an override, unless it is a file.
+    if options.verb in ("bench", "reproduce") and "=" in (options.config or "") and not Path(options.config).is_file():
         options.config, options.overrides = None, [options.config, *options.overrides]
     freed_memory.keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
@@ -41,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("RAY_ADDRESS", "local")
     try:
         refuse_deleted_folder()
+        refuse_encoding()
         with handlers_restored(signal.SIGTERM, meanwhile=_terminate):
             return VERBS[options.verb](options) or 0
     except UserError as error:

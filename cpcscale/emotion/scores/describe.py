@@ -16,7 +16,8 @@ from typing import Any, cast
 import numpy as np
 
 from cpcscale import audio, storage
-from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.emotion.audio.labelled_file import UnusableAudio, read_parts
+from cpcscale.emotion.corpora.corpus import Corpus, Utterance
 from cpcscale.emotion.scores.ccc import PRIMITIVES, ccc
 from cpcscale.emotion.scores.system_table import label_correlation
 from cpcscale.progress import Progress
@@ -60,7 +61,7 @@ def describe(corpus: Corpus) -> dict[str, Any]:
         "languages": _counts(row.language for row in rows),
         "duration_s": (seconds := durations([row.path for row in rows], [row.segment for row in rows])),
         # Audio in shards was checked when it was packed.
-        "unusable": unusable_audio([] if corpus.shards else [row.path for row in rows], seconds["total"]),
+        "unusable": unusable_audio([] if corpus.shards else rows, seconds["total"]),
         "dropped": corpus.dropped_counts,
         "human": human_ceiling(corpus),
     }
@@ -126,24 +127,21 @@ def durations(paths: Sequence[str], segments: Sequence[tuple[float, float] | Non
     }
 
 
-def unusable_audio(paths: Sequence[str], seconds: float) -> dict[str, Any]:
+def unusable_audio(utterances: Sequence[Utterance], seconds: float) -> dict[str, Any]:
     """Files that a fine-tuning refuses: `causes` (files by cause), `first` (path and why); `decoded` of `files` tried.
 
-    Of a corpus of more than 20 hours (`seconds`), only every n-th file is decoded. Raises UserError when a store fails.
+    A file is refused if any of its utterances is. Of a corpus of more than 20 hours (`seconds`), only every n-th file
+    is decoded. Raises UserError when a store fails.
     """
-    files = list(dict.fromkeys(paths))
-    tried = files[:: max(1, math.ceil(seconds / _DECODED_S))]
+    files: dict[str, list[Utterance]] = {}
+    for one in utterances:
+        files.setdefault(one.path, []).append(one)
+    tried = list(files)[:: max(1, math.ceil(seconds / _DECODED_S))]
 
-    def fault(path: str) -> audio.AudioError | None:
-        try:
-            audio.check_sound(audio.decode_checked(storage.read(path))[1], audio.SoundLimits())
-        except audio.AudioError as error:
-            return error
-        except storage.NotFoundError as error:
-            return audio.AudioError("missing", str(error))
-        return None
+    def fault(path: str) -> UnusableAudio | None:
+        return next((found for _, found in read_parts(files[path]) if isinstance(found, UnusableAudio)), None)
 
-    faults: dict[str, audio.AudioError] = {}
+    faults: dict[str, UnusableAudio] = {}
     with ThreadPoolExecutor(max_workers=_PROBES) as pool, Progress("decoding", len(tried), "files") as progress:
         for done, (path, error) in enumerate(zip(tried, pool.map(fault, tried), strict=True), start=1):
             if error:
@@ -152,7 +150,7 @@ def unusable_audio(paths: Sequence[str], seconds: float) -> dict[str, Any]:
     first = next(iter(faults), "")
     return {
         "causes": dict(Counter(error.cause for error in faults.values()).most_common()),
-        "first": f"{first}: {faults[first]}" if first else "",
+        "first": f"{first}: {faults[first].why}" if first else "",
         "decoded": len(tried),
         "files": len(files),
     }
