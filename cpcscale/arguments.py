@@ -27,6 +27,7 @@ _EXAMPLES = {
     "corpus": "kind=csv",
     "compare": "experiment=NAME",
     "bench": "runs=3",
+    "doctor": "run_dir=s3://BUCKET/runs",
 }
 
 
@@ -175,3 +176,5 @@ def _of_figures(verbs: Verbs) -> None:
     bench.add_argument(
         "--rows", type=int, default=24_000_000, metavar="N", help="plan: utterances whose windows are counted"
     )
+    doctor = verbs.add_parser("doctor", help="this machine, cluster, store and tracker -> what works, and the way out")
+    doctor.add_argument("config", nargs="?", help="YAML file of another verb, whose places are tried")

@@ -20,10 +20,19 @@ from typing import Any
 
 from cpcscale import freed_memory
 from cpcscale.arguments import command_line
+from cpcscale.cluster import ray_loss
 from cpcscale.errors import Terminated, UserError
 from cpcscale.machine import refuse_deleted_folder, refuse_encoding, usable_cores
-from cpcscale.signals import handlers_restored
+from cpcscale.signals import ENDING, handlers_restored
 from cpcscale.stdout import guarded
+
+GOES_ON = {
+    "pack": "goes on where it was",
+    "pretrain": "goes on from the last checkpoint",
+    "sweep": "goes on with the trials that are left",
+    "reproduce": "goes on with the runs that are left",
+    "evaluate": "goes on with the runs that are left",
+}
 
 
 @guarded
@@ -35,17 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(text.startswith("-") or "=" not in text for text in rest):
         parser.error(f"{options.verb} does not take {' '.join(rest)}; overrides of config keys are written key=value")
     options.overrides += rest
-    # These two run without a config: a first argument with a `=` is then an override, unless it is a file.
-    if options.verb in ("bench", "reproduce") and "=" in (options.config or "") and not Path(options.config).is_file():
+    # These run without a config: a first argument with a `=` is then an override, unless it is a file.
+    first = options.config if options.verb in ("bench", "reproduce", "doctor") else None
+    if first and "=" in first and not Path(first).is_file():
         options.config, options.overrides = None, [options.config, *options.overrides]
     freed_memory.keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
     if options.ray:
         os.environ.setdefault("RAY_ADDRESS", "local")
+    goes_on = f"the same command {GOES_ON.get(options.verb, 'begins again')}"
     try:
         refuse_deleted_folder()
         refuse_encoding()
-        with handlers_restored(signal.SIGTERM, meanwhile=_terminate):
+        with handlers_restored(*ENDING, meanwhile=_terminate), ray_loss.guarded(goes_on):
             return VERBS[options.verb](options) or 0
     except UserError as error:
         print(f"cpcscale: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -57,54 +68,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cpcscale: error: {sys.executable} has no package {error.name}: {way_out}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        goes_on = {
-            "pack": "goes on where it was",
-            "pretrain": "goes on from the last checkpoint",
-            "sweep": "goes on with the trials that are left",
-            "reproduce": "goes on with the runs that are left",
-            "evaluate": "goes on with the runs that are left",
-        }.get(options.verb, "begins again")
-        print(f"cpcscale: {str(stopped) or 'stopped'}; the same command {goes_on}", file=sys.stderr)
+        print(f"cpcscale: {str(stopped) or 'stopped'}; {goes_on}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """Raises Terminated, so that SIGTERM closes what is open, as Ctrl-C does."""
+    """Raises Terminated, so that SIGTERM and SIGHUP close what is open, as Ctrl-C does."""
     raise Terminated
 
 
 def _pack(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.cluster.tasks import stream_tasks
-    from cpcscale.shards import account
+    from cpcscale.report.terminal.sets import pack_lines, pack_values
     from cpcscale.shards.pack import PackConfig, pack
 
     packed = pack(options.source, options.target, config.load(PackConfig, None, options.overrides), stream_tasks)
-    sets: dict[str, dict[str, Any]] = {
-        name: {
-            "shards": index.shards.num_rows,
-            "utterances": index.count,
-            "hours": round(index.duration_s / 3600, 4),
-            "fingerprint": index.fingerprint,
-        }
-        for name, index in packed.splits.items()
-    }
+    values = pack_values(packed)
     if options.json:
-        left_out = packed.files_left_out + packed.pieces_left_out
-        report = packed.account.values()
-        _emit({"target": options.target, "sets": sets, "quarantined": left_out, "account": report})
+        _emit({"target": options.target, **values})
         return
     print(f"packed {options.source} into {options.target}")
-    for name, row in sets.items():
-        print(
-            f"  {name:8} {row['shards']:4} shards {row['utterances']:7} utterances {row['hours']:9.2f} h  "
-            f"fingerprint {str(row['fingerprint'])[:12]}"
-        )
-    pieces = f", and {packed.pieces_left_out} pieces of other files" if packed.pieces_left_out else ""
-    left = f"listed in {options.target}/quarantine.csv" if packed.files_left_out or pieces else "none"
-    print(f"  files left out: {packed.files_left_out}{pieces} ({left})")
-    for line in account.lines(packed.account.values()):
-        print(f"  {line}")
+    print("\n".join(pack_lines(values, options.target)))
 
 
 def _index(options: argparse.Namespace) -> None:
@@ -359,6 +344,19 @@ def _size(options: argparse.Namespace) -> None:
         print("\n".join(size_lines(found, given.names)))
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from cpcscale import doctor
+
+    findings = []
+    for finding in doctor.examine(doctor.load(options.config, options.overrides)):
+        findings.append(finding)
+        if not options.json:
+            print(f"{'ok' if finding.ok else 'NO':4} {finding.name:10} {finding.text}", flush=True)
+    if options.json:
+        _emit({finding.name: dataclasses.asdict(finding) for finding in findings})
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
 def _emit(result: dict[str, Any]) -> None:
     print(json.dumps(result))
 
@@ -377,4 +375,5 @@ VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "bench": _bench,
+    "doctor": _doctor,
 }

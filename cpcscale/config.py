@@ -86,6 +86,13 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
         raise UserError(f"{path or root.__name__}: {_first_line(error)} (key {error.full_key})") from None
 
 
+def load_any(roots: Sequence[type], path: str, overrides: Sequence[str] = ()) -> Any:
+    """`load` of the one of `roots` that has the most of the file's keys; the first of several."""
+    keys = _read(roots[0], path).keys()
+    names = {root: {field.name for field in dataclasses.fields(root)} for root in roots}
+    return load(max(roots, key=lambda root: len(keys & names[root])), path, overrides)
+
+
 def build(root: type[T], values: dict[str, Any]) -> T:
     """An instance of the dataclass `root` from plain values, such as those of a checkpoint; as strict as `load`."""
     kept = _without_removed(root, values, root.__name__)

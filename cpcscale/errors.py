@@ -6,6 +6,13 @@ line and exits with status 2; any other exception is a bug and keeps its traceba
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
+_warned: set[str] = set()
+
 
 class UserError(ValueError):
     """Raised for a user's mistake: the message is one line with what, why and the way out."""
@@ -27,7 +34,22 @@ class AudioError(UserError):
 
 
 class Terminated(KeyboardInterrupt):
-    """Raised on SIGTERM, as KeyboardInterrupt is on Ctrl-C; the message says what was done before stopping."""
+    """Raised on SIGTERM and SIGHUP, as KeyboardInterrupt is on Ctrl-C; the message says what was done before."""
+
+
+@contextlib.contextmanager
+def optional(what: str, instead: str) -> Iterator[None]:
+    """A block that a run can do without: an OSError or UserError ends the block, not the run.
+
+    The first one of each `what` in this process is a warning, with the cause and what is done `instead`.
+    """
+    try:
+        yield
+    except (OSError, UserError) as error:
+        if what not in _warned:
+            _warned.add(what)
+            why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+            log.warning("%s (%s): %s", what, why, instead)
 
 
 def nearest(word: str, known: list[str]) -> str:

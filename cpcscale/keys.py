@@ -74,6 +74,10 @@ def config_classes(verb: str) -> tuple[type, ...]:
             from cpcscale.tracking.tracker import TrackingConfig
 
             return (TrackingConfig,)
+        case "doctor":
+            from cpcscale.doctor import DoctorConfig
+
+            return (DoctorConfig,)
         case "bench":
             from cpcscale.bench.feed import FeedBenchConfig
             from cpcscale.bench.scale import ScaleBenchConfig

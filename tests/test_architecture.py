@@ -29,6 +29,7 @@ ORDER = (
     ("report",),
     ("experiments", "bench"),
     ("size",),
+    ("doctor",),
     ("keys",),
     ("arguments",),
     ("cli",),
@@ -37,8 +38,8 @@ ORDER = (
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # Rooms that need less than what comes before them.
 ONLY = {
-    "tracking": {"errors", "config", "storage"},
-    "runs": {"errors", "config", "storage", "progress"},
+    "tracking": {"errors", "machine", "config", "storage"},
+    "runs": {"errors", "machine", "config", "storage", "progress"},
     "serve": {"errors", "config", "storage", "audio", "progress", "model", "emotion"},
 }
 # The one place for each outside world; the feed's bench has a door of its own to a peer.
@@ -201,7 +202,7 @@ BROKEN = [
     ("cpcscale/train/x.py", "from cpcscale.tracking.tracker import Tracker", "may not import"),
     ("cpcscale/emotion/x.py", "from cpcscale.tracking import tracker", "may not import"),
     ("cpcscale/emotion/x.py", "from cpcscale.cluster import session", "may not import"),
-    ("cpcscale/tracking/x.py", "from cpcscale.train import loop", "needs config, errors, storage, not train"),
+    ("cpcscale/tracking/x.py", "from cpcscale.train import loop", "needs config, errors, machine, storage, not train"),
     ("cpcscale/cluster/x.py", "from cpcscale import cli", "may not import"),
     ("cpcscale/serve/x.py", "from cpcscale.train import loop", "not train"),
     ("cpcscale/newroom/x.py", "", "has no place in the order"),

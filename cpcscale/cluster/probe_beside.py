@@ -19,6 +19,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cpcscale import storage
+from cpcscale.cluster import ray_loss
 from cpcscale.cluster.pretrain_config import PretrainConfig, ProbeConfig
 from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.corpora import open_corpus
@@ -136,8 +137,10 @@ class RunProbes:
         """Ends the actor and abandons a probe in progress."""
         self._closed = True
         self.wake()
-        ray.kill(self._scorer)
-        self._thread.join()
+        # A call to a Ray that has died may never return.
+        if not ray_loss.lost():
+            ray.kill(self._scorer)
+            self._thread.join()
 
     def _resume(self) -> int:
         """Continues the probes of an earlier driver. Returns the step of the last completed one, or -1."""

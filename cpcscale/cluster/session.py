@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cpcscale import freed_memory
+from cpcscale.cluster import ray_loss
 from cpcscale.errors import Terminated, UserError
 from cpcscale.machine import usable_cores
 from cpcscale.signals import handlers_restored
@@ -48,8 +49,9 @@ def connect(workers: int = 1, *, here: bool = False) -> None:
 
     if ray.is_initialized():
         return
-    with _sigterm_kept():
+    with _signals_kept():
         _connect(workers, "" if here or not joins_cluster() else os.environ["RAY_ADDRESS"])
+    ray_loss.watch()
 
 
 def joins_cluster() -> bool:
@@ -210,13 +212,20 @@ def stop_wait_s() -> float:
 
 
 @contextlib.contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Restores the SIGTERM handler after the block: Ray installs its own. A SIGTERM in the block raises Terminated."""
-    with handlers_restored(signal.SIGTERM):
-        try:
+def _signals_kept() -> Iterator[None]:
+    """Restores the SIGTERM handler after the block: Ray installs its own. A SIGTERM in the block raises Terminated.
+
+    Processes that are started in the block never get SIGHUP, which a closed terminal sends to all of a command: the
+    driver alone answers it, with workers that can still make a checkpoint.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        with handlers_restored(signal.SIGTERM):
             yield
-        except SystemExit:
-            raise Terminated from None
+    except SystemExit:
+        raise Terminated from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def live_nodes() -> list[dict[str, float]]:

@@ -18,11 +18,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.cluster.console import Console
-from cpcscale.cluster.mailbox import Mailbox, MessageDelivery
+from cpcscale.cluster.mailbox import Mailbox, MessageDelivery, RunEnd
 from cpcscale.cluster.pretrain_config import PretrainConfig
+from cpcscale.cluster.ray_loss import RayLostError
 from cpcscale.cluster.worker import run_worker
-from cpcscale.errors import Terminated, UserError
-from cpcscale.signals import handlers_restored
+from cpcscale.errors import Terminated, UserError, optional
+from cpcscale.signals import ENDING, handlers_restored
 from cpcscale.tracking.tracker import Tracker
 from cpcscale.train.ranks import PeerLostError
 
@@ -40,11 +41,13 @@ def fit(
     """Trains on as many workers as the config asks for and returns the loop's summary; `on_saved` as in Console.
 
     Raises the workers' UserError; UserError after more than `max_failures` failures; KeyboardInterrupt at Ctrl-C; and
-    Terminated at SIGTERM, once the workers have made a checkpoint or `stop_grace_s` is over, or at a second SIGTERM.
+    Terminated at SIGTERM or SIGHUP, once the workers have made a checkpoint or `stop_grace_s` is over, or at a second
+    one.
     """
     # On the driver's own node, so that losing another node never loses the mailbox.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)(Mailbox)
+    mailbox = actor.remote()
     # A folder for each driver: one that was overtaken may still be using its own.
     ray_folder = storage.join(config.run_dir, f"{_RAY}{holder}")
     _remove_ray_folders(config.run_dir)
@@ -69,16 +72,16 @@ def fit(
         ),
     )
     console = Console(tracker, on_saved)
-    stop = _Stop(mailbox, console, _grace_s(config, console))
+    stop, delivery = _Stop(mailbox, console, _grace_s(config, console)), MessageDelivery(mailbox, console)
     try:
-        with stop.installed(), MessageDelivery(mailbox, console):
+        with stop.installed(), delivery:
             trainer.fit()
     except (SystemExit, KeyboardInterrupt):
         # Ray Train handles Ctrl-C by exiting with status 0; here it is an interrupted run.
         raise (Terminated() if stop.asked else KeyboardInterrupt()) from None
     except ray.train.TrainingFailedError as failure:
-        if error := ray.get(mailbox.run_end.remote()).error:
-            raise UserError(error) from None
+        if delivery.end.error:
+            raise UserError(delivery.end.error) from None
         failures = failure.worker_failures if isinstance(failure, ray.train.WorkerGroupError) else {}
         if not failures or any(_is_bug(error) for error in failures.values()):
             raise
@@ -88,12 +91,18 @@ def fit(
         ) from None
     finally:
         console.close()
-        storage.remove(ray_folder)
-    end = ray.get(mailbox.run_end.remote())
+        with optional(f"{ray_folder} cannot be removed", "the next start removes it"):
+            storage.remove(ray_folder)
+    return _summary(delivery.end)
+
+
+def _summary(end: RunEnd) -> dict[str, Any]:
     if end.error:
         raise UserError(end.error)
-    if end.summary is None:
+    if end.stopped:
         raise Terminated(end.stopped)
+    if end.summary is None:
+        raise RayLostError("Ray's actor with the run's result died: the same command gives it from the checkpoint")
     return dict(end.summary)
 
 
@@ -127,7 +136,7 @@ class _RestartNotes(ray.train.UserCallback):
 
 
 class _Stop:
-    """Handles SIGTERM: the first one asks the workers for a checkpoint and to stop, a second one ends them at once."""
+    """Handles SIGTERM and SIGHUP: the first asks the workers for a checkpoint and to stop, a second ends them."""
 
     def __init__(self, mailbox: Any, console: Console, grace_s: float) -> None:
         self._mailbox, self._console, self._grace_s = mailbox, console, grace_s
@@ -137,22 +146,22 @@ class _Stop:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Handles SIGTERM in the block, and restores the handlers of SIGTERM and SIGINT after it."""
+        """Handles them in the block, and restores their handlers and that of SIGINT after it."""
         # Ray Train's handler of SIGINT would end the process at a later Ctrl-C, whatever runs then.
-        with handlers_restored(signal.SIGTERM, signal.SIGINT):
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+        with handlers_restored(signal.SIGINT), handlers_restored(*ENDING, meanwhile=self._on_signal):
             try:
                 yield
             finally:
                 self._abort.cancel()
 
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked, True
         if again or not self._console.working:
             # Ray Train's handler of SIGINT ends the workers.
             signal.raise_signal(signal.SIGINT)
             return
-        self._console.note(f"asked to stop (SIGTERM): making a checkpoint, {self._grace_s:g} s at most")
+        asked = f"asked to stop ({signal.Signals(number).name})"
+        self._console.note(f"{asked}: making a checkpoint, {self._grace_s:g} s at most")
         self._mailbox.stop.remote()
         self._abort.start()
 

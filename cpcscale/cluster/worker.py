@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cpcscale import storage
 from cpcscale.cluster import session
@@ -17,6 +17,9 @@ from cpcscale.errors import UserError
 from cpcscale.train.loop import pretrain, thread_feed
 from cpcscale.train.observer import Observer, RunRequests, StoppedError
 from cpcscale.train.ranks import Ranks
+
+if TYPE_CHECKING:
+    from cpcscale.cluster.mailbox import MailboxObserver
 
 _POLL_S = 0.5
 # How long before a node is taken away the last checkpoint is made.
@@ -61,18 +64,22 @@ def run_worker(spec: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _pass_requests(mailbox: Any, requests: RunRequests, observer: Observer) -> Iterator[None]:
+def _pass_requests(mailbox: Any, requests: RunRequests, observer: MailboxObserver) -> Iterator[None]:
     """For the block, a thread requests a stop when the driver asks for it, and saves when a node will be taken away."""
     import ray
 
     ended, preemption = threading.Event(), _preemption(observer)
 
     def listen() -> None:
-        known, again_s = None, math.inf
+        known, again_s, mailbox_id = None, math.inf, ""
         while not ended.wait(_POLL_S):
-            if ray.get(mailbox.stopping.remote()):
+            stop, now = ray.get(mailbox.stopping.remote())
+            if stop:
                 requests.stop()
                 return
+            if now != mailbox_id:
+                mailbox_id = now
+                observer.send_again()
             info = preemption()
             if info and info != known:
                 known = info

@@ -23,8 +23,8 @@ from cpcscale.emotion.protocol.folds import fold_splits, marks
 from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
-from cpcscale.tracking import run_note
-from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
+from cpcscale.experiments.tracked_run import tracked_run
+from cpcscale.tracking.tracker import Tracker, TrackingConfig, settle
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def finetune(
     are open already. Mistakes of the user raise UserError before a file is written.
     """
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
-    run_note.refuse_other_kind(config.run_dir, "finetune")
+    settle(config.tracking, config.run_dir, "finetune")
     corpus = open_corpus(config.corpus) if corpus is None else corpus
     folds = fold_splits(config, corpus)
     opened = encoder, source = open_encoder(config) if opened is None else opened
@@ -77,17 +77,16 @@ def finetune(
     started = time.monotonic()
     fold_tasks.connect(config, config.ranks, config.workers)
     prepared = prepare(config, corpus, opened)
-    tracker = Tracker.start(
+    with tracked_run(
         config.tracking,
+        None,
+        config.run_dir,
         kind="finetune",
         name=config.name or config.system,
-        run_dir=config.run_dir,
-        tags=environment_tags() | run_tags(config, corpus, folds, identity, source),
+        tags=run_tags(config, corpus, folds, identity, source),
         params=configs.flat(config),
         parent=parent,
-    )
-    status = "FAILED"
-    try:
+    ) as (tracker, summary):
         results = run_folds(config, prepared, config.workers, config.ranks)
         result = dataclasses.replace(
             combine_folds(config, prepared, results),
@@ -96,14 +95,12 @@ def finetune(
             encoder_chosen=str(source.get("chosen", "")),
             run_id=tracker.run_id,
         )
-        _publish(config.run_dir, result, tracker)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        summary = {f"ccc_{name}": value for name, value in result.ccc.items()} if status == "FINISHED" else {}
-        tracker.finish(status, summary)
+        text = json.dumps(result.as_dict(), indent=1) + "\n"
+        _track(result, text, tracker)
+        storage.write(storage.join(config.run_dir, PREDICTIONS), result.predictions_csv.encode())
+        summary.update({f"ccc_{name}": value for name, value in result.ccc.items()})
+    # Written last: a run folder that has it is complete, and so is its tracked run.
+    storage.write(storage.join(config.run_dir, RESULT), text.encode())
     return result
 
 
@@ -167,12 +164,9 @@ def finished_result(run_dir: str, identity: dict[str, str]) -> FinetuneResult | 
     return result
 
 
-def _publish(run_dir: str, result: FinetuneResult, tracker: Tracker) -> None:
+def _track(result: FinetuneResult, text: str, tracker: Tracker) -> None:
     for row in result.curves:
         names = {f"fold{row['fold']}_{name}": row[name] for name in ("train_loss", "dev_ccc")}
         tracker.log(row["epoch"], names)
-    text = json.dumps(result.as_dict(), indent=1) + "\n"
-    # result.json is written last: a run folder that has it is complete.
-    for name, data in ((PREDICTIONS, result.predictions_csv), (RESULT, text)):
-        tracker.artifact(name, data)
-        storage.write(storage.join(run_dir, name), data.encode())
+    tracker.artifact(PREDICTIONS, result.predictions_csv)
+    tracker.artifact(RESULT, text)

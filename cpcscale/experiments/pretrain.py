@@ -20,8 +20,7 @@ from cpcscale.runs.lease import Lease, hold, wait_until_free
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.probe_log import Probes, ProbeSet
 from cpcscale.storage.place import check_place
-from cpcscale.tracking import run_note
-from cpcscale.tracking.tracker import Tracker
+from cpcscale.tracking.tracker import Tracker, settle
 from cpcscale.train import checkpoint, resume
 from cpcscale.train.checkpoint import RestoredCheckpoint
 
@@ -40,7 +39,7 @@ def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, An
     folder = storage.local_path(config.run_dir)
     if folder and folder.exists() and not folder.is_dir():
         raise UserError(f"run_dir={storage.shown(config.run_dir)} is a file: name a folder for the run")
-    run_note.refuse_other_kind(config.run_dir, "pretrain")
+    settle(config.tracking, config.run_dir, "pretrain")
     ledger = Ledger(config.run_dir)
     restored = checkpoint.load_newest(ledger, ledger.head())
     origin = _origin(config, restored)

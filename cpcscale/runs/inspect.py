@@ -34,7 +34,7 @@ def list_checkpoints(url: str) -> dict[str, Any]:
             "best": best is not None and folder == best.folder,
         }
         row = {"folder": folder, "step": step, "writer": writer, **marks, "why": run.why(folder)}
-        rows.append({**row, **_facts(run.place(folder)), **_probed(run.probes.of(folder))})
+        rows.append({**row, **_facts(run.place(folder), step), **_probed(run.probes.of(folder))})
     holder = asdict(run.state.holder) if run.state.held and run.state.holder else None
     return {"path": url, "holder": holder, "checkpoints": rows}
 
@@ -74,7 +74,9 @@ class _Run:
         if not storage.exists(url):
             raise UserError(f"there is nothing at {url}: check the path")
         place, _, name = storage.absolute(url).rpartition("/")
-        self.one = checkpoint_files.parse_folder_name(name) is not None
+        # A torn one has no marker, and one that was renamed has another name.
+        marked = storage.exists(storage.join(url, checkpoint_files.MARKER))
+        self.one = marked or checkpoint_files.parse_folder_name(name) is not None
         inside = place.endswith("/checkpoints")
         self._base = place if self.one else storage.join(url, "checkpoints")
         run_dir = place.removesuffix("/checkpoints") if self.one else url
@@ -102,8 +104,8 @@ class _Run:
         return ", ".join(problems) or None
 
 
-def _facts(url: str) -> dict[str, Any]:
-    """Size, age and metrics of a checkpoint; None for whatever a torn one lacks."""
+def _facts(url: str, step: int) -> dict[str, Any]:
+    """Step, size, age and metrics of a checkpoint; None for whatever a torn one lacks, `step` if it lacks that."""
     size: int | None = None
     state: dict[str, Any] = {"position": {}}
     try:
@@ -114,6 +116,7 @@ def _facts(url: str) -> dict[str, Any]:
     position = state["position"]
     audio_s = position.get("audio_s")
     return {
+        "step": position.get("step", step),
         "audio_hours": None if audio_s is None else audio_s / 3600,
         "heldout_loss": position.get("metrics", {}).get("heldout_loss"),
         "bytes": size,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import signal
 import socket
 import threading
@@ -19,10 +18,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from cpcscale import config, storage
 from cpcscale.errors import UserError
+from cpcscale.machine import ProcessMark
 from cpcscale.runs.ledger import Ledger, OvertakenError, RunHolder, RunState
 
 log = logging.getLogger(__name__)
@@ -49,16 +48,8 @@ class LeaseConfig:
 
 def new_holder(spec: LeaseConfig) -> RunHolder:
     """This process as a holder, with a new id."""
-    pid = os.getpid()
-    return RunHolder(
-        id=uuid.uuid4().hex,
-        host=socket.gethostname(),
-        pid=pid,
-        machine=_machine(),
-        started=_started(pid) or "",
-        since_s=time.time(),
-        ttl_s=spec.ttl_s,
-    )
+    process = ProcessMark.own()._asdict()
+    return RunHolder(id=uuid.uuid4().hex, host=socket.gethostname(), since_s=time.time(), ttl_s=spec.ttl_s, **process)
 
 
 def wait_until_free(ledger: Ledger, *, take_over: bool, say: Callable[[str], None], gone: str = "") -> RunState:
@@ -73,7 +64,7 @@ def wait_until_free(ledger: Ledger, *, take_over: bool, say: Callable[[str], Non
         if not state.held or holder is None or take_over or holder.id == gone:
             return state
         what = f"{storage.shown(ledger.run_dir)} is held by {holder.described()}"
-        alive = _lives(holder)
+        alive = ProcessMark(holder.machine, holder.pid, holder.started).lives()
         if alive is None:
             say(f"{what}: waiting up to {holder.ttl_s:g} s for a sign of life")
             alive = _seen_alive(ledger, holder)
@@ -206,32 +197,3 @@ def _last_sign(ledger: Ledger, holder: RunHolder) -> bytes:
 
 def _alive(ledger: Ledger, holder: RunHolder) -> str:
     return storage.join(ledger.folder, f"alive-{holder.id}.json")
-
-
-def _lives(holder: RunHolder) -> bool | None:
-    """Whether the holder's process is alive; None when it runs where this process cannot see it."""
-    if not holder.machine or holder.machine != _machine():
-        return None
-    return _started(holder.pid) == holder.started
-
-
-def _machine() -> str:
-    """An id of this boot and this namespace of process ids; empty where the system has none (not Linux)."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}:{Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str | None:
-    """The start time of a live process of this machine in ticks since boot; None when the process is gone.
-
-    Not psutil's create_time: it follows the wall clock, and setting the clock would make a live holder a dead one.
-    """
-    try:
-        # The process name stands in brackets and may itself hold brackets and spaces: split after the last one.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]

@@ -51,7 +51,7 @@ class OvertakenError(UserError):
 class RunHolder:
     """The driver that holds a run, or the last one that did.
 
-    `machine` and `started` identify its process (see lease.py); both are empty where the system has no such ids.
+    `machine`, `pid` and `started` identify its process (machine.ProcessMark).
     `since_s` is in seconds since 1970 by its own clock. Without a sign of life for `ttl_s` it counts as dead.
     """
 

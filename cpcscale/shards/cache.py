@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import threading
@@ -20,12 +19,14 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cpcscale import config, machine, storage
-from cpcscale.errors import UserError
+from cpcscale.errors import UserError, optional
+from cpcscale.storage.locks import lock
 
 log = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_BYTES = 1 << 20
+_RANGED = "reading each utterance by itself instead"
 
 
 @dataclass(kw_only=True)
@@ -62,9 +63,13 @@ class CacheConfig:
 def open_cache(spec: CacheConfig, base: str, lanes: int, largest_bytes: int) -> ShardCache | None:
     """The cache of a node that reads this many lanes; None if utterances are to be read one by one.
 
-    Raises UserError as `keeps_whole_shards` does, and for a folder that cannot be made.
+    Also None, with a warning, for a folder that cannot be written or has no locks. Raises UserError as
+    `keeps_whole_shards` does.
     """
-    return ShardCache(spec.path, spec.max_bytes) if keeps_whole_shards(spec, base, lanes, largest_bytes) else None
+    if keeps_whole_shards(spec, base, lanes, largest_bytes):
+        with optional(f"feed.cache.folder={spec.path} cannot be used", _RANGED):
+            return ShardCache(spec.path, spec.max_bytes)
+    return None
 
 
 def keeps_whole_shards(spec: CacheConfig, base: str, lanes: int, largest_bytes: int) -> bool:
@@ -82,7 +87,7 @@ def keeps_whole_shards(spec: CacheConfig, base: str, lanes: int, largest_bytes: 
         )
         if spec.mode == "shards":
             raise UserError(f"{why}: raise it, lower train.lanes or feed.cache.ahead, or use feed.cache.mode=ranged")
-        log.warning("%s: reading each member by itself instead", why)
+        log.warning("%s: %s", why, _RANGED)
         return False
     return True
 
@@ -103,17 +108,19 @@ class CacheClosedError(Exception):
 
 
 class ShardCache:
-    """The cache in `folder`, of at most `max_bytes`. Any number of processes may share it, and may be killed."""
+    """The cache in `folder`, of at most `max_bytes`. Any number of processes may share it, and may be killed.
+
+    Raises OSError for a folder that cannot be written, or has no locks.
+    """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder / "shards", max_bytes
         self._stopped = threading.Event()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"feed.cache.folder={folder} cannot be made ({error.strerror}): name another folder"
-            ) from None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # Without locks, two processes would download into one file.
+        with (self._folder / "lock").open("a") as file:
+            if lock(file.fileno(), shared=True) is None:
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     def find(self, digest: str, size: int) -> CachedShard | None:
         """The file of a shard, whole or as far as it was downloaded; None if there is none."""
@@ -206,9 +213,7 @@ class ShardCache:
         """Opens and locks the part; None if another process holds the lock."""
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not lock(descriptor, wait=False):
                 yield None
                 return
             # Between open and lock another process may have finished: then the open file is no longer the part.
@@ -228,7 +233,7 @@ class ShardCache:
     def _exclusive(self) -> Iterator[None]:
         """Keeps other processes from counting or renaming meanwhile: a listing may miss a file during its rename."""
         with (self._folder / "lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file.fileno())
             yield
 
     def _evict(self, least: int, keep: Path) -> bool:
@@ -260,9 +265,6 @@ def _is_locked(path: Path) -> bool:
     """Whether a process is downloading this part."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return not lock(file.fileno(), shared=True, wait=False)
     except FileNotFoundError:
         return False
-    return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import time
 import uuid
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cpcscale import storage
 from cpcscale.errors import UserError
 from cpcscale.storage.local_files import ELSEWHERE
+from cpcscale.storage.locks import lock
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def check_place(folder: str, *, briefly: bool = False) -> Place:
             )
         if not briefly:
             _check_reading(url)
-        locks = local is None or _locks(url)
+        with storage.opened(url) if local else contextlib.nullcontext() as file:
+            locks = file is None or lock(file.fileno(), wait=False) is not None
     finally:
         if not stays:
             storage.remove(url)
@@ -68,12 +70,3 @@ def _check_reading(url: str) -> None:
         raise UserError(f"{folder}: what is written there is read otherwise: use another disk or store")
     if name not in storage.list_files(folder):
         raise UserError(f"{folder}: what is written there is not listed at once: use another disk or store")
-
-
-def _locks(url: str) -> bool:
-    with storage.opened(url) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-    return True

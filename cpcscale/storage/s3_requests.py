@@ -185,7 +185,8 @@ def is_transient(error: Exception, transient: Errors) -> bool:
     """Whether a retry may help: a failed or broken connection, a time-out, 5xx, throttling, a truncated body."""
     status, code = status_and_code(error)
     if status:
-        return not lasts(code) and (status in (408, 429) or status >= 500 or bool(_TRANSIENT_CODES.fullmatch(code)))
+        passes = status in (408, 429) or (status >= 500 and status not in (501, 507))
+        return not lasts(code) and (passes or bool(_TRANSIENT_CODES.fullmatch(code)))
     if _NO_TLS.search(str(error)):
         return False
     return isinstance(error, (ConnectionError, TimeoutError, ShortReadError, *transient))

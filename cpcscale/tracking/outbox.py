@@ -13,6 +13,7 @@ import base64
 import contextlib
 import json
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -50,7 +51,10 @@ class Sink(Protocol):
         """Stores at most BATCH_VALUES records, all or none; the same records twice are stored once."""
 
     def send_artifact(self, name: str, data: bytes) -> None:
-        """Stores one file; replaces a file of the same name."""
+        """Stores one file; replaces a file of the same name. The place of files may be away when the store is not."""
+
+    def end(self, status: str, summary: dict[str, float]) -> None:
+        """Closes the run with this status, after its summary."""
 
 
 class Outbox:
@@ -74,6 +78,11 @@ class Outbox:
         self._artifacts: dict[str, bytes] = {}
         self._lock, self._sending, self._wake = threading.Lock(), threading.Lock(), threading.Event()
         self._away = self._spilled = self._closed = False
+        # Whether the place of files did not take one; it is not tried again before this time.
+        self._held, self._held_until_s = False, -math.inf
+        # How the run ended, once it has: (status, summary); and how it had for an earlier process that could not say.
+        self._end: tuple[str, dict[str, float]] | None = None
+        self.unsent_end: tuple[str, dict[str, float]] | None = None
         self._restore()
         threading.Thread(target=self._run, name="tracking", daemon=True).start()
 
@@ -103,26 +112,27 @@ class Outbox:
 
         Does not try a store that is known to be away.
         """
-        if not self._away and self.send():
+        if not self._away and self.send() and not self._artifacts:
             return True
         self._spill()
         return False
 
-    def close(self, last: Callable[[], None]) -> bool:
-        """Sends the rest, runs `last` and ends the outbox. Returns whether that succeeded within CLOSE_WAIT_S."""
+    def close(self, status: str, summary: dict[str, float]) -> bool:
+        """Sends the rest and the end of the run. Returns whether the store took it within CLOSE_WAIT_S."""
+        self._end, self._held_until_s = (status, summary), -math.inf
         deadline = time.monotonic() + CLOSE_WAIT_S
-        while not (sent := self.send(last)) and time.monotonic() < deadline:
+        while not (sent := self.send()) and time.monotonic() < deadline:
             time.sleep(1)
         self._closed = True
         self._wake.set()
-        if not sent:
+        if not sent or self._artifacts:
             self._spill()
         return sent
 
-    def send(self, last: Callable[[], None] | None = None) -> bool:
-        """Sends all records, then runs `last`. Returns False if it is not allowed to, or if the store is away.
+    def send(self) -> bool:
+        """Sends all records, then the end of the run. Returns False if it is not allowed to, or if the store is away.
 
-        Warns once when the store goes away.
+        Warns once when the store goes away. Files that their place does not take wait, with a warning.
         """
         with self._sending:
             if not self._allowed():
@@ -130,8 +140,8 @@ class Outbox:
             try:
                 self._send_values()
                 self._send_artifacts()
-                if last:
-                    last()
+                if self._end:
+                    self._sink.end(*self._end)
             except StoreAwayError as error:
                 if not self._away:
                     logger.warning("the tracking store is away (%s): records are kept and sent later", error)
@@ -140,7 +150,7 @@ class Outbox:
             if self._away:
                 logger.info("the tracking store answers again: all records are sent")
             self._away, self._stride = False, 1
-            if self._spilled and self._spill_url:
+            if self._spilled and self._spill_url and not self._artifacts:
                 # If it cannot be removed, it may stay: the store has all its records.
                 with contextlib.suppress(UserError):
                     storage.remove(self._spill_url)
@@ -175,8 +185,16 @@ class Outbox:
         return fresh
 
     def _send_artifacts(self) -> None:
-        for name, data in list(self._artifacts.items()):
-            self._sink.send_artifact(name, data)
+        for name, data in list(self._artifacts.items()) if time.monotonic() >= self._held_until_s else ():
+            try:
+                self._sink.send_artifact(name, data)
+            except StoreAwayError as error:
+                self._sink.last_values()  # Raises if the whole store is away.
+                if not self._held:
+                    why = "the records are tracked, the files wait, and are kept in unsent.json at the end"
+                    logger.warning("the tracking store cannot keep files of run %s (%s): %s", self._run_id, error, why)
+                self._held, self._held_until_s = True, time.monotonic() + RETRY_AT_MOST_S
+                return
             with self._lock:
                 if self._artifacts.get(name) is data:
                     del self._artifacts[name]
@@ -186,7 +204,12 @@ class Outbox:
             return
         with self._lock:
             artifacts = {name: base64.b64encode(data).decode() for name, data in self._artifacts.items()}
-            note = {"run_id": self._run_id, "values": [*self._in_flight, *self._values], "artifacts": artifacts}
+            note = {
+                "run_id": self._run_id,
+                "values": [*self._in_flight, *self._values],
+                "artifacts": artifacts,
+                "end": self._end,
+            }
         try:
             storage.write(self._spill_url, json.dumps(note).encode())
             self._spilled = True
@@ -200,6 +223,7 @@ class Outbox:
             self._spilled = True
             self._values.extend((key, value, at_ms, step) for key, value, at_ms, step in note["values"])
             self._artifacts.update({name: base64.b64decode(text) for name, text in note["artifacts"].items()})
+            self.unsent_end = tuple(note["end"]) if note.get("end") else None
 
 
 def always() -> bool:

@@ -9,17 +9,8 @@ from typing import Any
 
 from cpcscale.config import redact
 from cpcscale.errors import UserError
-from cpcscale.tracking.tracker import (
-    PARENT_TAG,
-    TrackingConfig,
-    connect,
-    decode_value,
-    last_values_of,
-    read_artifact,
-    sqlite_path,
-    store_errors,
-    store_uri,
-)
+from cpcscale.tracking.store import TrackingConfig, connect, sqlite_path, store_errors, store_uri
+from cpcscale.tracking.tracker import PARENT_TAG, decode_value, last_values_of, read_artifact
 
 
 @dataclass(frozen=True)

@@ -6,81 +6,42 @@ outbox.py ensures that a resumed run never logs a step twice; runs.py reads what
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import math
-import os
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from cpcscale import storage
 from cpcscale.config import check_choice, redact, redacted
-from cpcscale.errors import UserError
+from cpcscale.errors import optional
 from cpcscale.tracking import run_note
 from cpcscale.tracking.outbox import Outbox, Record, StoreAwayError, always
+from cpcscale.tracking.store import TrackingConfig, brief, connect, prepare, store_errors
 
 logger = logging.getLogger(__name__)
 
-LOCAL_URI = "sqlite:///runs/mlflow.db"
-_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 PARENT_TAG = "mlflow.parentRunId"
 _VALUE_CHARACTERS = 6000  # MLflow's limit for a parameter; a tag may have 8000.
-
-# An absent server costs seconds instead of minutes; no telemetry; no URL on stdout, where --json prints JSON alone.
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-for _key, _default in _ENVIRONMENT.items():  # MLflow reads them when it is imported, later, inside functions.
-    os.environ.setdefault(_key, _default)
-# Loggers that are silenced: they print at length what this module reports in one line.
-_CHATTER = ("mlflow", "alembic", "urllib3.connectionpool")
 # Error codes that may pass, or that are about this client: with any other, the store refuses the record for good.
 _MAY_PASS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"}
 _MAY_PASS |= {"DEADLINE_EXCEEDED", "RESOURCE_CONFLICT", "PERMISSION_DENIED", "UNAUTHENTICATED", "ENDPOINT_NOT_FOUND"}
-
-
-class StoreError(UserError):
-    """The tracking store cannot be used: wrong address, absent server, broken or unwritable file."""
-
-
-@dataclass
-class TrackingConfig:
-    """The MLflow store and experiment that runs are tracked in."""
-
-    # The MLflow experiment that all runs share.
-    experiment: str = "cpcscale"
-    # The store's address; empty: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db below the current folder.
-    uri: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.experiment.strip():
-            raise UserError("tracking.experiment is empty: name the MLflow experiment, for example cpcscale")
-
-    def resolved(self) -> TrackingConfig:
-        """The same store with its address absolute, for a process with another working directory."""
-        return TrackingConfig(self.experiment, store_uri(self))
 
 
 class Tracker:
     """One MLflow run, open for writing. Only `start` raises when the store is away; records are kept and sent later."""
 
     def __init__(self, client: Any, run_id: str, run_dir: str | None, allowed: Callable[[], bool] = always) -> None:
-        self.run_id = run_id
+        self.run_id, self._run_dir = run_id, run_dir
         self._sink = _MlflowSink(client, run_id)
-        self._unsent_url = storage.join(run_dir, "unsent.json") if run_dir else None
+        self._unsent_url = storage.join(run_dir, run_note.UNSENT) if run_dir else None
         self._outbox = Outbox(run_id, self._sink, self._unsent_url, allowed)
+        self.unsent_end = self._outbox.unsent_end
 
     @classmethod
     def start(
@@ -93,7 +54,6 @@ class Tracker:
         tags: Mapping[str, str],
         params: Mapping[str, Any],
         parent: str | None = None,
-        patient: bool = False,
         allowed: Callable[[], bool] = always,
     ) -> Tracker:
         """Opens the run named in `run_dir/run.json` if the store still has it, else creates one and names it there.
@@ -101,24 +61,22 @@ class Tracker:
         A copied folder gets a new run that names its origin. Raises UserError if the folder's run is of another kind.
 
         Tags are overwritten. Params keep their first value; those that have changed are listed in the tag
-        `cpcscale.changed`. Raises StoreError when the store cannot be used, unless `patient` and the run exists: then
-        its records wait for the store. Nothing is sent or kept while `allowed()` is false.
+        `cpcscale.changed`. Raises StoreError when the store cannot be used. Nothing is sent or kept while `allowed()`
+        is false.
         """
         known_id, copied = run_note.read_own(run_dir, kind) if run_dir else (None, {})
-        try:
-            client, experiment_id = _prepare(config)
-            with store_errors(config):
-                # Created with its kind, so that a run whose driver is killed right now is still listed.
-                first = {"cpcscale.kind": kind} | ({PARENT_TAG: parent} if parent else {})
-                run = _active_run(client, known_id) or client.create_run(experiment_id, run_name=name, tags=first)
+        client, experiment_id = prepare(config)
+        with store_errors(config):
+            # Created with its kind, so that a run whose driver is killed right now is still listed.
+            first = {"cpcscale.kind": kind} | ({PARENT_TAG: parent} if parent else {})
+            run = _active_run(client, known_id) or client.create_run(experiment_id, run_name=name, tags=first)
+            try:
                 _describe(client, run, {**tags, **copied, "cpcscale.kind": kind}, params)
-        except StoreError as error:
-            if not (patient and known_id):
+                if run_dir:
+                    run_note.write(run_dir, run.info.run_id, kind, name, config.experiment)
+            except BaseException:
+                client.set_terminated(run.info.run_id, "FAILED")
                 raise
-            logger.warning("%s; the run goes on and its records wait", error)
-            return cls(connect(config), known_id, run_dir, allowed)
-        if run_dir:
-            run_note.write(run_dir, run.info.run_id, kind, name, config.experiment)
         return cls(client, run.info.run_id, run_dir, allowed)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -149,9 +107,41 @@ class Tracker:
         """
         check_choice("status", status, ("FINISHED", "FAILED", "KILLED"))
         values = {key: float(value) for key, value in (summary or {}).items()}
-        if not self._outbox.close(lambda: self._sink.end(status, values)):
+        sent = self._outbox.close(status, values)
+        if self._run_dir:
+            with optional(f"{self._run_dir} does not say that its run ended", "the next start ends it again"):
+                run_note.end(self._run_dir, self.run_id)
+        if not sent:
             kept = f"kept in {self._unsent_url} for the next start" if self._unsent_url else "lost (it has no run_dir)"
             logger.warning("the tracking store is still away: the last records of run %s are %s", self.run_id, kept)
+
+
+def settle(config: TrackingConfig, run_dir: str, kind: str) -> None:
+    """For the start of a run of this kind in the folder: ends the folder's earlier run if its driver died unawares.
+
+    Sends what that driver kept, and ends its run as it did, else as KILLED, with the trials and folds below it. Drivers
+    on other machines are left alone, for they may live. A store that does not answer is one warning. Raises UserError
+    when the folder holds a run of another kind.
+    """
+    note = run_note.read(run_dir)
+    run_note.refuse_other_kind(run_dir, kind, note)
+    if not run_note.is_abandoned(run_dir, note):
+        return
+    what = f"the earlier run of {storage.shown(run_dir)} could not be ended in the tracking store"
+    with optional(what, "trying again at the next start"), store_errors(config):
+        client = connect(config)
+        info = client.get_run(note["run_id"]).info
+        if info.status == "RUNNING":
+            _kill_below(client, info)
+        tracker = Tracker(client, note["run_id"], run_dir)
+        tracker.finish(*tracker.unsent_end or ("KILLED" if info.status == "RUNNING" else info.status, {}))
+
+
+def _kill_below(client: Any, info: Any) -> None:
+    below = f"tags.`{PARENT_TAG}` = '{info.run_id}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([info.experiment_id], below):
+        _kill_below(client, run.info)
+        client.set_terminated(run.info.run_id, "KILLED")
 
 
 def environment_tags() -> dict[str, str]:
@@ -173,30 +163,34 @@ class _MlflowSink:
     def __init__(self, client: Any, run_id: str) -> None:
         self._client = client
         self._run_id = run_id
+        self._refused: set[str] = set()
 
     def last_values(self) -> dict[str, tuple[int, float]]:
-        with _send_errors("the last values"):
+        with self._errors("the last values"):
             return last_values_of(self._client.get_run(self._run_id))
         return {}
 
     def send_values(self, records: list[Record]) -> None:
         from mlflow.entities import Metric
 
-        with _send_errors(f"{len(records)} metric values"):
+        with self._errors(f"{len(records)} metric values"):
             metrics = [Metric(key, value, at_ms, step) for key, value, at_ms, step in records]
             self._client.log_batch(self._run_id, metrics=metrics)
 
     def send_tag(self, key: str, value: str) -> None:
-        with _send_errors(f"the tag {key}"):
+        with self._errors(f"the tag {key}"):
             self._client.set_tag(self._run_id, key, value)
 
     def send_artifact(self, name: str, data: bytes) -> None:
         import tempfile
 
         folder, _, file_name = name.rpartition("/")
-        with tempfile.TemporaryDirectory() as place, _send_errors(f"the artifact {name}"):
-            Path(place, file_name).write_bytes(data)
-            self._client.log_artifact(self._run_id, str(Path(place, file_name)), folder or None)
+        try:
+            with tempfile.TemporaryDirectory() as place:
+                Path(place, file_name).write_bytes(data)
+                self._client.log_artifact(self._run_id, str(Path(place, file_name)), folder or None)
+        except Exception as error:  # noqa: BLE001 (each library of a place for files raises errors of its own)
+            raise StoreAwayError(brief(error)) from None
 
     def end(self, status: str, summary: dict[str, float]) -> None:
         last = self.last_values()  # A worker process may have logged to this run meanwhile.
@@ -207,106 +201,30 @@ class _MlflowSink:
             if known is None or not (known == value or (math.isnan(known) and math.isnan(value))):
                 records.append((key, value, now_ms, max(top, step + 1)))
         self.send_values(records)
-        with _send_errors("the final status"):
+        with self._errors("the final status"):
             self._client.set_terminated(self._run_id, status)
 
+    @contextlib.contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """Turns the errors of the store into StoreAwayError; a record that it refuses for good is dropped.
 
-def store_uri(config: TrackingConfig) -> str:
-    """The address of the store, a local one made absolute. Raises StoreError if MLflow does not take it."""
-    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI", "") or LOCAL_URI
-    scheme, separator, rest = uri.partition("://")
-    if (not separator and scheme != "databricks") or scheme.split("+")[0] not in _SCHEMES:
-        raise StoreError(
-            f"tracking store {redact(uri)!r} is not an address that MLflow takes: write sqlite:///PATH/mlflow.db "
-            f"or http://HOST:PORT"
-        )
-    return f"sqlite:///{storage.absolute(rest.removeprefix('/'))}" if scheme == "sqlite" else uri
+        Each cause of a refusal is one warning, for a run that was deleted refuses all that comes.
+        """
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a local store; None for any other store."""
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
-
-
-def connect(config: TrackingConfig) -> Any:
-    """An MLflow client of the store. It has no active run, so threads and runs do not interfere."""
-    from mlflow.tracking import MlflowClient
-
-    for name in _CHATTER:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    return MlflowClient(store_uri(config))
-
-
-def _prepare(config: TrackingConfig) -> tuple[Any, str]:
-    """(client, id of the experiment). Creates the tables of a local store, one process at a time."""
-    path = sqlite_path(store_uri(config))
-    if path and storage.in_job_folder(path):
-        logging.getLogger(__name__).warning(
-            "the tracking store %s lies in the job's temporary folder: name one by MLFLOW_TRACKING_URI to keep it", path
-        )
-    with store_errors(config), _locked(path) if path else contextlib.nullcontext():
-        client = connect(config)
-        return client, _experiment(client, config.experiment, path)
-
-
-def _experiment(client: Any, name: str, path: Path | None) -> str:
-    from mlflow.exceptions import MlflowException
-
-    # Absolute, so that a local store keeps artifacts beside its database wherever a command is run from.
-    artifacts = str(path.parent / "mlartifacts") if path else None
-    if (experiment := client.get_experiment_by_name(name)) is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            experiment = client.get_experiment_by_name(name)
-    if experiment.lifecycle_stage != "active":
-        raise StoreError(f"experiment {name!r} is deleted in the tracking store: restore it or set tracking.experiment")
-    return str(experiment.experiment_id)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds the lock of an sqlite file. Refuses a file of another kind, which MLflow would retry for minutes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size:
-        with path.open("rb") as file:
-            if file.read(15) != b"SQLite format 3":
-                raise StoreError(f"tracking store {path} is not an sqlite file: move it away or name another store")
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def store_errors(config: TrackingConfig) -> Iterator[None]:
-    """Turns the errors of MLflow and its store into a StoreError."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        raise StoreError(
-            f"tracking store {redact(store_uri(config))} cannot be used ({_brief(error)}): start or repair it, or "
-            f"unset MLFLOW_TRACKING_URI and tracking.uri for the local {LOCAL_URI}"
-        ) from None
-
-
-@contextlib.contextmanager
-def _send_errors(what: str) -> Iterator[None]:
-    """Turns the errors of a store into StoreAwayError; if it refuses a record for good, warns and drops the record."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except ImportError as error:  # A client library for the store's artifact location is missing here.
-        logger.warning("the tracking store cannot take %s: %s", what, _brief(error))
-    except (MlflowException, OSError) as error:
-        if getattr(error, "error_code", "INTERNAL_ERROR") in _MAY_PASS:
-            raise StoreAwayError(_brief(error)) from None
-        logger.warning("the tracking store refuses %s: %s", what, _brief(error))
+            yield
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            why = brief(error)
+            if getattr(error, "error_code", "INTERNAL_ERROR") in _MAY_PASS:
+                raise StoreAwayError(why) from None
+            if why not in self._refused:
+                self._refused.add(why)
+                logger.warning(
+                    "the tracking store refuses %s of run %s (%s): what it refuses so is left out from now on",
+                    *(what, self._run_id, why),
+                )
 
 
 def _active_run(client: Any, run_id: str | None) -> Any | None:
@@ -373,8 +291,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     return None
-
-
-def _brief(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return "it does not answer" if "ConnectionPool(" in text else redact(text.splitlines()[0][:200])

@@ -47,8 +47,8 @@ def summary(
     position: RunPosition, total: TimeTotals, chance: float, checkpoint: str | None, validations: Sequence[str]
 ) -> dict[str, Any]:
     """The result of a finished run: steps, loss, accuracy_mean, accuracy_chance, audio_s, audio_s_per_s,
-    data_wait_share, time and hidden (`TimeTotals.shares` of this rank), memory_peak_mib, mfu, checkpoint,
-    skipped_updates, bad_windows, and the scores of each validation set."""
+    data_wait_share, time and hidden (`TimeTotals.shares` of this rank), memory_peak_mib, mfu, learning_rate (of the
+    last update), checkpoint, skipped_updates, bad_windows, and the scores of each validation set."""
     metrics = position.metrics
     # A run that was already finished made no update: its rates are those in the checkpoint.
     rates = {**total.rates(), **total.shares()} if total.audio_s else metrics
@@ -64,6 +64,7 @@ def summary(
         "hidden": _grouped(rates, "hidden_"),
         "memory_peak_mib": metrics.get("memory_peak_mib"),
         "mfu": metrics.get("mfu"),
+        "learning_rate": metrics.get("learning_rate"),
         "checkpoint": checkpoint,
         "skipped_updates": position.skipped,
         "bad_windows": position.bad,

@@ -16,6 +16,7 @@ from cpcscale.train import error_budgets
 from cpcscale.train.checkpoint import collect_tensors
 from cpcscale.train.log_metrics import feed_seconds, log_metrics, summary
 from cpcscale.train.observer import Observer, RunRequests, StoppedError, asks_to_stop
+from cpcscale.train.optim import learning_rate
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.setup import Data, StepMaker, set_up
@@ -128,6 +129,7 @@ class _Run:
                 values = reduce_scores(self.result, self.ranks)
                 values |= log_metrics(lap, self.feed.traffic(), flops, self.recipe.train.precision, self.ranks)
                 values["audio_hours"] = self.position.audio_s / 3600
+                values["learning_rate"] = learning_rate(self.recipe.optim, step - 1, self.total)
                 self.position.metrics |= values
                 self._record(values)
             if self.ranks.first:

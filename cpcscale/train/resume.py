@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from cpcscale.shards.index import Index
 from cpcscale.stream.run_order import Chapter, RunOrder
 from cpcscale.train import checkpoint
 from cpcscale.train.checkpoint import RestoredCheckpoint, RunPosition, load_checkpoint
+from cpcscale.train.optim import OptimConfig, learning_rate
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 
@@ -94,6 +96,20 @@ def _order(position: RunPosition, recipe: Recipe, windows: np.ndarray) -> RunOrd
 def total_steps(recipe: Recipe, order: RunOrder) -> int:
     """The last step of a run."""
     return recipe.train.steps or order.steps_for(recipe.train.epochs)
+
+
+def describe_rate_change(position: RunPosition, spec: OptimConfig, total: int) -> str:
+    """A line about a learning rate that does not go on where it was, for the run has another length now; else ""."""
+    before = position.metrics.get("learning_rate")
+    if before is None or position.step >= total:
+        return ""
+    if math.isclose(before, learning_rate(spec, position.step - 1, total), rel_tol=1e-6):
+        return ""
+    return (
+        f"the learning rate was {before:.3g} at step {position.step:,} and goes on at "
+        f"{learning_rate(spec, position.step, total):.3g}: optim.schedule={spec.schedule} is spread over {total:,} "
+        "steps now, after another train.steps, train.epochs or shard set"
+    )
 
 
 def _chapters(

@@ -140,5 +140,7 @@ def _announce(setup: RankSetup, recipe: Recipe, index: Index, ranks: Ranks, obse
     )
     if setup.url:
         observer.note(f"going on from {setup.url}: step {setup.position.step} of {setup.total}")
+        if changed := resume.describe_rate_change(setup.position, recipe.optim, setup.total):
+            observer.note(changed)
         for step, values in setup.position.records:
             observer.replayed(step, values)

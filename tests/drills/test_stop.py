@@ -271,3 +271,17 @@ def test_an_index_that_was_changed_meanwhile_is_not_taken_over_by_a_start_after_
     again = place.pretrain(own, 1)
     assert again.stated()["steps"] == STEPS
     assert speech.ids(again.ids) == ids, "excluded windows keep their places"
+
+
+@long
+def test_a_terminal_that_is_closed_is_a_request_to_stop_that_leaves_the_workers_time_for_a_checkpoint(shards, place):
+    command = place.pretrain(shards, 2, "checkpoint.every_steps=1000")
+    command.reach(17)
+    # To all of the command's group, as a shell does.
+    os.killpg(command.process.pid, signal.SIGHUP)
+    assert command.process.wait(WAIT_S) == 143, command.errors()
+    assert "asked to stop (SIGHUP): making a checkpoint" in command.errors()
+    assert checkpoints.steps(command.run_dir) == [command.last_step()]
+    assert given_back(command.run_dir)
+    assert status_of(place.folder) == ["KILLED"]
+    assert not place.left()

@@ -57,14 +57,9 @@ def refused(place: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> 
     ("fault", "words"),
     [
         ({"kind": "overwrites", "method": "PUT"}, ("If-None-Match", "two drivers", "run_dir")),
-        (
-            {"kind": "status", "status": 501, "code": "NotImplemented", "method": "PUT"},
-            ("conditional writes", "run_dir"),
-        ),
         ({"kind": "status", "status": 400, "code": "ExpiredToken"}, ("ExpiredToken", "AWS_SESSION_TOKEN")),
-        ({"kind": "status", "status": 403, "code": "RequestTimeTooSkewed"}, ("RequestTimeTooSkewed", "clock")),
     ],
-    ids=["ignores", "refuses", "expired", "skew"],
+    ids=["ignores", "expired"],
 )
 def test_a_store_on_which_no_run_can_rest_is_refused_before_ray_starts(place, capfd, faulty_s3, fault, words):
     faulty_s3.fail(**fault)

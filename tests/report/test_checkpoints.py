@@ -160,3 +160,22 @@ def test_looking_brings_no_torch(run, run_python):
     for what in ("ls", "show", "verify"):
         status, lines = run_python(f"import sys; sys.argv[1:] = ['checkpoint', {what!r}, {str(run)!r}]; {text}")
         assert (status, lines[-1]) == (0, "False")
+
+
+@pytest.mark.parametrize("what", ["the run", "a checkpoint", "a checkpoint, moved out", "a link"])
+def test_what_was_renamed_is_found_as_long_as_it_loads(run, tmp_path, capsys, what):
+    newest = place(run, 2)
+    places = {"the run": tmp_path / "other", "a checkpoint, moved out": tmp_path / "mine"}
+    where = places.get(what, newest.parent / "best")
+    if what == "a link":
+        where.symlink_to(newest.name)
+    else:
+        (run if what == "the run" else newest).rename(where)
+    verified = values(capsys, "verify", where)
+    assert verified["ok"]
+    assert len(verified["checkpoints"]) == (3 if what == "the run" else 1)
+    assert [row["step"] for row in values(capsys, "ls", where)["checkpoints"]][-1] == 12
+    name = next(iter(values(capsys, "show", where)["tensors"]))
+    torn = (place(where, 2) if what == "the run" else where) / f"{name}.safetensors"
+    torn.write_bytes(b"torn")
+    assert not values(capsys, "verify", where, status=1)["ok"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import signal
@@ -265,7 +266,21 @@ def test_a_node_without_room_for_its_lanes_reads_by_range_or_refuses(tmp_path, c
     assert cache.open_cache(CacheConfig(mode="ranged", folder=folder), "s3://b/set", 4, 2_000_000) is None
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"feed\.cache\.folder=.* cannot be made"):
-        ShardCache(tmp_path / "file", SIZE)
+@pytest.mark.parametrize("why", ["no folder can be made", "no locks"])
+def test_a_folder_that_cannot_be_used_is_one_warning_and_utterances_are_read_one_by_one(
+    why, tmp_path, monkeypatch, caplog
+):
+    if why == "no locks":
+        monkeypatch.setattr(fcntl, "flock", without_locks)
+    else:
+        (tmp_path / "file").touch()
+    spec = CacheConfig(folder=str(tmp_path / "file"), max_gb=1)
+    for _ in range(2):
+        assert cache.open_cache(spec, "s3://b/set", 4, 2_000_000) is None
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"feed.cache.folder={tmp_path}/file cannot be used (")
+    assert line.endswith("reading each utterance by itself instead")
+
+
+def without_locks(*_: object) -> None:
+    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))

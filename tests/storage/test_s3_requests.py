@@ -179,7 +179,7 @@ def test_a_refusal_that_passes_is_tried_again_and_one_that_does_not_is_told_at_o
     passing = [(500, "InternalError"), (502, "x"), (503, "SlowDown"), (504, "x"), (429, "x"), (400, "RequestTimeout")]
     passing += [(400, "ThrottlingException"), (400, "BadDigest"), (409, "OperationAborted")]
     lasting = [(403, "AccessDenied"), (403, "InvalidAccessKeyId"), (403, "SignatureDoesNotMatch"), (404, "NoSuchKey")]
-    lasting += [(404, "NoSuchBucket"), (400, "InvalidArgument"), (501, "NotImplemented")]
+    lasting += [(404, "NoSuchBucket"), (400, "InvalidArgument"), (501, "NotImplemented"), (501, "x"), (507, "x")]
     for status, code in passing + lasting:
         sent = faulty_s3.requests["GET"]
         faulty_s3.fail("status", times=1, method="GET", status=status, code=code)

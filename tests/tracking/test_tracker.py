@@ -20,7 +20,8 @@ import pytest
 from cpcscale.errors import UserError
 from cpcscale.tracking import outbox
 from cpcscale.tracking.runs import TrackedRun, read_runs
-from cpcscale.tracking.tracker import StoreError, Tracker, TrackingConfig, environment_tags
+from cpcscale.tracking.store import StoreError
+from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
 
 
 class Server:
@@ -241,14 +242,13 @@ def test_what_a_process_could_not_send_is_sent_by_the_next(
         first.artifact("plan.bin", b"\x00\xff")
         first.finish("FAILED")
         assert (tmp_path / "unsent.json").exists()
-        # A worker that is started again meanwhile goes on; a person's start is told.
-        worker = start(remote, tmp_path, patient=True)
-        assert worker.run_id == first.run_id
-        worker.log(10, {"loss": 10.0})
-        worker.log(11, {"loss": 11.0})
         with pytest.raises(StoreError):
             start(remote, tmp_path)
-    worker.finish("FINISHED")
+    second = start(remote, tmp_path)
+    assert second.run_id == first.run_id
+    second.log(10, {"loss": 10.0})
+    second.log(11, {"loss": 11.0})
+    second.finish("FINISHED")
     run = only_run(remote)
     assert steps(run, "loss") == list(range(1, 12))
     assert run.artifact("plan.bin") == b"\x00\xff"

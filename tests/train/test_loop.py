@@ -21,6 +21,7 @@ from cpcscale.shards.rows import ShardEntry
 from cpcscale.stream import window
 from cpcscale.train.checkpoint import load_checkpoint, load_encoder
 from cpcscale.train.loop import pretrain
+from cpcscale.train.optim import learning_rate
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.resume import load_initial_weights
@@ -39,6 +40,7 @@ SUMMARY = {
     "hidden",
     "memory_peak_mib",
     "mfu",
+    "learning_rate",
     "checkpoint",
     "skipped_updates",
     "bad_windows",
@@ -131,6 +133,24 @@ def test_mean_weights_a_learnt_temperature_and_a_falling_rate_go_on_as_if_nothin
     kept = load_encoder(summaries[0]["checkpoint"])[0].state_dict()
     assert all(torch.equal(kept[name], one["ema"][f"module.{name}"]) for name in kept)
     assert any(not torch.equal(kept[name], one["model"][name]) for name in kept)
+
+
+def test_a_rate_that_goes_on_elsewhere_than_it_was_is_said_with_both_values(shards, tmp_path):
+    keys = {"optim__learning_rate": 1e-3, "optim__schedule": "cosine", "optim__final_share": 0.01}
+    spec = short(tmp_path / "run", **keys).optim
+    first, _ = run(short(tmp_path / "run", train__steps=4, **keys), shards, tmp_path / "run")
+    assert first["learning_rate"] == learning_rate(spec, 3, 4)
+    longer, watcher = run(short(tmp_path / "run", train__steps=6, **keys), shards, tmp_path / "run")
+    [line] = [note for note in watcher.notes if "learning rate" in note]
+    assert f"was {learning_rate(spec, 3, 4):.3g} at step 4 and goes on at {learning_rate(spec, 4, 6):.3g}: " in line
+    assert "optim.schedule=cosine is spread over 6 steps now" in line
+    assert longer["learning_rate"] == learning_rate(spec, 5, 6)
+
+
+def test_a_rate_that_goes_on_where_it_was_is_no_news(undisturbed, shards, tmp_path):
+    copied(undisturbed[2], tmp_path / "run")
+    _, watcher = run(short(tmp_path / "run", train__steps=10), shards, tmp_path / "run")
+    assert not [note for note in watcher.notes if "learning rate" in note]
 
 
 def test_the_weights_of_another_network_come_without_its_level():

@@ -8,7 +8,6 @@ packs; nothing is written twice. Arrays are memory-mapped, and stay readable whe
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import math
@@ -29,8 +28,9 @@ import xxhash
 from safetensors.numpy import save_file
 
 from cpcscale import config, storage
-from cpcscale.errors import UserError
+from cpcscale.errors import optional
 from cpcscale.shards.cache import CacheConfig
+from cpcscale.storage.locks import lock
 
 log = logging.getLogger(__name__)
 
@@ -145,13 +145,11 @@ class ArrayCache:
 
     def __init__(self, settings: AudioCacheConfig) -> None:
         self.settings = settings
-        self._temporary = None if settings.enabled else tempfile.TemporaryDirectory(prefix="cpcscale-")
-        self._folder = Path(self._temporary.name) if self._temporary else settings.folder
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._folder = self._writable(settings.folder) if settings.enabled else self._own()
         self._limit_bytes = int(settings.limit_gb * 1e9)
         self._ours: set[Path] = set()
         self._warned = False
-        with _writable(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
 
     def arrays(self, kind: str) -> CachedArrays:
         """All cached arrays of a kind."""
@@ -166,10 +164,15 @@ class ArrayCache:
 
         If the block raises, full packs stay, and the rest is lost.
         """
-        folder = self._folder / kind
-        with _locked(folder):
-            # Left by a process that was killed: the lock is ours.
-            for path in folder.glob(".*.tmp"):
+        folder = self._writable(self._folder / kind)
+        # The kernel ends the lock of a process that dies.
+        with (folder / "lock").open("a") as file:
+            held = lock(file.fileno(), wait=False)
+            if held is False:
+                log.info("%s: another process is filling it, waiting", folder)
+                held = lock(file.fileno())
+            # Left by a process that was killed. Without locks, another one may still be writing them.
+            for path in folder.glob(".*.tmp") if held else ():
                 path.unlink(missing_ok=True)
             writer = ArrayWriter(self, folder, self.arrays(kind))
             yield writer
@@ -187,7 +190,8 @@ class ArrayCache:
 
     def save_table(self, name: str, rows: Mapping[str, list[str]]) -> None:
         """Saves a table for `load_table`; of two processes that save at once, one wins."""
-        storage.write(str(self._table_path(name)), json.dumps(rows).encode())
+        with optional(f"the audio cache {self._folder} takes no table", "it is made again at the next start"):
+            storage.write(str(self._table_path(name)), json.dumps(rows).encode())
 
     def publish(self, arrays: dict[str, np.ndarray], folder: Path, cached: CachedArrays) -> None:
         """Writes a pack, maps it into `cached`, and evicts packs over the limit."""
@@ -203,6 +207,24 @@ class ArrayCache:
             cached.add(path, aside)
         self._ours.add(path)
         self._evict(sum(taken for _, taken, _ in self._entries()) - self._limit_bytes)
+
+    def _writable(self, folder: Path) -> Path:
+        """The folder, made if it is missing; a temporary one in its place, with a warning, if it cannot be written."""
+        with optional(
+            f"the audio cache cannot be made or written in {folder}",
+            "using a temporary folder; to keep what is made, name another one as audio_cache.path",
+        ):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "lock").open("a").close()
+            return folder
+        other = self._own() / folder.name
+        other.mkdir(exist_ok=True)
+        return other
+
+    def _own(self) -> Path:
+        """The folder that is removed with this cache."""
+        self._temporary = self._temporary or tempfile.TemporaryDirectory(prefix="cpcscale-")
+        return Path(self._temporary.name)
 
     def _evict(self, over: int) -> None:
         """Removes the least recently used packs until `over` bytes are freed, or none is left."""
@@ -255,32 +277,6 @@ class ArrayWriter:
         if self._arrays:
             self._cache.publish(self._arrays, self._folder, self.arrays)
         self._arrays, self._bytes = {}, 0
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """A block that one process at a time is in for this folder; the kernel ends the lock of a process that dies."""
-    with _writable(folder):
-        folder.mkdir(exist_ok=True)
-        lock = (folder / "lock").open("a")
-    with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: another process is filling it, waiting", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"the audio cache cannot be made or written in {folder} ({error.strerror}): name another folder as "
-            "audio_cache.path, or pass audio_cache.enabled=false"
-        ) from None
 
 
 def _places(path: Path, actual: Path) -> dict[str, _Place]:

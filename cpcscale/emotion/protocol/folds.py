@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.probe_selection import selection_marks
 from cpcscale.emotion.protocol.splits import Folds, SplitRow, make_folds, share_marks, with_label_share
 from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.emotion.scores.ccc import PRIMITIVES
+from cpcscale.errors import UserError
 
 
 def fold_splits(recipe: EmotionRecipe, corpus: Corpus) -> Folds:
     """The folds of the corpus by `recipe.protocol`; row numbers are those of `corpus.utterances`.
 
-    Raises UserError when the protocol does not fit the corpus, or a speaker is in two parts of a fold.
+    Raises UserError when the protocol does not fit the corpus, a speaker is in two parts of a fold, or no CCC can say
+    anything: the labels of a primitive are all the same, or most are outside the stated scale.
     """
+    _refuse_senseless_labels(corpus)
     rows = [
         SplitRow(
             key=one.key, speaker=one.speaker, session=one.session, recording=one.recording, partition=one.partition
@@ -22,6 +28,22 @@ def fold_splits(recipe: EmotionRecipe, corpus: Corpus) -> Folds:
     protocol = recipe.protocol
     folds = make_folds(rows, protocol.split, dev_share=protocol.dev_share, seed=protocol.seed)
     return with_label_share(folds, [row.key for row in rows], protocol.train_share, protocol.seed)
+
+
+def _refuse_senseless_labels(corpus: Corpus) -> None:
+    least, greatest = corpus.scale
+    for name, labels_U in zip(PRIMITIVES, corpus.labels_UP.T, strict=True):
+        low, high = float(labels_U.min()), float(labels_U.max())
+        if not least <= np.median(labels_U) <= greatest:
+            raise UserError(
+                f"corpus {corpus.name}: most labels of {name} are outside corpus.scale=[{least:g},{greatest:g}], they "
+                f"go from {low:g} to {high:g}: pass the scale that they were given on, as corpus.scale=[LEAST,GREATEST]"
+            )
+        if low == high:
+            raise UserError(
+                f"corpus {corpus.name}: all {len(labels_U)} labels of {name} are {low:g} (corpus.scale=[{least:g},"
+                f"{greatest:g}]), so there is nothing to learn or to score: check the column that they come from"
+            )
 
 
 def marks(recipe: EmotionRecipe, corpus: Corpus, folds: Folds) -> list[str]:

@@ -42,6 +42,7 @@ from cpcscale.experiments.tracked_run import tracked_run
 from cpcscale.progress import note
 from cpcscale.report.terminal.evaluate import evaluate_files
 from cpcscale.runs.lease import Lease, hold
+from cpcscale.tracking.tracker import settle
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     is run or written, and `dry_run_table` is returned. Mistakes of the user raise UserError before a file is written;
     raises HeldError when another driver holds this run folder.
     """
+    config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir))
+    if not config.dry_run:
+        settle(config.tracking, config.run_dir, "evaluate")
     plan = _planned(config)
     if plan.config.dry_run:
         return dry_run_table(plan.runs, finished_results(plan.runs))
@@ -70,7 +74,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _planned(config: EvaluateConfig) -> _Evaluation:
-    config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
+    config = dataclasses.replace(config, **absolute_inputs(config))
     settings = config.corpus_configs() if config.kind == "cross" else {"": config.corpus}
     corpora = {name: open_corpus(each) for name, each in settings.items()}
     _refuse_same_corpus(corpora)

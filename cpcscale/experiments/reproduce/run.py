@@ -47,6 +47,7 @@ from cpcscale.experiments.tracked_run import tracked_run
 from cpcscale.progress import note
 from cpcscale.report.terminal.results import results_markdown
 from cpcscale.runs.lease import Lease, hold
+from cpcscale.tracking.tracker import settle
 
 PAGE = "results.md"
 
@@ -69,6 +70,9 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     run or written, and `dry_run_table` is returned. Mistakes of the user raise UserError before a file is written;
     raises HeldError when another driver holds this run folder.
     """
+    config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir))
+    if not config.dry_run:
+        settle(config.tracking, config.run_dir, "reproduce")
     plan = _planned(config)
     config = plan.config
     if config.dry_run:
@@ -78,7 +82,7 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
 
 
 def _planned(config: ReproduceConfig) -> _Plan:
-    config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
+    config = dataclasses.replace(config, **absolute_inputs(config))
     corpus = open_corpus(config.corpus)
     recipes = {system: config.recipe(system) for system in config.systems}
     opened = open_encoders(recipes)

@@ -6,6 +6,7 @@ audio of test speakers and has no test score. After a kill, the same command run
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -42,12 +43,13 @@ from cpcscale.experiments.sweep.schedule import TrialSchedule
 from cpcscale.experiments.sweep.space import SearchDimension, parse_space, with_values
 from cpcscale.experiments.sweep.tracked_trials import TrackedTrials
 from cpcscale.experiments.sweep.tune import run_trials
+from cpcscale.experiments.tracked_run import tracked_run
 from cpcscale.progress import note
 from cpcscale.runs.lease import Lease, hold, wait_until_free
 from cpcscale.runs.ledger import Ledger
 from cpcscale.storage.place import check_place
 from cpcscale.tracking.outbox import always
-from cpcscale.tracking.tracker import Tracker, environment_tags
+from cpcscale.tracking.tracker import settle
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +88,9 @@ def sweep(config: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
     has to be one of the two. Mistakes of the user raise UserError before a file is written; raises HeldError when
     another driver holds this run folder.
     """
-    plan = _planned(config)
+    run_dir = storage.absolute(config.run_dir)
+    settle(config.tracking, run_dir, "sweep")
+    plan = _planned(dataclasses.replace(config, run_dir=run_dir))
     config, journal = plan.config, Journal(plan.config.run_dir)
     if (done := _finished(config.run_dir, plan.identity)) is not None:
         _complete_tracking(plan, journal, done)
@@ -108,7 +112,7 @@ def sweep(config: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
 
 
 def _planned(config: SweepConfig) -> _Plan:
-    config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
+    config = dataclasses.replace(config, **absolute_inputs(config))
     dimensions = parse_space(config.space, config)
     corpus = open_corpus(config.corpus)
     folds = fold_splits(config, corpus)
@@ -171,18 +175,20 @@ def _tracked(
     started: float,
 ) -> dict[str, Any]:
     config = plan.config
-    tracker = Tracker.start(
-        config.tracking,
-        kind="sweep",
-        name=config.name or f"sweep-{config.system}",
-        run_dir=config.run_dir,
-        tags=environment_tags() | plan.tags(),
-        params=configs.flat(config),
-        allowed=lease.held,
-    )
-    runs = TrackedTrials(config.tracking, tracker.run_id, journal, plan.tags, config.trials, lease.held)
-    status, summary = "FAILED", {}
-    try:
+    with (
+        tracked_run(
+            config.tracking,
+            lease,
+            config.run_dir,
+            kind="sweep",
+            name=config.name or f"sweep-{config.system}",
+            tags=plan.tags(),
+            params=configs.flat(config),
+        ) as (tracker, summary),
+        contextlib.closing(
+            TrackedTrials(config.tracking, tracker.run_id, journal, plan.tags, config.trials, lease.held)
+        ) as runs,
+    ):
         runs.adopt_existing()
         run_trials(TrialSchedule(config, plan.dimensions, journal, runs), prepared, resources)
         best = _best(journal)
@@ -197,15 +203,7 @@ def _tracked(
         files = _files(config, result)
         for name, text in files.items():
             tracker.artifact(name, text)
-        status, summary = "FINISHED", {METRIC: result[METRIC]}
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        # If another driver took the lease over, the tracked runs are that driver's.
-        if lease.held(now=True):
-            runs.close()
-            tracker.finish(status, summary)
+        summary[METRIC] = result[METRIC]
     # result.json is written last: a run folder that has it is complete, and so are its tracked runs.
     for name, text in files.items():
         storage.write(storage.join(config.run_dir, name), text.encode())
@@ -214,13 +212,8 @@ def _tracked(
 
 
 def _complete_tracking(plan: _Plan, journal: Journal, done: Mapping[str, Any]) -> None:
-    """Sends what the driver that finished this sweep could not send, and removes the records that it left."""
+    """Completes the trials' runs for the driver that finished this sweep, and removes the records that it left."""
     config = plan.config
-    if storage.exists(storage.join(config.run_dir, "unsent.json")):
-        tracker = Tracker.start(
-            config.tracking, kind="sweep", name=config.name, run_dir=config.run_dir, tags=plan.tags(), params={}
-        )
-        tracker.finish("FINISHED")
     if journal.identity() is not None:
         journal.open(plan.identity)
         runs = TrackedTrials(config.tracking, done["run_id"], journal, plan.tags, config.trials, always)

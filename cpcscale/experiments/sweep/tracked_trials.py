@@ -16,7 +16,8 @@ from cpcscale import storage
 from cpcscale.experiments.sweep.journal import METRIC, WORST, Journal, TrialRecord
 from cpcscale.progress import Progress
 from cpcscale.tracking.runs import TrackedRun, read_runs
-from cpcscale.tracking.tracker import StoreError, Tracker, TrackingConfig
+from cpcscale.tracking.store import StoreError
+from cpcscale.tracking.tracker import Tracker, TrackingConfig
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,8 @@ class TrackedTrials:
 
     def close(self) -> None:
         """Closes the runs of trials that are still running; they continue when the sweep does."""
-        for number in list(self._open):
+        # If another driver took the sweep over, its trials are that driver's.
+        for number in list(self._open) if self._allowed() else ():
             self._open.pop(number).finish("KILLED")
         self._progress.close()
 

@@ -23,7 +23,7 @@ from cpcscale.experiments.sweep.resources import TrialResources
 from cpcscale.experiments.sweep.schedule import TrialSchedule
 from cpcscale.experiments.sweep.space import with_values
 from cpcscale.experiments.sweep.trial import run_trial
-from cpcscale.signals import handlers_restored
+from cpcscale.signals import ENDING, handlers_restored
 
 # Tune prints to stdout at any verbosity, its loggers write a folder for each trial, and its SIGINT handler swallows
 # interrupts.
@@ -85,7 +85,7 @@ def run_trials(schedule: TrialSchedule, prepared: Mapping[str, PreparedCorpus], 
 
 
 class _StopRequest:
-    """Whether the sweep was asked to stop by Ctrl-C or SIGTERM.
+    """Whether the sweep was asked to stop by Ctrl-C, SIGTERM or SIGHUP.
 
     Tune frees the resources of its trials when a Stopper ends it, not when it is interrupted.
     """
@@ -95,20 +95,20 @@ class _StopRequest:
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        """In the block, the first Ctrl-C or SIGTERM is only remembered; a second one acts as usual."""
+        """In the block, the first of these is only remembered; a second one acts as usual."""
         with contextlib.ExitStack() as handlers:
 
             def remember(number: int, frame: FrameType | None) -> None:
                 self.signal = number
                 handlers.close()
 
-            handlers.enter_context(handlers_restored(signal.SIGINT, signal.SIGTERM, meanwhile=remember))
+            handlers.enter_context(handlers_restored(signal.SIGINT, *ENDING, meanwhile=remember))
             yield
 
     def pass_on(self) -> None:
         """Raises Terminated or KeyboardInterrupt if a stop was requested."""
         if self.signal is not None:
-            raise Terminated if self.signal == signal.SIGTERM else KeyboardInterrupt
+            raise Terminated if self.signal in ENDING else KeyboardInterrupt
 
 
 def _stopper(request: _StopRequest) -> Any:

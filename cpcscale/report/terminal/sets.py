@@ -1,4 +1,4 @@
-"""What `cpcscale index` and `cpcscale audit` print, from the same values as their JSON."""
+"""What `cpcscale pack`, `index` and `audit` print, from the same values as their JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,38 @@ from typing import Any
 from cpcscale import storage
 from cpcscale.shards import account
 from cpcscale.shards.adoption.adopt import QUARANTINE, AdoptedSet
+from cpcscale.shards.pack import PackedSets
 
 _NAMES, _COPIES = 6, 3
+
+
+def pack_values(packed: PackedSets) -> dict[str, Any]:
+    """The values of `cpcscale pack --json` beside the target: what each set holds, and what was left out."""
+    return {
+        "sets": {
+            name: {
+                "shards": index.shards.num_rows,
+                "utterances": index.count,
+                "hours": round(index.duration_s / 3600, 4),
+                "fingerprint": index.fingerprint,
+            }
+            for name, index in packed.splits.items()
+        },
+        "quarantined": packed.files_left_out + packed.pieces_left_out,
+        "account": packed.account.values(),
+    }
+
+
+def pack_lines(values: Mapping[str, Any], target: str) -> Iterator[str]:
+    """The lines that `cpcscale pack` prints, from `pack_values`."""
+    for name, row in values["sets"].items():
+        yield (
+            f"  {name:8} {row['shards']:4} shards {row['utterances']:7} utterances {row['hours']:9.2f} h  "
+            f"fingerprint {row['fingerprint'][:12]}"
+        )
+    yield from (f"  {line}" for line in account.lines(values["account"]))
+    if values["quarantined"]:
+        yield f"  what was left out, and why: {storage.join(target, 'quarantine.csv')}"
 
 
 def index_values(adopted: AdoptedSet) -> dict[str, Any]:

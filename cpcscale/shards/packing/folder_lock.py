@@ -8,12 +8,13 @@ not work, as on some network file systems, or others hold one, it removes only f
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from cpcscale.storage.locks import lock
 
 _TEMPORARY = re.compile(
     r"\.(shard-\d{6,}\.tar|assignment\.(json|parquet)|quarantine\.csv|index\.json|shards-[0-9a-f]{16}\.parquet"
@@ -33,9 +34,9 @@ class FolderLock:
         """Takes the exclusive lock, or waits for a shared one while another pack starts."""
         if self._folder:
             self._opened = os.open(self._folder, os.O_RDONLY)
-            self._exclusive = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._exclusive = bool(lock(self._opened, wait=False))
             if not self._exclusive:
-                self._lock(fcntl.LOCK_SH)
+                lock(self._opened, shared=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,7 +46,7 @@ class FolderLock:
     def share(self) -> None:
         """Makes the lock shared, so that other packs can start."""
         if self._exclusive:
-            self._lock(fcntl.LOCK_SH)
+            lock(self._opened, shared=True)
 
     def clean(self, below: Sequence[str], marker: str) -> None:
         """Removes unfinished files of killed packs in the folder and in those `below` it.
@@ -61,13 +62,6 @@ class FolderLock:
                 stale += [path for path in folder.glob("utterances/*.parquet") if _PART.fullmatch(path.name)]
             for path in stale:
                 _remove_older(path, untouched_since)
-
-    def _lock(self, kind: int) -> bool:
-        try:
-            fcntl.flock(self._opened, kind)
-        except OSError:
-            return False
-        return True
 
 
 def _remove_older(path: Path, moment: float) -> None:

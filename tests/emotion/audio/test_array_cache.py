@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import mmap
 import os
@@ -264,9 +266,44 @@ def test_the_cache_is_in_the_users_cache_folder_by_default(tmp_path, monkeypatch
     assert AudioCacheConfig().folder == tmp_path / "cpcscale" / "emotion"
 
 
-def test_a_place_that_cannot_be_written_and_a_limit_below_0_are_refused(tmp_path):
+def test_a_place_that_cannot_be_written_is_one_warning_and_a_temporary_folder_takes_its_part(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be made or written .*audio_cache.path"):
-        opened(tmp_path / "file")
+    for _ in range(2):
+        kept = opened(tmp_path / "file")
+        held = fill(kept, "a", {"one": np.arange(3)})
+        np.testing.assert_array_equal(held.read("one", never), [0, 1, 2])
+        kept.save_table("t", {"a": ["b"]})
+        assert kept.load_table("t") == {"a": ["b"]}
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "cannot be made or written" in line and "audio_cache.path" in line
+
+
+def test_a_kind_that_another_user_made_is_read_and_what_is_new_goes_to_a_temporary_folder(tmp_path, caplog):
+    fill(opened(tmp_path), "a", {"one": np.arange(3)})
+    [kind] = [each for each in (tmp_path / "emotion").iterdir() if each.is_dir()]
+    (kind / "lock").unlink()
+    (kind / "lock").mkdir()  # Not writable, for root too.
+    kept = opened(tmp_path)
+    held = fill(kept, "a", {"two": np.arange(2)})
+    np.testing.assert_array_equal(held.read("one", never), [0, 1, 2])
+    np.testing.assert_array_equal(held.read("two", never), [0, 1])
+    assert len(list(kind.glob("*.safetensors"))) == 1
+    assert len(caplog.records) == 1
+
+
+def test_on_a_file_system_without_locks_it_works_and_leaves_what_another_process_is_writing(tmp_path, monkeypatch):
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    fill(opened(tmp_path), "a", {"one": np.arange(3)})
+    [kind] = [each for each in (tmp_path / "emotion").iterdir() if each.is_dir()]
+    (kind / ".x.tmp").touch()
+    monkeypatch.setattr(fcntl, "flock", none)
+    held = fill(opened(tmp_path), "a", {"two": np.arange(2)})
+    np.testing.assert_array_equal(held.read("two", never), [0, 1])
+    assert (kind / ".x.tmp").exists()
+
+
+def test_a_limit_below_0_is_refused():
     with pytest.raises(UserError, match=r"audio_cache.limit_gb=-1"):
         AudioCacheConfig(limit_gb=-1)

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from made_voices import put_corpus, recipe
 
 from cpcscale.emotion.corpora import open_corpus
+from cpcscale.emotion.corpora.corpus import Corpus, Utterance
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.protocol.splits import SplitRow, make_folds, with_label_share
-from cpcscale.emotion.recipe import ProtocolConfig
+from cpcscale.emotion.recipe import EmotionRecipe, ProtocolConfig
 from cpcscale.errors import UserError
 
 KEYS = [f"utterance{number}" for number in range(150)]
@@ -65,3 +66,22 @@ def test_a_recipe_is_trained_on_the_share_of_its_protocol(tmp_path):
 def test_what_is_no_share_is_refused(share):
     with pytest.raises(UserError, match=r"protocol\.train_share=.* is not a share"):
         ProtocolConfig(train_share=share)
+
+
+@pytest.mark.parametrize(
+    ("valence", "words"),
+    [
+        ([6.0, 7.0, 8.0], r"most labels of valence are outside corpus\.scale=\[1,5\], they go from 6 to 8"),
+        # 1 is on both scales.
+        ([0.0, 0.2, 0.5, 0.7, 1.0], r"most labels of valence are outside .* they go from 0 to 1"),
+        ([-1.0, -0.5, 0.5, 1.0], r"most labels of valence are outside .* they go from -1 to 1"),
+        ([3.0, 3.0], r"all 2 labels of valence are 3 \(corpus\.scale=\[1,5\]\)"),
+    ],
+)
+def test_labels_of_which_no_ccc_can_say_anything_are_refused_by_name_range_and_scale(valence, words):
+    rows = tuple(
+        Utterance(f"u{number}", "", f"s{number % 5}", (1.0 + number % 2, label, 5.0 - number % 3))
+        for number, label in enumerate(valence)
+    )
+    with pytest.raises(UserError, match=words):
+        fold_splits(EmotionRecipe(system="mean"), Corpus("mine", (), (1.0, 5.0), rows))
