@@ -7,13 +7,10 @@ do. Results, errors and the answer to a stop are the same both ways.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import pickle
 import re
 import signal
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -165,38 +162,35 @@ class _RayTasks:
 
 
 class _LocalTasks:
-    """Tasks in processes of this machine, which stay for ten seconds for the next call. A context manager."""
+    """Tasks in processes of this machine, which end with the block. A context manager."""
 
     def __init__(self, function: Callable[..., Any], shared: tuple[Any, ...], cpus: float, count: int) -> None:
-        self.width = max(1, min(count, round(usable_cores() / cpus)))
-        self._function, self._shared = function, shared
-        threads = {"OMP_NUM_THREADS": str(max(1, int(cpus)))} if "OMP_NUM_THREADS" not in os.environ else {}
-        self._environment = threads | freed_memory.environment()
-
-    def __enter__(self) -> _LocalTasks:
-        from loky import get_reusable_executor
+        from loky import ProcessPoolExecutor
 
         # loky replaces a process whose memory has grown, between two tasks, and warns of it.
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
-        self._folder = tempfile.TemporaryDirectory(prefix="cpcscale-tasks-")
-        if self._shared:
-            path = Path(self._folder.name) / "shared"
-            path.write_bytes(pickle.dumps(self._shared, protocol=5))
-            self._function = functools.partial(_with_shared, self._function, str(path))
-        self._pool = get_reusable_executor(
-            max_workers=self.width, initializer=_begin, initargs=(os.getpid(),), env=self._environment
+        self.width = max(1, min(count, round(usable_cores() / cpus)))
+        self._function = function
+        threads = {"OMP_NUM_THREADS": str(max(1, int(cpus)))} if "OMP_NUM_THREADS" not in os.environ else {}
+        self._pool = ProcessPoolExecutor(
+            max_workers=self.width,
+            initializer=_begin,
+            initargs=(os.getpid(), shared),
+            env=threads | freed_memory.environment(),
         )
+
+    def __enter__(self) -> _LocalTasks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
+        self._pool.shutdown(kill_workers=True)
 
     def submit(self, item: Any) -> Future[Any]:
         # Processes start here and inherit what is blocked: a Ctrl-C or a SIGTERM to the whole group is answered by
         # this process alone, which then ends them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         try:
-            future: Future[Any] = self._pool.submit(self._function, item)
+            future: Future[Any] = self._pool.submit(_call, self._function, item)
             return future
         except BrokenProcessPool as error:
             raise _process_died(_exit_codes(error)) from None
@@ -215,21 +209,17 @@ class _LocalTasks:
             raise _process_died(_exit_codes(error)) from None
 
     def stop(self, references: set[Future[Any]], *, interrupted: bool) -> None:
-        self._pool.shutdown(kill_workers=True)
+        """The block ends right after this, and its processes with it."""
 
 
-@functools.lru_cache(maxsize=1)
-def _received(path: str) -> tuple[Any, ...]:
-    shared: tuple[Any, ...] = pickle.loads(Path(path).read_bytes())  # noqa: S301 (written by the parent process)
-    return shared
+# In a process for tasks: what its tasks share.
+_shared: tuple[Any, ...] = ()
 
 
-def _with_shared(function: Callable[..., Any], path: str, item: Any) -> Any:
-    return function(item, *_received(path))
-
-
-def _begin(parent: int) -> None:
+def _begin(parent: int, shared: tuple[Any, ...]) -> None:
     """Prepares a process for tasks: it prints nothing, as what goes wrong is raised, and ends with its parent."""
+    global _shared
+    _shared = shared
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -240,6 +230,10 @@ def _begin(parent: int) -> None:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(nowhere.fileno(), stream.fileno())
     threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _call(function: Callable[..., Any], item: Any) -> Any:
+    return function(item, *_shared)
 
 
 def _exit_codes(error: BrokenProcessPool) -> str:

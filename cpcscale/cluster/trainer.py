@@ -52,15 +52,11 @@ def fit(
     ray_folder = storage.join(config.run_dir, f"{_RAY}{holder}")
     _remove_ray_folders(config.run_dir)
     workers = (config.least_workers, config.most_workers) if config.elastic else config.workers
+    spec = {"config": config, "mailbox": mailbox, "fingerprint": fingerprint, "holder": holder}
+    spec["versions"] = tuple(session.versions().items())
     trainer = TorchTrainer(
         run_worker,
-        train_loop_config={
-            "config": config,
-            "mailbox": mailbox,
-            "fingerprint": fingerprint,
-            "holder": holder,
-            "versions": tuple(session.versions().items()),
-        },
+        train_loop_config=spec,
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=use_gpu, elastic_resize_monitor_interval_s=config.grow_every_s
         ),
