@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,8 +22,9 @@ from cpcscale import freed_memory
 from cpcscale.arguments import command_line
 from cpcscale.cluster import ray_loss
 from cpcscale.errors import Terminated, UserError
-from cpcscale.machine import refuse_deleted_folder, usable_cores
+from cpcscale.machine import refuse_deleted_folder, refuse_encoding, usable_cores
 from cpcscale.signals import ENDING, handlers_restored
+from cpcscale.stdout import guarded
 
 GOES_ON = {
     "pack": "goes on where it was",
@@ -33,6 +35,7 @@ GOES_ON = {
 }
 
 
+@guarded
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status."""
     parser = command_line()
@@ -41,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(text.startswith("-") or "=" not in text for text in rest):
         parser.error(f"{options.verb} does not take {' '.join(rest)}; overrides of config keys are written key=value")
     options.overrides += rest
-    # These run without a config: a first argument with a `=` is then an override.
-    if options.verb in ("bench", "reproduce", "doctor") and options.config and "=" in options.config:
+    # These run without a config: a first argument with a `=` is then an override, unless it is a file.
+    first = options.config if options.verb in ("bench", "reproduce", "doctor") else None
+    if first and "=" in first and not Path(first).is_file():
         options.config, options.overrides = None, [options.config, *options.overrides]
     freed_memory.keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
@@ -51,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     goes_on = f"the same command {GOES_ON.get(options.verb, 'begins again')}"
     try:
         refuse_deleted_folder()
+        refuse_encoding()
         with handlers_restored(*ENDING, meanwhile=_terminate), ray_loss.guarded(goes_on):
             return VERBS[options.verb](options) or 0
     except UserError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,14 @@ def refuse_deleted_folder() -> None:
         Path.cwd()
     except FileNotFoundError:
         raise UserError("the current folder was deleted: change to another one") from None
+
+
+def refuse_encoding() -> None:
+    """Raises UserError if Python reads the names of files as something else than UTF-8."""
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        raise UserError(
+            f"this Python reads names of files as {encoding}, so that other names do not match: set PYTHONUTF8=1"
+        )
 
 
 def _groups(controller: str) -> Iterator[Path]:

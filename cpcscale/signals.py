@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 Handler = Callable[[int, FrameType | None], None]
-# A terminal that is closed sends SIGHUP.
-ENDING = (signal.SIGTERM, signal.SIGHUP)
+# A terminal that is closed sends SIGHUP, and SLURM one of the last two before it preempts a job that asked for it.
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @contextlib.contextmanager

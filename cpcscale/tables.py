@@ -35,7 +35,8 @@ _BATCH_ROWS = 1024
 # Most names that are compared letter by letter with one that was not found.
 _MOST_COMPARED = 65_536
 _GZIP = b"\x1f\x8b"
-_NO_DIGIT = re.compile(r"\D+")
+_PARQUET = b"PAR1"
+_NUMBERS = re.compile(r"0*([0-9]+)")
 _LINE_END = re.compile(r"\r\n?|\n")
 _UNKNOWN = frozenset(
     ("", "unknown", "unk", "none", "null", "nil", "nan", "nat", "na", "n/a", "n.a.", "#n/a", "#na", "<na>", "-", "?")
@@ -277,13 +278,13 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     """`; the nearest is X, which differs in ...` for the name of a file that is most like `name`, or ""."""
     loose, found = _loose(name), None
     some: list[str] = []
-    digits = _NO_DIGIT.sub("", name)
+    numbers = _NUMBERS.findall(name)
     for at, other in enumerate(names):
         if _loose(other) == loose:
             found = other
             break
         # Another number is another recording, not another spelling.
-        if at < _MOST_COMPARED and _NO_DIGIT.sub("", other) == digits:
+        if at < _MOST_COMPARED and _NUMBERS.findall(other) == numbers:
             some.append(other)
     if found is None:
         import difflib
@@ -296,6 +297,7 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     differs = "spelling"
     for part, of in (
         ("upper and lower case", str.casefold),
+        ("zeros before a number", lambda text: _NUMBERS.sub(r"\1", text)),
         ("its suffix", lambda text: text.rpartition(".")[0]),
         ("its folder", lambda text: text.replace("\\", "/").rpartition("/")[2]),
         ("its folder and suffix", lambda text: text.replace("\\", "/").rpartition("/")[2].rpartition(".")[0]),
@@ -347,6 +349,9 @@ def _lines(url: str) -> Iterator[Iterator[str]]:
             text = io.TextIOWrapper(cast(io.BufferedReader, plain), encoding="utf-8", newline="")
             yield itertools.chain([next(text, "").lstrip("\ufeff")], text)
     except UnicodeDecodeError:
+        if storage.read(url, 0, len(_PARQUET)) == _PARQUET:
+            way_out = "write it as CSV, as `pandas.read_parquet(OLD).to_csv(NEW)` does"
+            raise TableError(f"{url} is a Parquet file, which is not read as a table: {way_out}") from None
         raise TableError(f"{url}{_bad_line(url)} is not a table in UTF-8: save it again as CSV in UTF-8") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise TableError(f"{url} cannot be unpacked ({error}): pack or fetch it again") from None

@@ -14,7 +14,7 @@ MODULES = sorted([*ROOT.glob("cpcscale/**/*.py"), *ROOT.glob("jobs/*.py")])
 # The journey of the data: a room imports from itself and from rooms before its own.
 ORDER = (
     ("errors",),
-    ("freed_memory", "machine", "signals", "time_by_name"),
+    ("freed_memory", "machine", "signals", "stdout", "time_by_name"),
     ("config",),
     ("storage", "audio", "progress"),
     ("tables",),

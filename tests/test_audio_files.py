@@ -44,6 +44,13 @@ def coded(form: str, seconds: float, seed: int = 0, rate_hz: int = 16_000) -> by
     return out.getvalue()
 
 
+# The header of a SPHERE file as LDC's corpora have it, and some bytes.
+SHORTENED = (
+    b"NIST_1A\n   1024\nsample_count -i 99\nsample_n_bytes -i 2\nchannel_count -i 1\nsample_byte_format -s2 01\n"
+    b"sample_rate -i 16000\nsample_coding -s26 pcm,embedded-shorten-v2.00\nend_head\n"
+).ljust(1024) + b"ajkg\x02" * 50
+
+
 def untagged(mp3: bytes) -> bytes:
     """An MP3 without its first frame, which states the length."""
     return mp3[mp3.find(mp3[:2], 4) :]
@@ -177,6 +184,109 @@ def test_a_rate_that_no_speech_has_is_refused(rate_hz):
     assert audio.read_header(bytes(data), audio.SoundLimits(rate_hz=(1, 2_000_000))).rate_hz == rate_hz
 
 
+def pages(ogg: bytes) -> list[bytearray]:
+    found = []
+    while ogg:
+        segments = ogg[26]
+        count = 27 + segments + sum(ogg[27 : 27 + segments])
+        found.append(bytearray(ogg[:count]))
+        ogg = ogg[count:]
+    return found
+
+
+def joined(ogg: list[bytearray]) -> bytes:
+    """The pages as a file, each with the right checksum."""
+    for page in ogg:
+        page[22:26] = bytes(4)
+        value = 0
+        for byte in page:
+            value ^= byte << 24
+            for _ in range(8):
+                value = (value << 1 ^ (0x104C11DB7 if value >> 31 else 0)) & 0xFFFFFFFF
+        page[22:26] = value.to_bytes(4, "little")
+    return b"".join(ogg)
+
+
+@pytest.mark.parametrize("form", ["vorbis", "opus"])
+def test_an_ogg_whose_end_is_not_certain_loses_nothing_in_silence(form):
+    whole = coded(form, 5.0)
+    assert joined(pages(whole)) == whole and cause(whole) == ""
+    # A writer was killed, or a copy ended, between two pages.
+    assert cause(joined(pages(whole)[:-1])) == "cut"
+    unmarked = pages(whole)
+    unmarked[-1][5] &= ~4
+    assert cause(joined(unmarked)) == "cut"
+    # Without a position on the last page, libsndfile ends at the page before.
+    unplaced = pages(whole)
+    unplaced[-1][6:14] = b"\xff" * 8
+    assert cause(joined(unplaced)) == "longer"
+    # Cut out of a live stream: the first position is not 0.
+    live = pages(whole)
+    for page in live[2:]:
+        position = int.from_bytes(page[6:14], "little")
+        page[6:14] = (position + 10**8 if position else 0).to_bytes(8, "little")
+    assert cause(joined(live)) == "" and audio.read_header(joined(live)).length == audio.read_header(whole).length
+    # A page in the middle is lost, or damaged.
+    middle = len(pages(whole)) // 2
+    assert cause(joined([page for at, page in enumerate(pages(whole)) if at != middle])) == "cut"
+    harmed = bytearray(whole)
+    at = sum(map(len, pages(whole)[:middle]))
+    harmed[at + 60 : at + 90] = bytes(30)
+    assert cause(bytes(harmed)) == "cut"
+
+
+ID3 = b"ID3\x04\0\0\0\0\0\x64" + bytes(100)
+
+
+@pytest.mark.parametrize("form", ["wav", "aiff", "au", "flac", "vorbis"])
+def test_behind_an_id3_tag_a_file_is_taken_whole_or_refused(form):
+    # Of the first three, libsndfile loses as many bytes at the end as the tag has.
+    assert cause(ID3 + WHOLE[form]) == ("" if form == "flac" else "unreadable")
+    assert cause(ID3 + WHOLE[form][: len(WHOLE[form]) // 2]) == "unreadable"
+    assert cause(ID3 + WHOLE["flac"] + OTHER["flac"]) == "longer"
+
+
+def test_a_tag_behind_a_flac_is_no_damage_in_any_reader():
+    tagged = WHOLE["flac"] + b"TAG" + bytes(125)
+    whole = audio.decode_checked(tagged)[1]
+    np.testing.assert_array_equal(whole, audio.decode(WHOLE["flac"]))
+    np.testing.assert_array_equal(np.concatenate(list(audio.decode_blocks(tagged))), whole)
+
+
+def stereo(wave: np.ndarray, other: np.ndarray, rate_hz: int = 16_000) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, np.stack([wave, other], axis=1).astype(np.int16), rate_hz, format="WAV")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("seconds", [1.5, 25.0])
+def test_channels_that_cancel_each_other_are_refused_and_others_are_not(seconds):
+    wave = noise(seconds)
+    for other, expected in (
+        (-wave, "cancelled"),
+        (-0.95 * wave, "cancelled"),
+        (wave, ""),
+        (0 * wave, ""),
+        (-0.5 * wave, ""),
+        (noise(seconds, 1), ""),
+    ):
+        assert cause(stereo(wave, other)) == expected
+        try:
+            blocks = list(audio.decode_blocks(stereo(wave, other)))
+        except AudioError as error:
+            # Pieces of a long recording are packed before its end.
+            assert error.cause == expected
+        else:
+            assert expected == "" and sum(map(len, blocks)) == len(wave)
+
+
+def test_a_link_to_a_file_that_was_not_fetched_is_a_pointer(tmp_path: Path):
+    (tmp_path / "a.wav").symlink_to(".git/annex/objects/x.wav")
+    with pytest.raises(AudioError, match="git annex get") as caught:
+        audio.read_header(str(tmp_path / "a.wav"))
+    assert caught.value.cause == "pointer"
+
+
 def test_what_stands_in_the_place_of_audio_is_named():
     for data, expected, words in (
         (b"", "empty", "no bytes"),
@@ -184,6 +294,15 @@ def test_what_stands_in_the_place_of_audio_is_named():
         (b"<!DOCTYPE html><html>", "unreadable", "web page"),
         (b"\x1f\x8b\x08" + bytes(40), "unreadable", "unpack"),
         (b"PK\x03\x04" + bytes(40), "unreadable", "unpack"),
+        (b"/annex/objects/MD5E-s5632--0123.wav\n", "pointer", "git annex get"),
+        (b"\n<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "unreadable", "XML text, as a store"),
+        (b'{"message": "rate limit exceeded"}', "unreadable", "JSON"),
+        (bytes(3) + b"\x18ftypM4A " + bytes(40), "unreadable", "MP4 .*ffmpeg"),
+        (b"\x1aE\xdf\xa3" + bytes(40), "unreadable", "WebM.*ffmpeg"),
+        (b"#!AMR\n" + bytes(40), "unreadable", "AMR.*ffmpeg"),
+        (b"a.wav".ljust(257, b"\0") + b"ustar\x0000" + bytes(248), "unreadable", "cpcscale index"),
+        (b"\x93NUMPY" + bytes(40), "unreadable", "cannot be decoded by libsndfile .*ffmpeg"),
+        (SHORTENED, "unreadable", "shorten.*sph2pipe"),
     ):
         with pytest.raises(AudioError, match=words) as caught:
             audio.decode_checked(data)

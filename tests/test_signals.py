@@ -61,6 +61,14 @@ def test_a_hangup_ends_a_verb_as_sigterm_does_and_a_closed_terminal_is_no_error(
         os.close(ours)
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=["usr1", "usr2"])
+def test_the_signals_of_a_preemption_end_a_verb_as_sigterm_does(tmp_path, number):
+    process = working(tmp_path, subprocess.DEVNULL)
+    process.send_signal(number)
+    assert process.wait(60) == 143
+    assert (tmp_path / "told-ended").exists()
+
+
 def test_a_hangup_that_is_ignored_as_under_nohup_stays_ignored(tmp_path):
     process = working(tmp_path, subprocess.DEVNULL, "ignored")
     process.send_signal(signal.SIGHUP)

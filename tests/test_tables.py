@@ -125,6 +125,7 @@ def test_what_does_not_fit_the_header_is_refused_with_its_line(tmp_path, ends, r
         (b"a,b\r1,2\rM\xfc,3\r", "line 3 is not a table in UTF-8"),
         ("a\tb\n".encode("utf-16"), "line 1 is not a table in UTF-8"),
         (gzip.compress(b"a,b\n1,2\n", mtime=0)[:-9], "cannot be unpacked"),
+        (b"PAR1\x15\x04\x15\xff" + bytes(20) + b"PAR1", "is a Parquet file"),
     ],
 )
 def test_bytes_that_are_no_text_are_named(tmp_path, data, words):
@@ -202,10 +203,13 @@ def test_unknown_has_many_spellings_and_names_like_them_are_names():
         ("x\\a.wav", "its folder"),
         ("a.flac", "its folder and suffix"),
         ("x/a .wav", "spelling"),
+        ("x/7.wav", "zeros before a number"),
     ],
 )
 def test_the_nearest_name_is_shown_with_how_it_differs(name, differs):
-    assert nearest_name(name, ["x/b.wav", "x/a.wav"]) == f"; the nearest is x/a.wav, which differs in {differs}"
+    found = "x/007.wav" if "7" in name else "x/a.wav"
+    names = ["x/b.wav", "x/a.wav", "x/070.wav", "x/007.wav"]
+    assert nearest_name(name, names) == f"; the nearest is {found}, which differs in {differs}"
 
 
 def test_names_that_are_alike_by_their_letters_are_near_and_others_are_not():

@@ -6,10 +6,13 @@ one file. Each reader here gives what the container states of its audio, without
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
+
+from cpcscale.audio import mp3
 
 # A file written to a pipe states 0, or nearly the largest number, for the bytes of its audio.
 _PIPED_BYTES = 0x7F000000
@@ -68,7 +71,8 @@ def find_end(file: RawFile) -> AudioEnd:
 
 def find_stream(file: RawFile) -> str:
     """What stands behind the first stream of a FLAC or Ogg file, in words; empty if nothing does. Reads all of it."""
-    head = _at(file, 0, 4)
+    start = mp3.tag_end(file)
+    head = _at(file, start, 4)
     if head == b"fLaC":
         # A stream begins with a STREAMINFO block of 34 bytes.
         marks: tuple[bytes, ...] = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")
@@ -78,23 +82,45 @@ def find_stream(file: RawFile) -> str:
     else:
         return ""
     for at in _found(file, marks):
-        if at:
+        if at > start:
             return f"another {head.decode()} stream begins at byte {at}"
     return ""
 
 
 def is_ogg_cut(file: RawFile) -> bool:
     """Whether an Ogg file ends inside a page."""
+    pages = _last_pages(file)
+    return bool(pages) and len(pages[-1]) < _page_bytes(pages[-1])
+
+
+def find_open_end(file: RawFile) -> tuple[str, str] | None:
+    """(cause, why) if the end of an Ogg file is not certain; None if it is.
+
+    A writer marks the last page of a stream. libsndfile ends at the last page that states a position, and says nothing
+    of audio behind it.
+    """
+    pages = [page for page in _last_pages(file) if len(page) >= 27]
+    # A page on which no packet ends states -1, and may be empty.
+    ending = next((page for page in reversed(pages) if any(byte < 255 for byte in page[27 : 27 + page[26]])), b"")
+    if ending[6:14] == b"\xff" * 8:
+        return "longer", "its last page of audio states no position"
+    if pages and not pages[-1][5] & 4:
+        return "cut", "its last page is not marked as the last, as where a writer or a copy was stopped"
+    return None
+
+
+def _last_pages(file: RawFile) -> list[bytes]:
+    """The pages of an Ogg file that begin in its last bytes, one at least, from their header to the next page."""
     size = file.seek(0, 2)
-    start = max(0, size - _TAIL_BYTES)
-    tail = _at(file, start, _TAIL_BYTES)
-    at = tail.rfind(b"OggS")
-    while at >= 0 and tail[at + 4 : at + 5] not in (b"\x00", b""):
-        at = tail.rfind(b"OggS", 0, at)
-    if at < 0:
-        return False
-    lengths = tail[at + 27 : at + 27 + tail[at + 26]] if len(tail) > at + 26 else b""
-    return len(tail) <= at + 26 or len(tail) < at + 27 + tail[at + 26] + sum(lengths)
+    tail = _at(file, max(0, size - _TAIL_BYTES), _TAIL_BYTES)
+    starts = [match.start() for match in re.finditer(rb"OggS(?=\x00|$)", tail)]
+    return [tail[start:stop] for start, stop in zip(starts, [*starts[1:], len(tail)], strict=True)]
+
+
+def _page_bytes(page: bytes) -> int:
+    """How many bytes an Ogg page has by its header; more than there are if the header is cut."""
+    segments = page[26] if len(page) > 26 else 0
+    return 27 + segments + sum(page[27 : 27 + segments])
 
 
 def _end(file: RawFile, size: int, start: int, stated: int, header: int | None = None) -> AudioEnd:

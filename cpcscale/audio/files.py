@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from cpcscale.audio import ends, mp3
+from cpcscale.audio import ends, mp3, not_audio
 from cpcscale.audio.encoding import RATE_HZ
 from cpcscale.audio.sound import SoundLimits
 from cpcscale.errors import AudioError, UserError, shown_name
@@ -27,16 +27,12 @@ _LONGEST_S = 86_400
 # A decoder of MP3 may leave out so many frames at both ends: its own delay, and the encoder's.
 _FRAMES_OFF = 4
 WRITE_AGAIN = "write it again, as `ffmpeg -i OLD NEW` does"
-# The first bytes of what stands in the place of audio.
-_NO_AUDIO = {
-    b"version https://git-lfs": ("pointer", "a git-lfs pointer and not the audio: run `git lfs pull`"),
-    b"<!DOCTYPE": ("unreadable", "a web page"),
-    b"<html": ("unreadable", "a web page"),
-    b"\x1f\x8b": ("unreadable", "compressed by gzip: unpack it"),
-    b"PK\x03\x04": ("unreadable", "a zip archive: unpack it"),
-}
 # Larger samples, of a damaged file of floats, overflow when they are scaled or averaged.
 _LARGEST = 1e30
+# The power of an average of channels, as a share of what it is for unrelated ones. Below, the channels cancel.
+_LEAST_KEPT = 0.01
+# Blocks are judged by it from so many seconds on, or at the end: a jingle may have wide stereo.
+_JUDGED_S = 10
 # Frames to read at a time where a file is not in memory as a whole.
 _BLOCK_FRAMES = 65_536
 
@@ -74,7 +70,8 @@ class AudioInfo:
 def read_header(source: Source, limits: SoundLimits | None = None) -> AudioInfo:
     """The header of a file, checked against what the file holds where that needs no decoding.
 
-    Raises AudioError with cause `unreadable`, `empty`, `pointer` (a git-lfs pointer), `rate`, `cut` (its audio ends
+    Raises AudioError with cause `unreadable`, `empty`, `pointer` (a pointer of git-lfs or git-annex, or a link to
+    nothing), `rate`, `cut` (its audio ends
     before the stated end) or `longer` (there is audio behind the stated end). For FLAC, Ogg and MP3 with a stated
     length, `check_stream` finds what only reading all bytes can show.
     """
@@ -85,6 +82,9 @@ def read_header(source: Source, limits: SoundLimits | None = None) -> AudioInfo:
         why = f"{_name(source)} states a rate of {info.rate_hz} Hz, not {lowest} to {highest} Hz: correct its header"
         raise AudioError("rate", why)
     with _raw(source) as raw:
+        if info.form not in ("MP3", "FLAC") and raw.read(3) == b"ID3":
+            # libsndfile reads on behind the tag, but loses as many bytes at the end.
+            raise AudioError("unreadable", f"{_name(source)} has an ID3 tag before its header: {WRITE_AGAIN}")
         if info.form == "MP3":
             return _by_frames(source, info, mp3.read_frames(raw, trust=True))
         end = ends.find_end(raw)
@@ -109,9 +109,13 @@ def check_stream(source: Source, info: AudioInfo) -> None:
     """
     with _raw(source) as raw:
         behind = ends.find_stream(raw) if info.form in ("FLAC", "OGG") else ""
+        open_end = ends.find_open_end(raw) if info.form == "OGG" else None
         frames = mp3.read_frames(raw) if info.form == "MP3" else None
     if behind:
         raise AudioError("longer", f"{_name(source)} holds more than its header states: {behind}; {WRITE_AGAIN}")
+    if open_end:
+        cause, why = open_end
+        raise AudioError(cause, f"{_name(source)} has no certain end: {why}; {WRITE_AGAIN}", info.duration_s)
     if frames and frames.stated is not None:
         stated_s, there_s = (count * frames.samples / info.rate_hz for count in (frames.stated, frames.count))
         # Some encoders count the frame that states the number.
@@ -128,25 +132,19 @@ def decode(source: bytes | str) -> np.ndarray:
 
     Raises AudioError with cause `unreadable` or `empty`.
     """
-    with _opened(source) as file:
-        rate_hz = _header(file, source).rate_hz
-        wave = file.read(-1 if file.seekable() else file.frames, dtype="float32", always_2d=True)
-    if not len(wave):
-        raise AudioError("empty", f"{_name(source)} holds no samples")
-    if not np.abs(wave).max() < _LARGEST:
-        raise AudioError("unreadable", f"{_name(source)} holds samples that are no numbers, or too large")
-    mono = wave.mean(axis=1) if wave.shape[1] > 1 else wave[:, 0]
-    return mono if rate_hz == RATE_HZ else soxr.resample(mono, rate_hz, RATE_HZ)
+    return _decoded(source)[0]
 
 
 def decode_checked(source: bytes | str, limits: SoundLimits | None = None) -> tuple[AudioInfo, np.ndarray]:
     """(header, whole signal as `decode` gives it) of a file that is what it says it is.
 
-    Its slices can be decoded as training does it, up to its end. Raises AudioError with the causes of `read_header`.
+    Its slices can be decoded as training does it, up to its end. Raises AudioError with the causes of `read_header`,
+    or `cancelled`: its channels cancel each other in their average.
     """
     info = read_header(source, limits)
     check_stream(source, info)
-    wave = decode(source)
+    wave, powers = _decoded(source)
+    _refuse_cancelled(source, info, powers)
     if len(wave) + slack_samples(info) < info.length:
         stated_s, there_s = info.length / RATE_HZ, len(wave) / RATE_HZ
         why = f"{_name(source)} states {stated_s:.3f} s and {there_s:.3f} s decode"
@@ -162,22 +160,62 @@ def slack_samples(info: AudioInfo) -> int:
 def decode_blocks(source: Source) -> Iterator[np.ndarray]:
     """The samples that `decode` returns, as consecutive float32 blocks; takes a few MB for a file of any length.
 
-    Raises AudioError with cause `unreadable` or `empty`, after the blocks that could be decoded.
+    Raises AudioError with cause `unreadable`, `empty` or `cancelled` (see `decode_checked`), after the blocks that
+    could be decoded.
     """
-    decoded = False
+    decoded = 0
+    powers = np.zeros(2)
     with _opened(source, _Sequential) as file:
-        rate_hz = _header(file, source).rate_hz
+        info = _header(file, source)
+        rate_hz = info.rate_hz
         resampler = None if rate_hz == RATE_HZ else soxr.ResampleStream(rate_hz, RATE_HZ, 1, dtype="float32")
-        while len(wave := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
-            decoded = True
-            if not np.abs(wave).max() < _LARGEST:
-                raise AudioError("unreadable", f"{_name(source)} holds samples that are no numbers, or too large")
-            mono = wave.mean(axis=1) if wave.shape[1] > 1 else wave[:, 0]
+        # Not past the stated frames: libsndfile takes a tag behind a FLAC for damaged audio.
+        while count := min(_BLOCK_FRAMES, info.samples - decoded):
+            wave = file.read(count, dtype="float32", always_2d=True)
+            if not len(wave):
+                break
+            decoded += len(wave)
+            mono = _average(source, wave)
+            powers += _powers(wave, mono)
+            if decoded == info.samples or decoded > _JUDGED_S * rate_hz:
+                _refuse_cancelled(source, info, powers)
             yield resampler.resample_chunk(mono) if resampler else mono
         if resampler and decoded:
             yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
     if not decoded:
         raise AudioError("empty", f"{_name(source)} holds no samples")
+
+
+def _decoded(source: bytes | str) -> tuple[np.ndarray, np.ndarray]:
+    """(what `decode` returns, the `_powers` of the file)."""
+    with _opened(source) as file:
+        rate_hz = _header(file, source).rate_hz
+        wave = file.read(-1 if file.seekable() else file.frames, dtype="float32", always_2d=True)
+    if not len(wave):
+        raise AudioError("empty", f"{_name(source)} holds no samples")
+    mono = _average(source, wave)
+    return mono if rate_hz == RATE_HZ else soxr.resample(mono, rate_hz, RATE_HZ), _powers(wave, mono)
+
+
+def _average(source: Source, wave: np.ndarray) -> np.ndarray:
+    """The average of the channels of float32 [S, channels], [S]."""
+    if not np.abs(wave).max() < _LARGEST:
+        raise AudioError("unreadable", f"{_name(source)} holds samples that are no numbers, or too large")
+    return wave.mean(axis=1) if wave.shape[1] > 1 else wave[:, 0]
+
+
+def _powers(wave: np.ndarray, mono: np.ndarray) -> np.ndarray:
+    """[energy of the average `mono`, what it is for channels `wave` that are unrelated]; zeros for one channel."""
+    channels = wave.shape[1]
+    energies = (channels * np.vdot(mono, mono), np.vdot(wave, wave) / channels) if channels > 1 else (0.0, 0.0)
+    return np.array(energies, np.float64)
+
+
+def _refuse_cancelled(source: Source, info: AudioInfo, powers: np.ndarray) -> None:
+    if powers[0] < _LEAST_KEPT * powers[1]:
+        why = f"{_name(source)} has channels that cancel each other: their average, which training would take, is "
+        way_out = "take one of them, as `ffmpeg -i OLD -af pan=mono|c0=c0 NEW` does"
+        raise AudioError("cancelled", f"{why}next to silence; {way_out}", info.duration_s)
 
 
 def _handle(source: Source) -> int | io.IOBase:
@@ -240,14 +278,15 @@ def _opened(source: Source, kind: type[soundfile.SoundFile] = soundfile.SoundFil
         if isinstance(error, UserError):
             raise
         with _raw(source) as raw:
-            head = raw.read(32) or b""
+            head = raw.read(not_audio.HEAD_BYTES) or b""
         if not head:
             raise AudioError("empty", f"{_name(source)} has no bytes") from None
-        for start, (cause, what) in _NO_AUDIO.items():
-            if head.startswith(start):
-                raise AudioError(cause, f"{_name(source)} is {what}") from None
+        if other := not_audio.what_else(head):
+            raise AudioError(other[0], f"{_name(source)} is {other[1]}") from None
         raise AudioError(
-            "unreadable", f"{_name(source)} cannot be decoded by libsndfile: {why_failed(error)}"
+            "unreadable",
+            f"{_name(source)} cannot be decoded by libsndfile ({why_failed(error).rstrip('.')}); if a player opens it, "
+            f"{WRITE_AGAIN}",
         ) from None
 
 
@@ -276,6 +315,9 @@ def _raw(source: Source) -> Iterator[io.RawIOBase | io.BufferedIOBase]:
             with Path(source).open("rb") as file:
                 yield file
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and Path(source).is_symlink():
+                why = "is a link to a file that is not there: fetch it, as `git annex get` and `dvc pull` do"
+                raise AudioError("pointer", f"{_name(source)} {why}") from None
             raise AudioError("unreadable", f"{_name(source)} cannot be opened: {error.strerror}") from None
     else:
         source.seek(0)

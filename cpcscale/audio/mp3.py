@@ -45,15 +45,20 @@ class Frames:
     cut: bool
 
 
-def read_frames(file: Readable, trust: bool = False) -> Frames:
-    """Counts the frames from the start of the file; with `trust`, reads no further than a first frame with a length."""
+def tag_end(file: Readable) -> int:
+    """Where the audio begins behind ID3 tags at the start of a file, which stand before other formats too."""
     at = 0
     file.seek(0)
     while (head := file.read(10) or b"")[:3] == b"ID3":
         # 10 bytes, and what four digits of 7 bits state.
         at += 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))
         file.seek(at)
-    file.seek(at)
+    return at
+
+
+def read_frames(file: Readable, trust: bool = False) -> Frames:
+    """Counts the frames from the start of the file; with `trust`, reads no further than a first frame with a length."""
+    file.seek(tag_end(file))
     count, samples, stated, data, at, whole = 0, 1152, None, b"", 0, False
     kind, first, chained = -1, True, False
     while True:

@@ -61,7 +61,8 @@ def guarded(way_out: str = "", end: Callable[[], None] | None = None) -> Iterato
     _loss.way_out = way_out or before
     _loss.ends += [end] if end else []
     try:
-        with handlers_restored(signal.SIGUSR1, meanwhile=_raise_loss):
+        # Not one that a user or SLURM sends. Its default is to be ignored.
+        with handlers_restored(signal.SIGURG, meanwhile=_raise_loss):
             yield
     except (Exception, KeyboardInterrupt) as error:
         if what := _loss.what or _died(error):
@@ -138,8 +139,8 @@ def _watch(watched: dict[str, Callable[[], bool]]) -> None:
         return
     _loss.what = dead[0]
     main = threading.main_thread().ident
-    if main and signal.getsignal(signal.SIGUSR1) is _raise_loss:
-        signal.pthread_kill(main, signal.SIGUSR1)
+    if main and signal.getsignal(signal.SIGURG) is _raise_loss:
+        signal.pthread_kill(main, signal.SIGURG)
     if not _loss.way_out:
         return
     line = _line(_loss.what)

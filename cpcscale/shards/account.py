@@ -10,7 +10,17 @@ from typing import Any
 
 # Suffixes of audio that libsndfile does not decode.
 _OTHER_AUDIO = (".m4a", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".mov", ".avi", ".wma", ".amr", ".3gp", ".ape", ".wv")
-ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
+# Suffixes of archives, whose audio is to be unpacked.
+ARCHIVES = (".zip", ".7z", ".rar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
+# Suffixes of what audio is kept in, or what stands in its place, and how to get at it.
+_KEPT_IN = {
+    ".dvc": "audio that DVC tracks is fetched by `dvc pull`",
+    ".tar": "tars are indexed where they are, by `cpcscale index`",
+    ".parquet": "audio inside Parquet, as Hugging Face keeps it, is to be written to files",
+    ".mds": "audio inside MosaicML's shards is to be written to files",
+    ".ark": "audio inside Kaldi's archives is to be written to files",
+    **dict.fromkeys(ARCHIVES, "archives are to be unpacked"),
+}
 _MOST_SUFFIXES = 8
 
 
@@ -75,16 +85,14 @@ def lines(values: dict[str, Any], unit: str = "files") -> Iterator[str]:
 
 def passed_over(suffixes: dict[str, int]) -> str:
     """How many files were passed over, by suffix, and what to do about audio among them."""
-    ranked = sorted(
-        suffixes.items(), key=lambda pair: (pair[0] not in _OTHER_AUDIO, pair[0] not in ARCHIVES, -pair[1], pair[0])
-    )
+    hints = dict.fromkeys(_OTHER_AUDIO, "") | _KEPT_IN
+    ranked = sorted(suffixes.items(), key=lambda pair: (pair[0] not in hints, -pair[1], pair[0]))
     shown = ", ".join(f"{count:,} {name}" for name, count in ranked[:_MOST_SUFFIXES])
     more = ", and others" if len(ranked) > _MOST_SUFFIXES else ""
     other = next((name for name, _ in ranked if name in _OTHER_AUDIO), "")
-    hint = f"; libsndfile does not decode {other}: convert it, as `ffmpeg -i OLD{other} NEW.flac` does" if other else ""
-    archive = next((name for name, _ in ranked if name in ARCHIVES), "")
-    hint += f"; unpack {archive} files to use audio that is in them" if archive else ""
-    return f"{sum(suffixes.values()):,} files ({shown}{more}){hint}"
+    convert = f"libsndfile does not decode {other}: convert it, as `ffmpeg -i OLD{other} NEW.flac` does"
+    ways_out = dict.fromkeys(hints[name] or convert for name, _ in ranked if name in hints)
+    return "; ".join([f"{sum(suffixes.values()):,} files ({shown}{more})", *ways_out])
 
 
 def _time(seconds: float) -> str:

@@ -34,6 +34,8 @@ from cpcscale.shards.rows import (
 
 MARKER = "index.json"
 FORMAT = 2
+# Others name their index so too. What only theirs hold, and their names.
+_OTHER_LIBRARIES = {b'"shards": [': "MosaicML streaming", b'"shards":[': "MosaicML streaming", b'"chunks"': "LitData"}
 # Parquet is read in the calling thread: one of Arrow's that holds a Python file when the process ends can abort it.
 THREADS = False
 _OPEN_PARTS = 8
@@ -270,6 +272,11 @@ def _marker(base: str) -> dict[str, Any]:
         marker = dict(config.read_json(data))
         version = int(marker["format"])
     except (ValueError, KeyError, TypeError):
+        if library := next((name for key, name in _OTHER_LIBRARIES.items() if key in data), ""):
+            raise UserError(
+                f"{storage.join(base, MARKER)} is the index of {library}, whose shards are not tars: leave it there, "
+                "and pack the audio files that the set was made from"
+            ) from None
         raise UserError(_damaged(base)) from None
     if version > FORMAT:
         raise UserError(f"{base} has index format {version}, this cpcscale reads up to {FORMAT}: upgrade")

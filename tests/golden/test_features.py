@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 from cpcscale.emotion.audio import degraded as robustness
-from cpcscale.emotion.audio import from_files
+from cpcscale.emotion.audio import from_files, labelled_file
 from cpcscale.emotion.corpora.corpus import Utterance
 from cpcscale.emotion.encoders import layer as hearing
 from cpcscale.emotion.encoders import networks
@@ -56,7 +56,7 @@ def decoded(folder: Path) -> np.ndarray:
     stereo = np.stack([wave(), wave() // 2], axis=1)
     soundfile.write(folder / "a.flac", stereo, 44_100)
     one = Utterance(key="a", path=str(folder / "a.flac"), speaker="x", labels=(0.0, 0.0, 0.0))
-    return np.asarray(from_files.read_file(one)[1])
+    return np.asarray(labelled_file.read_file(one)[1])
 
 
 def minicpc_weights(folder: Path) -> np.ndarray:

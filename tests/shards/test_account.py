@@ -149,6 +149,15 @@ def test_limits_can_be_set(tmp_path):
     assert packed.account.left_out == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [(".dvc", "dvc pull"), (".tar", "cpcscale index"), (".parquet", "Hugging Face"), (".mds", "MosaicML")],
+)
+def test_what_audio_is_kept_in_is_passed_over_with_the_way_to_it(name, words):
+    assert words in account.passed_over({".txt": 9, name: 2})
+    assert ";" not in account.passed_over({".txt": 9})
+
+
 def test_many_suffixes_are_counted_and_few_are_named():
     text = account.passed_over({f".{n:02d}": 1 for n in range(20)} | {".mp4": 1})
     assert text.startswith("21 files (1 .mp4, 1 .00, ") and ", and others)" in text

@@ -154,6 +154,46 @@ def test_cuts_that_are_not_compressed_count_like_those_that_are(tmp_path):
     assert column(indexed(tmp_path).index, "group") == {"c0": "anna", "c1": "bert"}
 
 
+def test_a_mixed_cut_has_the_speaker_of_its_tracks(tmp_path):
+    shar(tmp_path, 0, [(f"c{n}", flac(seed=n), []) for n in range(3)])
+    told = [[("anna", "de")], [("anna", "de"), ("anna", "de")], [("anna", "de"), ("bert", "de")]]
+    cuts = []
+    for number, speakers in enumerate(told):
+        tracks = [
+            {"cut": {"id": f"x{at}", "supervisions": [{"speaker": speaker, "language": language}]}, "offset": at}
+            for at, (speaker, language) in enumerate(speakers)
+        ]
+        padding = {"cut": {"id": "p", "duration": 1.0, "type": "PaddingCut"}, "offset": 3.0}
+        cuts.append({"id": f"c{number}", "tracks": [*tracks, padding], "type": "MixedCut"})
+    lines = "".join(json.dumps(cut) + "\n" for cut in cuts)
+    (tmp_path / "cuts.000000.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
+    adopted = indexed(tmp_path)
+    groups = column(adopted.index, "group")
+    assert groups["c0"] == groups["c1"] == "anna" and groups["c2"] not in ("anna", "bert")
+    assert set(column(adopted.index, "language").values()) == {"de"}
+
+
+def test_hidden_members_are_passed_over_as_hidden_files_are(tmp_path):
+    double = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(99)
+    told = json.dumps({"speaker": "anna"}).encode()
+    members = [("./._a.flac", double), ("./a.flac", flac()), ("./._a.json", double), ("./a.json", told)]
+    by_hand(tmp_path / "a.tar", [*members, ("__MACOSX/._a.flac", double), (".Trash/b.flac", flac(seed=1))])
+    adopted = indexed(tmp_path)
+    assert column(adopted.index, "group") == {"a": "anna"}
+    assert not adopted.left_out and not adopted.notes and adopted.account.passed_over == {"hidden": 4}
+
+
+@pytest.mark.parametrize(
+    ("content", "library"),
+    [({"shards": [{"format": "mds"}], "version": 2}, "MosaicML"), ({"chunks": [], "config": {}}, "LitData")],
+    ids=["mds", "litdata"],
+)
+def test_the_index_of_another_library_is_named_and_not_to_be_removed(tmp_path, content, library):
+    (tmp_path / "index.json").write_text(json.dumps(content))
+    told = refusal(lambda: indexed(tmp_path))
+    assert library in told and "leave it there" in told and "remove" not in told
+
+
 @pytest.mark.parametrize(
     "harm",
     # Without the time, which would be part of a test's name.

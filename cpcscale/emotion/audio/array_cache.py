@@ -92,7 +92,7 @@ class CachedArrays:
         self._verified: set[str] = set()
         self._mended: dict[str, np.ndarray] = {}
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in self._places
 
     def __len__(self) -> int:

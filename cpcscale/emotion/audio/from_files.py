@@ -1,52 +1,32 @@
-"""Decodes the audio files of a corpus into the cache, as int16 by the sha256 of each file; lists unusable files.
+"""Decodes the audio files of a corpus into the cache, as int16 by the digest of each utterance; lists unusable files.
 
-A part of a file has the sha256 of the file's digest and its place there. Audio in shards is not copied; its digests
-name its place in them.
+Audio in shards is not copied; its digests name its place in them.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import sha256
 
-import numpy as np
 import soundfile
 import soxr
 import torch
 
-from cpcscale import audio, storage
+from cpcscale import storage
 from cpcscale.emotion.audio.array_cache import ArrayCache, ArrayWriter, CachedArrays, cache_kind
 from cpcscale.emotion.audio.from_shards import ShardedAudio, ShardPlace, locate, open_index, open_sharded
+from cpcscale.emotion.audio.labelled_file import UnusableAudio, part_bounds, read_parts
 from cpcscale.emotion.audio.prefetch import bounded_map
-from cpcscale.emotion.corpora.corpus import NO_AUDIO, Corpus, DroppedRow, Utterance
+from cpcscale.emotion.corpora.corpus import Corpus, Utterance
 from cpcscale.errors import UserError
 from cpcscale.progress import Progress
 
-LEAST_S = 0.1
-# The reasons in `Corpus.dropped`, by cause.
-_WORDS = {
-    "missing": NO_AUDIO,
-    "empty": "empty audio file",
-    "unreadable": "audio that does not decode",
-    "short": f"under {LEAST_S} s",
-    "outside": "a part behind the end of its file",
-    "cut": "audio that was cut off",
-    "longer": "audio longer than its header states",
-    "rate": "audio of no speech rate",
-    "silent": "audio of zeros",
-    "quiet": "audio below one step of 16 bits",
-    "clipped": "audio at full scale",
-    "constant": "audio of a constant",
-    "pointer": "a git-lfs pointer in place of audio",
-}
 # Raise it when the same file gives other samples, or is refused. New versions of either library may change them too.
-VERSION = 2
+VERSION = 3
 DECODED_KIND = cache_kind(
     "waves", f"{VERSION}", f"libsndfile {soundfile.__libsndfile_version__}", f"soxr {soxr.__version__}"
 )
@@ -55,21 +35,6 @@ _STORE_THREADS = 16
 _AHEAD = 64
 # Some file systems have times in steps of 2 s: a second change within them would not show.
 _SETTLED_NS = 2_000_000_000
-
-
-@dataclass(frozen=True)
-class UnusableAudio:
-    """An utterance whose audio cannot be used; `cause` is a key of `_WORDS`, `why` is a sentence."""
-
-    key: str
-    path: str
-    cause: str
-    why: str
-
-    @property
-    def dropped(self) -> DroppedRow:
-        """The entry for `Corpus.dropped`."""
-        return DroppedRow(self.key, _WORDS[self.cause])
 
 
 @dataclass(frozen=True)
@@ -105,64 +70,6 @@ def read_corpus(corpus: Corpus, cache: ArrayCache) -> ReadCorpus:
     return ReadCorpus(cached, digests, dict(sorted(bad.items())))
 
 
-def read_file(
-    utterance: Utterance, known: Collection[str] | CachedArrays = ()
-) -> tuple[str, np.ndarray | UnusableAudio | None]:
-    """(digest, its waveform int16 [S] or why it is unusable); None for the waveform if `known` has it."""
-    return read_parts([utterance], known)[0]
-
-
-def read_parts(
-    parts: Sequence[Utterance], known: Collection[str] | CachedArrays = ()
-) -> list[tuple[str, np.ndarray | UnusableAudio | None]]:
-    """What `read_file` returns, for several utterances of one file, which is read and decoded once."""
-
-    def unusable(cause: str, why: str) -> list[tuple[str, np.ndarray | UnusableAudio | None]]:
-        return [
-            (digest, UnusableAudio(one.key, one.path, cause, why)) for one, digest in zip(parts, digests, strict=True)
-        ]
-
-    digests = [""] * len(parts)
-    try:
-        data = storage.read(parts[0].path)
-    except storage.NotFoundError as error:
-        return unusable("missing", str(error))
-    file = sha256(data).hexdigest()
-    digests = [sha256(f"{file} {one.segment}".encode()).hexdigest() if one.segment else file for one in parts]
-    if all(digest in known for digest in digests):
-        return [(digest, None) for digest in digests]
-    try:
-        decoded = audio.decode_checked(data)[1]
-    except audio.AudioError as error:
-        return unusable(error.cause, str(error))
-    return [(digest, _part(one, decoded)) for one, digest in zip(parts, digests, strict=True)]
-
-
-def part_bounds(utterance: Utterance, samples: int) -> tuple[int, int] | UnusableAudio:
-    """[start, stop) of an utterance in a file of this length, in samples."""
-    start, stop = 0, samples
-    if utterance.segment:
-        first, last = utterance.segment
-        start, stop = round(first * audio.RATE_HZ), samples if math.isinf(last) else round(last * audio.RATE_HZ)
-        # Annotators round.
-        if start >= samples or stop > samples + LEAST_S * audio.RATE_HZ:
-            why = f"it is {first:g} s to {last:g} s of a file of {samples / audio.RATE_HZ:.3f} s"
-            return UnusableAudio(utterance.key, utterance.path, "outside", why)
-        stop = min(stop, samples)
-    return (start, stop) if stop - start >= LEAST_S * audio.RATE_HZ else _short(utterance, stop - start)
-
-
-def _part(utterance: Utterance, decoded: np.ndarray) -> np.ndarray | UnusableAudio:
-    """The int16 samples of an utterance of a decoded file, or why they are unusable."""
-    bounds = part_bounds(utterance, len(decoded))
-    if isinstance(bounds, UnusableAudio):
-        return bounds
-    try:
-        return audio.check_sound(decoded[slice(*bounds)], audio.SoundLimits())[0]
-    except audio.AudioError as error:
-        return UnusableAudio(utterance.key, utterance.path, error.cause, str(error))
-
-
 def unusable_audio_error(corpus: Corpus, bad: Sequence[UnusableAudio], way_out: str) -> UserError:
     """The error for all unusable files in one line: how many by cause, the first of them, and `way_out`."""
     causes = ", ".join(f"{count} {cause}" for cause, count in Counter(one.cause for one in bad).items())
@@ -186,11 +93,6 @@ def _read_shards(corpus: Corpus, cache: ArrayCache) -> ReadCorpus:
     source, found = open_sharded(index, list(located.values()), cache.settings)
     digests = dict(zip(located, found, strict=True))
     return ReadCorpus(source, [digests.get(row, "") for row in range(len(corpus.utterances))], bad)
-
-
-def _short(utterance: Utterance, samples: int) -> UnusableAudio:
-    why = f"it lasts {samples / audio.RATE_HZ:.3f} s, too short for speech (at least {LEAST_S} s)"
-    return UnusableAudio(utterance.key, utterance.path, "short", why)
 
 
 def _unread(cached: CachedArrays, digests: Sequence[str], bad: dict[int, UnusableAudio]) -> list[int]:

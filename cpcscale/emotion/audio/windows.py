@@ -17,8 +17,9 @@ import numpy as np
 
 from cpcscale import audio
 from cpcscale.emotion.audio.array_cache import ArrayCache, ArrayWriter, AudioCacheConfig, CachedArrays, cache_kind
-from cpcscale.emotion.audio.from_files import DECODED_KIND, UnusableAudio, read_corpus, read_file, unusable_audio_error
+from cpcscale.emotion.audio.from_files import DECODED_KIND, read_corpus, unusable_audio_error
 from cpcscale.emotion.audio.from_shards import ShardedAudio
+from cpcscale.emotion.audio.labelled_file import UnusableAudio, read_file
 from cpcscale.emotion.audio.prefetch import read_ahead
 from cpcscale.emotion.corpora.corpus import Corpus, Utterance
 from cpcscale.errors import UserError

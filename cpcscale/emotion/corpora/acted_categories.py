@@ -82,7 +82,7 @@ def read_acted(
     others = [path for path in paths if not form.matches(path)]
     unlike = [f"{len(others)} audio files have other names, as {path}, {form.differs(path)}" for path in others[:1]]
     if len(others) == len(paths):
-        packed = [f"unpack {name}" for name in files if name.lower().endswith(account.ARCHIVES)]
+        packed = [f"unpack {name}" for name in files if name.lower().endswith((*account.ARCHIVES, ".tar"))]
         why = "; ".join(["", *unlike, *packed[:1]])
         named = f"named as {form.corpus}'s is ({form.example})"
         raise UserError(f"{folder} holds no audio {named}{why}: check corpus.path, or name the files so")

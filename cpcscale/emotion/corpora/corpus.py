@@ -179,12 +179,27 @@ def checked(corpus: Corpus, settings: CorpusConfig, listed: Collection[str] | No
         )
     if corpus.dropped:
         log.warning("%s: %d utterances; left out%s", corpus.name, len(corpus.utterances), _because(corpus))
+    if two := _like_speakers(corpus.speakers):
+        log.warning(
+            "%s: %r and %r count as two speakers: write one name for one person, or folds share the person",
+            *(corpus.name, *two),
+        )
     if outside := int(corpus.outside_U.sum()):
         log.warning(
             "%s: %d of %d utterances have a label outside corpus.scale [%g, %g]; they are used as they are",
             *(corpus.name, outside, len(corpus.utterances), *corpus.scale),
         )
     return corpus
+
+
+def _like_speakers(speakers: Iterable[str]) -> tuple[str, str] | None:
+    """The first two names of speakers that differ in case or zeros at the start alone, as 7 and 007; None without."""
+    known: dict[str, str] = {}
+    for speaker in dict.fromkeys(filter(None, speakers)):
+        other = known.setdefault((speaker.lstrip("0") or "0").casefold(), speaker)
+        if other != speaker:
+            return other, speaker
+    return None
 
 
 def drop_utterances(corpus: Corpus, bad: Sequence[DroppedRow], of_first: str = "") -> Corpus:

@@ -2,9 +2,9 @@
 
 Optional columns: utterance (its id), language, gender, partition (train, dev, test1, test2, test3), recording, session,
 style (improvised, scripted) and category (emotion class). `start` and `end` make a row a part of its file, in seconds
-or as pandas writes times; audformat's tables have them, and `file` for `path`. Paths are relative to the folder of the
-table. The label scale is `corpus.scale`; nothing is dropped. A table with synthesiser settings (columns `set_...`) is
-of synthetic speech, so its results are marked MADE.
+or as pandas writes times, as in audformat's tables, which have `file` for `path`; so do `offset` and `duration`, as in
+NeMo's manifests. Paths are relative to the folder of the table. The label scale is `corpus.scale`; nothing is dropped.
+A table with synthesiser settings (columns `set_...`) is of synthetic speech, so its results are marked MADE.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from cpcscale.tables import PATHS, Row, Table, TableError, identity, is_unknown,
 MANIFEST = "manifest.csv"
 _REQUIRED = ("speaker", *PRIMITIVES)
 _OPTIONAL = ("utterance", "language", "gender", "partition", "recording", "session", "style", "category")
-_PART = ("start", "end")
+# The columns of a part of a file: from and to, or NeMo's from and length.
+_PART, _PART_BY_LENGTH = ("start", "end"), ("offset", "duration")
 # Other names for parts of files, whose units are not known.
 _PART_LIKE = ("start_time", "end_time", "start_s", "end_s", "begin", "onset", "offset")
 
@@ -46,12 +47,12 @@ def read(settings: CorpusConfig) -> Corpus:
     table = Table(file)
     path = path_column(table)
     table.require(path, *_REQUIRED)
-    _check_parts(table)
+    part = _part_columns(table)
     folder = folder_of(file)
     place = (lambda path: storage.join(folder, path)) if settings.shards else _finder(folder)
-    utterances = tuple(_utterance(row, path, place) for row in table.rows())
+    utterances = tuple(_utterance(row, path, part, place) for row in table.rows())
     made = any(column.startswith("set_") for column in table.columns)
-    known = {"", path, *_REQUIRED, *_OPTIONAL, *_PART}
+    known = {"", path, *_REQUIRED, *_OPTIONAL, *part}
     unused = [column for column in table.columns if column not in known and not column.startswith("set_")]
     notes = (f"columns that are not used: {', '.join(unused)}",) if unused else ()
     name = settings.name or stem(folder).replace("_", "-")
@@ -96,14 +97,17 @@ def tables_of(files: Sequence[str]) -> list[str]:
     return names
 
 
-def _check_parts(table: Table) -> None:
-    parts = [name for name in _PART if name in table.columns]
-    like = [name for name in _PART_LIKE if name in table.columns]
-    if len(parts) == 1 or (like and not parts):
+def _part_columns(table: Table) -> tuple[str, str] | tuple[()]:
+    """The columns that name the part of a file that a row is; empty if rows are whole files."""
+    for part in (_PART, _PART_BY_LENGTH):
+        if {*part} <= {*table.columns}:
+            return part
+    if like := [name for name in (*_PART, *_PART_LIKE) if name in table.columns]:
         raise TableError(
-            f"{table.url} has a column {(parts or like)[0]}: name the part of the file that a row is by start and end, "
-            "in seconds, or rename the column if rows are whole files"
+            f"{table.url} has a column {like[0]}: name the part of the file that a row is by start and end, or by "
+            "offset and duration, in seconds, or rename the column if rows are whole files"
         )
+    return ()
 
 
 def _finder(folder: str) -> Callable[[str], str]:
@@ -124,7 +128,7 @@ def _finder(folder: str) -> Callable[[str], str]:
     return find
 
 
-def _utterance(row: Row, column: str, place: Callable[[str], str]) -> Utterance:
+def _utterance(row: Row, column: str, part: tuple[str, str] | tuple[()], place: Callable[[str], str]) -> Utterance:
     path = row[column]
     if not path:
         raise row.error(column, "is no path, and every row needs one")
@@ -132,7 +136,7 @@ def _utterance(row: Row, column: str, place: Callable[[str], str]) -> Utterance:
     if partition is None:
         raise row.error("partition", f"is not one of {', '.join(vocabulary.PARTITIONS)}")
     activation, valence, dominance = (row.number(name) for name in PRIMITIVES)
-    segment = _segment(row)
+    segment = _segment(row, *part) if part else None
     key = nfc(path.rpartition(".")[0] or path)
     if segment:
         key += f" {segment[0]}-{segment[1]}"
@@ -152,18 +156,21 @@ def _utterance(row: Row, column: str, place: Callable[[str], str]) -> Utterance:
     )
 
 
-def _segment(row: Row) -> tuple[float, float] | None:
+def _segment(row: Row, first: str, second: str) -> tuple[float, float] | None:
     """(start, end) in seconds, the end infinite if it is not given; None for a whole file."""
-    whole = is_unknown(row["end"])
-    if whole and is_unknown(row["start"]):
-        return None
-    times = []
-    for column in _PART:
-        try:
-            times.append(math.inf if whole and column == "end" else seconds(row[column]))
-        except ValueError as error:
-            raise row.error(column, f"{error}") from None
-    start, end = times
+    open_end, by_length = is_unknown(row[second]), (first, second) == _PART_BY_LENGTH
+    if is_unknown(row[first]) and (open_end or by_length):
+        start = 0.0
+    else:
+        start = _seconds(row, first)
+    end = math.inf if open_end else _seconds(row, second) + (start if by_length else 0.0)
     if start >= end:
-        raise row.error("end", f"is not after start={row['start']}")
+        raise row.error(second, "is not above 0" if by_length else f"is not after start={row[first]}")
     return None if (start, end) == (0.0, math.inf) else (start, end)
+
+
+def _seconds(row: Row, column: str) -> float:
+    try:
+        return seconds(row[column])
+    except ValueError as error:
+        raise row.error(column, f"{error}") from None

@@ -237,7 +237,8 @@ def _refusing(url: str) -> Iterator[None]:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"encoder.checkpoint={url} cannot be loaded ({lines[0]}): give a folder that save_pretrained wrote (its "
-            "config.json, preprocessor_config.json and *.safetensors), or a name on the hub"
+            "config.json, preprocessor_config.json and *.safetensors, not git-lfs pointers), "
+            "or a name on the hub"
         ) from None
 
 

@@ -16,7 +16,7 @@ import torch
 
 from cpcscale import audio, config, storage
 from cpcscale.emotion.audio.array_cache import cache_kind
-from cpcscale.emotion.audio.from_files import read_file
+from cpcscale.emotion.audio.labelled_file import read_file
 from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.batching import collate, group_by_length
 from cpcscale.emotion.corpora.corpus import Corpus, Utterance

@@ -17,7 +17,8 @@ from typing import Any, cast
 import numpy as np
 
 from cpcscale import audio, storage
-from cpcscale.emotion.corpora.corpus import Corpus, is_file
+from cpcscale.emotion.audio.labelled_file import UnusableAudio, read_parts
+from cpcscale.emotion.corpora.corpus import Corpus, Utterance, is_file
 from cpcscale.emotion.scores.ccc import PRIMITIVES, ccc
 from cpcscale.emotion.scores.system_table import label_correlation
 from cpcscale.progress import Progress
@@ -46,7 +47,7 @@ def describe(corpus: Corpus, folder: str = "") -> dict[str, Any]:
     unused, passed_over = ([], Counter[str]()) if corpus.shards else _unused(folder, {*files})
     lengths = header_lengths([*(files or dict.fromkeys(row.path for row in rows)), *unused])
     seconds = durations(lengths, [(row.path, row.segment) for row in rows])
-    undecoded, decoded = decoding_faults(files, seconds["total"])
+    undecoded, decoded = decoding_faults([] if corpus.shards else rows, seconds["total"])
     faults = {
         path: error for path in files if isinstance(error := undecoded.get(path, lengths[path]), audio.AudioError)
     }
@@ -151,21 +152,21 @@ def durations(
     }
 
 
-def decoding_faults(files: Sequence[str], seconds: float) -> tuple[dict[str, audio.AudioError], int]:
+def decoding_faults(utterances: Sequence[Utterance], seconds: float) -> tuple[dict[str, audio.AudioError], int]:
     """(why each file that a fine-tuning refuses is refused, how many were decoded).
 
-    Of a corpus of more than 20 hours (`seconds`), only every n-th file is decoded. Raises UserError when a store fails.
+
+    A file is refused if any of its utterances is. Of a corpus of more than 20 hours (`seconds`), only every n-th file
+    is decoded. Raises UserError when a store fails.
     """
-    tried = files[:: max(1, math.ceil(seconds / _DECODED_S))]
+    files: dict[str, list[Utterance]] = {}
+    for one in utterances:
+        files.setdefault(one.path, []).append(one)
+    tried = list(files)[:: max(1, math.ceil(seconds / _DECODED_S))]
 
     def fault(path: str) -> audio.AudioError | None:
-        try:
-            audio.check_sound(audio.decode_checked(storage.read(path))[1], audio.SoundLimits())
-        except audio.AudioError as error:
-            return error
-        except storage.NotFoundError as error:
-            return audio.AudioError("missing", str(error))
-        return None
+        bad = next((found for _, found in read_parts(files[path]) if isinstance(found, UnusableAudio)), None)
+        return audio.AudioError(bad.cause, bad.why, bad.seconds) if bad else None
 
     faults: dict[str, audio.AudioError] = {}
     with ThreadPoolExecutor(max_workers=_PROBES) as pool, Progress("decoding", len(tried), "files") as progress:

@@ -101,12 +101,14 @@ def cuts_beside(shard: str, names: Collection[str]) -> str:
 def read_cuts(url: str, columns: LabelColumns) -> dict[str, Labels]:
     """The labels of each cut of a shard by its id: the speaker and language of its supervisions.
 
-    A cut with several speakers has no speaker. Raises UserError when the file is not JSON lines of cuts.
+    The supervisions of a mixed cut are those of its tracks. A cut with several speakers has no speaker. Raises
+    UserError when the file is not JSON lines of cuts.
     """
     found = {}
     for line, cut in json_lines(url):
         try:
-            supervisions = cut.get("supervisions") or []
+            tracks = [cut, *(track["cut"] for track in cut.get("tracks") or [])]
+            supervisions = [one for track in tracks for one in track.get("supervisions") or []]
             record = {**cut, "recording": (cut.get("recording") or {}).get("id")}
             for name in ("speaker", "language", "recording_id"):
                 values = {one.get(name) for one in supervisions}

@@ -131,7 +131,10 @@ class _Shard:
 
     def add(self, member: TarMember) -> None:
         """Adds the next member of the tar."""
-        if member.suffix in audio.SUFFIXES:
+        if any(part.startswith(".") and part.strip(".") for part in member.key.split("/")):
+            # As in a folder. On a Mac, `tar` writes ._NAME beside each NAME.
+            self.passed_over["hidden"] += 1
+        elif member.suffix in audio.SUFFIXES:
             try:
                 self.rows.append(self._row(member))
                 self._names.append(self._manifest.labels(member) if self._manifest else {})

@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 import unicodedata
@@ -131,6 +132,28 @@ def test_a_row_may_be_a_part_of_its_file(tmp_path):
     assert read(folder).digest != corpus.digest
 
 
+def test_a_row_of_a_nemo_manifest_is_its_part_of_the_file(tmp_path):
+    put_audio(tmp_path / "long.wav")
+    labels = {"audio_filepath": "long.wav", "activation": 1, "valence": 2, "dominance": 3}
+    parts = [{"offset": 0.5, "duration": 1.0}, {"offset": None, "duration": 0.25}, {"offset": 2}, {"duration": None}]
+    rows = [labels | part | {"speaker": f"s{at}"} for at, part in enumerate(parts)]
+    (tmp_path / "nemo.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = read(tmp_path)
+    assert [row.segment for row in corpus.utterances] == [(0.5, 1.5), (0.0, 0.25), (2.0, math.inf), None]
+    assert corpus.notes == ()
+
+
+@pytest.mark.parametrize("other", ["007", "Anna"], ids=["zeros", "case"])
+def test_two_spellings_of_one_speaker_are_told(tmp_path, caplog, other):
+    one = {"007": "7", "Anna": "anna"}[other]
+    corpus = read(put_table(tmp_path / "s", f"1.wav,{one},1,2,3", f"2.wav,{other},1,2,3", "3.wav,0,1,2,3"))
+    assert corpus.speakers == [one, other, "0"]
+    assert f"{one!r} and {other!r} count as two speakers" in caplog.text
+    caplog.clear()
+    read(put_table(tmp_path / "t", "1.wav,10,1,2,3", "2.wav,1,1,2,3", "3.wav,,1,2,3", "4.wav,0,1,2,3"))
+    assert "two speakers" not in caplog.text
+
+
 def test_columns_that_are_not_used_are_told(tmp_path):
     corpus = read(put_table(tmp_path / "s", "1.wav,a,1,2,3,,9,x", header=HEADER + ",,arousal,text"))
     assert corpus.notes == ("columns that are not used: arousal, text",)
@@ -197,7 +220,9 @@ def test_the_digest_follows_the_rows_and_not_the_place(tmp_path):
         (HEADER, ",a,1,2,3", "line 2, column path: '' is no path"),
         (HEADER + ",partition", "1.wav,a,1,2,3,fold7", "line 2, column partition: 'fold7' is not one of train, dev, t"),
         (HEADER + ",start", "1.wav,a,1,2,3,0", "has a column start: name the part of the file"),
-        (HEADER + ",offset,duration", "1.wav,a,1,2,3,0,1", "has a column offset: name the part of the file"),
+        (HEADER + ",offset", "1.wav,a,1,2,3,0", "has a column offset: name the part of the file"),
+        (HEADER + ",offset,duration", "1.wav,a,1,2,3,4,0", "line 2, column duration: '0' is not above 0"),
+        (HEADER + ",offset,duration", "1.wav,a,1,2,3,x,1", "line 2, column offset: 'x' is not a time in seconds"),
         (HEADER + ",start,end", "1.wav,a,1,2,3,4,4.0", "line 2, column end: '4.0' is not after start=4"),
         (HEADER + ",start,end", "1.wav,a,1,2,3,-1,4", "line 2, column start: '-1' is not a time in seconds"),
         (HEADER + ",start,end", "1.wav,a,1,2,3,,4", "line 2, column start: '' is not a time in seconds"),

@@ -177,3 +177,14 @@ def test_audio_that_a_fine_tuning_refuses_is_named_before(tmp_path):
     assert found["causes"] == {"silent": 1, "cut": 1}
     assert found["first"] == f"{folder}/02.wav: every sample is zero"
     assert found["decoded"] == found["files"] == 36
+
+
+def test_parts_that_a_fine_tuning_refuses_are_named_before(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(80_000) / 9), 16_000)
+    soundfile.write(tmp_path / "b.wav", np.r_[np.sin(np.arange(40_000) / 9), np.zeros(40_000)], 16_000)
+    rows = ["a.wav,0,5.05", "a.wav,1,6.5", "b.wav,0,2", "b.wav,3,4"]
+    table = "path,start,end,speaker,activation,valence,dominance\n" + "".join(f"{row},s,1,2,3\n" for row in rows)
+    (tmp_path / "t.csv").write_text(table)
+    found = describe(open_corpus(CorpusConfig(path=str(tmp_path / "t.csv"))))["unusable"]
+    assert found["causes"] == {"outside": 1, "silent": 1} and found["decoded"] == found["files"] == 2
+    assert found["first"] == f"{tmp_path}/a.wav: it is 1 s to 6.5 s of a file of 5.000 s"
