@@ -12,7 +12,7 @@ from test_audio_files import FORMS, coded
 from trees import noise
 
 from cpcscale import audio
-from cpcscale.emotion.audio.from_files import UnusableAudio, read_file
+from cpcscale.emotion.audio.labelled_file import UnusableAudio, read_file
 from cpcscale.emotion.corpora.corpus import Utterance
 from cpcscale.errors import AudioError
 from cpcscale.shards.adoption.read_tar import measure_member
