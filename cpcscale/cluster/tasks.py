@@ -26,6 +26,7 @@ from cpcscale.cluster import session
 from cpcscale.errors import UserError
 from cpcscale.machine import usable_cores
 from cpcscale.progress import Progress
+from cpcscale.signals import ENDING
 
 # How often a process looks whether the one that started it still lives.
 _PARENT_EVERY_S = 0.5
@@ -186,9 +187,9 @@ class _LocalTasks:
         self._pool.shutdown(kill_workers=True)
 
     def submit(self, item: Any) -> Future[Any]:
-        # Processes start here and inherit what is blocked: a Ctrl-C or a SIGTERM to the whole group is answered by
+        # Processes start here and inherit what is blocked: a Ctrl-C or another signal to the whole group is answered by
         # this process alone, which then ends them.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *ENDING})
         try:
             future: Future[Any] = self._pool.submit(_call, self._function, item)
             return future
