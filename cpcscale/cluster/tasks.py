@@ -173,12 +173,13 @@ class _LocalTasks:
         self.width = max(1, min(count, round(usable_cores() / cpus)))
         self._function = function
         threads = {"OMP_NUM_THREADS": str(max(1, int(cpus)))} if "OMP_NUM_THREADS" not in os.environ else {}
-        self._pool = ProcessPoolExecutor(
-            max_workers=self.width,
-            initializer=_begin,
-            initargs=(os.getpid(), shared),
-            env=threads | freed_memory.environment(),
-        )
+        with _starting():
+            self._pool = ProcessPoolExecutor(
+                max_workers=self.width,
+                initializer=_begin,
+                initargs=(os.getpid(), shared),
+                env=threads | freed_memory.environment(),
+            )
 
     def __enter__(self) -> _LocalTasks:
         return self
@@ -187,16 +188,12 @@ class _LocalTasks:
         self._pool.shutdown(kill_workers=True)
 
     def submit(self, item: Any) -> Future[Any]:
-        # Processes start here and inherit what is blocked: a Ctrl-C or another signal to the whole group is answered by
-        # this process alone, which then ends them.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *ENDING})
-        try:
-            future: Future[Any] = self._pool.submit(_call, self._function, item)
-            return future
-        except BrokenProcessPool as error:
-            raise _process_died(_exit_codes(error)) from None
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with _starting():
+            try:
+                future: Future[Any] = self._pool.submit(_call, self._function, item)
+                return future
+            except BrokenProcessPool as error:
+                raise _process_died(_exit_codes(error)) from None
 
     def wait(self, references: set[Future[Any]]) -> set[Future[Any]]:
         return wait(references, return_when=FIRST_COMPLETED).done
@@ -211,6 +208,22 @@ class _LocalTasks:
 
     def stop(self, references: set[Future[Any]], *, interrupted: bool) -> None:
         """The block ends right after this, and its processes with it."""
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """For the block, in which processes may start.
+
+    They inherit what is blocked: a Ctrl-C or another signal to the whole group is answered by this process alone, which
+    then ends them. And they do not look for Python's own modules in the current folder, which may have a `queue.py`.
+    """
+    mask, safe = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *ENDING}), os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONSAFEPATH") if safe is None else os.environ.update(PYTHONSAFEPATH=safe)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 # In a process for tasks: what its tasks share.

@@ -9,7 +9,7 @@ import click
 import pytest
 from docs_pages import PAGES, README, ROOT, TUTORIAL, Line, commands, lines, reference, to_run
 
-from cpcscale import config
+from cpcscale import config, doctor
 from cpcscale.arguments import command_line
 from cpcscale.errors import UserError
 from cpcscale.keys import config_classes
@@ -44,6 +44,9 @@ def _check_verb(arguments: list[str]) -> None:
         path, overrides = None, [path, *overrides]
     if options.verb == "corpus":
         overrides = [text.removeprefix("corpus.") for text in overrides]
+    if options.verb == "doctor":
+        doctor.load(path, overrides)
+        return
     roots = list(config_classes(options.verb))
     if options.verb == "bench":
         feed, train, scale = roots
