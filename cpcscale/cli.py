@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     freed_memory.keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
     if options.ray:
-        os.environ.setdefault("RAY_ADDRESS", "local")
+        # Set and empty is unset, as everywhere.
+        os.environ["RAY_ADDRESS"] = os.environ.get("RAY_ADDRESS") or "local"
     goes_on = f"the same command {GOES_ON.get(options.verb, 'begins again')}"
     try:
         refuse_deleted_folder()
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """Raises Terminated, so that SIGTERM and SIGHUP close what is open, as Ctrl-C does."""
+    """Raises Terminated, so that the signals of ENDING close what is open, as Ctrl-C does."""
     raise Terminated
 
 

@@ -26,7 +26,7 @@ def tracked_run(
 ) -> Iterator[tuple[Tracker, dict[str, float]]]:
     """Starts a tracked run for the `with` block; yields its tracker and a dict to fill with summary metrics.
 
-    The run ends as FINISHED; as KILLED where the process was asked to end (Ctrl-C, SIGTERM, SIGHUP, exit); as FAILED
+    The run ends as FINISHED; as KILLED where the process was asked to end (Ctrl-C, a signal of ENDING, exit); as FAILED
     after any other error. After a process that could do nothing any more, the next start in `run_dir` ends it (settle).
     If another driver took the `lease` of the folder over, the run is that driver's, and is left as it is.
     """
