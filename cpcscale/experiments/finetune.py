@@ -151,7 +151,7 @@ def finished_result(run_dir: str, identity: dict[str, str]) -> FinetuneResult | 
     if not storage.exists(url):
         return None
     try:
-        stored = json.loads(storage.read(url))
+        stored = configs.read_json(storage.read(url))
         result = FinetuneResult(**stored, predictions_csv=storage.read(storage.join(run_dir, PREDICTIONS)).decode())
     except (ValueError, TypeError) as error:
         raise UserError(f"{url} is not the result of a fine-tuning ({error}): choose another run_dir") from None

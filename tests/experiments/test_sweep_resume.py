@@ -23,8 +23,9 @@ from sweeps import family, settings
 from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.errors import UserError
+from cpcscale.experiments.finetune import finished_result
 from cpcscale.experiments.sweep.journal import Journal, TrialRecord
-from cpcscale.experiments.sweep.run import sweep
+from cpcscale.experiments.sweep.run import _finished, sweep
 from cpcscale.experiments.sweep.schedule import TrialSchedule
 from cpcscale.experiments.sweep.space import SearchDimension
 from cpcscale.experiments.sweep.suggest import suggest
@@ -32,6 +33,7 @@ from cpcscale.experiments.sweep.tracked_trials import TrackedTrials
 from cpcscale.experiments.sweep.tune import make_scheduler
 from cpcscale.runs.lease import HeldError, LeaseConfig, hold
 from cpcscale.signals import handlers_restored
+from cpcscale.tracking import run_note
 from cpcscale.tracking.outbox import always
 from cpcscale.tracking.tracker import Tracker
 
@@ -227,6 +229,17 @@ def test_epochs_that_come_again_after_a_death_are_on_record_once(tmp_path):
         trials.report(0, {"epoch": epoch, "inner_ccc": 0.5})
     assert [report["epoch"] for report in first.reports] == [1, 2, 3]
     assert (list(trials.left), trials.running) == ([1], {0})
+
+
+def test_files_of_a_run_that_hold_nothing_but_brackets_are_damaged_ones(tmp_path):
+    for name in ("run.json", "sweep.json", "result.json", "predictions.csv"):
+        (tmp_path / name).write_text("[" * 100_000)
+    assert run_note.read(str(tmp_path)) == {}
+    with pytest.raises(UserError, match=r"sweep.json is damaged: remove it"):
+        Journal(str(tmp_path)).identity()
+    for finished, what in ((finished_result, "fine-tuning"), (_finished, "sweep")):
+        with pytest.raises(UserError, match=rf"result.json is not the result of a {what} .*: choose another run_dir"):
+            finished(str(tmp_path), {})
 
 
 @pytest.fixture(scope="module")
