@@ -262,7 +262,7 @@ def _compare(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.report import compare
     from cpcscale.tracking.runs import read_runs
-    from cpcscale.tracking.tracker import TrackingConfig
+    from cpcscale.tracking.store import TrackingConfig
 
     tracking = config.load(TrackingConfig, None, options.overrides)
     runs = read_runs(tracking)

@@ -24,7 +24,8 @@ from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.experiments.tracked_run import tracked_run
-from cpcscale.tracking.tracker import Tracker, TrackingConfig, settle
+from cpcscale.tracking.store import TrackingConfig
+from cpcscale.tracking.tracker import Tracker, settle
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from typing import Any
 from cpcscale.cluster import ray_loss
 from cpcscale.runs.lease import Lease
 from cpcscale.tracking.outbox import always
-from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
+from cpcscale.tracking.store import TrackingConfig
+from cpcscale.tracking.tracker import Tracker, environment_tags
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from cpcscale.experiments.sweep.journal import METRIC, WORST, Journal, TrialReco
 from cpcscale.progress import Progress
 from cpcscale.tracking import run_note
 from cpcscale.tracking.runs import TrackedRun, read_runs
-from cpcscale.tracking.store import StoreError
-from cpcscale.tracking.tracker import Tracker, TrackingConfig
+from cpcscale.tracking.store import StoreError, TrackingConfig
+from cpcscale.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
