@@ -18,15 +18,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cpcscale import freed_memory
+from cpcscale import freed_memory, stdout
 from cpcscale.arguments import command_line
 from cpcscale.cluster import ray_loss
 from cpcscale.errors import Terminated, UserError
 from cpcscale.machine import refuse_deleted_folder, refuse_encoding, usable_cores
 from cpcscale.signals import ENDING, handlers_restored
-from cpcscale.stdout import guarded
 
-GOES_ON = {
+_GOES_ON = {
     "pack": "goes on where it was",
     "pretrain": "goes on from the last checkpoint",
     "sweep": "goes on with the trials that are left",
@@ -35,7 +34,7 @@ GOES_ON = {
 }
 
 
-@guarded
+@stdout.guarded
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status."""
     parser = command_line()
@@ -51,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     freed_memory.keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="cpcscale: %(message)s", stream=sys.stderr)
     if options.ray:
-        os.environ.setdefault("RAY_ADDRESS", "local")
-    goes_on = f"the same command {GOES_ON.get(options.verb, 'begins again')}"
+        # Set and empty is unset, as everywhere.
+        os.environ["RAY_ADDRESS"] = os.environ.get("RAY_ADDRESS") or "local"
+    goes_on = f"the same command {_GOES_ON.get(options.verb, 'begins again')}"
     try:
         refuse_deleted_folder()
         refuse_encoding()
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """Raises Terminated, so that SIGTERM and SIGHUP close what is open, as Ctrl-C does."""
+    """Raises Terminated, so that the signals of ENDING close what is open, as Ctrl-C does."""
     raise Terminated
 
 
@@ -262,7 +262,7 @@ def _compare(options: argparse.Namespace) -> None:
     from cpcscale import config
     from cpcscale.report import compare
     from cpcscale.tracking.runs import read_runs
-    from cpcscale.tracking.tracker import TrackingConfig
+    from cpcscale.tracking.store import TrackingConfig
 
     tracking = config.load(TrackingConfig, None, options.overrides)
     runs = read_runs(tracking)

@@ -18,7 +18,7 @@ from cpcscale.errors import UserError
 from cpcscale.storage.place import check_place
 from cpcscale.storage.s3_requests import StorageConfig
 from cpcscale.tracking import store
-from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
 
 _LEAST_FREE_GB = 1.0
 _LEAST_MEMORY_GB = 2.0
@@ -83,7 +83,7 @@ def examine(spec: Any) -> Iterator[Finding]:
         try:
             yield Finding(name, True, check())
         except UserError as error:
-            yield Finding(name, False, " ".join(str(error).split()))
+            yield Finding(name, False, str(error))
 
 
 def _cores() -> str:

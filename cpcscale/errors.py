@@ -45,7 +45,7 @@ class AudioError(UserError):
 
 
 class Terminated(KeyboardInterrupt):
-    """Raised on SIGTERM and SIGHUP, as KeyboardInterrupt is on Ctrl-C; the message says what was done before."""
+    """Raised on the signals of signals.ENDING, as KeyboardInterrupt is on Ctrl-C; the message says what was done."""
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ def config_classes(verb: str) -> tuple[type, ...]:
 
             return (ReproduceConfig,)
         case "compare":
-            from cpcscale.tracking.tracker import TrackingConfig
+            from cpcscale.tracking.store import TrackingConfig
 
             return (TrackingConfig,)
         case "doctor":

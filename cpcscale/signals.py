@@ -40,10 +40,12 @@ def _after_hangup(handler: Handler) -> Handler:
 
     def answer(number: int, frame: FrameType | None) -> None:
         for stream in (1, 2):
-            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream)
-                os.close(nowhere)
+            # It may be closed, as by `>&-`.
+            with contextlib.suppress(OSError):
+                if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                    nowhere = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(nowhere, stream)
+                    os.close(nowhere)
         handler(number, frame)
 
     return answer

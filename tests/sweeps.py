@@ -11,7 +11,7 @@ from made_voices import recipe
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.experiments.sweep.config import SweepConfig
 from cpcscale.tracking.runs import TrackedRun, read_runs
-from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
 
 SPACE = {"fit.learning_rate": {"loguniform": [1e-3, 1e-2]}, "fit.batch": {"choice": [4, 6]}}
 

@@ -37,7 +37,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one tracked run, in the sqlite file that a first run makes."""
     folder = tmp_path_factory.mktemp("tracked")
     program = (
-        "from cpcscale.tracking.tracker import Tracker, TrackingConfig\n"
+        "from cpcscale.tracking.store import TrackingConfig\n"
+        "from cpcscale.tracking.tracker import Tracker\n"
         "run = Tracker.start(TrackingConfig(), kind='finetune', name='x', run_dir='runs/x', tags={}, params={})\n"
         "run.finish('FINISHED', {'ccc_mean': 0.5})\n"
     )

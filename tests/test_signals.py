@@ -35,11 +35,11 @@ sys.exit(cli.main(["index", "x"]))
 """
 
 
-def working(tmp_path: Path, terminal: int, *more: str) -> subprocess.Popen[bytes]:
-    """The verb at work, with its stderr in this terminal."""
+def working(tmp_path: Path, terminal: int, *more: str, closed: str = "") -> subprocess.Popen[bytes]:
+    """The verb at work, with its stderr in this terminal; `closed` is what a shell is to close, as 1>&-."""
     told = tmp_path / "told"
     os.mkfifo(told)
-    command = [sys.executable, "-c", VERB, str(told), *more]
+    command = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-c", VERB, str(told), *more]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=terminal, env=environment, start_new_session=True)
     assert told.read_text() == "works\n"
@@ -59,6 +59,12 @@ def test_a_hangup_ends_a_verb_as_sigterm_does_and_a_closed_terminal_is_no_error(
     if not closed:
         assert b"cpcscale: stopped; the same command begins again" in os.read(ours, 10_000)
         os.close(ours)
+
+
+def test_a_hangup_of_a_verb_without_standard_output_is_no_error(tmp_path):
+    process = working(tmp_path, subprocess.DEVNULL, closed="1>&-")
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 143
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=["usr1", "usr2"])

@@ -16,7 +16,7 @@ from cpcscale.runs.lease import LeaseConfig
 from cpcscale.shards.pack import PackConfig
 from cpcscale.storage import StorageConfig
 from cpcscale.stream.lanes import lanes_of_rank
-from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
 from cpcscale.train.recipe import Recipe
 
 

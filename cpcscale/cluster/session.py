@@ -21,7 +21,7 @@ from cpcscale import freed_memory
 from cpcscale.cluster import ray_loss
 from cpcscale.errors import Terminated, UserError
 from cpcscale.machine import usable_cores
-from cpcscale.signals import handlers_restored
+from cpcscale.signals import ENDING, handlers_restored
 
 # The RAY_ADDRESS of a Ray that is to be started on this machine.
 _HERE = "local"
@@ -215,10 +215,10 @@ def stop_wait_s() -> float:
 def _signals_kept() -> Iterator[None]:
     """Restores the SIGTERM handler after the block: Ray installs its own. A SIGTERM in the block raises Terminated.
 
-    Processes that are started in the block never get SIGHUP, which a closed terminal sends to all of a command: the
-    driver alone answers it, with workers that can still make a checkpoint.
+    Processes that are started in the block never get the others of ENDING, which a closed terminal and SLURM send to
+    all of a command: the driver alone answers them, with workers that can still make a checkpoint.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING} - {signal.SIGTERM})
     try:
         with handlers_restored(signal.SIGTERM):
             yield

@@ -41,7 +41,7 @@ def fit(
     """Trains on as many workers as the config asks for and returns the loop's summary; `on_saved` as in Console.
 
     Raises the workers' UserError; UserError after more than `max_failures` failures; KeyboardInterrupt at Ctrl-C; and
-    Terminated at SIGTERM or SIGHUP, once the workers have made a checkpoint or `stop_grace_s` is over, or at a second
+    Terminated at a signal of ENDING, once the workers have made a checkpoint or `stop_grace_s` is over, or at a second
     one.
     """
     # On the driver's own node, so that losing another node never loses the mailbox.
@@ -132,7 +132,7 @@ class _RestartNotes(ray.train.UserCallback):
 
 
 class _Stop:
-    """Handles SIGTERM and SIGHUP: the first asks the workers for a checkpoint and to stop, a second ends them."""
+    """Handles the signals of ENDING: the first asks the workers for a checkpoint and to stop, a second ends them."""
 
     def __init__(self, mailbox: Any, console: Console, grace_s: float) -> None:
         self._mailbox, self._console, self._grace_s = mailbox, console, grace_s

@@ -24,7 +24,8 @@ from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.experiments.tracked_run import tracked_run
-from cpcscale.tracking.tracker import Tracker, TrackingConfig, settle
+from cpcscale.tracking.store import TrackingConfig
+from cpcscale.tracking.tracker import Tracker, settle
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ def finished_result(run_dir: str, identity: dict[str, str]) -> FinetuneResult | 
     if not storage.exists(url):
         return None
     try:
-        stored = json.loads(storage.read(url))
+        stored = configs.read_json(storage.read(url))
         result = FinetuneResult(**stored, predictions_csv=storage.read(storage.join(run_dir, PREDICTIONS)).decode())
     except (ValueError, TypeError) as error:
         raise UserError(f"{url} is not the result of a fine-tuning ({error}): choose another run_dir") from None

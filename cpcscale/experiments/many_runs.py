@@ -24,7 +24,8 @@ from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.experiments.finetune import FinetuneConfig, finished_result
 from cpcscale.experiments.many_runs_config import RECIPE_FIELDS
 from cpcscale.progress import duration
-from cpcscale.tracking.tracker import Tracker, TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
+from cpcscale.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe
 from cpcscale.errors import UserError, nearest
 from cpcscale.experiments.sweep.space import with_values
 from cpcscale.runs.lease import LeaseConfig
-from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
 
 RECIPE_FIELDS = tuple(one.name for one in dataclasses.fields(EmotionRecipe))
 # Keys that cannot differ between systems: figures would not be comparable, or two runs would have the same name.

@@ -9,7 +9,8 @@ from typing import Any
 from cpcscale.cluster import ray_loss
 from cpcscale.runs.lease import Lease
 from cpcscale.tracking.outbox import always
-from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
+from cpcscale.tracking.store import TrackingConfig
+from cpcscale.tracking.tracker import Tracker, environment_tags
 
 
 @contextlib.contextmanager
@@ -26,7 +27,7 @@ def tracked_run(
 ) -> Iterator[tuple[Tracker, dict[str, float]]]:
     """Starts a tracked run for the `with` block; yields its tracker and a dict to fill with summary metrics.
 
-    The run ends as FINISHED; as KILLED where the process was asked to end (Ctrl-C, SIGTERM, SIGHUP, exit); as FAILED
+    The run ends as FINISHED; as KILLED where the process was asked to end (Ctrl-C, a signal of ENDING, exit); as FAILED
     after any other error. After a process that could do nothing any more, the next start in `run_dir` ends it (settle).
     If another driver took the `lease` of the folder over, the run is that driver's, and is left as it is.
     """

@@ -20,7 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from cpcscale import storage
+from cpcscale import config, storage
 from cpcscale.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -218,7 +218,7 @@ class Outbox:
 
     def _restore(self) -> None:
         """Queues the records that an earlier process of this run could not send."""
-        note = read_json(self._spill_url) if self._spill_url else {}
+        note = read_note(self._spill_url) if self._spill_url else {}
         if note.get("run_id") == self._run_id:
             self._spilled = True
             self._values.extend((key, value, at_ms, step) for key, value, at_ms, step in note["values"])
@@ -231,10 +231,10 @@ def always() -> bool:
     return True
 
 
-def read_json(url: str) -> dict[str, Any]:
+def read_note(url: str) -> dict[str, Any]:
     """The JSON object at `url`; empty when there is no file, or, with a warning, when it is not a JSON object."""
     try:
-        content = json.loads(storage.read(url))
+        content = config.read_json(storage.read(url))
     except storage.NotFoundError:
         return {}
     except ValueError:

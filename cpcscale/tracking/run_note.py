@@ -14,7 +14,7 @@ from typing import Any
 from cpcscale import storage
 from cpcscale.errors import UserError
 from cpcscale.machine import ProcessMark
-from cpcscale.tracking.outbox import read_json
+from cpcscale.tracking.outbox import read_note
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ NAME, UNSENT = "run.json", "unsent.json"
 
 def read(run_dir: str) -> dict[str, Any]:
     """The note of a folder; empty for a new one."""
-    note = read_json(storage.join(run_dir, NAME))
+    note = read_note(storage.join(run_dir, NAME))
     # An earlier version noted a place as it was typed.
     return note | ({"place": storage.absolute(str(note["place"]))} if note.get("place") else {})
 
@@ -42,7 +42,7 @@ def read_own(run_dir: str, kind: str) -> tuple[str | None, dict[str, str]]:
         return known, {}
     try:
         same_machine = storage.local_path(before) is None or note.get("host") == socket.gethostname()
-        still_there = read_json(storage.join(before, NAME)).get("run_id") == known
+        still_there = read_note(storage.join(before, NAME)).get("run_id") == known
         first, here = storage.local_path(before), storage.local_path(run_dir)
         if still_there and first and here and first.exists() and first.samefile(here):
             return known, {}  # Another path to the same folder, such as a link.

@@ -21,6 +21,7 @@ from cpcscale.cluster.tasks import cpus_each, map_tasks, stream_tasks
 from cpcscale.errors import AudioError, UserError
 from cpcscale.machine import usable_cores
 from cpcscale.shards.pack import PackConfig, pack
+from cpcscale.signals import ENDING
 
 SPEC = PackConfig(shard_mb=0.1, max_s=1.0, heldout_share=0.2, group_shards=2)
 
@@ -125,6 +126,12 @@ def test_a_bug_in_a_task_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError) as caught:
         map_tasks(wrong, range(2), what="work")
     assert "return 1 / number" in f"{caught.value}{caught.value.__cause__}"
+
+
+def test_a_signal_to_all_of_a_command_is_left_to_the_caller(where):
+    [blocked] = map_tasks(lambda number: signal.pthread_sigmask(signal.SIG_BLOCK, ()), range(1), what="signals")
+    # Ray ends its own processes at SIGTERM and SIGINT.
+    assert blocked >= ({signal.SIGINT, *ENDING} if where == "processes" else {*ENDING} - {signal.SIGTERM})
 
 
 def test_a_process_that_dies_is_one_line():

@@ -29,7 +29,7 @@ from cpcscale.experiments.many_runs_config import ReproduceConfig
 from cpcscale.experiments.sweep.journal import Journal
 from cpcscale.shards.pack import PackConfig, pack
 from cpcscale.tracking.runs import read_runs
-from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
 
 SPEECH = ray_heads.ROOT / "tests" / "data" / "speech"
 # What is said of one run alone: its names, its places and its times.

@@ -22,7 +22,7 @@ from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.probe_log import Probe, Probes, ProbeSet
 from cpcscale.runs.publisher import Publisher
 from cpcscale.tracking.runs import read_runs
-from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
 from cpcscale.train.checkpoint import RunPosition, checkpoint_files_of
 from cpcscale.train.recipe import Recipe
 

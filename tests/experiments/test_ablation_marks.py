@@ -18,7 +18,7 @@ from cpcscale.experiments.reproduce import run as reproduce
 from cpcscale.experiments.reproduce.run import ReproduceConfig
 from cpcscale.report.terminal.finetune import finetune_lines
 from cpcscale.tracking.runs import read_runs
-from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
 
 
 def parts(folder: Path, system: str, **changes: Any) -> dict[str, Any]:

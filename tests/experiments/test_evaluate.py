@@ -21,7 +21,7 @@ from cpcscale.experiments.finetune import FinetuneConfig, finetune
 from cpcscale.experiments.many_runs import read_predictions
 from cpcscale.report.terminal.evaluate import evaluate_files, evaluate_lines
 from cpcscale.tracking.runs import read_runs
-from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "evaluate"
 

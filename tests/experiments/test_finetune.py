@@ -27,7 +27,7 @@ from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
 from cpcscale.experiments.finetune import FinetuneConfig, finetune
 from cpcscale.tracking.runs import read_runs
-from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
 from cpcscale.train.ranks import PeerLostError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

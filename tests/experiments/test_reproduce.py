@@ -20,7 +20,7 @@ from cpcscale.experiments.reproduce import run as module
 from cpcscale.experiments.reproduce.run import ReproduceConfig, reproduce
 from cpcscale.report.terminal.results import results_markdown
 from cpcscale.tracking.runs import TrackedRun, read_runs
-from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
 from cpcscale.train.recipe import Recipe, TrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"

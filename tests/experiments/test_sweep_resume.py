@@ -23,14 +23,17 @@ from sweeps import family, settings
 from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.errors import UserError
+from cpcscale.experiments.finetune import finished_result
 from cpcscale.experiments.sweep.journal import Journal, TrialRecord
-from cpcscale.experiments.sweep.run import sweep
+from cpcscale.experiments.sweep.run import _finished, sweep
 from cpcscale.experiments.sweep.schedule import TrialSchedule
 from cpcscale.experiments.sweep.space import SearchDimension
 from cpcscale.experiments.sweep.suggest import suggest
 from cpcscale.experiments.sweep.tracked_trials import TrackedTrials
 from cpcscale.experiments.sweep.tune import make_scheduler
 from cpcscale.runs.lease import HeldError, LeaseConfig, hold
+from cpcscale.signals import handlers_restored
+from cpcscale.tracking import run_note
 from cpcscale.tracking.outbox import always
 from cpcscale.tracking.tracker import Tracker
 
@@ -228,6 +231,17 @@ def test_epochs_that_come_again_after_a_death_are_on_record_once(tmp_path):
     assert (list(trials.left), trials.running) == ([1], {0})
 
 
+def test_files_of_a_run_that_hold_nothing_but_brackets_are_damaged_ones(tmp_path):
+    for name in ("run.json", "sweep.json", "result.json", "predictions.csv"):
+        (tmp_path / name).write_text("[" * 100_000)
+    assert run_note.read(str(tmp_path)) == {}
+    with pytest.raises(UserError, match=r"sweep.json is damaged: remove it"):
+        Journal(str(tmp_path)).identity()
+    for finished, what in ((finished_result, "fine-tuning"), (_finished, "sweep")):
+        with pytest.raises(UserError, match=rf"result.json is not the result of a {what} .*: choose another run_dir"):
+            finished(str(tmp_path), {})
+
+
 @pytest.fixture(scope="module")
 def one_ray(s3):
     """One Ray for the module's sweeps, whose workers can reach the S3 server."""
@@ -257,17 +271,22 @@ def when_over(config, count: int, act) -> threading.Thread:
     return thread
 
 
-def interrupt() -> None:
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+def interrupt(number: signal.Signals = signal.SIGINT) -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
-@pytest.mark.parametrize("where", [pytest.param("local", marks=long), "s3"])
-def test_a_sweep_that_is_interrupted_goes_on_with_the_trials_that_are_left(one_ray, s3, tmp_path, where, capfd):
+# Tune has a handler of SIGUSR1 that cannot be turned off.
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [pytest.param("local", signal.SIGUSR1, marks=long, id="local"), pytest.param("s3", signal.SIGINT, id="s3")],
+)
+def test_a_sweep_that_is_interrupted_goes_on_with_the_trials_that_are_left(one_ray, s3, tmp_path, where, number, capfd):
     put_corpus(tmp_path / "tones")
     run_dir = f"{s3.base}/sweeps/{tmp_path.name}" if where == "s3" else str(tmp_path / "run")
     config = settings(tmp_path, epochs=12, trials=4, workers=1, run_dir=run_dir, search="optuna")
-    watching = when_over(config, 1, interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    watching = when_over(config, 1, lambda: interrupt(number))
+    # As under the command line, where each of these signals ends the verb.
+    with handlers_restored(signal.SIGUSR1, meanwhile=lambda *_: None), pytest.raises(KeyboardInterrupt):
         sweep(config)
     watching.join()
     parent, children, _ = family(config)

@@ -13,7 +13,8 @@ from cpcscale.report.terminal.pretrain import pretrain_lines
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.probe_log import Probe, Probes, ProbeSet
 from cpcscale.tracking.runs import read_runs
-from cpcscale.tracking.tracker import Tracker, TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
+from cpcscale.tracking.tracker import Tracker
 
 PRIMITIVES = ("activation", "valence", "dominance")
 

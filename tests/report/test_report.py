@@ -16,7 +16,8 @@ import pytest
 from cpcscale.report.compare import compare_rows, format_csv, format_json, format_table
 from cpcscale.report.html.compare_page import write_html
 from cpcscale.tracking.runs import TrackedRun, read_runs
-from cpcscale.tracking.tracker import Tracker, TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
+from cpcscale.tracking.tracker import Tracker
 
 FIGURES = ["activation", "valence", "dominance", "mean"]
 CCC = dict(zip(FIGURES, (0.4124, -0.0216, 0.3, 0.2303), strict=True))

@@ -11,7 +11,8 @@ import pytest
 from cpcscale.errors import UserError
 from cpcscale.tracking import run_note
 from cpcscale.tracking.runs import read_runs
-from cpcscale.tracking.tracker import Tracker, TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
+from cpcscale.tracking.tracker import Tracker
 
 
 @pytest.fixture

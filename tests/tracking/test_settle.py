@@ -21,14 +21,15 @@ import pytest
 from cpcscale.errors import UserError
 from cpcscale.tracking import outbox
 from cpcscale.tracking.runs import TrackedRun, read_runs
-from cpcscale.tracking.store import sqlite_path, store_uri
-from cpcscale.tracking.tracker import Tracker, TrackingConfig, settle
+from cpcscale.tracking.store import TrackingConfig, sqlite_path, store_uri
+from cpcscale.tracking.tracker import Tracker, settle
 
 ROOT = Path(__file__).parents[2]
 # A driver that is killed while it works, with a run below its own.
 KILLED = """
 import os, sys
-from cpcscale.tracking.tracker import Tracker, TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
+from cpcscale.tracking.tracker import Tracker
 config, more = TrackingConfig(sys.argv[3], sys.argv[1]), {"tags": {}, "params": {}}
 sweep = Tracker.start(config, kind="sweep", name="s", run_dir=sys.argv[2], **more)
 trial = Tracker.start(config, kind="trial", name="t", run_dir=sys.argv[2] + "/t", parent=sweep.run_id, **more)

@@ -20,8 +20,8 @@ import pytest
 from cpcscale.errors import UserError
 from cpcscale.tracking import outbox
 from cpcscale.tracking.runs import TrackedRun, read_runs
-from cpcscale.tracking.store import StoreError
-from cpcscale.tracking.tracker import Tracker, TrackingConfig, environment_tags
+from cpcscale.tracking.store import StoreError, TrackingConfig
+from cpcscale.tracking.tracker import Tracker, environment_tags
 
 
 class Server:

@@ -182,7 +182,7 @@ class ArrayCache:
         """A table that was saved; empty if there is none or it is corrupt."""
         path = self._table_path(name)
         try:
-            rows = json.loads(path.read_bytes())
+            rows = config.read_json(path.read_bytes())
             os.utime(path)
         except (FileNotFoundError, ValueError):
             return {}
@@ -288,7 +288,7 @@ def _places(path: Path, actual: Path) -> dict[str, _Place]:
     with actual.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     first = 8 + int.from_bytes(mapped[:8], "little")
-    header = json.loads(mapped[8:first])
+    header = config.read_json(mapped[8:first])
     checksums, places, last = header.pop("__metadata__"), {}, first
     for key, row in header.items():
         dtype, shape, (start, stop) = _TYPES[row["dtype"]], tuple(row["shape"]), row["data_offsets"]

@@ -155,7 +155,6 @@ def durations(
 def decoding_faults(utterances: Sequence[Utterance], seconds: float) -> tuple[dict[str, audio.AudioError], int]:
     """(why each file that a fine-tuning refuses is refused, how many were decoded).
 
-
     A file is refused if any of its utterances is. Of a corpus of more than 20 hours (`seconds`), only every n-th file
     is decoded. Raises UserError when a store fails.
     """

@@ -17,7 +17,7 @@ from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.experiments.many_runs_config import check_systems_and_seeds, system_recipe
 from cpcscale.runs.lease import LeaseConfig
-from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
 
 KINDS = ("robustness", "learning", "cross")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -10,7 +10,7 @@ from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.experiments.sweep.space import NOT_SWEPT
 from cpcscale.runs.lease import LeaseConfig
-from cpcscale.tracking.tracker import TrackingConfig
+from cpcscale.tracking.store import TrackingConfig
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cpcscale import storage
+from cpcscale import config, storage
 from cpcscale.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def _record(url: str) -> TrialRecord:
 
 def _parsed(url: str) -> dict[str, Any]:
     try:
-        found = json.loads(storage.read(url))
+        found = config.read_json(storage.read(url))
     except ValueError:
         found = None
     if not isinstance(found, dict):

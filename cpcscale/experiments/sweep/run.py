@@ -292,7 +292,10 @@ def _finished(run_dir: str, identity: Mapping[str, str]) -> dict[str, Any] | Non
     url = storage.join(run_dir, RESULT)
     if not storage.exists(url):
         return None
-    stored = json.loads(storage.read(url))
+    try:
+        stored = configs.read_json(storage.read(url))
+    except ValueError as error:
+        raise UserError(f"{url} is not the result of a sweep ({error}): choose another run_dir") from None
     if not isinstance(stored, dict) or METRIC not in stored or stored.get("identity") != identity:
         raise UserError(
             f"run_dir={run_dir} holds a finished run with another config or data: pass run_dir=FOLDER with a new one"

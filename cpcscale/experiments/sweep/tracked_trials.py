@@ -15,9 +15,10 @@ from typing import Any
 from cpcscale import storage
 from cpcscale.experiments.sweep.journal import METRIC, WORST, Journal, TrialRecord
 from cpcscale.progress import Progress
+from cpcscale.tracking import run_note
 from cpcscale.tracking.runs import TrackedRun, read_runs
-from cpcscale.tracking.store import StoreError
-from cpcscale.tracking.tracker import Tracker, TrackingConfig
+from cpcscale.tracking.store import StoreError, TrackingConfig
+from cpcscale.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class TrackedTrials:
     def _start_run(
         self, kind: str, name: str, folder: str, parent: str, tags: Mapping[str, str], params: Mapping[str, Any]
     ) -> Tracker | None:
-        run_file = storage.join(folder, "run.json")
+        run_file = storage.join(folder, run_note.NAME)
         known = self._known.get((parent, name))
         # An earlier driver was killed after it created the run and before it wrote run.json.
         if known is not None and not storage.exists(run_file):
@@ -128,9 +129,7 @@ class TrackedTrials:
             return None
 
     def _run_id(self, record: TrialRecord) -> str | None:
-        with contextlib.suppress(storage.NotFoundError, ValueError, KeyError):
-            return str(json.loads(storage.read(storage.join(self._journal.trial_folder(record), "run.json")))["run_id"])
-        return None
+        return run_note.read(self._journal.trial_folder(record)).get("run_id")
 
     def _show_progress(self) -> None:
         ended = self._journal.ended()

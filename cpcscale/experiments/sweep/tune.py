@@ -82,10 +82,13 @@ def run_trials(schedule: TrialSchedule, prepared: Mapping[str, PreparedCorpus], 
                 raise cause from None
             raise
     request.pass_on()
+    if schedule.left or schedule.running:
+        # Tune handles SIGUSR1 itself, whatever is set, and returns as if all trials had ended.
+        raise Terminated
 
 
 class _StopRequest:
-    """Whether the sweep was asked to stop by Ctrl-C, SIGTERM or SIGHUP.
+    """Whether the sweep was asked to stop by Ctrl-C or a signal of ENDING.
 
     Tune frees the resources of its trials when a Stopper ends it, not when it is interrupted.
     """
