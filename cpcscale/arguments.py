@@ -32,7 +32,7 @@ _EXAMPLES = {
 
 
 # Verbs that run in processes of this machine unless Ray is asked for.
-_ON_RAY = ("pack", "index", "audit", "finetune", "evaluate", "reproduce")
+_WITHOUT_RAY = ("pack", "index", "audit", "finetune", "evaluate", "reproduce")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,7 +74,7 @@ def command_line() -> argparse.ArgumentParser:
         subparser.add_argument("overrides", nargs="*", metavar="key=value", default=[], help=text)
         if verb in _EXAMPLES:
             subparser.add_argument("--keys", action=_ShowKeys, help="list the config keys, their defaults and meaning")
-        if verb in _ON_RAY:
+        if verb in _WITHOUT_RAY:
             subparser.add_argument("--ray", action="store_true", help="run on Ray, here if RAY_ADDRESS is unset")
         if verb != "compare":
             subparser.add_argument("--json", action="store_true", help="print one JSON object on stdout, not text")

@@ -70,6 +70,8 @@ def guarded(way_out: str = "", end: Callable[[], None] | None = None) -> Iterato
         raise
     finally:
         _loss.way_out = before
+        if way_out and not before:
+            _loss.what = ""
         if end:
             _loss.ends.remove(end)
 
@@ -145,8 +147,10 @@ def _watch(watched: dict[str, Callable[[], bool]]) -> None:
         return
     line = _line(_loss.what)
     time.sleep(_ENDS_WITHIN_S)
-    # The verb may have ended meanwhile, and only Ray's own end be stuck.
-    stuck = bool(_loss.way_out)
+    if not (stuck := bool(_loss.way_out)):
+        # The verb has ended by itself, and only Ray's own end, at that of the process, may be stuck.
+        threading.main_thread().join()
+        time.sleep(_ENDS_WITHIN_S)
     try:
         for end in reversed(_loss.ends):
             end()

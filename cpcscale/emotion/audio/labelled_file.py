@@ -109,7 +109,7 @@ def _part(utterance: Utterance, decoded: np.ndarray) -> np.ndarray | UnusableAud
     try:
         return audio.check_sound(decoded[slice(*bounds)], audio.SoundLimits())[0]
     except audio.AudioError as error:
-        return UnusableAudio(utterance.key, utterance.path, error.cause, str(error))
+        return UnusableAudio(utterance.key, utterance.path, error.cause, str(error), error.seconds)
 
 
 def _short(utterance: Utterance, samples: int) -> UnusableAudio:

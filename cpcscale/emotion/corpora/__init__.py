@@ -6,6 +6,7 @@ import logging
 
 from cpcscale import storage
 from cpcscale.emotion.corpora import crema_d, csv_table, emodb, iemocap, msp_improv, msp_podcast, ravdess
+from cpcscale.emotion.corpora.acted_categories import share_named
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, is_file, require_path
 from cpcscale.errors import UserError
 
@@ -61,7 +62,8 @@ def detect_kind(settings: CorpusConfig) -> str:
             log.info("%s is read as %s", path, kind)
             return kind
     shares = {
-        kind: acted.share_named(files) for kind, acted in (("emodb", emodb), ("ravdess", ravdess), ("crema-d", crema_d))
+        kind: share_named(files, acted.FORM)
+        for kind, acted in (("emodb", emodb), ("ravdess", ravdess), ("crema-d", crema_d))
     }
     kind = max(shares, key=lambda kind: shares[kind])
     if shares[kind] == 1:

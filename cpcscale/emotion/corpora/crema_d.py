@@ -20,7 +20,7 @@ from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, Utterance, req
 from cpcscale.tables import Table
 
 _NAME = re.compile(r"(?P<actor>1\d{3})_[A-Z]{3}_(?P<emotion>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX|X)")
-_FORM = acted_categories.NameForm("CREMA-D", _NAME, "1001_DFA_ANG_XX.wav")
+FORM = acted_categories.NameForm("CREMA-D", _NAME, "1001_DFA_ANG_XX.wav")
 _ACTORS = "VideoDemographics.csv"
 
 
@@ -32,12 +32,7 @@ def read(settings: CorpusConfig) -> Corpus:
     folder = require_path(settings)
     files = storage.list_files(folder)
     parse = functools.partial(_utterance, genders=_genders(folder, files))
-    return acted_categories.read_acted(_FORM, settings, folder, files, files, parse)
-
-
-def share_named(files: Sequence[str]) -> float:
-    """The share of the audio files that are named as in CREMA-D."""
-    return acted_categories.share_named(files, _FORM)
+    return acted_categories.read_acted(FORM, settings, folder, files, files, parse)
 
 
 def _genders(folder: str, files: Sequence[str]) -> dict[str, str]:

@@ -7,7 +7,6 @@ Seven acted emotions without ratings: labels are stand-ins (see acted_categories
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from cpcscale import storage
 from cpcscale.emotion.corpora import acted_categories
@@ -27,7 +26,7 @@ _CATEGORIES = {
 }
 _FEMALE = frozenset({"08", "09", "13", "14", "16"})
 _NAME = re.compile(r"(?P<speaker>\d\d)[ab]\d\d(?P<emotion>[WLEAFTN])[a-z]?")
-_FORM = acted_categories.NameForm("EmoDB", _NAME, "03a01Fa.wav")
+FORM = acted_categories.NameForm("EmoDB", _NAME, "03a01Fa.wav")
 
 
 def read(settings: CorpusConfig) -> Corpus:
@@ -43,12 +42,7 @@ def read(settings: CorpusConfig) -> Corpus:
         table = Table(storage.join(folder, MANIFEST))
         table.require(column := path_column(table))
         listed = [row[column] for row in table.rows()]
-    return acted_categories.read_acted(_FORM, settings, folder, listed, files, _utterance)
-
-
-def share_named(files: Sequence[str]) -> float:
-    """The share of the audio files that are named as in EmoDB."""
-    return acted_categories.share_named(files, _FORM)
+    return acted_categories.read_acted(FORM, settings, folder, listed, files, _utterance)
 
 
 def _utterance(key: str, path: str) -> Utterance | str:

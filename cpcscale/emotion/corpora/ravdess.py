@@ -10,7 +10,6 @@ Dropped: song, `calm` (which has no stand-in point; so 192 of 1,440 speech files
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from cpcscale import storage
 from cpcscale.emotion.corpora import acted_categories
@@ -27,7 +26,7 @@ _CATEGORIES = {
     "08": "surprise",
 }
 _NAME = re.compile(r"0[1-3]-(?P<channel>0[12])-(?P<emotion>0[1-8])-0[12]-0[12]-0[12]-(?P<actor>[0-2]\d)")
-_FORM = acted_categories.NameForm("RAVDESS", _NAME, "03-01-06-01-02-01-12.wav")
+FORM = acted_categories.NameForm("RAVDESS", _NAME, "03-01-06-01-02-01-12.wav")
 
 
 def read(settings: CorpusConfig) -> Corpus:
@@ -37,12 +36,7 @@ def read(settings: CorpusConfig) -> Corpus:
     """
     folder = require_path(settings)
     files = storage.list_files(folder)
-    return acted_categories.read_acted(_FORM, settings, folder, files, files, _utterance)
-
-
-def share_named(files: Sequence[str]) -> float:
-    """The share of the audio files that are named as in RAVDESS."""
-    return acted_categories.share_named(files, _FORM)
+    return acted_categories.read_acted(FORM, settings, folder, files, files, _utterance)
 
 
 def _utterance(key: str, path: str) -> Utterance | str:
