@@ -57,29 +57,36 @@ def check_ranks(recipe: EmotionRecipe, ranks: int) -> None:
         )
 
 
-def connect(recipe: EmotionRecipe, ranks: int, workers: int) -> None:
-    """Joins or starts Ray if the folds need it: for `ranks` that share one, for GPUs, and where it is asked for.
+def check_cluster_size(recipe: EmotionRecipe, ranks: int, workers: int) -> None:
+    """Raises UserError when this machine, or the cluster to run on, lacks a core (or GPU) for each rank.
 
-    Raises UserError, before Ray starts, when this machine or the cluster lacks a core (or GPU) for each rank.
+    Joins that cluster, but starts no Ray on this machine.
     """
     import torch
 
+    if ranks == 1:
+        return
     cores, gpus, where = usable_cores(), torch.cuda.device_count(), "this machine"
-    if session.uses_ray():
+    if session.joins_cluster():
         session.connect(workers * ranks)
         import ray
 
         found = ray.cluster_resources()
         cores, gpus, where = int(found.get("CPU", 0)), int(found.get("GPU", 0)), "the Ray cluster"
-    elif ranks == 1 and (recipe.fit.device == "cpu" or not gpus):
-        return
     if recipe.fit.device != "cpu" and 0 < gpus < ranks:
         raise UserError(
             f"ranks={ranks} needs {ranks} GPUs, one a rank, and {where} has {gpus}: lower ranks, or pass fit.device=cpu"
         )
-    if ranks > 1 and cores < ranks:
+    if ranks > cores:
         raise UserError(f"ranks={ranks} needs a core for each rank, and {where} has {cores}: lower ranks")
-    session.connect(workers * ranks)
+
+
+def connect(recipe: EmotionRecipe, ranks: int, workers: int) -> None:
+    """Joins or starts Ray if the folds need it: for `ranks` that share one, for GPUs, and where it is asked for."""
+    import torch
+
+    if ranks > 1 or session.uses_ray() or (recipe.fit.device != "cpu" and torch.cuda.is_available()):
+        session.connect(workers * ranks)
 
 
 def uses_gpus(recipe: EmotionRecipe) -> bool:

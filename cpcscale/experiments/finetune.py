@@ -63,7 +63,7 @@ def finetune(
 
     If `run_dir` already holds the result of the same config, corpus and encoder, that one is returned. `parent` is the
     id of the tracked run that this one belongs to; `corpus` and `opened` are the config's corpus and encoder, if they
-    are open already. Mistakes of the user raise UserError before a file is written.
+    are open already. Mistakes of the user raise UserError before Ray starts or a file is written.
     """
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
     settle(config.tracking, config.run_dir, "finetune")
@@ -76,8 +76,9 @@ def finetune(
         log.warning("%s holds this run, finished: it is not run again", config.run_dir)
         return done
     started = time.monotonic()
-    fold_tasks.connect(config, config.ranks, config.workers)
+    fold_tasks.check_cluster_size(config, config.ranks, config.workers)
     prepared = prepare(config, corpus, opened)
+    fold_tasks.connect(config, config.ranks, config.workers)
     with tracked_run(
         config.tracking,
         None,
