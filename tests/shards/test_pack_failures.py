@@ -46,7 +46,7 @@ def test_no_utterance_is_lost_and_each_one_left_out_has_its_cause(tmp_path, run)
     packed = pack(str(root), str(tmp_path / "shards"), PackConfig(shard_mb=0.12, heldout_share=0.3), run)
     assert len(found) == 12 + len(BAD) + 1
     assert len(members(packed)) + len(packed.quarantine) == len(found)
-    expected = {name: cause for name, (_, cause) in BAD.items()} | {"bad/broken.wav": "unreadable"}
+    expected = {name: cause for name, (_, cause) in BAD.items()} | {"bad/broken.wav": "pointer"}
     assert {row["path"]: row["cause"] for row in packed.quarantine} == expected
     with (tmp_path / "shards" / "quarantine.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == packed.quarantine
