@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import socket
 import subprocess
@@ -66,7 +67,7 @@ def _running(weed: Path, folder: Path, log: IO[bytes]) -> Iterator[int]:
             [*command, "-master.telemetry=false"], stdout=log, stderr=subprocess.STDOUT, cwd=folder
         )
         try:
-            if _answers(server, port):
+            if _answers(server, port, filer):
                 yield port
                 return
         finally:
@@ -75,16 +76,28 @@ def _running(weed: Path, folder: Path, log: IO[bytes]) -> Iterator[int]:
     raise UserError(f"the S3 server does not start: {(folder / 'log').read_text(errors='replace')[-300:]}")
 
 
-def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
-    """Whether the server accepts connections within a minute; it ends at once if another program took its port."""
+def _answers(server: subprocess.Popen[bytes], port: int, filer: int) -> bool:
+    """Whether the server has its bucket within a minute; it ends at once if another program took one of its ports."""
     for _ in range(600):
         if server.poll() is not None:
             break
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+            if probe.connect_ex(("127.0.0.1", port)) == 0 and _has_bucket(filer):
                 return True
         time.sleep(0.1)
     return False
+
+
+def _has_bucket(filer: int) -> bool:
+    """Whether the bucket is there: it is made some time after the server accepts connections."""
+    connection = http.client.HTTPConnection("127.0.0.1", filer, timeout=5)
+    try:
+        connection.request("GET", "/buckets/speech/")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _free_port() -> int:
