@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -46,8 +45,8 @@ class _Executor(Protocol):
     def result(self, reference: Any) -> Any:
         """The result of a task that is done. Raises its error; UserError when its process died."""
 
-    def stop(self, references: set[Any], *, interrupted: bool) -> None:
-        """Ends tasks that nobody waits for any more; `interrupted`: this process ends, too."""
+    def close(self, unfinished: set[Any], *, interrupted: bool) -> None:
+        """Ends the tasks that nobody waits for any more; `interrupted`: this process ends, too."""
 
 
 def map_tasks(
@@ -71,17 +70,16 @@ def stream_tasks(
     `shared` is sent to each process or node once. Only a few tasks for each core are submitted at a time; those that
     have not ended when the caller stops early are cancelled. A task's UserError is raised as it is.
     """
-    with contextlib.ExitStack() as stack:
-        run: _Executor
-        if session.uses_ray():
-            run = _RayTasks(function, shared, cpus)
-        else:
-            run = stack.enter_context(_LocalTasks(function, shared, cpus, len(items)))
-        most = max(8, 4 * run.width)
-        pending: deque[Any] = deque()
-        unfinished: set[Any] = set()
-        submitted, interrupted = 0, False
-        progress = stack.enter_context(Progress(what, len(items), unit))
+    run: _Executor
+    if session.uses_ray():
+        run = _RayTasks(function, shared, cpus)
+    else:
+        run = _LocalTasks(function, shared, cpus, len(items))
+    most = max(8, 4 * run.width)
+    pending: deque[Any] = deque()
+    unfinished: set[Any] = set()
+    submitted, interrupted = 0, False
+    with Progress(what, len(items), unit) as progress:
         try:
             for _ in range(len(items)):
                 while len(pending) < most and submitted < len(items):
@@ -97,8 +95,7 @@ def stream_tasks(
             interrupted = True
             raise
         finally:
-            if unfinished:
-                run.stop(unfinished, interrupted=interrupted)
+            run.close(unfinished, interrupted=interrupted)
 
 
 def cpus_each(workers: int) -> float:
@@ -153,17 +150,17 @@ class _RayTasks:
         except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
             raise _process_died(str(error).splitlines()[0]) from None
 
-    def stop(self, references: set[Any], *, interrupted: bool) -> None:
+    def close(self, unfinished: set[Any], *, interrupted: bool) -> None:
         import ray
 
         # At a stop Ray ends the tasks with this process, and Ray 2.60 aborts a process at an answer from a cancelled
         # task.
-        for reference in () if interrupted else references:
+        for reference in () if interrupted else unfinished:
             ray.cancel(reference)
 
 
 class _LocalTasks:
-    """Tasks in processes of this machine, which end with the block. A context manager."""
+    """Tasks in processes of this machine, which start with the first task."""
 
     def __init__(self, function: Callable[..., Any], shared: tuple[Any, ...], cpus: float, count: int) -> None:
         from loky import ProcessPoolExecutor
@@ -180,12 +177,6 @@ class _LocalTasks:
                 initargs=(os.getpid(), shared),
                 env=threads | freed_memory.environment(),
             )
-
-    def __enter__(self) -> _LocalTasks:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(kill_workers=True)
 
     def submit(self, item: Any) -> Future[Any]:
         with _starting():
@@ -206,8 +197,8 @@ class _LocalTasks:
         except BrokenProcessPool as error:
             raise _process_died(_exit_codes(error)) from None
 
-    def stop(self, references: set[Future[Any]], *, interrupted: bool) -> None:
-        """The block ends right after this, and its processes with it."""
+    def close(self, unfinished: set[Future[Any]], *, interrupted: bool) -> None:
+        self._pool.shutdown(kill_workers=True)
 
 
 @contextlib.contextmanager
@@ -241,8 +232,8 @@ def _begin(parent: int, shared: tuple[Any, ...]) -> None:
         os._exit(1)
 
     with Path(os.devnull).open("w") as nowhere:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere.fileno(), stream.fileno())
+        for stream in (1, 2):
+            os.dup2(nowhere.fileno(), stream)
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 

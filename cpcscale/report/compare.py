@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from cpcscale.config import read_json
+from cpcscale.errors import UserError
 from cpcscale.tracking.runs import TrackedRun
 
 PRIMITIVES = ("activation", "valence", "dominance")
@@ -66,9 +68,14 @@ def compare_rows(runs: Sequence[TrackedRun]) -> list[Row]:
 
 
 def result_of(run: TrackedRun) -> dict[str, Any]:
-    """The run's `result.json`; empty if it did not finish and has none."""
+    """The run's `result.json`; empty if it did not finish and has none. Raises UserError for one that is damaged."""
     data = run.artifact("result.json")
-    return json.loads(data) if data else {}
+    try:
+        return read_json(data) if data else {}
+    except ValueError as error:
+        raise UserError(
+            f"result.json of run {run.run_id} is damaged ({error}): delete that run, or run it again"
+        ) from None
 
 
 def format_json(rows: Sequence[Row]) -> str:

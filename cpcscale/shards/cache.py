@@ -24,7 +24,6 @@ from cpcscale.storage.locks import lock
 
 log = logging.getLogger(__name__)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_BYTES = 1 << 20
 _RANGED = "reading each utterance by itself instead"
 
@@ -201,7 +200,7 @@ class ShardCache:
             try:
                 view = view[os.write(descriptor, view) :]
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in storage.DISK_FULL:
                     raise
                 # Others use the disk too: remove old shards and, if there are none, give up this one.
                 if not self._evict(len(view), part):

@@ -29,7 +29,8 @@ from cpcscale.storage.urls import absolute, local_path
 from cpcscale.storage.urls import join as join
 from cpcscale.storage.urls import shown as shown
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Errors of a disk that has no room left.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Large transfers are made in parts of this size; a failed request repeats one part.
 _PART_BYTES = 8 * 2**20
 _IN_PARTS = {"chunksize": _PART_BYTES, "max_concurrency": 4}
@@ -263,7 +264,7 @@ def _temporary_path(url: str, folder: Path) -> Iterator[Path]:
             folder.mkdir(parents=True, exist_ok=True)
         yield temporary
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in DISK_FULL:
             raise
         raise UserError(
             f"no room to write {url} in {folder} ({error.strerror}): free some space and run again"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cpcscale.config import read_json
 from cpcscale.errors import UserError
 from cpcscale.shards.index import Index
 from cpcscale.stream.batch import Batch
@@ -46,7 +47,7 @@ class WindowLog:
         # A killed run may have left half a line. A file with any other text is not ours and is left alone.
         if lines and not lines[-1].endswith("}") and lines[-1].startswith(_START[: len(lines[-1])]):
             lines.pop()
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        kept = [line for line in lines if read_json(line)["step"] <= step]
         self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def write(self, step: int, batch: Batch) -> None:

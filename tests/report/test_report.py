@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cpcscale.errors import UserError
 from cpcscale.report.compare import compare_rows, format_csv, format_json, format_table
 from cpcscale.report.html.compare_page import write_html
 from cpcscale.tracking.runs import TrackedRun, read_runs
@@ -230,3 +231,12 @@ def test_the_newest_run_of_a_name_is_drawn_and_the_older_is_listed(tmp_path: Pat
     assert ".200" in text
     assert ".250" in text
     assert ".100" not in text
+
+
+def test_a_damaged_result_is_one_line_that_names_its_run(tmp_path: Path) -> None:
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    tracker = start(config, "finetune", "cut", system="mean")
+    tracker.artifact("result.json", '{"ccc": {"mean"')
+    tracker.finish("FINISHED")
+    with pytest.raises(UserError, match=f"^result.json of run {tracker.run_id} is damaged"):
+        compare_rows(read_runs(config))

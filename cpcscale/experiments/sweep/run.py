@@ -175,20 +175,21 @@ def _tracked(
     started: float,
 ) -> dict[str, Any]:
     config = plan.config
-    with (
-        tracked_run(
-            config.tracking,
-            lease,
-            config.run_dir,
-            kind="sweep",
-            name=config.name or f"sweep-{config.system}",
-            tags=plan.tags(),
-            params=configs.flat(config),
-        ) as (tracker, summary),
-        contextlib.closing(
-            TrackedTrials(config.tracking, tracker.run_id, journal, plan.tags, config.trials, lease.held)
-        ) as runs,
-    ):
+    with contextlib.ExitStack() as stack:
+        tracker, summary = stack.enter_context(
+            tracked_run(
+                config.tracking,
+                lease,
+                config.run_dir,
+                kind="sweep",
+                name=config.name or f"sweep-{config.system}",
+                tags=plan.tags(),
+                params=configs.flat(config),
+            )
+        )
+        runs = TrackedTrials(config.tracking, tracker.run_id, journal, plan.tags, config.trials, lease.held)
+        # If another driver took the sweep over, its trials are that driver's.
+        stack.callback(lambda: runs.close() if lease.held(now=True) else None)
         runs.adopt_existing()
         run_trials(TrialSchedule(config, plan.dimensions, journal, runs), prepared, resources)
         best = _best(journal)

@@ -96,8 +96,7 @@ class TrackedTrials:
 
     def close(self) -> None:
         """Closes the runs of trials that are still running; they continue when the sweep does."""
-        # If another driver took the sweep over, its trials are that driver's.
-        for number in list(self._open) if self._allowed() else ():
+        for number in list(self._open):
             self._open.pop(number).finish("KILLED")
         self._progress.close()
 

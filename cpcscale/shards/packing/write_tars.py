@@ -8,7 +8,6 @@ decodes more than the header states.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import tarfile
@@ -31,7 +30,6 @@ from cpcscale.shards.rows import ShardEntry, scan
 
 # In place of a piece: all of a file.
 _WHOLE = -1
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -279,7 +277,7 @@ def _temporary(task: PackTask) -> Iterator[IO[bytes]]:
         with tempfile.TemporaryFile(dir=folder) as file:
             yield file
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in storage.DISK_FULL:
             raise
         raise UserError(
             f"no room to write {task.target} in {folder or tempfile.gettempdir()} ({error.strerror}): free some "
