@@ -6,10 +6,13 @@ recogniser has something to learn.
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import soundfile
+
+from cpcscale.emotion.protocol.splits import Split, SplitRow, make_folds
 
 RNG = np.random.default_rng
 
@@ -249,3 +252,9 @@ def put_table(path: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def speaker_splits(speakers: Sequence[str], folds: int, dev_share: float, seed: int) -> list[Split]:
+    """The folds of whole speakers, as `make_folds` gives them, from the speaker of each row alone."""
+    rows = [SplitRow(key=str(number), speaker=speaker) for number, speaker in enumerate(speakers)]
+    return list(make_folds(rows, f"speakers{folds}", dev_share=dev_share, seed=seed).splits)

@@ -155,12 +155,6 @@ def inner_splits(split: Split, groups: Sequence[str], folds: int, seed: int) -> 
     return tuple(made)
 
 
-def speaker_splits(speakers: Sequence[str], folds: int, dev_share: float, seed: int) -> list[Split]:
-    """The folds of whole speakers, as `make_folds` gives them, from the speaker of each row alone."""
-    rows = [SplitRow(key=str(number), speaker=speaker) for number, speaker in enumerate(speakers)]
-    return list(make_folds(rows, f"speakers{folds}", dev_share=dev_share, seed=seed).splits)
-
-
 def share_marks(share: float) -> list[str]:
     """The mark of results trained on less than all labels, such as LABELS-0.25."""
     return [] if share == 1 else [f"LABELS-{share:g}"]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_corpora import speaker_splits
 
 from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.heads.svm import (
@@ -13,7 +14,7 @@ from cpcscale.emotion.heads.svm import (
     choose_regressor_config,
     classify,
 )
-from cpcscale.emotion.protocol.splits import inner_splits, speaker_splits
+from cpcscale.emotion.protocol.splits import inner_splits
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.ccc_intervals import scores, unweighted_average_recall
 from cpcscale.errors import UserError

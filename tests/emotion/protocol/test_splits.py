@@ -6,6 +6,7 @@ from itertools import chain, combinations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_corpora import speaker_splits
 
 from cpcscale.emotion.protocol.splits import (
     Split,
@@ -17,7 +18,6 @@ from cpcscale.emotion.protocol.splits import (
     refuse_shared,
     speaker_folds,
     speaker_groups,
-    speaker_splits,
 )
 from cpcscale.errors import UserError
 
