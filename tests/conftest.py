@@ -30,6 +30,12 @@ settings.load_profile("cpcscale")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call() -> None:
+    # Processes for tasks are used again where the environment is the same, and this changes with every test.
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-write", action="store_true", help="freeze the losses of tests/golden as they are now")
 

@@ -21,7 +21,8 @@ def settings(folder: Path, *, epochs: int = 2, **changes: Any) -> SweepConfig:
     base = recipe(folder / "tones", "mfcc", epochs=epochs)
     parts = {field.name: getattr(base, field.name) for field in fields(EmotionRecipe)}
     tracking = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
-    given = {"run_dir": str(folder / "run"), "trials": 3, "space": SPACE, "tracking": tracking}
+    # One process for trials: each further one imports torch for longer than a trial takes.
+    given = {"run_dir": str(folder / "run"), "trials": 3, "workers": 1, "space": SPACE, "tracking": tracking}
     return SweepConfig(**parts | given | changes)
 
 

@@ -10,13 +10,16 @@ import contextlib
 import os
 import re
 import signal
+import sys
 import threading
 import time
+import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +32,8 @@ from cpcscale.signals import ENDING
 
 # How often a process looks whether the one that started it still lives.
 _PARENT_EVERY_S = 0.5
+# How long a process without a task waits for the next one: to start it and import torch takes seconds.
+_IDLE_S = 10
 
 
 class _Executor(Protocol):
@@ -160,31 +165,50 @@ class _RayTasks:
 
 
 class _LocalTasks:
-    """Tasks in processes of this machine, which start with the first task."""
+    """Tasks in processes of this machine, which start with the first task and wait a while for the next call's."""
 
     def __init__(self, function: Callable[..., Any], shared: tuple[Any, ...], cpus: float, count: int) -> None:
-        from loky import ProcessPoolExecutor
+        from loky import get_reusable_executor
 
         # loky replaces a process whose memory has grown, between two tasks, and warns of it.
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
         self.width = max(1, min(count, round(usable_cores() / cpus)))
-        self._function = function
-        threads = {"OMP_NUM_THREADS": str(max(1, int(cpus)))} if "OMP_NUM_THREADS" not in os.environ else {}
+        self._function, self._shared, self._call = function, shared, uuid.uuid4().hex
+        threads = {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
         with _starting():
-            self._pool = ProcessPoolExecutor(
+            # The processes of the call before, if this one would start the same: of this environment, in this folder.
+            self._pool = get_reusable_executor(
                 max_workers=self.width,
+                timeout=_IDLE_S,
+                kill_workers=True,
                 initializer=_begin,
-                initargs=(os.getpid(), shared),
-                env=threads | freed_memory.environment(),
+                initargs=(os.getpid(), Path.cwd(), tuple(sys.path)),
+                env=threads | dict(os.environ) | freed_memory.environment(),
             )
 
     def submit(self, item: Any) -> Future[Any]:
+        reference: Future[Any] = Future()
         with _starting():
-            try:
-                future: Future[Any] = self._pool.submit(_call, self._function, item)
-                return future
-            except BrokenProcessPool as error:
-                raise _process_died(_exit_codes(error)) from None
+            self._send(reference, item, None if self._shared else ())
+        return reference
+
+    def _send(self, reference: Future[Any], item: Any, shared: tuple[Any, ...] | None) -> None:
+        try:
+            task = self._pool.submit(_run, self._call, shared, self._function, item)
+        except BrokenProcessPool as error:
+            reference.set_exception(error)
+        else:
+            task.add_done_callback(partial(self._receive, reference, item))
+
+    def _receive(self, reference: Future[Any], item: Any, task: Future[Any]) -> None:
+        """Passes on how a task ended; one whose process lacks what this call shares is sent again, with that."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, _LacksShared):
+            self._send(reference, item, self._shared)
+        elif error is not None:
+            reference.set_exception(error)
+        elif not task.cancelled():
+            reference.set_result(task.result())
 
     def wait(self, references: set[Future[Any]]) -> set[Future[Any]]:
         return wait(references, return_when=FIRST_COMPLETED).done
@@ -198,7 +222,8 @@ class _LocalTasks:
             raise _process_died(_exit_codes(error)) from None
 
     def close(self, unfinished: set[Future[Any]], *, interrupted: bool) -> None:
-        self._pool.shutdown(kill_workers=True)
+        if interrupted or unfinished:
+            self._pool.shutdown(kill_workers=True)
 
 
 @contextlib.contextmanager
@@ -217,14 +242,16 @@ def _starting() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-# In a process for tasks: what its tasks share.
-_shared: tuple[Any, ...] = ()
+class _LacksShared(Exception):
+    """The process of a task has not got what the tasks of its call share."""
 
 
-def _begin(parent: int, shared: tuple[Any, ...]) -> None:
+# In a process for tasks: the call that its last task was of, and what the tasks of that call share.
+_known: tuple[str, tuple[Any, ...]] = "", ()
+
+
+def _begin(parent: int, *_: Any) -> None:
     """Prepares a process for tasks: it prints nothing, as what goes wrong is raised, and ends with its parent."""
-    global _shared
-    _shared = shared
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -237,8 +264,13 @@ def _begin(parent: int, shared: tuple[Any, ...]) -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
-def _call(function: Callable[..., Any], item: Any) -> Any:
-    return function(item, *_shared)
+def _run(call: str, shared: tuple[Any, ...] | None, function: Callable[..., Any], item: Any) -> Any:
+    global _known
+    if shared is not None:
+        _known = call, shared
+    if _known[0] != call:
+        raise _LacksShared
+    return function(item, *_known[1])
 
 
 def _exit_codes(error: BrokenProcessPool) -> str:

@@ -8,6 +8,7 @@ import tempfile
 import pytest
 import ray
 import torch
+from commands import long
 
 from cpcscale.cluster.rehearsal import run_on_workers
 from cpcscale.errors import UserError
@@ -28,6 +29,7 @@ def test_all_workers_do_it_whatever_cluster_is_named_and_the_first_one_answers(m
     assert not list(tmp_path.glob("cpcscale-*"))
 
 
+@long
 def test_what_a_worker_refuses_is_refused_in_its_words():
     def refused(ranks: Ranks) -> dict[str, float]:
         raise UserError("no such thing: give another")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import psutil
 import pytest
@@ -192,3 +193,20 @@ def test_tasks_end_with_the_process_that_asked_for_them(tmp_path, where, how):
     _, living = psutil.wait_procs(started, timeout=30)
     assert not living
     assert caller.stdout.read() == b""
+
+
+def test_processes_serve_the_next_call_unless_it_is_made_elsewhere(where, tmp_path, monkeypatch):
+    if where == "Ray":
+        pytest.skip("Ray keeps its own processes")
+
+    def seen(number: int) -> tuple[int, str, str]:
+        return os.getpid(), str(Path.cwd()), os.environ.get("SEEN", "")
+
+    [first], [second] = (map_tasks(seen, range(1), what="ids") for _ in range(2))
+    assert first == second
+    monkeypatch.chdir(tmp_path)
+    [moved] = map_tasks(seen, range(1), what="ids")
+    monkeypatch.setenv("SEEN", "set meanwhile")
+    [changed] = map_tasks(seen, range(1), what="ids")
+    assert len({first[0], moved[0], changed[0]}) == 3
+    assert moved[1:] == (str(tmp_path), "") and changed[1:] == (str(tmp_path), "set meanwhile")

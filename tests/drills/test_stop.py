@@ -185,6 +185,7 @@ def test_workers_that_hang_hold_up_no_end(shards, place, how):
     assert not place.left()
 
 
+@long
 def test_a_bench_that_is_asked_to_stop_takes_its_store_with_it(place):
     config = str(Path(commands.CONFIG).parents[1] / "bench" / "feed.yaml")
     speech_of = Path(__file__).parents[1] / "data" / "speech"

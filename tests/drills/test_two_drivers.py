@@ -21,11 +21,12 @@ import mlflow
 import psutil
 import pytest
 import speech
-from commands import EVERY, STEPS, TOLERANCE, WAIT_S, Command
+from commands import EVERY, STEPS, TOLERANCE, WAIT_S, Command, long
 
 from cpcscale.runs.checkpoint_files import parse_folder_name
 from cpcscale.runs.ledger import Ledger
 
+pytestmark = long
 STOP = 23
 
 

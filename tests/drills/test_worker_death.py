@@ -18,7 +18,7 @@ import mlflow
 import psutil
 import pytest
 import speech
-from commands import STEPS, TOLERANCE, WAIT_S, Command
+from commands import STEPS, TOLERANCE, WAIT_S, Command, long
 
 RUNS = int(os.environ.get("CPCSCALE_KILLS", "1"))
 
@@ -49,6 +49,7 @@ def next_step_s(command: Command, killed_s: float) -> float:
     return time.monotonic() - killed_s
 
 
+@long
 @pytest.mark.parametrize("number", range(RUNS))
 def test_a_run_whose_worker_is_killed_goes_on_and_ends_with_the_undisturbed_batches_and_loss(
     shards, tmp_path, whole, number

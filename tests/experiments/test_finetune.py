@@ -25,7 +25,7 @@ from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe, ProtocolConfig
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
-from cpcscale.experiments.finetune import FinetuneConfig, finetune
+from cpcscale.experiments.finetune import FinetuneConfig, finetune, identify
 from cpcscale.tracking.runs import read_runs
 from cpcscale.tracking.store import TrackingConfig
 from cpcscale.train.ranks import PeerLostError
@@ -85,20 +85,18 @@ def test_the_run_folder_and_the_tracker_hold_the_result(finished):
     }
 
 
-def predictions(text: str) -> np.ndarray:
-    """float64 [U, 3] of a predictions.csv."""
-    return np.array([[float(row[f"{name}_hat"]) for name in PRIMITIVES] for row in csv.DictReader(io.StringIO(text))])
-
-
 def test_two_ranks_train_a_fold_to_what_one_does_and_their_number_is_no_part_of_the_run(finished):
     """Predictions to 1e-5 on a scale of four units; the run counts as the same one."""
     config, result = finished
-    shared = finetune(replace(config, ranks=2, run_dir=f"{config.run_dir}-shared"))
-    np.testing.assert_allclose(predictions(shared.predictions_csv), predictions(result.predictions_csv), atol=1e-5)
-    assert [row["train_loss"] for row in shared.curves] == pytest.approx(
-        [row["train_loss"] for row in result.curves], abs=1e-6
-    )
-    assert shared.identity == result.identity
+    corpus = open_corpus(config.corpus)
+    assert identify(replace(config, ranks=2), corpus) == identify(config, corpus)
+    session.connect(2)
+    fold = run_shared(SharedFold(ray.put((config, prepare(config, corpus))), 0, 2, 1.0, False, 1))
+    alone = [row for row in csv.DictReader(io.StringIO(result.predictions_csv)) if row["fold"] == "0"]
+    guess_UP = np.array([[float(row[f"{name}_hat"]) for name in PRIMITIVES] for row in alone])
+    np.testing.assert_allclose(fold.guess_UP, guess_UP, atol=1e-5)
+    expected = [row["train_loss"] for row in result.curves if row["fold"] == 0]
+    assert [epoch.train_loss for epoch in fold.curve] == pytest.approx(expected, abs=1e-6)
 
 
 @long

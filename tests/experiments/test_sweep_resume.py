@@ -283,7 +283,7 @@ def interrupt(number: signal.Signals = signal.SIGINT) -> None:
 def test_a_sweep_that_is_interrupted_goes_on_with_the_trials_that_are_left(one_ray, s3, tmp_path, where, number, capfd):
     put_corpus(tmp_path / "tones")
     run_dir = f"{s3.base}/sweeps/{tmp_path.name}" if where == "s3" else str(tmp_path / "run")
-    config = settings(tmp_path, epochs=12, trials=4, workers=1, run_dir=run_dir, search="optuna")
+    config = settings(tmp_path, epochs=12, trials=3, run_dir=run_dir, search="optuna")
     watching = when_over(config, 1, lambda: interrupt(number))
     # As under the command line, where each of these signals ends the verb.
     with handlers_restored(signal.SIGUSR1, meanwhile=lambda *_: None), pytest.raises(KeyboardInterrupt):
@@ -294,13 +294,13 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_trials_that_are_left(one_r
     journal = Journal(config.run_dir)
     journal.read()
     over = {each.number: each for each in journal.ended()}
-    assert 1 <= len(over) < 4 and not storage.exists(storage.join(run_dir, "result.json"))
+    assert 1 <= len(over) < 3 and not storage.exists(storage.join(run_dir, "result.json"))
     # What the next start reads is never unpickled; the check of the place is read by nothing.
     names = set(storage.list_files(run_dir)) - {"ledger/place-check"}
     assert {name.rpartition(".")[2] for name in names} == {"json"}
 
     result = sweep(config, resume=True)
-    assert f"4 trials, {len(over)} of them done before" in capfd.readouterr().err
+    assert f"3 trials, {len(over)} of them done before" in capfd.readouterr().err
     for number, before in over.items():
         row = result["results"][number]
         assert (row["values"], row["seconds"]) == (before.values, round(before.seconds, 3)), "it was run again"
@@ -308,7 +308,7 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_trials_that_are_left(one_r
         assert result["results"][number]["values"] == begun_before.values
     again, trials, folds = family(config)
     assert again.run_id == parent.run_id == result["run_id"]
-    assert len(trials) == 4 and len(folds) == 3
+    assert len(trials) == 3 and len(folds) == 3
     assert {run.status for run in (again, *trials, *folds)} == {"FINISHED"}
     for trial, row in zip(trials, result["results"], strict=True):
         assert [step for step, _ in trial.history("inner_ccc")] == list(range(1, row["epochs"] + 1))
@@ -331,7 +331,7 @@ def trial_processes() -> list[psutil.Process]:
 
 def test_a_trial_whose_process_is_killed_is_run_again_and_the_sweep_does_not_end(one_ray, tmp_path, capfd):
     put_corpus(tmp_path / "tones")
-    config = settings(tmp_path, epochs=20, trials=2, workers=1, scheduler="none")
+    config = settings(tmp_path, epochs=20, trials=2, scheduler="none")
     killed = []
 
     def kill() -> None:
@@ -355,9 +355,10 @@ def test_a_trial_whose_process_is_killed_is_run_again_and_the_sweep_does_not_end
     assert [step for step, _ in trials[1].history("inner_ccc")] == list(range(1, 21))
 
 
+@long
 def test_a_trial_that_dies_past_what_is_allowed_is_a_bad_trial_and_not_the_end(one_ray, tmp_path):
     put_corpus(tmp_path / "tones")
-    config = settings(tmp_path, epochs=20, trials=2, workers=1, scheduler="none", max_failures=0)
+    config = settings(tmp_path, epochs=20, trials=2, scheduler="none", max_failures=0)
     watching = when_over(config, 1, lambda: [os.kill(each.pid, signal.SIGKILL) for each in trial_processes()])
     result = sweep(config)
     watching.join()
