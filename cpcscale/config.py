@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -72,7 +73,7 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     Traceback (most recent call last):
     cpcscale.errors.UserError: override 'second=2.5': unknown key second (did you mean seconds?)
     """
-    tree = _schema(root)
+    tree = copy.deepcopy(_schema(root))
     # Taken from the classes alone: keys that a file puts into a free mapping must not become part of the schema.
     schema = OmegaConf.to_container(tree)
     known = [key for key, _ in leaves(schema)] + list(_branches(schema))
@@ -82,7 +83,7 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
         layer = _without_removed(root, layer, source)
         _check_layer(source, layer, schema, known)
         try:
-            tree = OmegaConf.merge(tree, OmegaConf.create(layer))
+            tree.merge_with(OmegaConf.create(layer))
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {_first_line(error)} (key {error.full_key})") from None
     try:
@@ -180,8 +181,9 @@ def at_least(least: float, **values: float) -> None:
             raise UserError(f"{name}={value} is below {least}, the least that makes sense")
 
 
+@functools.cache
 def _schema(root: Any) -> Any:
-    """The tree of `root` with the defaults that its classes state.
+    """The tree of `root` with the defaults that its classes state; to be copied, as it is made once.
 
     Not those of an instance: a part may derive values when it is built, and these would stay when a file then sets the
     key that they were derived from.

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import speech
+from stores import store
 
 from cpcscale import config
 from cpcscale.cluster.pretrain_config import PretrainConfig
@@ -74,7 +75,7 @@ class Command:
         self.ids = next(Path(each.partition("=")[2]) for each in reversed(overrides) if "log_window_ids" in each)
         command = [sys.executable, "-m", "cpcscale", "pretrain", CONFIG, *overrides]
         merged = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        merged |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", **(environment or {})}
+        merged |= {"MLFLOW_TRACKING_URI": store(folder), **(environment or {})}
         with self._output.with_suffix(".out").open("w") as out, self._output.with_suffix(".err").open("w") as error:
             self.process = subprocess.Popen(
                 [*command, "--json"], stdout=out, stderr=error, cwd=folder, env=merged, start_new_session=True

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from made_voices import recipe
+from stores import store
 
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.experiments.sweep.config import SweepConfig
@@ -20,7 +21,7 @@ def settings(folder: Path, *, epochs: int = 2, **changes: Any) -> SweepConfig:
     """A sweep of three trials in `folder`, over the corpus in `folder/tones`."""
     base = recipe(folder / "tones", "mfcc", epochs=epochs)
     parts = {field.name: getattr(base, field.name) for field in fields(EmotionRecipe)}
-    tracking = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
+    tracking = TrackingConfig(uri=store(folder))
     # One process for trials: each further one imports torch for longer than a trial takes.
     given = {"run_dir": str(folder / "run"), "trials": 3, "workers": 1, "space": SPACE, "tracking": tracking}
     return SweepConfig(**parts | given | changes)

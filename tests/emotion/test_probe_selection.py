@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from made_voices import TINY, put_corpus, recipe
+from stores import store
 
 from cpcscale.cluster import session
 from cpcscale.emotion.corpora import open_corpus
@@ -132,7 +133,7 @@ def test_said_so_it_runs_and_carries_its_mark_into_result_and_tracker(run, corpu
     spec = taking(corpus, run, which="best", selected_on_test=True)
     parts = {field.name: getattr(spec, field.name) for field in fields(EmotionRecipe)}
     parts |= {"head": "svr", "svm_search": False}
-    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    tracking = TrackingConfig(uri=store(tmp_path))
     config = FinetuneConfig(**parts, run_dir=str(tmp_path / "run"), tracking=tracking)
     # The folds in this process: how Ray runs them is tested with it.
     monkeypatch.setattr(session, "connect", lambda workers=1: None)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from made_voices import put_corpus, recipe
+from stores import store
 
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.protocol.folds import fold_splits
@@ -28,7 +29,7 @@ def parts(folder: Path, system: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_mark_stands_in_the_result_the_tracker_and_what_is_printed(tmp_path):
-    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    tracking = TrackingConfig(uri=store(tmp_path))
     changes = {"speaker_norm": True, "svm_search": False, "workers": 1, "tracking": tracking}
     config = FinetuneConfig(**parts(tmp_path, "functionals", **changes))
     result = finetune(config)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_voices import put_corpus, recipe
+from stores import store
 
 from cpcscale import config as configs
 from cpcscale.cluster import session
@@ -35,7 +36,7 @@ def settings(folder: Path, kind: str, **changes: Any) -> EvaluateConfig:
         "workers": 1,
         "systems": ["functionals", "mfcc"],
         "svm_search": False,
-        "tracking": TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db"),
+        "tracking": TrackingConfig(uri=store(folder)),
     }
     return EvaluateConfig(**parts | given | changes)
 
@@ -58,12 +59,6 @@ def folder(tmp_path_factory) -> Path:
     turned = [",".join([*row[:2], *(f"{float(value):.3f}" for value in row[2:])]) for row in cells]
     other.write_text("\n".join([head, *turned]) + "\n")
     return folder
-
-
-@pytest.fixture(scope="module")
-def ray_of_ours():
-    with session.connected(1):
-        yield
 
 
 @dataclass
@@ -106,17 +101,17 @@ def stopped_once(config: EvaluateConfig, after: int) -> Stopped:
 
 
 @pytest.fixture(scope="module")
-def robustness(folder, ray_of_ours) -> Stopped:
+def robustness(folder) -> Stopped:
     return stopped_once(settings(folder, "robustness", seeds=[0, 1], test_conditions=["gain+0", "noise0"]), 1)
 
 
 @pytest.fixture(scope="module")
-def learning(folder, ray_of_ours) -> Stopped:
+def learning(folder) -> Stopped:
     return stopped_once(settings(folder, "learning", systems=["functionals"], shares=[0.5, 1.0]), 1)
 
 
 @pytest.fixture(scope="module")
-def cross(folder, ray_of_ours) -> Stopped:
+def cross(folder) -> Stopped:
     return stopped_once(crossed(folder), 2)
 
 

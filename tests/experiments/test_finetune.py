@@ -12,6 +12,7 @@ import ray
 import torch
 from commands import long
 from made_voices import put_checkpoint, put_corpus, recipe
+from stores import store
 
 from cpcscale import config as configs
 from cpcscale.cluster import fold_tasks, session
@@ -52,6 +53,7 @@ def no_ray(monkeypatch) -> None:
 def finished(tmp_path_factory):
     """A run of three folds under Ray, two at a time."""
     folder = tmp_path_factory.mktemp("finetune")
+    store(folder)
     put_corpus(folder / "tones")
     config = settings(folder, "precpc", put_checkpoint(folder / "pretrained"))
     return config, finetune(config)

@@ -15,6 +15,7 @@ import pytest
 import speech
 from commands import long
 from made_voices import TINY, put_corpus
+from stores import store
 
 from cpcscale import cli, config
 from cpcscale.cluster import session
@@ -44,7 +45,7 @@ def spec(folder: Path, *overrides: str, shards: Path | str = "nowhere") -> Pretr
     """A run in `folder` that is probed on the tones beside it, the cache in it."""
     keys = [f"run_dir={folder / 'run'}", f"data.shards={shards}", f"probe.corpus.path={folder / 'tones'}"]
     keys += ["probe.split=speakers3", f"probe.audio_cache.path={folder / 'cache'}", "checkpoint.every_steps=5"]
-    keys += [f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", "device=cpu"]
+    keys += [f"tracking.uri={store(folder)}", "device=cpu"]
     return with_absolute_paths(config.load(PretrainConfig, None, [*speech.TINY, *keys, *overrides]))
 
 

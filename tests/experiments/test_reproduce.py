@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_voices import TINY, put_checkpoint, put_corpus, recipe
+from stores import store
 
 from cpcscale import config as configs
 from cpcscale.cluster import session
@@ -61,6 +62,7 @@ def stopped(tmp_path_factory):
     """One file of the corpus cannot be read, which `mean` does not notice."""
     folder = tmp_path_factory.mktemp("reproduce")
     put_corpus(folder / "tones")
+    store(folder)
     (folder / "tones" / "07.wav").write_bytes(b"no audio")
     config = settings(folder, corpus=CorpusConfig(path=str(folder / "tones"), on_bad="skip"))
     before: list[str] = []
@@ -76,8 +78,7 @@ def stopped(tmp_path_factory):
         after.append(single.name)
         return finetune(single, **more)
 
-    # One Ray for both, for speed.
-    with session.connected(config.workers), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "finetune", until_the_third)
         with pytest.raises(KeyboardInterrupt):
             reproduce(config)

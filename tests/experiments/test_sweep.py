@@ -147,7 +147,7 @@ def test_checkpoints_are_searched_with_their_features_computed_once(tmp_path, mo
     space = {"encoder.checkpoint": {"choice": checkpoints}, "fit.learning_rate": {"uniform": [1e-3, 1e-2]}}
     heard = []
     monkeypatch.setattr(features, "prepare", lambda recipe, *rest: heard.append(recipe) or prepare(recipe, *rest))
-    config = settings(tmp_path, system="precpc", trials=4, space=space, scheduler="none")
+    config = settings(tmp_path, system="precpc", trials=6, space=space, scheduler="none")
     result = sweep(config)
     assert [recipe.encoder.checkpoint for recipe in heard] == checkpoints
     tried = {row["values"]["encoder.checkpoint"] for row in result["results"]}
@@ -217,7 +217,7 @@ def test_a_trial_never_hears_a_test_speaker(tmp_path):
 def test_a_combination_that_cannot_be_trained_is_a_bad_trial_and_not_the_end(tmp_path):
     put_corpus(tmp_path / "tones")
     space = {"recogniser.hidden": {"choice": [15, 16]}}
-    config = settings(tmp_path, space=space, trials=4)
+    config = settings(tmp_path, space=space, trials=6)
     result = sweep(config)
     assert result["best"] == {"recogniser.hidden": 16}
     bad = [row for row in result["results"] if row["values"]["recogniser.hidden"] == 15]

@@ -122,7 +122,7 @@ def test_every_container_that_libsndfile_reads_is_picked_up(form, tmp_path):
     assert packed.account.taken == (1, pytest.approx(2.0, abs=0.06))
 
 
-def test_the_command_ends_with_the_account_and_says_what_to_do_about_other_audio(tmp_path, ray_here, capsys):
+def test_the_command_ends_with_the_account_and_says_what_to_do_about_other_audio(tmp_path, capsys):
     write(tmp_path / "audio", ["good", "cut", "m4a", "m4a", "notes", "text"])
     command = ["pack", str(tmp_path / "audio"), str(tmp_path / "shards")]
     assert cli.main(command) == 0

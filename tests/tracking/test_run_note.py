@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from stores import store
 
 from cpcscale.errors import UserError
 from cpcscale.tracking import run_note
@@ -18,7 +19,7 @@ from cpcscale.tracking.tracker import Tracker
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingConfig:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return TrackingConfig("notes", f"sqlite:///{tmp_path}/mlflow.db")
+    return TrackingConfig("notes", store(tmp_path))
 
 
 def start(config: TrackingConfig, run_dir: Path, kind: str = "pretrain") -> Tracker:

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 from made_corpora import put_iemocap, put_msp_podcast
 from made_voices import put_checkpoint, put_corpus
+from stores import store
 
 from cpcscale import cli
 from cpcscale.cluster import session
@@ -31,17 +32,6 @@ def place(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("from-raw")
 
 
-@pytest.fixture(scope="module")
-def a_ray():
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        session.connect(2)
-        yield
-        ray.shutdown()
-
-
 @pytest.fixture
 def no_ray(monkeypatch) -> None:
     def connect(workers: int = 1) -> None:
@@ -51,7 +41,7 @@ def no_ray(monkeypatch) -> None:
 
 
 def arguments(place: Path, run_dir: Path, *more: str) -> list[str]:
-    tracked = f"tracking.uri=sqlite:///{place}/mlflow.db"
+    tracked = f"tracking.uri={store(place)}"
     return ["finetune", CONFIG, "workers=2", f"run_dir={run_dir}", tracked, *SMALL, *more]
 
 
@@ -83,7 +73,6 @@ def assert_the_table_is_the_result(out: str, run_dir: Path) -> dict:
     return stored
 
 
-@pytest.mark.usefixtures("a_ray")
 @pytest.mark.parametrize("system", ["mfcc", "functionals"])
 def test_a_folder_of_iemocap_runs_from_raw_files_to_the_table(place, tmp_path, capsys, system):
     folder = put_iemocap(tmp_path / "IEMOCAP_full_release", sessions=3)
@@ -101,7 +90,6 @@ def test_a_folder_of_iemocap_runs_from_raw_files_to_the_table(place, tmp_path, c
     ]
 
 
-@pytest.mark.usefixtures("a_ray")
 @pytest.mark.parametrize("system", ["mfcc", "functionals"])
 def test_a_folder_of_msp_podcast_runs_from_raw_files_to_the_table(place, tmp_path, capsys, system):
     folder = put_msp_podcast(tmp_path / "MSP-Podcast")
