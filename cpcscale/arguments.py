@@ -70,6 +70,8 @@ def command_line() -> argparse.ArgumentParser:
     _of_figures(verbs)
     parser.set_defaults(ray=False)
     for verb, subparser in verbs.choices.items():
+        if verb == "predict":
+            continue
         text = f"overrides of config keys, such as {_EXAMPLES[verb]}" if verb in _EXAMPLES else argparse.SUPPRESS
         subparser.add_argument("overrides", nargs="*", metavar="key=value", default=[], help=text)
         if verb in _EXAMPLES:
@@ -126,6 +128,7 @@ def _of_runs(verbs: Verbs) -> None:
         help="ls: list them; show: what is in one, or in the newest; verify: read every byte",
     )
     checkpoint.add_argument("path", help="run_dir of a pretraining, or one of its checkpoints/step-* folders")
+    _recognisers(verbs)
     reproduce = verbs.add_parser("reproduce", help="labelled corpus -> the table of all systems over several seeds")
     reproduce.add_argument(
         "config",
@@ -133,6 +136,18 @@ def _of_runs(verbs: Verbs) -> None:
         help="YAML file, such as configs/reproduce/emodb.yaml; without one, the defaults (the paper's recogniser)",
     )
     reproduce.add_argument("--dry-run", action="store_true", help=dry_run)
+
+
+def _recognisers(verbs: Verbs) -> None:
+    recogniser = verbs.add_parser("recogniser", help="saved recogniser -> what it is, or whether it is whole")
+    recogniser.add_argument("what", choices=("show", "verify"), help="show: what it is; verify: read every byte")
+    recogniser.add_argument("path", help="folder of a recogniser, such as RUN_DIR/recogniser")
+    predict = verbs.add_parser("predict", help="saved recogniser and audio -> activation, valence and dominance")
+    predict.add_argument("model", help="folder of a recogniser, such as RUN_DIR/recogniser; local or s3://")
+    predict.add_argument("audio", nargs="+", help="files, folders, patterns in quotes, @LIST (a file a line), s3://")
+    predict.add_argument("--out", metavar="FILE.csv", default="", help="write there, not to stdout")
+    predict.set_defaults(overrides=[])
+    predict.add_argument("--json", action="store_true", help="one JSON object a line, not CSV")
 
 
 def _size(verbs: Verbs) -> None:

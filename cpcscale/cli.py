@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # argparse returns overrides that follow a flag in `rest`.
     if any(text.startswith("-") or "=" not in text for text in rest):
         parser.error(f"{options.verb} does not take {' '.join(rest)}; overrides of config keys are written key=value")
-    options.overrides += rest
+    options.overrides = [*options.overrides, *rest]
     # These run without a config: a first argument with a `=` is then an override, unless it is a file.
     first = options.config if options.verb in ("bench", "reproduce", "doctor") else None
     if first and "=" in first and not Path(first).is_file():
@@ -110,10 +110,7 @@ def _index(options: argparse.Namespace) -> None:
         else adopt(options.shards, spec, append=options.append, run=stream_tasks)
     )
     values = index_values(adopted)
-    if options.json:
-        _emit(values)
-    else:
-        print("\n".join(index_lines(values)))
+    _show(options, values, index_lines(values))
 
 
 def _audit(options: argparse.Namespace) -> int:
@@ -122,12 +119,8 @@ def _audit(options: argparse.Namespace) -> int:
     from cpcscale.report.terminal.sets import audit_lines
 
     values = audit(options.shards, config.load(AuditConfig, None, options.overrides))
-    if options.json:
-        _emit(values)
-    else:
-        print("\n".join(audit_lines(values)))
+    _show(options, values, audit_lines(values))
     if options.plot:
-        # Imported here: it loads matplotlib, which a table does not need.
         from cpcscale.report.plots.audit import write_plot
 
         write_plot(values, options.plot)
@@ -142,18 +135,14 @@ def _pretrain(options: argparse.Namespace) -> None:
     from cpcscale.report.terminal.pretrain import pretrain_lines
 
     summary = pretrain(config.load(PretrainConfig, options.config, options.overrides), take_over=options.take_over)
-    if options.json:
-        _emit(summary)
-    else:
-        print("\n".join(pretrain_lines(summary)))
+    _show(options, summary, pretrain_lines(summary))
 
 
 def _checkpoint(options: argparse.Namespace) -> int:
     from cpcscale.report.terminal import checkpoints as report
     from cpcscale.runs import inspect
 
-    if options.overrides:
-        raise UserError(f"`checkpoint {options.what}` takes a path and no settings such as {options.overrides[0]}")
+    _refuse_settings(options, f"checkpoint {options.what}")
     match options.what:
         case "ls":
             values = inspect.list_checkpoints(options.path)
@@ -164,16 +153,11 @@ def _checkpoint(options: argparse.Namespace) -> int:
         case _:
             values = inspect.verify_checkpoints(options.path)
             lines = report.verify_lines(values)
-    if options.json:
-        _emit(values)
-    else:
-        print("\n".join(lines))
+    _show(options, values, lines)
     return 0 if values.get("ok", True) else 1
 
 
 def _corpus(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
     from cpcscale import config, storage
     from cpcscale.emotion.corpora import open_corpus
     from cpcscale.emotion.corpora.corpus import CorpusConfig
@@ -185,11 +169,8 @@ def _corpus(options: argparse.Namespace) -> None:
     settings = config.load(CorpusConfig, None, [text.removeprefix("corpus.") for text in options.overrides])
     if settings.path:
         raise UserError(f"path={settings.path} and {path} are both given: `corpus {options.what}` takes one path")
-    values = describe(open_corpus(replace(settings, path=path)), storage.absolute(path))
-    if options.json:
-        _emit(values)
-    else:
-        print("\n".join(corpus_lines(values)))
+    values = describe(open_corpus(dataclasses.replace(settings, path=path)), storage.absolute(path))
+    _show(options, values, corpus_lines(values))
 
 
 def _finetune(options: argparse.Namespace) -> None:
@@ -202,9 +183,28 @@ def _finetune(options: argparse.Namespace) -> None:
     if options.json:
         _emit(result)
         return
-    for line in finetune_lines(result):
-        print(line)
+    print("\n".join(finetune_lines(result)))
     print(f"written to {settings.run_dir}; run {result['run_id'][:8]} of `cpcscale compare`")
+
+
+def _recogniser(options: argparse.Namespace) -> int:
+    from cpcscale.report.terminal.recogniser import show_lines, verify_lines
+    from cpcscale.serve.folder import describe_recogniser, verify_recogniser
+
+    _refuse_settings(options, f"recogniser {options.what}")
+    if options.what == "show":
+        values = describe_recogniser(options.path)
+        _show(options, values, show_lines(values))
+        return 0
+    values = verify_recogniser(options.path)
+    _show(options, values, verify_lines(values))
+    return 0 if values["ok"] else 1
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from cpcscale.serve.predict import predict_files
+
+    return predict_files(options.model, options.audio, options.out, as_json=options.json)
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -229,9 +229,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     from cpcscale.report.terminal.results import results_lines
 
     overrides = [*options.overrides, *(["dry_run=true"] if options.dry_run else [])]
-    spec = config.load(ReproduceConfig, options.config, overrides)
-    result = reproduce(spec)
-    _show_table(options, result, results_lines)
+    _show_table(options, reproduce(config.load(ReproduceConfig, options.config, overrides)), results_lines)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -241,9 +239,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from cpcscale.report.terminal.evaluate import evaluate_lines
 
     overrides = [*options.overrides, *(["dry_run=true"] if options.dry_run else [])]
-    spec = config.load(EvaluateConfig, options.config, overrides)
-    result = evaluate(spec)
-    _show_table(options, result, evaluate_lines)
+    _show_table(options, evaluate(config.load(EvaluateConfig, options.config, overrides)), evaluate_lines)
 
 
 def _show_table(
@@ -252,10 +248,7 @@ def _show_table(
     """Prints the table of many runs by `lines`, or for a dry run the list of runs."""
     from cpcscale.report.terminal.results import run_lines
 
-    if options.json:
-        _emit(result)
-    else:
-        print("\n".join(run_lines(result) if result.get("dry_run") else lines(result)))
+    _show(options, result, run_lines(result) if result.get("dry_run") else lines(result))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -275,7 +268,6 @@ def _compare(options: argparse.Namespace) -> None:
         case _:
             print(compare.format_table(rows))
     if options.html:
-        # Imported here: it loads matplotlib, which a table does not need.
         from cpcscale.report.html.compare_page import write_html
 
         write_html(runs, options.html)
@@ -314,10 +306,7 @@ def _bench(options: argparse.Namespace) -> None:
         spec = config.load(FeedBenchConfig, options.config, options.overrides)
         result = bench_feed(spec, options.peers)
         lines = report.feed_lines(result)
-    if options.json:
-        _emit(result)
-    else:
-        print("\n".join(lines))
+    _show(options, result, lines)
 
 
 def _size(options: argparse.Namespace) -> None:
@@ -338,10 +327,7 @@ def _size(options: argparse.Namespace) -> None:
     given = Rates(options.update_rate, options.decode_rate)
     spec = config.load(PretrainConfig, options.config, options.overrides)
     found = dataclasses.asdict(run_size(spec, machines, given))
-    if options.json:
-        _emit(found)
-    else:
-        print("\n".join(size_lines(found, given.names)))
+    _show(options, found, size_lines(found, given.names))
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -357,7 +343,20 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if all(finding.ok for finding in findings) else 1
 
 
-def _emit(result: dict[str, Any]) -> None:
+def _refuse_settings(options: argparse.Namespace, verb: str) -> None:
+    if options.overrides:
+        raise UserError(f"`{verb}` takes a path and no settings such as {options.overrides[0]}")
+
+
+def _show(options: argparse.Namespace, result: Mapping[str, Any], lines: Iterable[str]) -> None:
+    """Prints the result as one JSON object, or as lines for a person."""
+    if options.json:
+        _emit(result)
+    else:
+        print("\n".join(lines))
+
+
+def _emit(result: Mapping[str, Any]) -> None:
     print(json.dumps(result))
 
 
@@ -370,6 +369,8 @@ VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "checkpoint": _checkpoint,
     "corpus": _corpus,
     "finetune": _finetune,
+    "recogniser": _recogniser,
+    "predict": _predict,
     "sweep": _sweep,
     "reproduce": _reproduce,
     "evaluate": _evaluate,

@@ -73,7 +73,7 @@ def load(root: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     Traceback (most recent call last):
     cpcscale.errors.UserError: override 'second=2.5': unknown key second (did you mean seconds?)
     """
-    tree = copy.deepcopy(_schema(root))
+    tree = copy.deepcopy(_schema(cast(Any, root)))
     # Taken from the classes alone: keys that a file puts into a free mapping must not become part of the schema.
     schema = OmegaConf.to_container(tree)
     known = [key for key, _ in leaves(schema)] + list(_branches(schema))
@@ -112,7 +112,7 @@ def build(root: type[T], values: dict[str, Any]) -> T:
     """An instance of the dataclass `root` from plain values, such as those of a checkpoint; as strict as `load`."""
     kept = _without_removed(root, values, root.__name__)
     try:
-        return cast(T, OmegaConf.to_object(OmegaConf.merge(_schema(root), OmegaConf.create(kept))))
+        return cast(T, OmegaConf.to_object(OmegaConf.merge(_schema(cast(Any, root)), OmegaConf.create(kept))))
     except OmegaConfBaseException as error:
         raise UserError(f"{root.__name__} cannot be made from what is stored: {_first_line(error)}") from None
 

@@ -33,7 +33,7 @@ ORDER = (
     ("keys",),
     ("arguments",),
     ("cli",),
-    ("__main__",),
+    ("__init__", "__main__"),
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # Rooms that need less than what comes before them.

@@ -16,6 +16,7 @@ from cpcscale.cluster import session, tasks
 from cpcscale.emotion.crossval import FoldResult, run_fold
 from cpcscale.emotion.heads.training import fit_device
 from cpcscale.emotion.inputs import PreparedCorpus
+from cpcscale.emotion.protocol.folds import FINAL
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.machine import usable_cores
@@ -29,7 +30,8 @@ _OTHER_ERRORS_S = 10
 class SharedFold:
     """The arguments of `run_shared`: `shared` refers to (recipe, prepared) in Ray's object store.
 
-    Each of the `ranks` gets `cpus` cores, `threads` torch threads, and a GPU if `gpus`.
+    Each of the `ranks` gets `cpus` cores, `threads` torch threads, and a GPU if `gpus`. With `keep` the result has the
+    recogniser.
     """
 
     shared: Any
@@ -38,14 +40,16 @@ class SharedFold:
     cpus: float
     gpus: bool
     threads: int
+    keep: bool = False
 
 
 def check_ranks(recipe: EmotionRecipe, ranks: int) -> None:
     """Raises UserError for a fold that `ranks` processes cannot share."""
     if ranks == 1:
         return
-    if recipe.regressor != "attention" or recipe.system == "minicpc":
-        what = f"system={recipe.system}" if recipe.system in ("mean", "minicpc") else f"head={recipe.head}"
+    of_system = recipe.definition.pretrains or recipe.regressor == "mean"
+    if of_system or recipe.regressor != "attention":
+        what = f"system={recipe.system}" if of_system else f"head={recipe.head}"
         raise UserError(
             f"ranks={ranks} shares the batches of a recogniser, but {what} is fitted or pretrained by one process: use "
             "ranks=1, and workers=N to run N folds at a time"
@@ -107,26 +111,36 @@ def run_shared(item: SharedFold) -> FoldResult:
     )
 
 
-def run_folds(recipe: EmotionRecipe, prepared: PreparedCorpus, workers: int, ranks: int) -> list[FoldResult]:
-    """All folds, `workers` at a time, each trained by `ranks` processes; call `connect` before."""
-    count = len(prepared.folds.splits)
-    cpus = tasks.cpus_each(min(workers, count) * ranks)
+def run_folds(
+    recipe: EmotionRecipe, prepared: PreparedCorpus, workers: int, ranks: int, publish: str = "none"
+) -> list[FoldResult]:
+    """All folds, `workers` at a time, each trained by `ranks` processes; call `connect` before.
+
+    Unless `publish` is none, the last result is of the recogniser to publish, and with folds each has its recogniser.
+    """
+    numbers = list(range(len(prepared.folds.splits))) + [FINAL] * (publish != "none")
+    kept = [publish == "folds" or number == FINAL for number in numbers]
+    cpus = tasks.cpus_each(min(workers, len(numbers)) * ranks)
     threads, what = max(1, int(cpus)), f"finetune {recipe.system}"
     if ranks == 1:
         shared = (recipe, prepared, threads)
-        return tasks.map_tasks(_run_alone, range(count), what=what, unit="folds", cpus=cpus, shared=shared)
+        items = list(zip(numbers, kept, strict=True))
+        return tasks.map_tasks(_run_alone, items, what=what, unit="folds", cpus=cpus, shared=shared)
     import ray
 
     gpus, everywhere = uses_gpus(recipe), ray.put((recipe, prepared))
-    folds = [SharedFold(everywhere, fold, ranks, cpus, gpus, threads) for fold in range(count)]
+    folds = [
+        SharedFold(everywhere, fold, ranks, cpus, gpus, threads, keep) for fold, keep in zip(numbers, kept, strict=True)
+    ]
     return tasks.map_tasks(run_shared, folds, what=what, unit="folds", cpus=0)
 
 
-def _run_alone(fold: int, recipe: EmotionRecipe, prepared: PreparedCorpus, threads: int) -> FoldResult:
+def _run_alone(item: tuple[int, bool], recipe: EmotionRecipe, prepared: PreparedCorpus, threads: int) -> FoldResult:
     import torch
 
     torch.set_num_threads(threads)
-    return run_fold(recipe, prepared, fold)
+    fold, keep = item
+    return run_fold(recipe, prepared, fold, keep=keep)
 
 
 class _RankDiedError(Exception):
@@ -151,6 +165,7 @@ class _Rank:
         place: tuple[int, int],
         meeting: str,
         threads: int,
+        keep: bool,
     ) -> FoldResult | None:
         """The fold's result from rank 0, None from the others; `place` is (rank, world)."""
         import torch
@@ -160,7 +175,7 @@ class _Rank:
         torch.set_num_threads(threads)
         recipe, prepared = shared
         with join_ranks(*place, meeting, fit_device(recipe.fit)) as ranks, ranks.detect_lost_peers():
-            result = run_fold(recipe, prepared, fold, ranks)
+            result = run_fold(recipe, prepared, fold, ranks, keep=keep and ranks.first)
         return result if ranks.first else None
 
 
@@ -183,7 +198,7 @@ def _attempt(item: SharedFold) -> FoldResult:
         ]
         meeting = actors[0].meeting.remote()
         results = [
-            actor.run.remote(item.shared, item.fold, (rank, item.ranks), meeting, item.threads)
+            actor.run.remote(item.shared, item.fold, (rank, item.ranks), meeting, item.threads, item.keep)
             for rank, actor in enumerate(actors)
         ]
         return _first_result(results)

@@ -18,13 +18,16 @@ import numpy as np
 
 from cpcscale.emotion.batching import derive_seed, predict, seeded
 from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.emotion.fitted import FittedRecogniser, MeanHead, SVRHead
 from cpcscale.emotion.heads.attention import learnt_mix
 from cpcscale.emotion.heads.halving import best_fit, candidates, searched_settings, successive_halving
 from cpcscale.emotion.heads.svm import GRID, Regressor, choose_regressor_config, classify
 from cpcscale.emotion.heads.training import EpochResult, HeadTraining, TrainingExamples
 from cpcscale.emotion.inputs import FoldInputs, PreparedCorpus, fold_inputs
+from cpcscale.emotion.protocol.folds import FINAL, final_split
 from cpcscale.emotion.protocol.splits import Folds, Split
 from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.train.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,8 @@ class FoldResult:
     """The result of one fold: `guess_UP`, the predictions of its test rows in the corpus's units.
 
     `chosen` is what was chosen on the other speakers. `classes_U` are the predicted categories, if asked for.
-    `conditions` has the predictions of the same rows under each test condition, as guess_UP.
+    `conditions` has the predictions of the same rows under each test condition, as guess_UP. `recogniser` made them, if
+    it is kept.
     """
 
     split: Split
@@ -48,6 +52,7 @@ class FoldResult:
     chosen: dict[str, Any] = dataclasses.field(default_factory=dict)
     classes_U: tuple[str, ...] = ()
     conditions: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    recogniser: FittedRecogniser | None = None
 
 
 def start_fit(recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> tuple[FoldInputs, HeadTraining]:
@@ -56,90 +61,125 @@ def start_fit(recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> 
     return source, _fits([recipe], prepared.corpus, source, split)[0]
 
 
-def run_fold(recipe: EmotionRecipe, prepared: PreparedCorpus, fold: int, ranks: Ranks | None = None) -> FoldResult:
+def run_fold(
+    recipe: EmotionRecipe, prepared: PreparedCorpus, fold: int, ranks: Ranks | None = None, *, keep: bool = False
+) -> FoldResult:
     """Trains one fold and predicts its test rows. All `ranks` call this and divide the recogniser's batches.
+
+    The fold FINAL is of all labelled speakers and tests nobody. With `keep` the result has the recogniser.
 
     Raises UserError for unusable audio, a missing checkpoint or a loss that is not finite.
     """
     started = time.monotonic()
     corpus, folds = prepared.corpus, prepared.folds
-    split = folds.splits[fold]
+    split = final_split(recipe, corpus, folds) if fold == FINAL else folds.splits[fold]
     curve: tuple[EpochResult, ...] = ()
     chosen: dict[str, Any] = {}
     classes: list[str] = []
     if recipe.regressor == "mean":
-        guess_UP = np.tile(corpus.labels_UP[list(split.train_rows)].mean(axis=0), (len(split.test_rows), 1))
+        known = split.train_rows + (split.dev_rows if recipe.fit.refit else ())
+        mean_P = corpus.labels_UP[sorted(known)].mean(axis=0)
+        recogniser = FittedRecogniser(
+            recipe.system, None, MeanHead(corpus.to_unit(mean_P)), recipe.corpus.max_s, corpus.scale
+        )
+        guess_UP = np.tile(mean_P, (len(split.test_rows), 1))
         conditions = dict.fromkeys(recipe.test_conditions, guess_UP)
     else:
         source = fold_inputs(recipe, prepared, split)
         if recipe.regressor == "svr":
-            guess, chosen = _train_svr(recipe, corpus, source, folds, split)
+            guess, recogniser, chosen = _train_svr(recipe, corpus, source, folds, split)
         else:
-            guess, curve, chosen = _train_head(recipe, corpus, source, split, ranks)
-        guess_UP = guess(source)
-        conditions = {name: guess(source.with_audio(other)) for name, other in prepared.conditions.items()}
-        if recipe.classify:
+            guess, recogniser, curve, chosen = _train_head(recipe, corpus, source, split, ranks)
+        guess_UP = guess(source) if split.test_rows else np.zeros((0, len(PRIMITIVES)))
+        degraded = prepared.conditions if split.test_rows else {}
+        conditions = {name: guess(source.with_audio(other)) for name, other in degraded.items()}
+        if recipe.classify and split.test_rows:
             classes = _classify(recipe, corpus, source, folds, split)
-    return FoldResult(split, guess_UP, time.monotonic() - started, curve, chosen, tuple(classes), conditions)
+    kept = recogniser if keep else None
+    # Under official the final split is that of fold 0, by which its fit is keyed.
+    split = dataclasses.replace(split, fold=fold)
+    return FoldResult(split, guess_UP, time.monotonic() - started, curve, chosen, tuple(classes), conditions, kept)
 
 
 def _fits(
     recipes: Sequence[EmotionRecipe], corpus: Corpus, source: FoldInputs, split: Split, ranks: Ranks | None = None
 ) -> list[HeadTraining]:
     """An untrained fit for each recipe; they share their inputs."""
+    known, held = (_examples(corpus, source, rows) for rows in (split.train_rows, split.dev_rows))
+    return [_fit(recipe, source, split, known, held, ranks) for recipe in recipes]
 
-    def examples(rows: Sequence[int]) -> TrainingExamples:
-        names = [corpus.utterances[row].key for row in rows]
-        truth_UP = corpus.to_unit(corpus.labels_UP[list(rows)])
-        return TrainingExamples(source.inputs(rows), truth_UP, names, source.shares(rows))
 
-    seed = derive_seed(recipes[0].seed, f"fold/{split.fold}")
-    known, held = examples(split.train_rows), examples(split.dev_rows)
-    fits = []
-    for recipe in recipes:
-        with seeded(seed, "weights"):
-            network = source.network(recipe.recogniser)
-        fits.append(
-            HeadTraining(network, known, held, recipe.fit, seed=seed, encoder_rate=recipe.encoder_rate, ranks=ranks)
-        )
-    return fits
+def _fit(
+    recipe: EmotionRecipe,
+    source: FoldInputs,
+    split: Split,
+    known: TrainingExamples,
+    held: TrainingExamples | None,
+    ranks: Ranks | None,
+    epochs: int = 0,
+) -> HeadTraining:
+    seed = derive_seed(recipe.seed, f"fold/{split.fold}")
+    with seeded(seed, "weights"):
+        network = source.network(recipe.recogniser)
+    rate = recipe.definition.encoder_rate(recipe)
+    return HeadTraining(network, known, held, recipe.fit, seed=seed, epochs=epochs, encoder_rate=rate, ranks=ranks)
+
+
+def _examples(corpus: Corpus, source: FoldInputs, rows: Sequence[int]) -> TrainingExamples:
+    names = [corpus.utterances[row].key for row in rows]
+    truth_UP = corpus.to_unit(corpus.labels_UP[list(rows)])
+    return TrainingExamples(source.inputs(rows), truth_UP, names, source.shares(rows))
 
 
 def _train_head(
     recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, split: Split, ranks: Ranks | None
-) -> tuple[_Guess, tuple[EpochResult, ...], dict[str, Any]]:
-    """Trains the attention head: (predictor of the test rows, curve, the epoch and config that were chosen)."""
+) -> tuple[_Guess, FittedRecogniser, tuple[EpochResult, ...], dict[str, Any]]:
+    """Trains the attention head: (predictor of the test rows, recogniser, curve, what was chosen)."""
     recipes = candidates(recipe)
     fits = _fits(recipes, corpus, source, split, ranks)
     for place, epoch in successive_halving(fits, recipe.fit.epochs):
         _log_epoch(split.fold, place, epoch)
     place = best_fit(fits)
     fit = fits[place]
-    network, rows = fit.finish(), split.test_rows
-    assert fit.best is not None
+    curve, best, rows = tuple(fit.curve), fit.best, split.test_rows
+    assert best is not None
+    if recipe.fit.refit:
+        # Anew on the development speakers too, for as many epochs, as the final recogniser is fitted.
+        known = sorted(split.train_rows + split.dev_rows)
+        anew = source.trained_on(known)
+        fit = _fit(recipes[place], anew, split, _examples(corpus, anew, known), None, ranks, best.epoch)
+        for _ in fit:
+            pass
+    network = fit.finish()
 
     def guess(inputs: FoldInputs) -> np.ndarray:
         return corpus.from_unit(predict(network, inputs.inputs(rows), fit.device, fit.ranks, inputs.shares(rows)))
 
     mix = learnt_mix(network)
-    chosen = {"epoch": fit.best.epoch, "dev_ccc": fit.best.dev_ccc} | ({"mix": mix} if mix else {})
+    chosen = {"epoch": best.epoch, "dev_ccc": best.dev_ccc} | ({"mix": mix} if mix else {})
     chosen |= searched_settings(recipes[place]) if len(fits) > 1 else {}
-    return guess, tuple(fit.curve), chosen
+    of_network = FittedRecogniser.of_network
+    recogniser = of_network(recipe.system, source.features, network, max_s=recipe.corpus.max_s, scale=corpus.scale)
+    return guess, recogniser, curve, chosen
 
 
 def _train_svr(
     recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, folds: Folds, split: Split
-) -> tuple[_Guess, dict[str, Any]]:
-    """Fits a support vector regression on training and development rows: (predictor of the test rows, config)."""
+) -> tuple[_Guess, FittedRecogniser, dict[str, Any]]:
+    """Fits a support vector regression on training and development rows: (predictor of the test rows, it, config)."""
     known = sorted(split.train_rows + split.dev_rows)
     x_UF, truth_UP = source.vectors(known), corpus.to_unit(corpus.labels_UP[known])
     grid = GRID if recipe.svm_search else (recipe.svm,)
     speakers = [folds.groups[row] for row in known]
     settings = choose_regressor_config(x_UF, truth_UP, speakers, grid, key=_inner_key(recipe, split))
     machine = Regressor(settings).fit(x_UF, truth_UP)
-    return lambda inputs: corpus.from_unit(machine.predict(inputs.vectors(split.test_rows))), dataclasses.asdict(
-        settings
-    )
+    head = SVRHead(machine.support_vectors)
+    recogniser = FittedRecogniser(recipe.system, source.features, head, recipe.corpus.max_s, corpus.scale)
+
+    def guess(inputs: FoldInputs) -> np.ndarray:
+        return corpus.from_unit(machine.predict(inputs.vectors(split.test_rows)))
+
+    return guess, recogniser, dataclasses.asdict(settings)
 
 
 def _classify(recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, folds: Folds, split: Split) -> list[str]:

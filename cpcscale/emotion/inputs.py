@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,20 +22,8 @@ from cpcscale.emotion.audio.degraded import DegradedWaves, parse_condition
 from cpcscale.emotion.audio.prefetch import SelectedRows, flatten_windows, map_in_chunks
 from cpcscale.emotion.audio.windows import CachedFeatures, Waves, Windows, compute_features
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.encoders.layer import Encoder, LayerFeatures
-from cpcscale.emotion.encoders.networks import (
-    OpenedEncoder,
-    WindowEncoder,
-    features_digest,
-    input_level,
-    measure_level,
-    open_encoder,
-    pretrain_on_corpus,
-    pretrain_on_rows,
-    untrained_encoder,
-)
-from cpcscale.emotion.handmade import functionals, mfcc
-from cpcscale.emotion.handmade.prosody import choose_kind, prosody, version
+from cpcscale.emotion.encoders.layer import Encoder
+from cpcscale.emotion.encoders.networks import OpenedEncoder, WindowEncoder, open_encoder
 from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
 from cpcscale.emotion.heads.training import fit_device
@@ -44,11 +32,11 @@ from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.protocol.splits import Folds, Split
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.speaker_norm import ScaledFeatures, SpeakerScale, apply_each, speaker_scales, vectors_scale
+from cpcscale.emotion.systems.system import Features
 from cpcscale.errors import UserError
 
 log = logging.getLogger(__name__)
 
-COEFFICIENTS = BANDS = 40
 # Longer than any utterance: classic features are of the whole utterance, not of windows.
 _WHOLE_S = 1e6
 # Windows encoded at a time when only statistics are kept: about half a gigabyte of frames.
@@ -61,9 +49,9 @@ class PreparedCorpus:
 
     `corpus` has the usable utterances, in the row order of everything else, and `folds` splits them. `vectors_UF` are
     the features of the classic systems; `inputs` the float32 frames [T, C] of each window, if they do not depend on the
-    fold; `waves` the int16 windows, for all systems but `mean`. `encoder` is the checkpoint's network, for folds that
-    make their own features or train it, and `source` the metadata of that checkpoint. `conditions` has the same data
-    from degraded audio, by the name of the condition.
+    fold; `features` made these two. `waves` are the int16 windows, for all systems but `mean`. `encoder` is the
+    checkpoint's network, for folds that make their own features or train it, and `source` the metadata of that
+    checkpoint. `conditions` has the same data from degraded audio, by the name of the condition.
     """
 
     corpus: Corpus
@@ -71,6 +59,7 @@ class PreparedCorpus:
     waves: Waves | None = None
     inputs: Sequence[Windows] | None = None
     vectors_UF: np.ndarray | None = None
+    features: Features | None = None
     encoder: Encoder | None = None
     source: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, PreparedCorpus] = field(default_factory=dict)
@@ -80,14 +69,14 @@ class FoldInputs:
     """The inputs of one fold, and the network on top of them."""
 
     def __init__(
-        self, recipe: EmotionRecipe, prepared: PreparedCorpus, encoder: Encoder | None, train_rows: Sequence[int]
+        self, recipe: EmotionRecipe, prepared: PreparedCorpus, features: Features, train_rows: Sequence[int]
     ) -> None:
-        """`encoder` turns waveforms into features, or is trained on them; None if the features are prepared.
+        """`features` turns waveforms into the head's input; if the encoder is trained, those of its initial weights.
 
         `train_rows` are the fold's: the recogniser standardises by them, and with `speaker_norm` so do utterances of
         unknown speakers.
         """
-        self._recipe, self._prepared, self._encoder = recipe, prepared, encoder
+        self._recipe, self._prepared, self.features = recipe, prepared, features
         self._train_rows = train_rows
         self._training: FoldInputs = self
         self._device = fit_device(recipe.fit)
@@ -98,10 +87,14 @@ class FoldInputs:
         return ScaledFeatures(found, [self._scales[row] for row in rows]) if self._recipe.speaker_norm else found
 
     def with_audio(self, prepared: PreparedCorpus) -> FoldInputs:
-        """The same encoder on other audio of the same utterances."""
-        other = FoldInputs(self._recipe, prepared, self._encoder, self._train_rows)
+        """The same features of other audio of the same utterances."""
+        other = FoldInputs(self._recipe, prepared, self.features, self._train_rows)
         other._training = self._training
         return other
+
+    def trained_on(self, rows: Sequence[int]) -> FoldInputs:
+        """The same features, standardised by other training rows."""
+        return FoldInputs(self._recipe, self._prepared, self.features, rows)
 
     def shares(self, rows: Sequence[int]) -> list[np.ndarray]:
         """The weights of the windows of each of these utterances, [W] each."""
@@ -121,39 +114,30 @@ class FoldInputs:
 
         Under a trained encoder, the statistics are those of its initial weights.
         """
-        encoder = self._encoder if self._recipe.trains_encoder else None
         mean_C, deviation_C = self._statistics
-        source = self._encoder or self._prepared.encoder
-        mixed = source is not None and self._recipe.encoder.layer == "mix"
-        layers = _layer_features(self._recipe, source).widths if source is not None and mixed else ()
+        encoded = self.features if isinstance(self.features, WindowEncoder) else None
+        layers = encoded.layer_features.widths if encoded and encoded.layer == "mix" else ()
         recogniser = AttentionHead(settings, len(mean_C), layers)
         recogniser.standardise(mean_C, deviation_C)
-        if encoder is None:
+        if encoded is None or not self._recipe.trains_encoder:
             return recogniser
         # A copy: several fits of one fold start from the same weights.
-        own = copy.deepcopy(encoder)
-        return EncoderWithHead(own, recogniser, self._recipe.encoder.layer, self._recipe.encoder.wave_norm)
-
-    def _waves(self, rows: Sequence[int]) -> Waves:
-        assert self._prepared.waves is not None
-        least = _layer_features(self._recipe, self._encoder).least_samples if self._encoder else 1
-        return self._prepared.waves.at_least(least).take(rows)
+        return EncoderWithHead(copy.deepcopy(encoded.encoder), recogniser, encoded.layer, encoded.wave_norm)
 
     def _unscaled(self, rows: Sequence[int]) -> Sequence[Windows]:
         known = self._prepared.inputs
         if known is not None:
             return SelectedRows(known, rows)
-        waves = self._waves(rows)
-        if self._encoder is None or self._recipe.trains_encoder:
-            return waves
-        return _encoded(self._recipe, waves, self._encoder)
+        assert self._prepared.waves is not None
+        waves = self._prepared.waves.at_least(self.features.least_samples).take(rows)
+        return waves if self._recipe.trains_encoder else _computed(self.features, waves)
 
     @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """(mean, deviation) of the recogniser's input over the training utterances; once for all fits of the fold."""
         frames = flatten_windows(self.inputs(self._train_rows))
-        if self._encoder is not None and self._recipe.trains_encoder:
-            frames = map_in_chunks(_encode(self._recipe, self._encoder), frames, _ENCODED_WINDOWS)
+        if self._recipe.trains_encoder:
+            frames = map_in_chunks(self.features, frames, _ENCODED_WINDOWS)
         return statistics(frames)
 
     @cached_property
@@ -178,80 +162,39 @@ def prepare(recipe: EmotionRecipe, corpus: Corpus, opened: OpenedEncoder | None 
     """
     if recipe.classify and not any(one.category for one in corpus.utterances):
         raise UserError(f"classify=true, but corpus {corpus.name} has no categories: use classify=false")
-    if recipe.system == "mean":
+    if recipe.regressor == "mean":
         return PreparedCorpus(corpus, fold_splits(recipe, corpus))
     encoder, source = opened or open_encoder(recipe)
     refuse_selected(recipe, corpus, source)
     settings = recipe.corpus
     waves = Waves.open(corpus, recipe.audio_cache, max_s=settings.max_s, on_bad=settings.on_bad)
-    if recipe.system == "minicpc" and recipe.pretraining_on == "corpus":
-        encoder = pretrain_on_corpus(recipe, waves, encoder)
+    encoder = recipe.definition.pretrain(recipe, waves, encoder)
     _warn_ablation(recipe)
-    shared = PreparedCorpus(waves.corpus, fold_splits(recipe, waves.corpus), encoder=encoder, source=source)
-    clean = _with_features(recipe, dataclasses.replace(shared, waves=waves))
+    features = recipe.definition.shared_features(recipe, encoder)
+    folds = fold_splits(recipe, waves.corpus)
+    shared = PreparedCorpus(waves.corpus, folds, features=features, encoder=encoder, source=source)
     conditions = {
-        name: _with_features(
-            recipe,
-            dataclasses.replace(shared, waves=DegradedWaves(waves, parse_condition(name), recipe.protocol.seed)),
-        )
+        name: _with_features(shared, DegradedWaves(waves, parse_condition(name), recipe.protocol.seed))
         for name in recipe.test_conditions
     }
-    return dataclasses.replace(clean, conditions=conditions)
+    return dataclasses.replace(_with_features(shared, waves), conditions=conditions)
 
 
-def _with_features(recipe: EmotionRecipe, shared: PreparedCorpus) -> PreparedCorpus:
-    """`shared` with the features of its audio that do not depend on the fold."""
-    waves, encoder = shared.waves, shared.encoder
-    assert waves is not None
-    match recipe.system:
-        case "functionals":
-            vectors_UF = _vectors(recipe, waves, functionals.version(), functionals.functionals)
-            return dataclasses.replace(shared, vectors_UF=vectors_UF)
-        case "prosody":
-            kind = choose_kind(recipe.prosody)
-            measure = partial(prosody, kind=kind)
-            return dataclasses.replace(shared, vectors_UF=_vectors(recipe, waves, version(kind), measure))
-        case "mfcc":
-            measure = partial(mfcc.mfcc, coefficients=COEFFICIENTS)
-            inputs = compute_features(
-                "mfcc", f"{COEFFICIENTS} {mfcc.version()}", waves, partial(_measure_each, measure)
-            )
-        case "logmel":
-            measure = partial(mfcc.log_mel, bands=BANDS)
-            inputs = compute_features("logmel", f"{BANDS} {mfcc.version()}", waves, partial(_measure_each, measure))
-        case "random" if encoder is not None:
-            inputs = _encoded(recipe, waves, untrained_encoder(recipe, encoder, input_level(encoder)))
-        case "precpc" if recipe.encoder.frozen and encoder is not None:
-            inputs = _encoded(recipe, waves, encoder)
-        case "minicpc" if recipe.pretraining_on == "corpus" and recipe.encoder.frozen and encoder is not None:
-            inputs = _encoded(recipe, waves, encoder)
-        case _:
-            return shared
-    return dataclasses.replace(shared, inputs=inputs)
+def _with_features(shared: PreparedCorpus, waves: Waves) -> PreparedCorpus:
+    """`shared` with this audio, and the features of it that do not depend on the fold."""
+    if shared.features is None:
+        return dataclasses.replace(shared, waves=waves)
+    computed = _computed(shared.features, waves)
+    if not shared.features.whole:
+        return dataclasses.replace(shared, waves=waves, inputs=computed)
+    vectors_UF = np.stack([computed[row][0] for row in range(len(computed))])
+    return dataclasses.replace(shared, waves=waves, vectors_UF=vectors_UF)
 
 
 def fold_inputs(recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> FoldInputs:
     """The inputs of a fold. An encoder made for it takes its weights and input level from training speakers alone."""
-    if prepared.inputs is not None or prepared.vectors_UF is not None:
-        return FoldInputs(recipe, prepared, None, split.train_rows)
-    assert prepared.waves is not None
-    known = prepared.encoder
-    match recipe.system:
-        case "precpc":
-            encoder = copy.deepcopy(known)
-        case "minicpc" if recipe.pretraining_on == "corpus":
-            encoder = copy.deepcopy(known)
-        case "minicpc":
-            rows = sorted(split.train_rows + split.dev_rows)
-            encoder = pretrain_on_rows(recipe, prepared.corpus, known, rows)
-        case _:
-            level = (
-                measure_level(flatten_windows(prepared.waves.take(split.train_rows)))
-                if known is None
-                else input_level(known)
-            )
-            encoder = untrained_encoder(recipe, known, level)
-    return FoldInputs(recipe, prepared, encoder, split.train_rows)
+    features = prepared.features or recipe.definition.fold_features(recipe, prepared, split)
+    return FoldInputs(recipe, prepared, features, split.train_rows)
 
 
 def statistics(frames: Iterable[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -270,36 +213,15 @@ def statistics(frames: Iterable[np.ndarray]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.asarray(mean_C)).float(), torch.from_numpy(np.sqrt(square_C / count)).float()
 
 
-def _vectors(
-    recipe: EmotionRecipe, waves: Waves, version: str, measure: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-    found = compute_features(recipe.system, version, waves.with_max_s(_WHOLE_S), partial(_measure_each, measure))
-    return np.stack([found[row][0] for row in range(len(found))])
-
-
-def _encoded(recipe: EmotionRecipe, waves: Waves, encoder: Encoder) -> CachedFeatures:
-    layer_features = _layer_features(recipe, encoder)
-    digest = features_digest(layer_features)
-    return compute_features(
-        f"{recipe.system} features", digest, waves.at_least(layer_features.least_samples), _encode(recipe, encoder)
-    )
-
-
-def _encode(recipe: EmotionRecipe, encoder: Encoder) -> WindowEncoder:
-    return WindowEncoder(encoder, recipe.encoder.layer, fit_device(recipe.fit), recipe.encoder.wave_norm)
-
-
-def _layer_features(recipe: EmotionRecipe, encoder: Encoder) -> LayerFeatures:
-    return LayerFeatures(encoder, recipe.encoder.layer, recipe.encoder.wave_norm)
+def _computed(features: Features, waves: Waves) -> CachedFeatures:
+    waves = waves.with_max_s(_WHOLE_S) if features.whole else waves.at_least(features.least_samples)
+    return compute_features(features.name, features.digest, waves, features)
 
 
 def _warn_ablation(recipe: EmotionRecipe) -> None:
-    if recipe.system in ("minicpc", "precpc") and recipe.encoder.wave_norm != "corpus":
+    pretrained = recipe.definition.takes_weights or recipe.definition.pretrains
+    if pretrained and recipe.encoder.wave_norm != "corpus":
         log.warning(
             "encoder.wave_norm=%s is an ablation: the encoder was pretrained at the level of encoder.wave_norm=corpus",
             recipe.encoder.wave_norm,
         )
-
-
-def _measure_each(measure: Callable[[np.ndarray], np.ndarray], windows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [measure(wave.astype(np.float32) / 32768) for wave in windows]

@@ -15,13 +15,14 @@ from cpcscale.emotion.audio.array_cache import AudioCacheConfig
 from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.emotion.crossval import run_fold
-from cpcscale.emotion.encoders.networks import WindowEncoder
+from cpcscale.emotion.encoders.networks import encoder_features
 from cpcscale.emotion.finetune_result import combine_folds
 from cpcscale.emotion.handmade.statistics import summarise
-from cpcscale.emotion.heads.training import FitConfig, fit_device
+from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe, ProtocolConfig
+from cpcscale.emotion.systems.system import Features
 from cpcscale.model.cpc import CPC
 
 # Utterances that are encoded at a time.
@@ -53,19 +54,20 @@ def probe(recipe: EmotionRecipe, waves: Waves, network: CPC) -> dict[str, float]
 
     The network's output is not cached, because the next checkpoint is another network.
     """
-    vectors_UF = np.stack(list(_vectors(recipe, waves, network)))
-    prepared = PreparedCorpus(waves.corpus, fold_splits(recipe, waves.corpus), waves, vectors_UF=vectors_UF)
+    features = encoder_features(recipe, network)
+    vectors_UF = np.stack(list(_vectors(waves, features)))
+    folds = fold_splits(recipe, waves.corpus)
+    prepared = PreparedCorpus(waves.corpus, folds, waves, vectors_UF=vectors_UF, features=features)
     results = [run_fold(recipe, prepared, fold) for fold in range(len(prepared.folds.splits))]
     return combine_folds(recipe, prepared, results).ccc
 
 
-def _vectors(recipe: EmotionRecipe, waves: Waves, network: CPC) -> Iterator[np.ndarray]:
+def _vectors(waves: Waves, features: Features) -> Iterator[np.ndarray]:
     """For each utterance float32 [F]: statistics of c, averaged over its windows."""
-    encode = WindowEncoder(network, "c", fit_device(recipe.fit))
-    waves = waves.at_least(network.hop_samples)
+    waves = waves.at_least(features.least_samples)
     for start in range(0, len(waves), _TOGETHER):
         rows = range(start, min(start + _TOGETHER, len(waves)))
         parts = [waves[row] for row in rows]
-        frames = iter(encode([window for windows in parts for window in windows]))
+        frames = iter(features([window for windows in parts for window in windows]))
         for row, windows in zip(rows, parts, strict=True):
             yield waves.shares(row) @ np.stack([summarise(next(frames)) for _ in windows])

@@ -21,7 +21,7 @@ SELECTED_ON_TEST = "SELECTED-ON-TEST"
 
 def selection_marks(recipe: EmotionRecipe) -> list[str]:
     """[SELECTED-ON-TEST] if the recipe says so and uses pretrained weights (precpc), else []."""
-    return [SELECTED_ON_TEST] if recipe.system == "precpc" and recipe.encoder.selected_on_test else []
+    return [SELECTED_ON_TEST] if recipe.definition.takes_weights and recipe.encoder.selected_on_test else []
 
 
 def refuse_selected(recipe: EmotionRecipe, corpus: Corpus, source: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ def refuse_selected(recipe: EmotionRecipe, corpus: Corpus, source: Mapping[str, 
     named by its own path, in a run whose probe has these speakers, is accepted with a warning.
     """
     probe_set = source.get("probe_set")
-    if recipe.system != "precpc" or not probe_set or recipe.encoder.selected_on_test:
+    if not recipe.definition.takes_weights or not probe_set or recipe.encoder.selected_on_test:
         return
     shared = _shared(corpus, probe_set)
     if not shared:

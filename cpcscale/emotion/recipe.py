@@ -9,20 +9,17 @@ from cpcscale import config
 from cpcscale.emotion.audio.array_cache import AudioCacheConfig
 from cpcscale.emotion.audio.degraded import parse_condition as parse_condition
 from cpcscale.emotion.corpora.corpus import CorpusConfig
-from cpcscale.emotion.encoders.huggingface import PREFIX
 from cpcscale.emotion.encoders.layer import EncoderLayer, WaveNorm
 from cpcscale.emotion.handmade.prosody import KINDS as PROSODY_KINDS
 from cpcscale.emotion.heads.attention import AttentionHeadConfig
 from cpcscale.emotion.heads.svm import SVMConfig
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.protocol.splits import parse_protocol
+from cpcscale.emotion.systems import SYSTEMS as SYSTEMS
+from cpcscale.emotion.systems.system import Regressor, System
 from cpcscale.errors import UserError
 from cpcscale.train.recipe import Recipe
 
-# The controls, the classic systems, then the paper's four and log-mel.
-CLASSIC = ("functionals", "prosody")
-FRAMES = ("mfcc", "logmel")
-SYSTEMS = ("mean", "random", *CLASSIC, *FRAMES, "raw", "minicpc", "precpc")
 HEADS = ("auto", "attention", "svr")
 
 
@@ -124,14 +121,14 @@ class EmotionRecipe:
     pretraining_on: Literal["fold", "corpus"] = "fold"
 
     def __post_init__(self) -> None:
-        config.check_choice("system", self.system, SYSTEMS)
+        config.check_choice("system", self.system, list(SYSTEMS))
         config.check_choice("head", self.head, HEADS)
         config.check_choice("prosody", self.prosody, PROSODY_KINDS)
         for name in self.test_conditions:
             parse_condition(name)
         if len(set(self.test_conditions)) < len(self.test_conditions):
             raise UserError(f"test_conditions={self.test_conditions} names one twice: give each once")
-        if self.head == "attention" and self.system in CLASSIC:
+        if self.head == "attention" and self.definition.regressors == ("svr",):
             raise UserError(f"head=attention takes frames as input, and system={self.system} has none: use head=auto")
         if self.fit_search and self.regressor != "attention":
             raise UserError(
@@ -147,11 +144,7 @@ class EmotionRecipe:
         self._check_encoder()
 
     def _check_encoder(self) -> None:
-        if self.system == "minicpc" and self.corpus.shards:
-            raise UserError(
-                "system=minicpc packs the training speakers of each fold from their audio files: give corpus.path with "
-                "the audio, and leave corpus.shards out"
-            )
+        self.definition.check(self)
         if self.fit.augment.enabled and not self.trains_encoder:
             raise UserError(
                 f"fit.augment changes waveforms, but system={self.system} trains on fixed features: use "
@@ -162,39 +155,31 @@ class EmotionRecipe:
                 "speaker_norm=true scales fixed features, but this encoder is trained: use encoder.frozen=true "
                 "(for raw, which is always trained, another system), or leave it out"
             )
-        mixed = self.system in ("random", "minicpc", "precpc") and self.encoder.layer == "mix"
+        mixed = self.definition.takes_network and self.encoder.layer == "mix"
         if mixed and (self.head == "svr" or self.classify):
             key = "head=svr" if self.head == "svr" else "classify=true"
             raise UserError(
                 f"encoder.layer=mix is learnt by the attention head, and {key} takes fixed features: use "
                 "encoder.layer=both"
             )
-        if self.system == "minicpc" and self.encoder.checkpoint.startswith(PREFIX):
-            raise UserError(
-                f"system=minicpc pretrains a CPC network, and encoder.checkpoint={self.encoder.checkpoint} is not one: "
-                'use encoder.checkpoint="" or the folder of a `cpcscale pretrain` run, or system=precpc'
-            )
+
+    @property
+    def definition(self) -> System:
+        """What `system` is."""
+        return SYSTEMS[self.system]
 
     @property
     def marks(self) -> list[str]:
         """The marks of results that used audio of test speakers before testing: TRANSDUCTIVE, SPEAKER-ADAPTED."""
-        adapted = self.speaker_norm and self.system != "mean"
-        transductive = self.system == "minicpc" and self.pretraining_on == "corpus"
-        return ["TRANSDUCTIVE"] * transductive + ["SPEAKER-ADAPTED"] * adapted
+        return self.definition.marks(self)
 
     @property
     def trains_encoder(self) -> bool:
         """Whether the fit updates the encoder's weights too."""
-        return self.system == "raw" or (self.system in ("minicpc", "precpc") and not self.encoder.frozen)
+        return self.definition.trains_encoder(self)
 
     @property
-    def encoder_rate(self) -> float:
-        """The learning rate of a trained encoder: `fit.learning_rate` from scratch, else `encoder.learning_rate`."""
-        return self.fit.learning_rate if self.system == "raw" else self.encoder.learning_rate
-
-    @property
-    def regressor(self) -> Literal["mean", "svr", "attention"]:
+    def regressor(self) -> Regressor:
         """What predicts: mean (a constant), svr (support vector regression) or attention (the paper's recogniser)."""
-        if self.system == "mean":
-            return "mean"
-        return "svr" if self.head == "svr" or self.system in CLASSIC else "attention"
+        first, *others = self.definition.regressors
+        return "svr" if self.head == "svr" and "svr" in others else first

@@ -6,8 +6,9 @@ import dataclasses
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from cpcscale import config as configs
 from cpcscale import storage
@@ -15,15 +16,18 @@ from cpcscale.cluster import fold_tasks
 from cpcscale.cluster.fold_tasks import check_ranks, run_folds
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
+from cpcscale.emotion.crossval import FoldResult
 from cpcscale.emotion.encoders.networks import OpenedEncoder, absolute_checkpoint, encoder_digest, open_encoder
 from cpcscale.emotion.finetune_result import FinetuneResult, combine_folds
-from cpcscale.emotion.inputs import prepare
+from cpcscale.emotion.inputs import PreparedCorpus, prepare
 from cpcscale.emotion.probe_selection import refuse_selected
-from cpcscale.emotion.protocol.folds import fold_splits, marks
+from cpcscale.emotion.protocol.folds import FINAL, fold_splits, marks
 from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
 from cpcscale.experiments.tracked_run import tracked_run
+from cpcscale.serve.card import card, recogniser_scores
+from cpcscale.serve.folder import is_recogniser, save_recogniser
 from cpcscale.tracking.store import TrackingConfig
 from cpcscale.tracking.tracker import Tracker, settle
 
@@ -44,12 +48,20 @@ class FinetuneConfig(EmotionRecipe):
     # Processes that train one fold together, each on a GPU of its own where there are GPUs. They divide each batch; the
     # CCC loss is still that of the whole batch.
     ranks: int = field(default=1, metadata=configs.PLACE)
+    # Which recognisers are kept, below run_dir. final: recogniser/, fitted on all labelled speakers. folds: also
+    # recogniser/fold-0/ and so on, which test speakers tell nothing. none: no recogniser, only its figures.
+    publish: Literal["none", "final", "folds"] = field(default="none", metadata=configs.PLACE)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=configs.PLACE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         configs.at_least(1, workers=self.workers, ranks=self.ranks)
         check_ranks(self, self.ranks)
+        if self.publish != "none" and self.speaker_norm:
+            raise UserError(
+                "speaker_norm=true scales an utterance by all audio of its speaker, so that a recogniser cannot be "
+                "applied to one file: use publish=none, or speaker_norm=false"
+            )
 
 
 def finetune(
@@ -72,7 +84,8 @@ def finetune(
     opened = encoder, source = open_encoder(config) if opened is None else opened
     refuse_selected(config, corpus, source)
     identity = identify(config, corpus) | {"encoder": encoder_digest(encoder)}
-    if (done := finished_result(config.run_dir, identity)) is not None:
+    published = config.publish == "none" or is_recogniser(_recogniser_url(config, FINAL))
+    if (done := finished_result(config.run_dir, identity)) is not None and published:
         log.warning("%s holds this run, finished: it is not run again", config.run_dir)
         return done
     started = time.monotonic()
@@ -89,9 +102,9 @@ def finetune(
         params=configs.flat(config),
         parent=parent,
     ) as (tracker, summary):
-        results = run_folds(config, prepared, config.workers, config.ranks)
+        results = run_folds(config, prepared, config.workers, config.ranks, config.publish)
         result = dataclasses.replace(
-            combine_folds(config, prepared, results),
+            combine_folds(config, prepared, [each for each in results if each.split.fold != FINAL]),
             seconds=time.monotonic() - started,
             identity=identity,
             encoder_chosen=str(source.get("chosen", "")),
@@ -99,6 +112,7 @@ def finetune(
         )
         text = json.dumps(result.as_dict(), indent=1) + "\n"
         _track(result, text, tracker)
+        _publish(config, prepared, results, result)
         storage.write(storage.join(config.run_dir, PREDICTIONS), result.predictions_csv.encode())
         summary.update({f"ccc_{name}": value for name, value in result.ccc.items()})
     # Written last: a run folder that has it is complete, and so is its tracked run.
@@ -142,7 +156,7 @@ def run_tags(
         tags["cpcscale.encoder"] = str(source["url"])
         tags["cpcscale.encoder_chosen"] = str(source.get("chosen", ""))
     # Other systems take only the architecture from the checkpoint, nothing that was learnt from its data.
-    if source and recipe.system == "precpc":
+    if source and recipe.definition.takes_weights:
         tags["cpcscale.fingerprint"] = str(source["fingerprint"])
     return tags
 
@@ -164,6 +178,23 @@ def finished_result(run_dir: str, identity: dict[str, str]) -> FinetuneResult | 
             "new one, or remove it"
         )
     return result
+
+
+def _publish(
+    config: FinetuneConfig, prepared: PreparedCorpus, results: Sequence[FoldResult], result: FinetuneResult
+) -> None:
+    """Saves the recognisers that were kept, the one on all speakers last."""
+    for each in results:
+        if each.recogniser is not None:
+            learnt = each.split.train_rows + each.split.dev_rows
+            groups = {prepared.folds.groups[row] for row in learnt}
+            scores = recogniser_scores(result, prepared.source, utterances=len(learnt), speakers=len(groups))
+            save_recogniser(_recogniser_url(config, each.split.fold), each.recogniser, scores, card(scores))
+
+
+def _recogniser_url(config: FinetuneConfig, fold: int) -> str:
+    whole = storage.join(config.run_dir, "recogniser")
+    return whole if fold == FINAL else storage.join(whole, f"fold-{fold}")
 
 
 def _track(result: FinetuneResult, text: str, tracker: Tracker) -> None:

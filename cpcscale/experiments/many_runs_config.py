@@ -68,9 +68,9 @@ def check_systems_and_seeds(
         if not given or len(set(given)) < len(given):
             raise UserError(f"{name}={given} is empty or has a value twice: give each value once")
     for system in systems:
-        configs.check_choice("systems", system, SYSTEMS)
+        configs.check_choice("systems", system, list(SYSTEMS))
     for system in overrides:
-        configs.check_choice("overrides", system, SYSTEMS)
+        configs.check_choice("overrides", system, list(SYSTEMS))
 
 
 def system_recipe(base: EmotionRecipe, overrides: Mapping[str, Any], system: str) -> EmotionRecipe:
@@ -101,7 +101,7 @@ def with_seed(recipe: EmotionRecipe, seed: int) -> EmotionRecipe:
 
 def depends_on_seed(recipe: EmotionRecipe) -> bool:
     """Whether the result depends on the seed: only if weights of the encoder or the head are drawn at random."""
-    return recipe.regressor == "attention" or (recipe.regressor == "svr" and recipe.system in ("random", "minicpc"))
+    return recipe.regressor == "attention" or (recipe.regressor == "svr" and recipe.definition.draws_weights)
 
 
 def _within(key: str, names: tuple[str, ...]) -> bool:

@@ -131,7 +131,7 @@ class HFEncoder(nn.Module):
     def __reduce__(self) -> tuple[Callable[..., HFEncoder], tuple[Any, ...]]:
         """Pickles weights and config: torch cannot pickle weights computed from others, as the positional ones here."""
         weights = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
-        return _rebuilt, (self._config.model_type, self._config.to_dict(), self.normalises, weights)
+        return rebuilt_hf, (self._config.to_dict(), self.normalises, weights)
 
 
 def open_hf(url: str) -> tuple[HFEncoder, dict[str, Any]]:
@@ -207,8 +207,9 @@ def _without_randomness(config: Any) -> Any:
     return config
 
 
-def _rebuilt(kind: str, values: dict[str, Any], normalises: bool, weights: dict[str, Tensor]) -> HFEncoder:
-    made = _classes()[kind]
+def rebuilt_hf(values: dict[str, Any], normalises: bool, weights: dict[str, Tensor]) -> HFEncoder:
+    """The network of a config, as plain values, with these weights. Raises UserError without the extra `hf`."""
+    made = _classes()[values["model_type"]]
     with torch.random.fork_rng(devices=[]):
         network = made(made.config_class.from_dict(values))
     network.load_state_dict(weights)

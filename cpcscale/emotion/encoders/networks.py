@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from cpcscale.emotion.batching import collate, group_by_length
 from cpcscale.emotion.corpora.corpus import Corpus, Utterance
 from cpcscale.emotion.encoders.huggingface import PREFIX, HFEncoder, absolute_hf, library_version, open_hf, untrained_hf
 from cpcscale.emotion.encoders.layer import Encoder, EncoderLayer, LayerFeatures, WaveNorm
-from cpcscale.emotion.recipe import CLASSIC, FRAMES, EmotionRecipe
+from cpcscale.emotion.heads.training import fit_device
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, ModelConfig, build
 from cpcscale.progress import note
@@ -35,31 +35,61 @@ from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.setup import Data
 
+if TYPE_CHECKING:
+    from cpcscale.emotion.recipe import EmotionRecipe
+
 # Raise it when the same audio, recipe and seed give other weights of miniCPC: cached networks are then trained again.
 MINICPC_VERSION = 1
 
 
 @dataclass(frozen=True)
 class WindowEncoder:
-    """Encodes int16 windows [S] to the frames of a layer, float32 [T, C] each, without gradient."""
+    """Encodes int16 windows [S] to the frames of a layer, float32 [T, C] each, without gradient: Features of systems.
+
+    `name` is that of the features in the cache.
+    """
 
     encoder: Encoder
     layer: EncoderLayer
     where: torch.device
     wave_norm: WaveNorm = "corpus"
+    name: str = ""
 
-    def __call__(self, windows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    @property
+    def layer_features(self) -> LayerFeatures:
+        """The layer that it takes of the encoder."""
+        return LayerFeatures(self.encoder, self.layer, self.wave_norm)
+
+    @property
+    def digest(self) -> str:
+        return features_digest(self.layer_features)
+
+    @property
+    def whole(self) -> bool:
+        return False
+
+    @property
+    def least_samples(self) -> int:
+        return self.layer_features.least_samples
+
+    def __call__(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         self.encoder.to(self.where).eval()
-        layer_features = LayerFeatures(self.encoder, self.layer, self.wave_norm)
+        layer_features = self.layer_features
         found: dict[int, np.ndarray] = {}
         with torch.inference_mode():
-            for rows in group_by_length(windows):
-                wave_BS, samples_B = collate([windows[row] for row in rows], self.where)
+            for rows in group_by_length(waves):
+                wave_BS, samples_B = collate([waves[row] for row in rows], self.where)
                 x_BTC = layer_features(wave_BS, samples_B).float().cpu().numpy()
                 frames = layer_features.frames(samples_B).tolist()
                 # Copies: a slice would keep the padded batch alive.
                 found.update({row: x_BTC[place, : frames[place]].copy() for place, row in enumerate(rows)})
-        return [found[row] for row in range(len(windows))]
+        return [found[row] for row in range(len(waves))]
+
+
+def encoder_features(recipe: EmotionRecipe, encoder: Encoder) -> WindowEncoder:
+    """The features of a system with this encoder."""
+    place = fit_device(recipe.fit)
+    return WindowEncoder(encoder, recipe.encoder.layer, place, recipe.encoder.wave_norm, f"{recipe.system} features")
 
 
 # (encoder or None, metadata), see `open_encoder`.
@@ -69,22 +99,22 @@ OpenedEncoder: TypeAlias = "tuple[Encoder | None, dict[str, Any]]"
 def open_encoder(recipe: EmotionRecipe) -> OpenedEncoder:
     """(the network of `encoder.checkpoint`, its metadata) if the system uses one, else (None, {}).
 
-    Raises UserError if there is no checkpoint at the path, or if system=precpc has none.
+    Raises UserError if there is no checkpoint at the path, or if the system needs one and none is given.
     """
-    url = recipe.encoder.checkpoint
-    if not _uses_network(recipe):
+    url, system = recipe.encoder.checkpoint, recipe.definition
+    if not system.takes_network:
         return None, {}
     if not url:
-        if recipe.system == "precpc":
-            raise UserError("system=precpc needs encoder.checkpoint=RUN_DIR, the folder of a `cpcscale pretrain` run")
+        if system.needs_checkpoint:
+            raise UserError(
+                f"system={system.name} needs encoder.checkpoint=RUN_DIR, the folder of a `cpcscale pretrain` run"
+            )
         return None, {}
     if url.startswith(PREFIX):
         return open_hf(url)
     if not storage.exists(url):
         way_out = (
-            ""
-            if recipe.system == "precpc"
-            else ', or pass encoder.checkpoint="" to use the network of pretraining.model'
+            "" if system.needs_checkpoint else ', or pass encoder.checkpoint="" to use the network of pretraining.model'
         )
         raise UserError(
             f"no pretraining at encoder.checkpoint={url}: run `cpcscale pretrain` with run_dir={url} first{way_out}"
@@ -98,14 +128,10 @@ def open_encoders(recipes: Mapping[str, EmotionRecipe]) -> dict[str, OpenedEncod
     opened = {}
     for name, recipe in recipes.items():
         place = recipe.encoder.checkpoint, recipe.encoder.which
-        opened[name] = (known.get(place) if _uses_network(recipe) else None) or open_encoder(recipe)
+        opened[name] = (known.get(place) if recipe.definition.takes_network else None) or open_encoder(recipe)
         if opened[name][0] is not None:
             known[place] = opened[name]
     return opened
-
-
-def _uses_network(recipe: EmotionRecipe) -> bool:
-    return recipe.system not in ("mean", *CLASSIC, *FRAMES)
 
 
 def absolute_checkpoint(url: str) -> str:

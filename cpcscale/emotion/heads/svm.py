@@ -56,12 +56,51 @@ GRID = tuple(
 )
 
 
+@dataclass(frozen=True)
+class SupportVectors:
+    """A fitted support vector regression with what it standardises by, as float64 arrays: V vectors of F features.
+
+    The prediction for x is sum_v dual_v k(v, s) + intercept of s, x standardised and clipped (Smola and Schoelkopf
+    2004, Statistics and Computing 14, eq. 12), where k is the product of two vectors, or exp(-gamma |v - s|^2).
+    """
+
+    mean_F: np.ndarray
+    deviation_F: np.ndarray
+    vector_VF: np.ndarray
+    dual_V: np.ndarray
+    intercept: np.ndarray
+    # Negative: the kernel is linear.
+    gamma: np.ndarray
+
+    @classmethod
+    def of(cls, machine: Pipeline) -> SupportVectors:
+        """Those of a fitted machine."""
+        scaler, _, svr = (step for _, step in machine.steps)
+        gamma = np.array(svr.gamma if svr.kernel == "rbf" else -1.0)
+        duals, intercept = svr.dual_coef_[0], svr.intercept_[0]
+        return cls(scaler.mean_, scaler.scale_, svr.support_vectors_, duals, np.array(intercept), gamma)
+
+    def predict(self, x_UF: np.ndarray) -> np.ndarray:
+        """Predictions float64 [U]."""
+        x_UF = np.clip((x_UF - self.mean_F) / self.deviation_F, -_REACH, _REACH).astype(np.float64)
+        kernel_UV = x_UF @ self.vector_VF.T
+        if self.gamma >= 0:
+            squares_UV = (x_UF**2).sum(axis=1)[:, None] + (self.vector_VF**2).sum(axis=1) - 2 * kernel_UV
+            kernel_UV = np.exp(-self.gamma * np.maximum(squares_UV, 0))
+        return np.asarray(kernel_UV @ self.dual_V + self.intercept)
+
+
 class Regressor:
     """A support vector regression for each primitive, on features standardised by the training rows."""
 
     def __init__(self, settings: SVMConfig) -> None:
         self._settings = settings
         self._machines: list[Pipeline] = []
+
+    @property
+    def support_vectors(self) -> tuple[SupportVectors, ...]:
+        """What was fitted, for each primitive."""
+        return tuple(SupportVectors.of(machine) for machine in self._machines)
 
     def fit(self, x_UF: np.ndarray, truth_UP: np.ndarray) -> Regressor:
         """Fits to labels [U, P] on [-1, 1] and returns itself. Raises ValueError for values that are not finite."""

@@ -76,6 +76,8 @@ class FitConfig:
     clip_norm: float = 0.0
     # a trained encoder's weights are updated from this epoch on, counted from 1; 0: from the start
     thaw_epoch: int = 0
+    # after the epoch is chosen, train anew on training and development speakers for as many epochs
+    refit: bool = field(default=False, metadata=config.ADDED)
     # stop after this many epochs without a better development CCC; 0: never
     patience: int = 0
     # a, the weight of activation in the loss
@@ -171,14 +173,17 @@ class HeadTraining:
         self,
         network: nn.Module,
         train: TrainingExamples,
-        dev: TrainingExamples,
+        dev: TrainingExamples | None,
         settings: FitConfig,
         *,
         seed: int,
+        epochs: int = 0,
         encoder_rate: float = 0.0,
         ranks: Ranks | None = None,
     ) -> None:
-        """`encoder_rate` is the learning rate of the encoder of an EncoderWithHead.
+        """`epochs` instead of those of `settings`, if given; without `dev` the last one is the best.
+
+        `encoder_rate` is the learning rate of the encoder of an EncoderWithHead.
 
         The `ranks` divide each batch; all of them make this object from the same arguments and iterate it together. The
         device is theirs. On several ranks, every parameter that requires a gradient must get one.
@@ -190,6 +195,7 @@ class HeadTraining:
         self.best: EpochResult | None = None
         self._best_weights: dict[str, Tensor] = {}
         self._train, self._dev, self._settings, self._seed = train, dev, settings, seed
+        self._epochs = epochs or settings.epochs
         names = range(len(train.inputs)) if train.ids is None else train.ids
         self._id_U = torch.tensor([derive_seed(0, f"utterance/{name}") for name in names])
         self._optimizer = torch.optim.Adam(
@@ -202,12 +208,11 @@ class HeadTraining:
         self._require_gradients(False)
 
     def __iter__(self) -> Iterator[EpochResult]:
-        for number in range(len(self.curve) + 1, self._settings.epochs + 1):
+        for number in range(len(self.curve) + 1, self._epochs + 1):
             if self._patience_is_over(number):
                 return
             updates, train_loss = self._train_epoch(number)
-            guess_UP = predict(self.network, self._dev.inputs, self.device, self.ranks, self._dev.shares)
-            self._record(number, updates, train_loss, float(ccc(self._dev.truth_UP, guess_UP).mean()))
+            self._record(number, updates, train_loss, self._dev_ccc())
             yield self.curve[-1]
 
     def finish(self) -> nn.Module:
@@ -215,6 +220,12 @@ class HeadTraining:
         if self.best is not None:
             self.network.load_state_dict(self._best_weights)
         return self.network.eval()
+
+    def _dev_ccc(self) -> float:
+        if self._dev is None:
+            return math.nan
+        guess_UP = predict(self.network, self._dev.inputs, self.device, self.ranks, self._dev.shares)
+        return float(ccc(self._dev.truth_UP, guess_UP).mean())
 
     def _train_epoch(self, number: int) -> tuple[int, float]:
         """Trains one epoch and returns (updates, mean loss)."""
@@ -312,7 +323,7 @@ class HeadTraining:
 
     def _record(self, number: int, updates: int, train_loss: float, dev_ccc: float) -> None:
         done = self.curve[-1].updates if self.curve else 0
-        better = self.best is None or dev_ccc > self.best.dev_ccc
+        better = self.best is None or self._dev is None or dev_ccc > self.best.dev_ccc
         best_dev_ccc = dev_ccc if better or self.best is None else self.best.dev_ccc
         self.curve.append(EpochResult(number, done + updates, train_loss, dev_ccc, best_dev_ccc))
         if better:

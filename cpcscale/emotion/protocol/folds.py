@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.probe_selection import selection_marks
-from cpcscale.emotion.protocol.splits import Folds, SplitRow, make_folds, share_marks, with_label_share
+from cpcscale.emotion.protocol.splits import (
+    Folds,
+    Split,
+    SplitRow,
+    dev_speakers,
+    make_folds,
+    share_marks,
+    with_label_share,
+)
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
+
+# The number of the fit on all labelled speakers, which tests nobody.
+FINAL = -1
 
 
 def fold_splits(recipe: EmotionRecipe, corpus: Corpus) -> Folds:
@@ -28,6 +41,25 @@ def fold_splits(recipe: EmotionRecipe, corpus: Corpus) -> Folds:
     protocol = recipe.protocol
     folds = make_folds(rows, protocol.split, dev_share=protocol.dev_share, seed=protocol.seed)
     return with_label_share(folds, [row.key for row in rows], protocol.train_share, protocol.seed)
+
+
+def final_split(recipe: EmotionRecipe, corpus: Corpus, folds: Folds) -> Split:
+    """The split of the recogniser that is published: all labelled speakers, and nobody to test.
+
+    Under official it is the first fold, so that the recogniser is the very one that was scored.
+    """
+    if folds.protocol == "official":
+        return dataclasses.replace(folds.splits[0], test=(), test_rows=())
+    known = sorted({group for group in folds.groups if group})
+    dev = dev_speakers(known, recipe.protocol.dev_share, recipe.protocol.seed, FINAL)
+    train = [group for group in known if group not in dev]
+    train_rows, dev_rows = (
+        tuple(row for row, group in enumerate(folds.groups) if group in part) for part in (train, dev)
+    )
+    split = Split(FINAL, tuple(train), tuple(dev), (), train_rows, dev_rows, ())
+    one = dataclasses.replace(folds, splits=(split,))
+    keys = [utterance.key for utterance in corpus.utterances]
+    return with_label_share(one, keys, recipe.protocol.train_share, recipe.protocol.seed).splits[0]
 
 
 def _refuse_senseless_labels(corpus: Corpus) -> None:

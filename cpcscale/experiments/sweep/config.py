@@ -8,7 +8,6 @@ from typing import Any
 from cpcscale import config as configs
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
-from cpcscale.experiments.sweep.space import NOT_SWEPT
 from cpcscale.runs.lease import LeaseConfig
 from cpcscale.tracking.store import TrackingConfig
 
@@ -47,8 +46,8 @@ class SweepConfig(EmotionRecipe):
         configs.at_least(1, trials=self.trials, grace_epochs=self.grace_epochs)
         configs.at_least(1.1, reduction_factor=self.reduction_factor)
         configs.at_least(-1, max_failures=self.max_failures)
-        if self.system in NOT_SWEPT:
-            raise UserError(f"system={self.system} cannot be swept: {NOT_SWEPT[self.system]}; sweep another system")
+        if why := self.definition.not_swept:
+            raise UserError(f"system={self.system} cannot be swept: {why}; sweep another system")
         if self.head == "svr":
             raise UserError(
                 "head=svr cannot be swept: its settings are chosen on inner folds already (svm_search); leave head out"

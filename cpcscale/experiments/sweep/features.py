@@ -14,7 +14,7 @@ from cpcscale.emotion.encoders.networks import OpenedEncoder, encoder_digest, op
 from cpcscale.emotion.heads.attention import AttentionHeadConfig
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.inputs import PreparedCorpus, prepare
-from cpcscale.emotion.recipe import FRAMES, EmotionRecipe, PretrainedConfig
+from cpcscale.emotion.recipe import EmotionRecipe, PretrainedConfig
 from cpcscale.experiments.sweep.space import SearchDimension, with_values
 from cpcscale.progress import note
 
@@ -34,7 +34,7 @@ def feature_key(recipe: EmotionRecipe) -> str:
     return configs.digest(
         dataclasses.replace(
             recipe,
-            encoder=PretrainedConfig() if recipe.system in FRAMES else encoder,
+            encoder=encoder if recipe.definition.takes_network else PretrainedConfig(),
             recogniser=AttentionHeadConfig(),
             fit=FitConfig(device=recipe.fit.device),
         )

@@ -17,17 +17,10 @@ from typing import Any
 
 from cpcscale import config as configs
 from cpcscale.emotion.encoders.networks import absolute_checkpoint
-from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe
 from cpcscale.errors import UserError, nearest
 
 FORMS = ("uniform", "loguniform", "quniform", "randint", "choice")
-_INNER = "the settings of its support vector machine are chosen on inner folds already (svm_search)"
-NOT_SWEPT = {
-    "mean": "it has no settings",
-    "functionals": _INNER,
-    "prosody": _INNER,
-    "minicpc": "each trial would pretrain a network for each fold",
-}
 _REFUSED = {
     "corpus": "trials on other data are not comparable",
     "protocol": "trials on other folds are not comparable",
@@ -133,8 +126,8 @@ def _dimension(key: str, entry: Any, known: Mapping[str, Any]) -> SearchDimensio
         _check_range(key, form, arguments)
     _check_type(key, form, arguments, known[key])
     for value in arguments if key == "system" else ():
-        if value in NOT_SWEPT:
-            raise UserError(f"space: system={value} cannot be swept: {NOT_SWEPT[value]}; leave it out")
+        if (system := SYSTEMS.get(value)) and system.not_swept:
+            raise UserError(f"space: system={value} cannot be swept: {system.not_swept}; leave it out")
     if key == _CHECKPOINT:
         arguments = tuple(absolute_checkpoint(value) for value in arguments)
     return SearchDimension(key, form, arguments)

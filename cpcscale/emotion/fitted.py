@@ -1,0 +1,273 @@
+"""A fitted recogniser: audio in, activation, valence and dominance out, and the arrays that it is made of.
+
+It is what a fold of a cross-validation tests, and what is saved. U utterances, W windows, T frames, C and F features,
+P primitives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from cpcscale import audio, config
+from cpcscale.emotion.audio.windows import window_shares, window_spans
+from cpcscale.emotion.batching import predict
+from cpcscale.emotion.encoders.huggingface import rebuilt_hf
+from cpcscale.emotion.encoders.layer import Encoder
+from cpcscale.emotion.encoders.networks import WindowEncoder
+from cpcscale.emotion.handmade.statistics import summarise
+from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
+from cpcscale.emotion.heads.svm import SupportVectors
+from cpcscale.emotion.scores.ccc import PRIMITIVES
+from cpcscale.emotion.systems import SYSTEMS
+from cpcscale.emotion.systems.handmade import HandmadeFeatures, HandmadeSystem
+from cpcscale.emotion.systems.system import Features
+from cpcscale.errors import UserError
+from cpcscale.model.cpc import CPC, ModelConfig
+
+log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+# Arrays by name, as a safetensors file has them.
+Arrays = dict[str, np.ndarray]
+
+
+class Head(Protocol):
+    """Predicts from what `Features` made."""
+
+    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
+        """float64 [U, P] on [-1, 1] for the windows of each utterance, with their weights [W]."""
+
+    def description(self) -> dict[str, Any]:
+        """What it is, in plain values; with `arrays`, all that it is made again from."""
+
+    def arrays(self) -> Arrays: ...
+
+
+@dataclass(frozen=True)
+class MeanHead:
+    """The same for every utterance."""
+
+    mean_P: np.ndarray
+
+    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
+        return np.tile(self.mean_P, (len(inputs), 1))
+
+    def description(self) -> dict[str, Any]:
+        return {"kind": "mean"}
+
+    def arrays(self) -> Arrays:
+        return {"mean_P": self.mean_P}
+
+
+@dataclass(frozen=True)
+class SVRHead:
+    """A support vector regression for each primitive, on vectors or on statistics of frames."""
+
+    machines: tuple[SupportVectors, ...]
+
+    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
+        x_UF = np.stack([_vector(parts, share_W) for parts, share_W in zip(inputs, shares, strict=True)])
+        return np.stack([machine.predict(x_UF) for machine in self.machines], axis=1)
+
+    def description(self) -> dict[str, Any]:
+        return {"kind": "svr"}
+
+    def arrays(self) -> Arrays:
+        named = zip(PRIMITIVES, self.machines, strict=True)
+        return {f"{name}.{key}": value for name, machine in named for key, value in vars(machine).items()}
+
+
+@dataclass(frozen=True)
+class NetworkHead:
+    """The attention head of arXiv 2102.06357, with what it standardises by."""
+
+    network: AttentionHead
+
+    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
+        return predict(self.network.to(CPU), inputs, CPU, shares=shares)
+
+    def description(self) -> dict[str, Any]:
+        layers = self.network.layer_mix.widths if self.network.layer_mix is not None else []
+        settings = dataclasses.asdict(self.network.config)
+        return {"kind": "attention", "recogniser": settings, "width": len(self.network.mean_C), "layers": layers}
+
+    def arrays(self) -> Arrays:
+        return _arrays_of(self.network)
+
+
+@dataclass(frozen=True)
+class FittedRecogniser:
+    """Features of audio, a head on them, and how audio is divided into windows.
+
+    `features` is None where the audio plays no part. `scale`: (least, greatest) of the labels it was fitted to.
+    """
+
+    system: str
+    features: Features | None
+    head: Head
+    max_s: float
+    scale: tuple[float, float]
+
+    @classmethod
+    def of_network(
+        cls, system: str, features: Features, network: nn.Module, *, max_s: float, scale: Any
+    ) -> FittedRecogniser:
+        """That of a trained network; an encoder that was trained with the head is part of the features."""
+        if isinstance(network, EncoderWithHead):
+            assert isinstance(features, WindowEncoder)
+            features = dataclasses.replace(features, encoder=network.encoder, where=CPU)
+            network = network.recogniser
+        assert isinstance(network, AttentionHead)
+        return cls(system, features, NetworkHead(network), max_s, scale)
+
+    def predict(self, waves: Sequence[np.ndarray]) -> np.ndarray:
+        """float64 [U, P] on [-1, 1] for whole utterances, int16 [S] at 16 kHz.
+
+        In the windows that it was fitted on, so an utterance has the same result alone and among others, to 1e-5.
+        """
+        if self.features is None:
+            return self.head.predict([()] * len(waves), [np.ones(0)] * len(waves))
+        most = max(map(len, waves), default=1) if self.features.whole else round(self.max_s * audio.RATE_HZ)
+        spans = [window_spans(len(wave), most) for wave in waves]
+        least = self.features.least_samples
+        windows = [
+            wave[start:stop] if stop - start >= least else np.resize(wave[start:stop], least)
+            for wave, parts in zip(waves, spans, strict=True)
+            for start, stop in parts
+        ]
+        made = iter(self.features(windows))
+        inputs = [tuple(next(made) for _ in parts) for parts in spans]
+        return self.head.predict(inputs, [window_shares(parts) for parts in spans])
+
+    def in_units(self, unit_UP: np.ndarray) -> np.ndarray:
+        """Predictions on [-1, 1] in the units of the labels."""
+        least, greatest = self.scale
+        return (unit_UP + 1) / 2 * (greatest - least) + least
+
+    def description(self) -> dict[str, Any]:
+        """What it is, in plain values; with `arrays`, all that it is made again from."""
+        return {
+            "system": self.system,
+            "max_s": self.max_s,
+            "scale": list(self.scale),
+            "features": _features_description(self.features),
+            "head": self.head.description(),
+        }
+
+    def arrays(self) -> Arrays:
+        """Its arrays by name."""
+        found = {f"head.{name}": value for name, value in self.head.arrays().items()}
+        if isinstance(self.features, WindowEncoder):
+            found |= {f"encoder.{name}": value for name, value in _encoder_arrays(self.features.encoder).items()}
+        return found
+
+
+def fitted_from(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> FittedRecogniser:
+    """The recogniser of a description and its arrays. Raises UserError where they do not fit each other."""
+    try:
+        features = _features_from(description, _below(arrays, "encoder."))
+        head = _head_from(description["head"], _below(arrays, "head."))
+        low, high = description["scale"]
+        return FittedRecogniser(
+            str(description["system"]), features, head, float(description["max_s"]), (float(low), float(high))
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"its description and its arrays do not fit ({type(error).__name__}: {str(error).splitlines()[0]}): it "
+            "was changed, or made by another version of cpcscale"
+        ) from None
+
+
+def _vector(parts: Sequence[np.ndarray], share_W: np.ndarray) -> np.ndarray:
+    """[F]: the vector of an utterance, or statistics of its windows' frames, averaged."""
+    if parts[0].ndim == 1:
+        return parts[0]
+    return share_W @ np.stack([summarise(x_TC) for x_TC in parts])
+
+
+def _features_description(features: Features | None) -> dict[str, Any]:
+    if features is None:
+        return {"kind": "none"}
+    if not isinstance(features, WindowEncoder):
+        assert isinstance(features, HandmadeFeatures)
+        return {"kind": "handmade", "which": features.kind, "digest": features.digest}
+    layer = {"name": features.name, "layer": features.layer, "wave_norm": features.wave_norm}
+    if isinstance(features.encoder, CPC):
+        return {"kind": "cpc", "model": dataclasses.asdict(features.encoder.config), **layer}
+    return {"kind": "hf", "network": features.encoder.settings, **layer}
+
+
+def _encoder_arrays(encoder: Encoder) -> Arrays:
+    """Without the predictors of pretraining, which take no part in features."""
+    return {name: value for name, value in _arrays_of(encoder).items() if not name.startswith("predictor.")}
+
+
+def _features_from(description: Mapping[str, Any], arrays: Arrays) -> Features | None:
+    found = description["features"]
+    match found["kind"]:
+        case "none":
+            return None
+        case "handmade":
+            return _handmade(str(description["system"]), found)
+        case "cpc":
+            network = CPC(config.build(ModelConfig, found["model"]))
+            _load(network, arrays, "predictor.")
+            return WindowEncoder(network.eval(), found["layer"], CPU, found["wave_norm"], found["name"])
+        case "hf":
+            weights = {name: torch.from_numpy(array.copy()) for name, array in _below(arrays, "network.").items()}
+            made = rebuilt_hf(dict(found["network"]), bool(found["network"]["normalises"]), weights)
+            return WindowEncoder(made, found["layer"], CPU, found["wave_norm"], found["name"])
+        case kind:
+            raise UserError(f"features of the kind {kind} are not known: it was made by a later version of cpcscale")
+
+
+def _handmade(name: str, found: Mapping[str, Any]) -> Features:
+    system = SYSTEMS[name]
+    assert isinstance(system, HandmadeSystem)
+    features = system.features(found["which"])
+    if features.digest != found["digest"]:
+        log.warning(
+            "the features of system=%s are made by other versions here (%s) than where the recogniser was fitted (%s): "
+            "its values may differ a little",
+            *(name, features.digest, found["digest"]),
+        )
+    return features
+
+
+def _head_from(found: Mapping[str, Any], arrays: Arrays) -> Head:
+    match found["kind"]:
+        case "mean":
+            return MeanHead(arrays["mean_P"])
+        case "svr":
+            return SVRHead(tuple(SupportVectors(**_below(arrays, f"{name}.")) for name in PRIMITIVES))
+        case "attention":
+            settings = config.build(AttentionHeadConfig, found["recogniser"])
+            network = AttentionHead(settings, int(found["width"]), tuple(found["layers"]))
+            _load(network, arrays)
+            return NetworkHead(network.eval())
+        case kind:
+            raise UserError(f"a head of the kind {kind} is not known: it was made by a later version of cpcscale")
+
+
+def _load(network: nn.Module, arrays: Arrays, left_out: str = "") -> None:
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    found = network.load_state_dict(tensors, strict=False)
+    missing = [name for name in found.missing_keys if not (left_out and name.startswith(left_out))]
+    if missing or found.unexpected_keys:
+        raise ValueError(f"{len(missing)} arrays are missing and {len(found.unexpected_keys)} are not known")
+
+
+def _arrays_of(network: nn.Module) -> Arrays:
+    return {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
+
+
+def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

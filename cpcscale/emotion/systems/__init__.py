@@ -1,0 +1,20 @@
+"""The systems by name: what a recogniser can take as input."""
+
+from __future__ import annotations
+
+from cpcscale.emotion.systems.functionals import Functionals
+from cpcscale.emotion.systems.logmel import LogMel
+from cpcscale.emotion.systems.mean import Mean
+from cpcscale.emotion.systems.mfcc import MFCC
+from cpcscale.emotion.systems.minicpc import MiniCPC
+from cpcscale.emotion.systems.precpc import Pretrained
+from cpcscale.emotion.systems.prosody import Prosody
+from cpcscale.emotion.systems.random import Random
+from cpcscale.emotion.systems.raw import Raw
+from cpcscale.emotion.systems.system import System
+
+# The controls, the classic systems, then the paper's four and log-mel.
+SYSTEMS: dict[str, System] = {
+    each.name: each
+    for each in (Mean(), Random(), Functionals(), Prosody(), MFCC(), LogMel(), Raw(), MiniCPC(), Pretrained())
+}

@@ -1,0 +1,22 @@
+"""functionals: 66 statistics of MFCCs over the utterance and a support vector regression (handmade/functionals.py)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from cpcscale.emotion.handmade import functionals
+from cpcscale.emotion.systems.handmade import HandmadeFeatures, HandmadeSystem
+from cpcscale.emotion.systems.system import Regressor
+
+SEARCHED_ALREADY = "the settings of its support vector machine are chosen on inner folds already (svm_search)"
+
+
+class Functionals(HandmadeSystem):
+    """A vector an utterance, of the spectrum."""
+
+    name = "functionals"
+    regressors: ClassVar[tuple[Regressor, ...]] = ("svr",)
+    not_swept = SEARCHED_ALREADY
+
+    def features(self, kind: str = "") -> HandmadeFeatures:
+        return HandmadeFeatures(self.name, functionals.version(), functionals.functionals, whole=True)

@@ -1,0 +1,108 @@
+"""What a saved recogniser says of itself: the figures with all that they rest on, and the model card for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import sklearn
+import torch
+
+from cpcscale import __version__
+from cpcscale.emotion.finetune_result import FinetuneResult
+from cpcscale.emotion.scores.ccc import PRIMITIVES
+
+_MADE = "The speech and the labels of its corpus are synthetic: what it gives means nothing about emotion."
+_CARD = """\
+# Activation, valence and dominance in speech: {system}, fitted to {corpus}
+
+It takes speech and gives three numbers on the scale of the corpus that it was fitted to: how others perceive the
+activation, valence and dominance of the speaker, or how an actor was told to sound. It says nothing about what a person
+feels.
+
+{warning}## Figures
+
+The concordance correlation (CCC) of the procedure that made it, on speakers that it did not know: {corpus}, {protocol},
+{utterances} utterances of {speakers} speakers.
+
+| | CCC | 95 % interval |
+|---|---|---|
+{rows}
+
+The recogniser itself has learnt from {learnt_utterances} utterances of {learnt_speakers} speakers, so a score on them
+would say nothing.
+
+## Marks
+
+{marks}
+
+## Out of scope
+
+Decisions about people in employment, education, policing or health. In the European Union, systems that infer emotions
+are prohibited at work and in education but for medical or safety reasons (AI Act, Art. 5(1)(f)); elsewhere people must
+be told (Art. 50(3)).
+
+## Versions
+
+{versions}
+"""
+_MEANING = {
+    "PROXY": "the labels are stand-ins, one point for each acted category, not ratings",
+    "MADE": "speech and labels are synthetic: its figures show that the software works, nothing about emotion",
+    "LEAKY": "speakers of the test were in training too: its figures are too high",
+    "TRANSDUCTIVE": "the encoder was pretrained on audio of test speakers too",
+    "SELECTED-ON-TEST": "the encoder's checkpoint was chosen on test speakers: its figures are too high",
+}
+
+
+def recogniser_scores(
+    result: FinetuneResult, source: Mapping[str, Any], *, utterances: int, speakers: int
+) -> dict[str, Any]:
+    """The content of scores.json: the cross-validated figures of the procedure that made the recogniser.
+
+    `utterances` and `speakers` are those it has learnt from, `source` the metadata of the encoder's checkpoint.
+    """
+    return {
+        "system": result.system,
+        "corpus": result.corpus,
+        "protocol": result.protocol,
+        "marks": result.marks,
+        "learnt_from": {"utterances": utterances, "speakers": speakers},
+        "tested_on": {"utterances": result.utterances, "speakers": result.speakers},
+        "ccc": result.ccc,
+        "interval": result.interval,
+        "digests": dict(result.identity),
+        "encoder": {key: source[key] for key in ("fingerprint", "step") if key in source},
+        "versions": {
+            "cpcscale": __version__,
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "scikit-learn": sklearn.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def card(scores: Mapping[str, Any]) -> str:
+    """The model card, in Markdown."""
+    learnt, tested, interval = scores["learnt_from"], scores["tested_on"], scores["interval"]
+    marks = [f"- {mark}: {_MEANING.get(mark, 'see the documentation of protocols')}" for mark in scores["marks"]]
+    rows = []
+    for name in (*PRIMITIVES, "mean"):
+        bounds = f"{interval[name][0]:.2f} to {interval[name][1]:.2f}" if interval else "none below 6 speakers"
+        rows.append(f"| {name} | {scores['ccc'][name]:.3f} | {bounds} |")
+    return _CARD.format(
+        system=scores["system"],
+        corpus=scores["corpus"],
+        protocol=scores["protocol"],
+        warning=f"{_MADE}\n\n" if "MADE" in scores["marks"] else "",
+        utterances=f"{tested['utterances']:,}",
+        speakers=tested["speakers"],
+        rows="\n".join(rows),
+        learnt_utterances=f"{learnt['utterances']:,}",
+        learnt_speakers=learnt["speakers"],
+        marks="\n".join(marks) or "None.",
+        versions=", ".join(f"{name} {version}" for name, version in scores["versions"].items()),
+    )

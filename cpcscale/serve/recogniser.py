@@ -1,0 +1,182 @@
+"""The recogniser that people load, and apply to files and arrays."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from cpcscale import audio, storage
+from cpcscale.emotion.fitted import FittedRecogniser
+from cpcscale.emotion.scores.ccc import PRIMITIVES
+from cpcscale.errors import UserError
+from cpcscale.progress import Progress
+from cpcscale.serve.folder import load_recogniser
+
+# Shorter audio is no speech.
+LEAST_S = 0.1
+COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, "reason", "marks")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a recogniser says of one file or array.
+
+    `activation`, `valence` and `dominance` are on the scale of the corpus that it was fitted to, `unit` the same three
+    on [-1, 1]; NaN where `reason` says why there is none. `marks` are those of the recogniser's scores.
+    """
+
+    file: str
+    seconds: float
+    activation: float
+    valence: float
+    dominance: float
+    unit: tuple[float, float, float]
+    reason: str = ""
+    marks: tuple[str, ...] = ()
+
+    def row(self) -> dict[str, Any]:
+        """Its row in a table, by COLUMNS."""
+        values = {name: _cell(getattr(self, name)) for name in PRIMITIVES}
+        end_s = _cell(self.seconds, 3)
+        return {
+            "file": self.file,
+            "start_s": 0.0 if end_s else "",
+            "end_s": end_s,
+            **values,
+            "reason": self.reason,
+            "marks": " ".join(self.marks),
+        }
+
+
+class Predictions(Sequence[Prediction]):
+    """Predictions in the order of what was asked for."""
+
+    def __init__(self, found: Iterable[Prediction]) -> None:
+        self._found = tuple(found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._found[place]
+
+    def to_csv(self) -> str:
+        """A table with the columns COLUMNS, a row for each prediction."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(each.row() for each in self._found)
+        return out.getvalue()
+
+    def to_pandas(self) -> Any:
+        """The same as a pandas DataFrame."""
+        import pandas
+
+        return pandas.DataFrame([each.row() for each in self._found], columns=list(COLUMNS))
+
+
+class Recogniser:
+    """A recogniser of activation, valence and dominance, from a folder that a fine-tuning published."""
+
+    def __init__(self, fitted: FittedRecogniser, scores: dict[str, Any]) -> None:
+        """Use `cpcscale.load`. `scores` is the content of scores.json."""
+        self._fitted, self.scores = fitted, scores
+
+    @property
+    def system(self) -> str:
+        """Its system, such as precpc."""
+        return self._fitted.system
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """(least, greatest) of the labels that it was fitted to."""
+        return self._fitted.scale
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What has to be said with every figure and value of it."""
+        return tuple(self.scores.get("marks", ()))
+
+    def predict(self, source: str | Path | np.ndarray, rate: int = 0) -> Prediction:
+        """What it says of a file (a path or s3:// URL), or of an array [S] or [S, channels] at `rate` Hz.
+
+        Arrays are floats in [-1, 1] or int16. Any rate and number of channels: they come through the door that files
+        come through. Audio that is no speech has NaN and a reason. Raises UserError for a file that is not there, and
+        for an array without a rate.
+        """
+        if isinstance(source, np.ndarray):
+            return self._of_bytes("", _as_file(source, rate))
+        found = self._of_file(str(source))
+        if found.reason == "missing":
+            raise UserError(f"no file at {source}: check the path")
+        return found
+
+    def predict_many(self, sources: Iterable[str | Path]) -> Predictions:
+        """What it says of each file, in order; one that cannot be read has its reason."""
+        return Predictions(self.stream([str(each) for each in sources]))
+
+    def stream(self, sources: Sequence[str]) -> Iterator[Prediction]:
+        """As `predict_many`, one after the other, so that many take no more memory than one."""
+        with Progress("predicting", len(sources), "files") as progress:
+            for done, source in enumerate(sources, 1):
+                yield self._of_file(source)
+                progress.update(done)
+
+    def __repr__(self) -> str:
+        marks = f", marks {' '.join(self.marks)}" if self.marks else ""
+        return f"<Recogniser {self.system} of {self.scores.get('corpus', 'an unknown corpus')}{marks}>"
+
+    def _of_file(self, source: str) -> Prediction:
+        try:
+            return self._of_bytes(source, storage.read(source))
+        except storage.NotFoundError:
+            return self._none(source, "missing", math.nan)
+
+    def _of_bytes(self, name: str, data: bytes) -> Prediction:
+        try:
+            wave_S = audio.decode_checked(data)[1]
+            seconds = len(wave_S) / audio.RATE_HZ
+            if seconds < LEAST_S:
+                return self._none(name, "short", seconds)
+            audio.check_sound(wave_S, audio.SoundLimits())
+        except audio.AudioError as error:
+            return self._none(name, error.cause, math.nan)
+        [unit_P] = self._fitted.predict([wave_S])
+        activation, valence, dominance = (float(value) for value in self._fitted.in_units(unit_P))
+        low, high, mid = (float(value) for value in unit_P)
+        return Prediction(name, seconds, activation, valence, dominance, (low, high, mid), "", self.marks)
+
+    def _none(self, name: str, reason: str, seconds: float) -> Prediction:
+        none = math.nan
+        return Prediction(name, seconds, none, none, none, (none, none, none), reason, self.marks)
+
+
+def load(url: str | Path) -> Recogniser:
+    """The recogniser in a folder, local or s3://. Raises UserError where there is none, or a torn or newer one."""
+    return Recogniser(*load_recogniser(str(url)))
+
+
+def _as_file(wave: np.ndarray, rate: int) -> bytes:
+    """An array as a WAV file. Raises UserError for what is no audio."""
+    if rate <= 0:
+        raise UserError(f"rate={rate}: an array has no sampling rate of its own: pass it, as predict(array, 16000)")
+    if wave.ndim not in (1, 2) or not (np.issubdtype(wave.dtype, np.floating) or wave.dtype == np.int16):
+        raise UserError(
+            f"an array of shape {wave.shape} and type {wave.dtype} is no audio: pass float or int16 values [samples] "
+            "or [samples, channels]"
+        )
+    out = io.BytesIO()
+    soundfile.write(out, wave, rate, "PCM_16" if wave.dtype == np.int16 else "FLOAT", format="WAV")
+    return out.getvalue()
+
+
+def _cell(value: float, digits: int = 4) -> Any:
+    return "" if math.isnan(value) else round(value, digits)

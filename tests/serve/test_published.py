@@ -1,0 +1,171 @@
+"""A published recogniser is taken away and applied: from Python, from the command line, and when it is damaged."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from made_voices import put_checkpoint, put_corpus
+from stores import store
+
+import cpcscale
+from cpcscale.cli import main
+from cpcscale.errors import UserError
+from cpcscale.serve.folder import CONFIG, MODEL
+from cpcscale.storage.marked_folder import MARKER
+
+RATE = 16_000
+
+
+def arguments(folder: Path, system: str, *more: str) -> list[str]:
+    config = {
+        "system": system,
+        "corpus": {"path": str(folder / "tones")},
+        "protocol": {"split": "speakers3", "dev_share": 0.25},
+        "encoder": {"checkpoint": str(folder / "pretrained")},
+        "recogniser": {"heads": 2, "hidden": 16, "dense": 16, "pool_frames": 4},
+        "fit": {"epochs": 2, "batch": 6, "learning_rate": 3e-3, "device": "cpu", "refit": True},
+        "run_dir": str(folder / system),
+        "workers": 1,
+        "tracking": {"uri": store(folder)},
+    }
+    (folder / f"{system}.yaml").write_text(json.dumps(config))
+    return ["finetune", str(folder / f"{system}.yaml"), *more]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus and the published run `precpc`, its folds kept too."""
+    folder = tmp_path_factory.mktemp("published")
+    put_corpus(folder / "tones")
+    put_checkpoint(folder / "pretrained")
+    assert main(arguments(folder, "precpc", "publish=folds")) == 0
+    return folder
+
+
+def test_the_recognisers_of_the_folds_give_the_predictions_of_the_folds(place):
+    rows = list(csv.DictReader((place / "precpc" / "predictions.csv").open()))
+    for fold in range(3):
+        model = cpcscale.load(place / "precpc" / "recogniser" / f"fold-{fold}")
+        tested = [row for row in rows if row["fold"] == str(fold)]
+        found = model.predict_many(sorted((place / "tones").glob(f"{row['utterance']}*"))[0] for row in tested)
+        for row, one in zip(tested, found, strict=True):
+            assert one.activation == pytest.approx(float(row["activation_hat"]), abs=1e-5)
+            assert one.dominance == pytest.approx(float(row["dominance_hat"]), abs=1e-5)
+
+
+def test_a_file_an_array_and_any_form_of_it_give_the_same(place, tmp_path):
+    model = cpcscale.load(place / "precpc" / "recogniser")
+    file = place / "tones" / "03.wav"
+    wave, rate = soundfile.read(file, dtype="int16")
+    of_file = model.predict(file)
+    assert model.scale == (1.0, 5.0) and model.system == "precpc" and model.marks == ()
+    assert of_file.seconds == pytest.approx(len(wave) / RATE)
+    for array in (wave, wave.astype(np.float32) / 32768, np.stack([wave, wave], axis=1)):
+        assert model.predict(array, rate).unit == pytest.approx(of_file.unit, abs=1e-5)
+    soundfile.write(tmp_path / "same.flac", wave, RATE)
+    assert model.predict(tmp_path / "same.flac").unit == of_file.unit
+    assert of_file.valence == pytest.approx((of_file.unit[1] + 1) * 2 + 1)
+    # As many samples at another rate come through the resampler of `pack`.
+    assert model.predict(np.repeat(wave, 3), 48_000).seconds == pytest.approx(of_file.seconds, abs=0.01)
+
+
+def test_what_is_no_speech_has_a_reason_and_no_value(place, tmp_path):
+    model = cpcscale.load(place / "precpc" / "recogniser")
+    (tmp_path / "text.wav").write_text("this is no audio")
+    soundfile.write(tmp_path / "silence.wav", np.zeros(RATE), RATE)
+    soundfile.write(tmp_path / "short.wav", np.ones(3) * 0.1, RATE)
+    names = ["text.wav", "silence.wav", "short.wav", "gone.wav"]
+    found = model.predict_many([tmp_path / name for name in names])
+    assert [one.reason for one in found] == ["unreadable", "silent", "short", "missing"]
+    assert all(np.isnan(one.activation) for one in found)
+    table = found.to_pandas()
+    assert list(table["reason"]) == [one.reason for one in found] and list(table["activation"]) == [""] * 4
+    with pytest.raises(UserError, match="no file at"):
+        model.predict(tmp_path / "gone.wav")
+    with pytest.raises(UserError, match="pass it, as predict"):
+        model.predict(np.zeros(10))
+    with pytest.raises(UserError, match="is no audio"):
+        model.predict(np.zeros(10, np.int64), RATE)
+
+
+def test_the_command_prints_a_row_a_file_and_its_status_says_whether_all_have_a_value(place, tmp_path, capsys):
+    model = str(place / "precpc" / "recogniser")
+    assert main(["predict", model, str(place / "tones")]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == len(list((place / "tones").glob("*.wav"))) and {row["reason"] for row in rows} == {""}
+    (tmp_path / "list.txt").write_text(f"{place}/tones/00.wav\n{tmp_path}/gone.wav\n")
+    assert main(["predict", model, f"@{tmp_path}/list.txt", f"{place}/tones/0[12].wav", "--json"]) == 1
+    captured = capsys.readouterr()
+    found = [json.loads(line) for line in captured.out.splitlines()]
+    assert [Path(row["file"]).name for row in found] == ["00.wav", "gone.wav", "01.wav", "02.wav"]
+    assert found[1]["activation"] is None and found[1]["reason"] == "missing"
+    assert "1 of 4 files have no value" in captured.err
+    out = tmp_path / "out.csv"
+    assert main(["predict", model, f"{place}/tones/00.wav", "--out", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 2
+    for wrong, message in (
+        ([model, f"{place}/tones/00.wav", "--out", str(out)], "exists"),
+        ([str(place / "precpc"), f"{place}/tones/00.wav"], "its recogniser is in it"),
+        ([model, str(place / "pretrained")], "no audio at"),
+        ([model, f"{place}/tones/x*.wav"], "no file fits the pattern"),
+    ):
+        assert main(["predict", *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_recogniser_says_what_it_is_and_whether_it_is_whole(place, tmp_path, capsys):
+    assert main(["recogniser", "show", str(place / "precpc" / "recogniser")]) == 0
+    said = capsys.readouterr().out
+    assert "36 utterances of 6 speakers" in said and "on speakers that it did not know" in said
+    copy = shutil.copytree(place / "precpc" / "recogniser", tmp_path / "copy")
+    assert main(["recogniser", "verify", str(copy)]) == 0
+    data = bytearray((copy / MODEL).read_bytes())
+    data[-1] ^= 1
+    (copy / MODEL).write_bytes(data)
+    assert main(["recogniser", "verify", str(copy)]) == 1
+    assert "model.safetensors does not match the hash" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"model\.safetensors does not match .*: copy it again, or fit it again"):
+        cpcscale.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda place: (place / MARKER).unlink(), "no recogniser at .*: name the folder of one"),
+        (lambda place: (place / CONFIG).unlink(), "config.json is missing"),
+        (lambda place: (place / MARKER).write_text('{"format": 2, "files": {}}'), "format 2, this cpcscale reads 1"),
+        (lambda place: (place / MARKER).write_text("[" * 9999), "is damaged"),
+    ],
+    ids=["marker", "config", "newer", "brackets"],
+)
+def test_a_folder_that_is_torn_or_newer_is_one_line(place, tmp_path, spoil, message):
+    copy = Path(shutil.copytree(place / "precpc" / "recogniser", tmp_path / "copy"))
+    spoil(copy)
+    with pytest.raises(UserError, match=message) as error:
+        cpcscale.load(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_that_kept_none_says_how_to_have_one_and_the_same_command_makes_it(place, capsys):
+    assert main(arguments(place, "functionals", "svm_search=false")) == 0
+    with pytest.raises(UserError, match="kept no recogniser: run `cpcscale finetune CONFIG publish=final"):
+        cpcscale.load(place / "functionals")
+    assert main(arguments(place, "functionals", "svm_search=false", "publish=final")) == 0
+    capsys.readouterr()
+    assert cpcscale.load(place / "functionals" / "recogniser").predict(place / "tones" / "00.wav").reason == ""
+    assert main(arguments(place, "functionals", "speaker_norm=true", "publish=final")) == 2
+    assert "cannot be applied to one file" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, cpcscale; print([name for name in ('torch', 'ray', 'numpy', 'mlflow') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
