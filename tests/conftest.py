@@ -28,6 +28,8 @@ settings.load_profile("cpcscale")
 
 # A shell that starts pytest in the background has it ignore Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Under nohup it ignores a hangup, and all that it starts would: a handler is not passed on, and spares this process.
+signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.hookimpl(tryfirst=True)
