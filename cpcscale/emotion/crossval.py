@@ -95,7 +95,7 @@ def run_fold(
         conditions = {name: guess(source.with_audio(other)) for name, other in degraded.items()}
         if recipe.classify and split.test_rows:
             classes = _classify(recipe, corpus, source, folds, split)
-    kept = recogniser if keep else None
+    kept = recogniser.on_cpu() if keep else None
     # Under official the final split is that of fold 0, by which its fit is keyed.
     split = dataclasses.replace(split, fold=fold)
     return FoldResult(split, guess_UP, time.monotonic() - started, curve, chosen, tuple(classes), conditions, kept)

@@ -92,7 +92,8 @@ class NetworkHead:
     network: AttentionHead
 
     def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
-        return predict(self.network.to(CPU), inputs, CPU, shares=shares)
+        where = next(self.network.parameters()).device
+        return predict(self.network, inputs, where, shares=shares)
 
     def description(self) -> dict[str, Any]:
         layers = self.network.layer_mix.widths if self.network.layer_mix is not None else []
@@ -123,7 +124,7 @@ class FittedRecogniser:
         """That of a trained network; an encoder that was trained with the head is part of the features."""
         if isinstance(network, EncoderWithHead):
             assert isinstance(features, WindowEncoder)
-            features = dataclasses.replace(features, encoder=network.encoder, where=CPU)
+            features = dataclasses.replace(features, encoder=network.encoder)
             network = network.recogniser
         assert isinstance(network, AttentionHead)
         return cls(system, features, NetworkHead(network), max_s, scale)
@@ -146,6 +147,15 @@ class FittedRecogniser:
         made = iter(self.features(windows))
         inputs = [tuple(next(made) for _ in parts) for parts in spans]
         return self.head.predict(inputs, [window_shares(parts) for parts in spans])
+
+    def on_cpu(self) -> FittedRecogniser:
+        """Itself, its networks moved there, as it is saved and sent to processes without a GPU."""
+        if isinstance(self.head, NetworkHead):
+            self.head.network.to(CPU)
+        if not isinstance(self.features, WindowEncoder):
+            return self
+        self.features.encoder.to(CPU)
+        return dataclasses.replace(self, features=dataclasses.replace(self.features, where=CPU))
 
     def in_units(self, unit_UP: np.ndarray) -> np.ndarray:
         """Predictions on [-1, 1] in the units of the labels."""

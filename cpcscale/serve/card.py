@@ -53,6 +53,7 @@ _MEANING = {
     "MADE": "speech and labels are synthetic: its figures show that the software works, nothing about emotion",
     "LEAKY": "speakers of the test were in training too: its figures are too high",
     "TRANSDUCTIVE": "the encoder was pretrained on audio of test speakers too",
+    "SPEAKER-ADAPTED": "features were scaled by all audio of a speaker, test speakers included",
     "SELECTED-ON-TEST": "the encoder's checkpoint was chosen on test speakers: its figures are too high",
 }
 

@@ -50,15 +50,15 @@ def final_split(recipe: EmotionRecipe, corpus: Corpus, folds: Folds) -> Split:
     """
     if folds.protocol == "official":
         return dataclasses.replace(folds.splits[0], test=(), test_rows=())
-    known = sorted({group for group in folds.groups if group})
+    # Where no speaker is known, as under random, utterances are set apart to choose the epoch.
+    keys = [utterance.key for utterance in corpus.utterances]
+    groups = folds.groups if len(set(folds.groups) - {""}) > 1 else keys
+    known = sorted(set(groups) - {""})
     dev = dev_speakers(known, recipe.protocol.dev_share, recipe.protocol.seed, FINAL)
     train = [group for group in known if group not in dev]
-    train_rows, dev_rows = (
-        tuple(row for row, group in enumerate(folds.groups) if group in part) for part in (train, dev)
-    )
+    train_rows, dev_rows = (tuple(row for row, group in enumerate(groups) if group in part) for part in (train, dev))
     split = Split(FINAL, tuple(train), tuple(dev), (), train_rows, dev_rows, ())
     one = dataclasses.replace(folds, splits=(split,))
-    keys = [utterance.key for utterance in corpus.utterances]
     return with_label_share(one, keys, recipe.protocol.train_share, recipe.protocol.seed).splits[0]
 
 
