@@ -19,6 +19,8 @@ from cpcscale.report.terminal.traits import with_interval
 
 RUNS = "runs/quickstart"
 REPRODUCE = "configs/reproduce/quickstart.yaml"
+# To apply a recogniser to: what nobody labelled.
+SPEECH = "tests/data/speech/asterisk_en/agent-alreadyon.opus"
 # Each with about how long it takes on two cores.
 SYSTEMS = {"mean": "5 s", "functionals": "5 s", "random": "20 s", "precpc": "20 s"}
 SPLIT = ["shard_mb=16", "heldout_share=0.05", "heldout_by=utterance", "unseen_groups=[asterisk_it]"]
@@ -46,6 +48,11 @@ def _compared(rows: list[dict[str, Any]]) -> str:
     return format_table([row for row in rows if row["kind"] == "finetune"]).rstrip()
 
 
+def _predicted(row: dict[str, Any]) -> str:
+    values = ", ".join(f"{name} {row[name]:.2f}" for name in ("activation", "valence", "dominance"))
+    return f"  {row['end_s']:.1f} s: {values} on a scale from 1 to 5 [{row['marks']}]"
+
+
 def _finetune(system: str) -> list[str]:
     return ["finetune", "configs/finetune/quickstart.yaml", f"system={system}", f"run_dir={RUNS}/{system}"]
 
@@ -56,6 +63,7 @@ STAGES: list[tuple[list[str], str, Callable[[Any], str], str]] = [
     (["pretrain", "configs/pretrain/quickstart.yaml"], "--json", _pretrained, "2 min"),
     *((_finetune(system), "--json", _finetuned, budget) for system, budget in SYSTEMS.items()),
     (["compare", "--html", f"{RUNS}/report.html"], "--format=json", _compared, "10 s"),
+    (["predict", f"{RUNS}/functionals/recogniser", SPEECH], "--json", _predicted, "5 s"),
 ]
 
 
@@ -77,6 +85,7 @@ def quickstart() -> int:
         "together, and nothing about emotion. The paper pretrained on 100 hours, 50 times over, on 8 GPUs.\n\n"
         f"  page with plots   {RUNS}/report.html\n"
         f"  encoder           {RUNS}/pretrain/checkpoints\n"
+        f"  recognisers       {RUNS}/*/recogniser\n"
         "  tracked runs      .venv/bin/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db\n"
         f"  all nine systems  .venv/bin/cpcscale reproduce {REPRODUCE}"
     )

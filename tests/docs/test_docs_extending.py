@@ -1,7 +1,8 @@
-"""The code of docs/extending.md is run as written: the adapter is a corpus, context and loss keep their contracts."""
+"""The code of docs/extending.md is run as written: corpus and system serve the verbs, the rest keep their contracts."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ import pytest
 import torch
 from docs_pages import ROOT, code_blocks, imported
 from made_corpora import put_tone
+from made_voices import put_corpus
+from stores import store
 
 from cpcscale.objective.infonce import ScoredRows
 
@@ -49,11 +52,11 @@ def apply(diff: str, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package to which everything was done that the page says of a corpus."""
+    """A copy of the package to which everything was done that the page says of a corpus and of a system."""
     root = tmp_path_factory.mktemp("edited")
     shutil.copytree(ROOT / "cpcscale", root / "cpcscale", ignore=shutil.ignore_patterns("__pycache__"))
-    path = "cpcscale/emotion/corpora/studio.py"
-    (root / path).write_text(block(path), encoding="utf-8")
+    for path in ("cpcscale/emotion/corpora/studio.py", "cpcscale/emotion/systems/energy.py"):
+        (root / path).write_text(block(path), encoding="utf-8")
     for info, text in code_blocks(PAGE):
         if info == "diff":
             apply(text, root)
@@ -61,8 +64,11 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def described(package: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cpcscale", "corpus", "describe", str(folder), "--json", *overrides]
-    environment = {**os.environ, "PYTHONPATH": str(package)}
+    return verb(package, folder, "corpus", "describe", str(folder), "--json", *overrides)
+
+
+def verb(package: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command, environment = [sys.executable, "-m", "cpcscale", *arguments], {**os.environ, "PYTHONPATH": str(package)}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -86,6 +92,21 @@ def test_an_adapter_made_by_the_page_is_a_corpus_for_the_verbs(edited, tmp_path,
 def test_it_refuses_a_table_of_another_form_in_one_line(edited, tmp_path):
     done = described(edited, put_studio(tmp_path, "file,talker,arousal,pleasure,control"))
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("cpcscale: error:"), done.stderr
+
+
+def test_a_system_made_by_the_page_is_fitted_published_and_applied(edited, tmp_path):
+    put_corpus(tmp_path / "tones")
+    (tmp_path / "own.yaml").write_text("system: energy\nprotocol: {split: speakers3}\nsvm_search: false\n")
+    keys = ["corpus.path=tones", "run_dir=run", "publish=final", f"tracking.uri={store(tmp_path)}"]
+    done = verb(edited, tmp_path, "finetune", "own.yaml", *keys)
+    assert done.returncode == 0, done.stderr
+    # Loudness is what activation is made of in this corpus.
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["ccc"]["activation"] > 0.5
+    done = verb(edited, tmp_path, "predict", "run/recogniser", "tones/00.wav", "--json")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    said = next(csv.DictReader((tmp_path / "run" / "predictions.csv").open()))
+    assert 1 < row["activation"] < 5 and abs(row["activation"] - float(said["activation_hat"])) < 1
 
 
 def test_the_context_is_causal_and_each_row_is_by_itself(tmp_path):
