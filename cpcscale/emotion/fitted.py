@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +37,11 @@ from cpcscale.model.cpc import CPC, ModelConfig
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
+# Windows are at least as long as speech.
+_LEAST_S = 0.1
+# Samples of the audio by which a recogniser that is loaded is tried.
+_TRIED = 8000
+Network = TypeVar("Network", bound=nn.Module)
 # Arrays by name, as a safetensors file has them.
 Arrays = dict[str, np.ndarray]
 
@@ -185,13 +192,20 @@ def fitted_from(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
     try:
         features = _features_from(description, _below(arrays, "encoder."))
         head = _head_from(description["head"], _below(arrays, "head."))
-        low, high = description["scale"]
-        return FittedRecogniser(
-            str(description["system"]), features, head, float(description["max_s"]), (float(low), float(high))
-        )
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        low, high = (float(value) for value in description["scale"])
+        max_s = float(description["max_s"])
+        if not (math.isfinite(low) and low < high and math.isfinite(high) and _LEAST_S <= max_s < math.inf):
+            raise ValueError(f"scale={low:g} to {high:g}, max_s={max_s:g}")
+        made = FittedRecogniser(str(description["system"]), features, head, max_s, (low, high))
+        # What fits together predicts, and gives numbers.
+        with np.errstate(all="ignore"):
+            tried = made.predict([np.arange(_TRIED, dtype=np.int16)])
+        if not np.isfinite(tried).all():
+            raise ValueError("it gives no numbers")
+        return made
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         raise UserError(
-            f"its description and its arrays do not fit ({type(error).__name__}: {str(error).splitlines()[0]}): it "
+            f"its description and its arrays do not fit ({type(error).__name__}: {error}): it "
             "was changed, or made by another version of cpcscale"
         ) from None
 
@@ -228,8 +242,9 @@ def _features_from(description: Mapping[str, Any], arrays: Arrays) -> Features |
         case "handmade":
             return _handmade(str(description["system"]), found)
         case "cpc":
-            network = CPC(config.build(ModelConfig, found["model"]))
-            _load(network, arrays, "predictor.")
+            model = config.build(ModelConfig, found["model"])
+            model = dataclasses.replace(model, predictor=dataclasses.replace(model.predictor, steps=1))
+            network = _filled(partial(CPC, model), arrays, "predictor.")
             return WindowEncoder(network.eval(), found["layer"], CPU, found["wave_norm"], found["name"])
         case "hf":
             weights = {name: torch.from_numpy(array.copy()) for name, array in _below(arrays, "network.").items()}
@@ -260,19 +275,24 @@ def _head_from(found: Mapping[str, Any], arrays: Arrays) -> Head:
             return SVRHead(tuple(SupportVectors(**_below(arrays, f"{name}.")) for name in PRIMITIVES))
         case "attention":
             settings = config.build(AttentionHeadConfig, found["recogniser"])
-            network = AttentionHead(settings, int(found["width"]), tuple(found["layers"]))
-            _load(network, arrays)
+            network = _filled(partial(AttentionHead, settings, int(found["width"]), tuple(found["layers"])), arrays)
             return NetworkHead(network.eval())
         case kind:
             raise UserError(f"a head of the kind {kind} is not known: it was made by a later version of cpcscale")
 
 
-def _load(network: nn.Module, arrays: Arrays, left_out: str = "") -> None:
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-    found = network.load_state_dict(tensors, strict=False)
-    missing = [name for name in found.missing_keys if not (left_out and name.startswith(left_out))]
-    if missing or found.unexpected_keys:
-        raise ValueError(f"{len(missing)} arrays are missing and {len(found.unexpected_keys)} are not known")
+def _filled(build: Callable[[], Network], arrays: Arrays, left_out: str = "") -> Network:
+    """The network with these arrays. Raises ValueError unless they are its own, before it takes memory."""
+    with torch.device("meta"):
+        blank = build().state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in blank.items()}
+    if left_out:
+        expected = {name: shape for name, shape in expected.items() if not name.startswith(left_out)}
+    if expected != {name: array.shape for name, array in arrays.items()}:
+        raise ValueError("the arrays are not those of the network")
+    network = build()
+    network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, strict=False)
+    return network
 
 
 def _arrays_of(network: nn.Module) -> Arrays:

@@ -33,7 +33,7 @@ def save_recogniser(url: str, recogniser: FittedRecogniser, scores: Mapping[str,
     """Writes the folder `url`, its marker last. What is there of another recogniser is removed first."""
     if is_recogniser(url):
         storage.remove(storage.join(url, MARKER))
-    arrays = {name: np.ascontiguousarray(array) for name, array in recogniser.arrays().items()}
+    arrays = {name: np.array(array, order="C") for name, array in recogniser.arrays().items()}
     contents = {
         CONFIG: _json(recogniser.description()),
         MODEL: save(arrays),
@@ -57,10 +57,10 @@ def load_recogniser(url: str) -> tuple[FittedRecogniser, dict[str, Any]]:
     try:
         description, scores = config.read_json(files[CONFIG]), config.read_json(files[SCORES])
         return fitted_from(description, load(files[MODEL])), dict(scores)
-    except (KeyError, ValueError, TypeError, SafetensorError) as error:
-        raise UserError(f"{url} is no recogniser ({type(error).__name__}): fit it again") from None
     except UserError as error:
         raise UserError(f"{url}: {error}") from None
+    except (KeyError, ValueError, TypeError, SafetensorError) as error:
+        raise UserError(f"{url} is no recogniser ({type(error).__name__}): fit it again") from None
 
 
 def describe_recogniser(url: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Damaged configs, and damaged files of a run, against every verb that reads a config, and `checkpoint`."""
+"""Damaged configs, files of a run, and recognisers, against every verb that reads a config, `checkpoint`, `predict`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import numpy as np
 import torch
+import trees
+from safetensors.numpy import save
 
+import cpcscale
 from cpcscale import config
 from cpcscale.cluster.audit import AuditConfig
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.emotion.corpora.corpus import CorpusConfig
+from cpcscale.emotion.fitted import FittedRecogniser, NetworkHead, SVRHead
+from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig
+from cpcscale.emotion.heads.svm import SupportVectors
+from cpcscale.emotion.systems import SYSTEMS
 from cpcscale.experiments.evaluate.config import EvaluateConfig
 from cpcscale.experiments.finetune import FinetuneConfig
 from cpcscale.experiments.sweep.config import SweepConfig
 from cpcscale.report.terminal import checkpoints as report
 from cpcscale.runs import inspect
 from cpcscale.runs.probe_log import Probe, Probes, ProbeSet
+from cpcscale.serve.folder import CONFIG, FOLDER, MODEL, SCORES
 from cpcscale.shards.adoption.read_tar import IndexConfig
 from cpcscale.shards.pack import PackConfig
 from cpcscale.train.checkpoint import load_encoder
@@ -54,6 +63,7 @@ def doors(scratch: Path) -> list[Door]:
         Door("config", files, _ConfigFile(emptied(scratch / "config")).enter, text=True, weight=0.6),
         Door("overrides", overrides, _overrides, text=True),
         Door("run", run.folder.files, run.enter, weight=2),
+        Door("recogniser", saved_recogniser(), _Saved(emptied(scratch / "recogniser")).enter, weight=2),
     ]
 
 
@@ -115,6 +125,38 @@ class _Run:
             if not same or facts["step"] != int(folder.split("-")[1]):
                 raise WrongSuccess(f"{which} loads other weights than those of {folder}")
         return bool(found["ok"])
+
+
+def saved_recogniser() -> dict[str, bytes]:
+    """The files of two recognisers whose arrays say what shape they have: a network on frames of MFCCs, vectors."""
+    torch.manual_seed(0)
+    head = AttentionHead(AttentionHeadConfig(heads=2, hidden=4, dense=4), 40)
+    network = FittedRecogniser("mfcc", SYSTEMS["mfcc"].features(), NetworkHead(head), 10.0, (1.0, 5.0))
+    one = SupportVectors(*(np.full(shape, 0.5) for shape in ((66,), (66,), (3, 66), (3,), (), ())))
+    vectors = FittedRecogniser("functionals", SYSTEMS["functionals"].features(), SVRHead((one,) * 3), 10.0, (1.0, 5.0))
+    found = {}
+    for name, made in (("network", network), ("vectors", vectors)):
+        found[f"{name}.json"] = json.dumps(made.description()).encode()
+        found[f"{name}.safetensors"] = save(made.arrays())
+    return found
+
+
+class _Saved:
+    """A recogniser whose marker is right for what was damaged: what is inside must say whether it can be used."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._files = folder, saved_recogniser()
+        self._wave = trees.noise(0.5, 3)
+
+    def enter(self, target: str, data: bytes, done: str) -> bool:
+        files = self._files | {target: data}
+        name = target.partition(".")[0]
+        contents = {CONFIG: files[f"{name}.json"], MODEL: files[f"{name}.safetensors"], SCORES: b"{}"}
+        FOLDER.write(str(emptied(self._folder)), contents)
+        found = cpcscale.load(self._folder).predict(self._wave, 16_000)
+        if not np.isfinite(found.unit).all():
+            raise WrongSuccess(f"it was loaded and says {found.unit}")
+        return True
 
 
 def _weights(url: str) -> dict[str, torch.Tensor]:
