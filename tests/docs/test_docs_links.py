@@ -59,5 +59,7 @@ def test_the_readme_can_be_read_in_ten_minutes() -> None:
 
 def test_every_module_that_a_page_names_by_its_path_is_there() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    named = set(re.findall(r"cpcscale/[\w/]+\.py", text)) - {"cpcscale/emotion/corpora/studio.py"}
+    # The two that docs/extending.md makes.
+    made = {"cpcscale/emotion/corpora/studio.py", "cpcscale/emotion/systems/energy.py"}
+    named = set(re.findall(r"cpcscale/[\w/]+\.py", text)) - made
     assert sorted(path for path in named if not (ROOT / path).is_file()) == []
