@@ -23,6 +23,12 @@ def usable_cores() -> int:
     return max(1, min(affinity, *quotas, int(share) if share.isdecimal() and int(share) else affinity))
 
 
+def threads_of(cpus: float) -> int:
+    """The threads of a process with so many cores: as many as OMP_NUM_THREADS at most, where the user set that."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(int(cpus), int(given)) if given.isdecimal() and int(given) else int(cpus))
+
+
 def usable_memory() -> int:
     """The bytes of memory that this process may use: of the machine, of its cgroup's limit and of those above it."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

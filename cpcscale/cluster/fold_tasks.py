@@ -19,7 +19,7 @@ from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.protocol.folds import FINAL
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
-from cpcscale.machine import usable_cores
+from cpcscale.machine import threads_of, usable_cores
 
 _ATTEMPTS = 3
 # How long to wait for the errors of the other ranks after one has failed: theirs may explain it.
@@ -121,7 +121,7 @@ def run_folds(
     numbers = list(range(len(prepared.folds.splits))) + [FINAL] * (publish != "none")
     kept = [publish == "folds" or number == FINAL for number in numbers]
     cpus = tasks.cpus_each(min(workers, len(numbers)) * ranks)
-    threads, what = max(1, int(cpus)), f"finetune {recipe.system}"
+    threads, what = threads_of(cpus), f"finetune {recipe.system}"
     if ranks == 1:
         shared = (recipe, prepared, threads)
         items = list(zip(numbers, kept, strict=True))

@@ -81,6 +81,18 @@ def connected(workers: int, *, here: bool = False) -> Iterator[None]:
                 ray.shutdown()
 
 
+def _refuse_without_loopback() -> None:
+    """Raises UserError where this machine cannot connect to itself: Ray would try for many minutes."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"this machine cannot connect to itself at 127.0.0.1 ({error.strerror or error}), as Ray's processes have "
+            "to: bring its loopback device up (as root: ip link set lo up)"
+        ) from None
+
+
 def _connect(workers: int, address: str) -> None:
     import ray
 
@@ -112,6 +124,7 @@ def _connect(workers: int, address: str) -> None:
         *freed_memory.environment().items(),
     ):
         os.environ.setdefault(name, value)
+    _refuse_without_loopback()
     with _in_folder(_ray_folder()) as folder:
         for left in reversed(range(_STARTS)):
             try:

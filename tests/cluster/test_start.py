@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,12 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = "import sys; sys.path.pop(0); from cpcscale.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
-def packed(source: Path, target: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`cpcscale pack` as a process of its own in `folder`."""
+def packed(
+    source: Path, target: Path, folder: Path, before: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`cpcscale pack --ray` as a process of its own in `folder`."""
     plain = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONSAFEPATH")}
-    command = [sys.executable, "-c", PROGRAM, "pack", str(source), str(target)]
+    command = [*before, sys.executable, "-c", PROGRAM, "pack", "--ray", str(source), str(target)]
     return subprocess.run(
         command, cwd=folder, env=plain | environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -50,6 +53,16 @@ def test_ray_starts_whatever_the_folders_and_settings_of_the_machine(tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert "2 utterances" in ran.stdout and "Traceback" not in ran.stderr
     assert not list(temporary.iterdir())
+
+
+def test_a_machine_whose_loopback_is_down_is_one_line(tmp_path):
+    alone = ("unshare", "-n")
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("making a network namespace needs root")
+    source = write_tree(tmp_path / "audio", {"a.wav": noise(1.0)})
+    ran = packed(source, tmp_path / "shards", tmp_path, alone)
+    assert ran.returncode == 2
+    assert "this machine cannot connect to itself at 127.0.0.1 (" in ran.stderr.splitlines()[-1]
 
 
 def test_a_folder_that_was_deleted_is_one_line(tmp_path):

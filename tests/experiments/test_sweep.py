@@ -321,6 +321,12 @@ def test_trials_at_a_time_follow_from_what_the_cluster_has(workers, device, cpus
     assert plan_resources(workers, 16, device, cpus, gpus) == expected
 
 
+@pytest.mark.parametrize(("given", "threads"), [("", 4), ("2", 2), ("8", 4), ("0", 4), ("4,2", 4)])
+def test_a_trial_has_no_more_threads_than_the_user_set(monkeypatch, given, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert (TrialResources(1, 4, 0).threads, TrialResources(4, 0.5, 0).threads) == (threads, 1)
+
+
 def test_what_a_trial_gets_is_said_in_words():
     assert plan_resources(0, 16, "auto", [2], [0]).described() == "2 at a time, each with 1 core"
     assert (

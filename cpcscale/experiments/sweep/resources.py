@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cpcscale.errors import UserError
+from cpcscale.machine import threads_of
 
 # With more, trials wait for each other while each holds the memory of a process.
 _MOST_A_CORE, _MOST_A_GPU = 4, 8
@@ -22,7 +23,7 @@ class TrialResources:
     @property
     def threads(self) -> int:
         """The number of torch threads of a trial."""
-        return max(1, int(self.cpus))
+        return threads_of(self.cpus)
 
     def described(self) -> str:
         """In words, such as `2 at a time, each with 1 core`."""
