@@ -22,7 +22,7 @@ from cpcscale import freed_memory, stdout
 from cpcscale.arguments import command_line
 from cpcscale.cluster import ray_loss
 from cpcscale.errors import Terminated, UserError
-from cpcscale.machine import refuse_deleted_folder, refuse_encoding, usable_cores
+from cpcscale.machine import check_surroundings, usable_cores
 from cpcscale.signals import ENDING, handlers_restored
 
 _GOES_ON = {
@@ -54,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["RAY_ADDRESS"] = os.environ.get("RAY_ADDRESS") or "local"
     goes_on = f"the same command {_GOES_ON.get(options.verb, 'begins again')}"
     try:
-        refuse_deleted_folder()
-        refuse_encoding()
+        check_surroundings()
         with handlers_restored(*ENDING, meanwhile=_terminate), ray_loss.guarded(goes_on):
             return VERBS[options.verb](options) or 0
     except UserError as error:

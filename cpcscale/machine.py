@@ -93,6 +93,21 @@ def _started(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
+def check_surroundings() -> None:
+    """Raises UserError for a folder or an encoding that no verb can work in, and gives a user without a home one.
+
+    Without it MLflow and Ray cannot be imported.
+    """
+    refuse_deleted_folder()
+    refuse_encoding()
+    try:
+        Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir()) / f"cpcscale-{os.getuid()}"
+        home.mkdir(mode=0o700, exist_ok=True)
+        os.environ["HOME"] = str(home)
+
+
 def refuse_deleted_folder() -> None:
     """Raises UserError if the current folder was deleted, in which no path can be found."""
     try:

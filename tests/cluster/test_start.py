@@ -145,6 +145,18 @@ def test_the_quota_of_a_cgroup_counts(files, cores, tmp_path):
     assert list(machine._quota(tmp_path)) == cores
 
 
+def test_a_user_without_a_home_or_a_name_gets_one_for_the_libraries(tmp_path, monkeypatch):
+    def none(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", none)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    machine.check_surroundings()
+    home = Path(os.environ["HOME"])
+    assert home.parent == tmp_path and home.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_user_without_a_home_has_a_cache(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/nonexistent")
