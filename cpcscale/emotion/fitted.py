@@ -19,12 +19,14 @@ import torch
 from torch import nn
 
 from cpcscale import audio, config
+from cpcscale.emotion.audio.labelled_file import LEAST_S
 from cpcscale.emotion.audio.windows import window_shares, window_spans
 from cpcscale.emotion.batching import predict
+from cpcscale.emotion.corpora.corpus import in_units
 from cpcscale.emotion.encoders.huggingface import rebuilt_hf
 from cpcscale.emotion.encoders.layer import Encoder
 from cpcscale.emotion.encoders.networks import WindowEncoder
-from cpcscale.emotion.handmade.statistics import summarise
+from cpcscale.emotion.handmade.statistics import summarise_windows
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
 from cpcscale.emotion.heads.svm import SupportVectors
 from cpcscale.emotion.scores.ccc import PRIMITIVES
@@ -37,8 +39,6 @@ from cpcscale.model.cpc import CPC, ModelConfig
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-# Windows are at least as long as speech.
-_LEAST_S = 0.1
 # Samples of the audio by which a recogniser that is loaded is tried.
 _TRIED = 8000
 Network = TypeVar("Network", bound=nn.Module)
@@ -126,7 +126,7 @@ class FittedRecogniser:
 
     @classmethod
     def of_network(
-        cls, system: str, features: Features, network: nn.Module, *, max_s: float, scale: Any
+        cls, system: str, features: Features, network: nn.Module, *, max_s: float, scale: tuple[float, float]
     ) -> FittedRecogniser:
         """That of a trained network; an encoder that was trained with the head is part of the features."""
         if isinstance(network, EncoderWithHead):
@@ -166,8 +166,7 @@ class FittedRecogniser:
 
     def in_units(self, unit_UP: np.ndarray) -> np.ndarray:
         """Predictions on [-1, 1] in the units of the labels."""
-        least, greatest = self.scale
-        return (unit_UP + 1) / 2 * (greatest - least) + least
+        return in_units(unit_UP, self.scale)
 
     def description(self) -> dict[str, Any]:
         """What it is, in plain values; with `arrays`, all that it is made again from."""
@@ -194,7 +193,7 @@ def fitted_from(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
         head = _head_from(description["head"], _below(arrays, "head."))
         low, high = (float(value) for value in description["scale"])
         max_s = float(description["max_s"])
-        if not (math.isfinite(low) and low < high and math.isfinite(high) and _LEAST_S <= max_s < math.inf):
+        if not (math.isfinite(low) and low < high and math.isfinite(high) and LEAST_S <= max_s < math.inf):
             raise ValueError(f"scale={low:g} to {high:g}, max_s={max_s:g}")
         made = FittedRecogniser(str(description["system"]), features, head, max_s, (low, high))
         # What fits together predicts, and gives numbers.
@@ -214,7 +213,7 @@ def _vector(parts: Sequence[np.ndarray], share_W: np.ndarray) -> np.ndarray:
     """[F]: the vector of an utterance, or statistics of its windows' frames, averaged."""
     if parts[0].ndim == 1:
         return parts[0]
-    return share_W @ np.stack([summarise(x_TC) for x_TC in parts])
+    return summarise_windows(parts, share_W)
 
 
 def _features_description(features: Features | None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from cpcscale.emotion.audio.windows import CachedFeatures, Waves, Windows, compu
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders.layer import Encoder
 from cpcscale.emotion.encoders.networks import OpenedEncoder, WindowEncoder, open_encoder
-from cpcscale.emotion.handmade.statistics import summarise
+from cpcscale.emotion.handmade.statistics import summarise_windows
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
 from cpcscale.emotion.heads.training import fit_device
 from cpcscale.emotion.probe_selection import refuse_selected
@@ -107,7 +107,7 @@ class FoldInputs:
             x_UF = self._prepared.vectors_UF[list(rows)]
             return apply_each(x_UF, [self._scales[row] for row in rows]) if self._recipe.speaker_norm else x_UF
         pairs = zip(self.inputs(rows), self.shares(rows), strict=True)
-        return np.stack([share_W @ np.stack([summarise(x_TC) for x_TC in parts]) for parts, share_W in pairs])
+        return np.stack([summarise_windows(parts, share_W) for parts, share_W in pairs])
 
     def network(self, settings: AttentionHeadConfig) -> nn.Module:
         """A new recogniser that standardises by the training utterances; with the encoder, if that is to be trained.

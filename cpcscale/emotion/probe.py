@@ -17,7 +17,7 @@ from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.emotion.crossval import run_fold
 from cpcscale.emotion.encoders.networks import encoder_features
 from cpcscale.emotion.finetune_result import combine_folds
-from cpcscale.emotion.handmade.statistics import summarise
+from cpcscale.emotion.handmade.statistics import summarise_windows
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.protocol.folds import fold_splits
@@ -70,4 +70,4 @@ def _vectors(waves: Waves, features: Features) -> Iterator[np.ndarray]:
         parts = [waves[row] for row in rows]
         frames = iter(features([window for windows in parts for window in windows]))
         for row, windows in zip(rows, parts, strict=True):
-            yield waves.shares(row) @ np.stack([summarise(next(frames)) for _ in windows])
+            yield summarise_windows([next(frames) for _ in windows], waves.shares(row))

@@ -28,6 +28,7 @@ from cpcscale.errors import UserError
 from cpcscale.experiments.tracked_run import tracked_run
 from cpcscale.serve.card import card, recogniser_scores
 from cpcscale.serve.folder import is_recogniser, save_recogniser
+from cpcscale.storage.marked_folder import MARKER
 from cpcscale.tracking.store import TrackingConfig
 from cpcscale.tracking.tracker import Tracker, settle
 
@@ -84,10 +85,14 @@ def finetune(
     opened = encoder, source = open_encoder(config) if opened is None else opened
     refuse_selected(config, corpus, source)
     identity = identify(config, corpus) | {"encoder": encoder_digest(encoder)}
-    published = config.publish == "none" or is_recogniser(_recogniser_url(config, FINAL))
+    kept = {"none": [], "final": [FINAL], "folds": [FINAL, *range(len(folds.splits))]}[config.publish]
+    published = all(is_recogniser(_recogniser_url(config, fold)) for fold in kept)
     if (done := finished_result(config.run_dir, identity)) is not None and published:
         log.warning("%s holds this run, finished: it is not run again", config.run_dir)
         return done
+    # A start that was stopped, maybe of another config, can have left its own.
+    for fold in (*range(len(folds.splits)), FINAL):
+        storage.remove(storage.join(_recogniser_url(config, fold), MARKER))
     started = time.monotonic()
     fold_tasks.check_cluster_size(config, config.ranks, config.workers)
     prepared = prepare(config, corpus, opened)

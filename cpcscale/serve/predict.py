@@ -44,22 +44,38 @@ def listed_files(sources: Sequence[str]) -> Iterator[str]:
     """
     for source in sources:
         if source.startswith("@"):
-            lines = storage.read(source[1:]).decode("utf-8").splitlines()
-            yield from listed_files([line.strip() for line in lines if line.strip()])
+            yield from listed_files(_lines(source[1:]))
         elif glob.has_magic(source) and storage.local_path(source) is not None and not Path(source).exists():
             root = Path(Path(source).anchor)
-            found = sorted(map(str, root.glob(str(Path(source).relative_to(root)))))
+            try:
+                found = sorted(map(str, root.glob(str(Path(source).relative_to(root)))))
+            except ValueError as error:
+                raise UserError(f"{source} is no pattern ({error})") from None
             if not found:
                 raise UserError(f"no file fits the pattern {source}")
             yield from listed_files(found)
-        elif source.lower().endswith(audio.SUFFIXES):
+        elif source.lower().endswith(audio.SUFFIXES) or _is_file(source):
             yield source
         elif below := [name for name in storage.list_files(source) if name.lower().endswith(audio.SUFFIXES)]:
             yield from (storage.join(source, name) for name in below)
-        elif (local := storage.local_path(source)) is not None and local.is_file():
-            yield source
         else:
             raise UserError(f"no audio at {source}: expected files ending in {', '.join(audio.SUFFIXES)}")
+
+
+def _is_file(source: str) -> bool:
+    local = storage.local_path(source)
+    return local is not None and local.is_file()
+
+
+def _lines(path: str) -> list[str]:
+    """The names in a list; a list in a list is refused, for it may be the same one."""
+    try:
+        lines = [line.strip() for line in storage.read(path).decode("utf-8").splitlines()]
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no list of files in UTF-8: write one name a line") from None
+    if inner := next((line for line in lines if line.startswith("@")), ""):
+        raise UserError(f"{path} names another list, {inner}: give both to the command")
+    return [line for line in lines if line]
 
 
 def _written(found: Iterator[Prediction], out: TextIO, as_json: bool) -> Iterator[Prediction]:

@@ -14,14 +14,13 @@ import numpy as np
 import soundfile
 
 from cpcscale import audio, storage
+from cpcscale.emotion.audio.labelled_file import LEAST_S
 from cpcscale.emotion.fitted import FittedRecogniser
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
 from cpcscale.progress import Progress
 from cpcscale.serve.folder import load_recogniser
 
-# Shorter audio is no speech.
-LEAST_S = 0.1
 COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, "reason", "marks")
 
 
@@ -139,6 +138,11 @@ class Recogniser:
             return self._of_bytes(source, storage.read(source))
         except storage.NotFoundError:
             return self._none(source, "missing", math.nan)
+        except UserError:
+            # A store that fails is no matter of one file.
+            if storage.local_path(source) is None:
+                raise
+            return self._none(source, "unreadable", math.nan)
 
     def _of_bytes(self, name: str, data: bytes) -> Prediction:
         try:
@@ -151,8 +155,8 @@ class Recogniser:
             return self._none(name, error.cause, math.nan)
         [unit_P] = self._fitted.predict([wave_S])
         activation, valence, dominance = (float(value) for value in self._fitted.in_units(unit_P))
-        low, high, mid = (float(value) for value in unit_P)
-        return Prediction(name, seconds, activation, valence, dominance, (low, high, mid), "", self.marks)
+        unit = (float(unit_P[0]), float(unit_P[1]), float(unit_P[2]))
+        return Prediction(name, seconds, activation, valence, dominance, unit, "", self.marks)
 
     def _none(self, name: str, reason: str, seconds: float) -> Prediction:
         none = math.nan
@@ -173,8 +177,14 @@ def _as_file(wave: np.ndarray, rate: int) -> bytes:
             f"an array of shape {wave.shape} and type {wave.dtype} is no audio: pass float or int16 values [samples] "
             "or [samples, channels]"
         )
-    out = io.BytesIO()
-    soundfile.write(out, wave, rate, "PCM_16" if wave.dtype == np.int16 else "FLOAT", format="WAV")
+    out, kind = io.BytesIO(), "PCM_16" if wave.dtype == np.int16 else "FLOAT"
+    try:
+        soundfile.write(out, wave if kind == "PCM_16" else wave.astype(np.float32), int(rate), kind, format="WAV")
+    except (soundfile.SoundFileError, OverflowError):
+        raise UserError(
+            f"an array of shape {wave.shape} at {rate} Hz is no audio: pass [samples] or [samples, channels], of at "
+            "most 1,024 channels, and the rate in Hz"
+        ) from None
     return out.getvalue()
 
 

@@ -93,8 +93,15 @@ def test_what_is_no_speech_has_a_reason_and_no_value(place, tmp_path):
         model.predict(tmp_path / "gone.wav")
     with pytest.raises(UserError, match="pass it, as predict"):
         model.predict(np.zeros(10))
-    with pytest.raises(UserError, match="is no audio"):
-        model.predict(np.zeros(10, np.int64), RATE)
+    for array, rate in (
+        (np.zeros(10, np.int64), RATE),
+        (np.zeros((2, RATE), np.float32), RATE),
+        (np.zeros(9), 1 << 40),
+    ):
+        with pytest.raises(UserError, match="is no audio"):
+            model.predict(array, rate)
+    assert model.predict(np.full(RATE, np.nan), RATE).reason and model.predict(np.zeros(0), RATE).reason
+    assert np.isfinite(model.predict(np.sin(np.arange(RATE) / 9).astype(np.float16), RATE).unit).all()
 
 
 def test_the_command_prints_a_row_a_file_and_its_status_says_whether_all_have_a_value(place, tmp_path, capsys):
@@ -109,6 +116,11 @@ def test_the_command_prints_a_row_a_file_and_its_status_says_whether_all_have_a_
     assert [Path(row["file"]).name for row in found] == ["00.wav", "gone.wav", "01.wav", "02.wav"]
     assert found[1]["activation"] is None and found[1]["reason"] == "missing"
     assert "1 of 4 files have no value" in captured.err
+    (tmp_path / "self.txt").write_text(f"@{tmp_path}/self.txt\n")
+    (tmp_path / "latin.txt").write_bytes("ä.wav".encode("latin-1"))
+    (tmp_path / "folder.wav").mkdir()
+    assert main(["predict", model, str(tmp_path / "list.txt"), str(tmp_path / "folder.wav"), "--json"]) == 1
+    assert [json.loads(line)["reason"] for line in capsys.readouterr().out.splitlines()] == ["unreadable"] * 2
     out = tmp_path / "out.csv"
     assert main(["predict", model, f"{place}/tones/00.wav", "--out", str(out)]) == 0
     assert len(out.read_text().splitlines()) == 2
@@ -117,6 +129,10 @@ def test_the_command_prints_a_row_a_file_and_its_status_says_whether_all_have_a_
         ([str(place / "precpc"), f"{place}/tones/00.wav"], "its recogniser is in it"),
         ([model, str(place / "pretrained")], "no audio at"),
         ([model, f"{place}/tones/x*.wav"], "no file fits the pattern"),
+        ([model, f"{place}/tones/x**.wav"], "is no pattern"),
+        ([model, f"@{tmp_path}/self.txt"], "names another list"),
+        ([model, f"@{tmp_path}/latin.txt"], "is no list of files in UTF-8"),
+        ([model, f"@{tmp_path}/none.txt"], "none.txt"),
     ):
         assert main(["predict", *wrong]) == 2
         assert message in capsys.readouterr().err
@@ -162,6 +178,9 @@ def test_a_run_that_kept_none_says_how_to_have_one_and_the_same_command_makes_it
     assert main(arguments(place, "functionals", "svm_search=false", "publish=final")) == 0
     capsys.readouterr()
     assert cpcscale.load(place / "functionals" / "recogniser").predict(place / "tones" / "00.wav").reason == ""
+    assert not (place / "functionals" / "recogniser" / "fold-0").exists()
+    assert main(arguments(place, "functionals", "svm_search=false", "publish=folds")) == 0
+    assert cpcscale.load(place / "functionals" / "recogniser" / "fold-2").system == "functionals"
     assert main(arguments(place, "functionals", "speaker_norm=true", "publish=final")) == 2
     assert "cannot be applied to one file" in capsys.readouterr().err.replace("\n", " ")
 

@@ -153,8 +153,13 @@ class Corpus:
 
     def from_unit(self, labels_UP: np.ndarray) -> np.ndarray:
         """The inverse of `to_unit`."""
-        least, greatest = self.scale
-        return (labels_UP + 1) / 2 * (greatest - least) + least
+        return in_units(labels_UP, self.scale)
+
+
+def in_units(unit_UP: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
+    """Values on [-1, 1] on the scale (least, greatest) of a corpus."""
+    least, greatest = scale
+    return (unit_UP + 1) / 2 * (greatest - least) + least
 
 
 def checked(corpus: Corpus, settings: CorpusConfig, listed: Collection[str] | None = None) -> Corpus:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 PERCENTILES = (10, 50, 90)
@@ -20,3 +22,8 @@ def summarise(x_TC: np.ndarray) -> np.ndarray:
     x_TC = x_TC.astype(np.float64)
     blocks = [x_TC.mean(axis=0), x_TC.std(axis=0), *np.percentile(x_TC, PERCENTILES, axis=0)]
     return np.concatenate(blocks).astype(np.float32)
+
+
+def summarise_windows(windows: Iterable[np.ndarray], share_W: np.ndarray) -> np.ndarray:
+    """The summaries of the frames [T, C] of each window of an utterance, averaged by the windows' weights; [5 C]."""
+    return np.asarray(share_W @ np.stack([summarise(x_TC) for x_TC in windows]))
