@@ -32,6 +32,7 @@ ORDER = (
     ("doctor",),
     ("keys",),
     ("arguments",),
+    ("verbs",),
     ("cli",),
     ("__init__", "__main__"),
 )
