@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,13 +16,16 @@ import soundfile
 
 from cpcscale import audio, storage
 from cpcscale.emotion.audio.labelled_file import LEAST_S
-from cpcscale.emotion.fitted import FittedRecogniser
 from cpcscale.emotion.scores.ccc import PRIMITIVES
-from cpcscale.errors import UserError
+from cpcscale.errors import UserError, nearest
 from cpcscale.progress import Progress
-from cpcscale.serve.folder import load_recogniser
+from cpcscale.serve.folder import SavedRecogniser, load_recogniser
 
-COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, "reason", "marks")
+BOUNDS = tuple(f"{name}_{bound}" for name in PRIMITIVES for bound in ("low", "high"))
+COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, *BOUNDS, "reason", "flags", "marks")
+_NONE = (math.nan, math.nan, math.nan)
+# An utterance further from those of training than 99 of 100 held-out ones.
+UNLIKE = "unlike_training"
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class Prediction:
     """What a recogniser says of one file or array.
 
     `activation`, `valence` and `dominance` are on the scale of the corpus that it was fitted to, `unit` the same three
-    on [-1, 1]; NaN where `reason` says why there is none. `marks` are those of the recogniser's scores.
+    on [-1, 1]; NaN where `reason` says why there is none. `category` is empty where the recogniser has no classifier.
+    `flags` name doubts: unlike_training. `marks` are those of the recogniser's scores.
     """
 
     file: str
@@ -40,17 +45,36 @@ class Prediction:
     unit: tuple[float, float, float]
     reason: str = ""
     marks: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    category: str = ""
+    # The lower and upper ends of the intervals, by primitive; NaN where the recogniser gives none.
+    low: tuple[float, float, float] = _NONE
+    high: tuple[float, float, float] = _NONE
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """(low, high) of activation, valence or dominance, in its units; NaN where there is none.
+
+        Over new speakers like those of its corpus, the label lies within it with the probability
+        `Recogniser.interval_level`, on average, not for each speaker. Raises UserError for another name.
+        """
+        if name not in PRIMITIVES:
+            raise UserError(f"{name!r} is not one of {', '.join(PRIMITIVES)}{nearest(name, list(PRIMITIVES))}")
+        place = PRIMITIVES.index(name)
+        return self.low[place], self.high[place]
 
     def row(self) -> dict[str, Any]:
         """Its row in a table, by COLUMNS."""
         values = {name: _cell(getattr(self, name)) for name in PRIMITIVES}
+        ends = [end for pair in zip(self.low, self.high, strict=True) for end in pair]
         end_s = _cell(self.seconds, 3)
         return {
             "file": self.file,
             "start_s": 0.0 if end_s else "",
             "end_s": end_s,
             **values,
+            **{name: _cell(end) for name, end in zip(BOUNDS, ends, strict=True)},
             "reason": self.reason,
+            "flags": " ".join(self.flags),
             "marks": " ".join(self.marks),
         }
 
@@ -85,9 +109,11 @@ class Predictions(Sequence[Prediction]):
 class Recogniser:
     """A recogniser of activation, valence and dominance, from a folder that a fine-tuning published."""
 
-    def __init__(self, fitted: FittedRecogniser, scores: dict[str, Any]) -> None:
-        """Use `cpcscale.load`. `scores` is the content of scores.json."""
-        self._fitted, self.scores = fitted, scores
+    def __init__(self, saved: SavedRecogniser) -> None:
+        """Use `cpcscale.load`."""
+        self._fitted, self._held_out = saved.fitted, saved.held_out
+        # The content of scores.json.
+        self.scores = dict(saved.scores)
 
     @property
     def system(self) -> str:
@@ -103,6 +129,11 @@ class Recogniser:
     def marks(self) -> tuple[str, ...]:
         """What has to be said with every figure and value of it."""
         return tuple(self.scores.get("marks", ()))
+
+    @property
+    def interval_level(self) -> float:
+        """The probability of its intervals, .9 or .8; 0 where it gives none."""
+        return self._held_out.level if self._held_out is not None else 0.0
 
     def predict(self, source: str | Path | np.ndarray, rate: int = 0) -> Prediction:
         """What it says of a file (a path or s3:// URL), or of an array [S] or [S, channels] at `rate` Hz.
@@ -150,22 +181,32 @@ class Recogniser:
             seconds = len(wave_S) / audio.RATE_HZ
             if seconds < LEAST_S:
                 return self._none(name, "short", seconds)
-            audio.check_sound(wave_S, audio.SoundLimits())
+            wave_S = audio.check_sound(wave_S, audio.SoundLimits())[0]
         except audio.AudioError as error:
             return self._none(name, error.cause, math.nan)
-        [unit_P] = self._fitted.predict([wave_S])
-        activation, valence, dominance = (float(value) for value in self._fitted.in_units(unit_P))
-        unit = (float(unit_P[0]), float(unit_P[1]), float(unit_P[2]))
-        return Prediction(name, seconds, activation, valence, dominance, unit, "", self.marks)
+        output = self._fitted.predict([wave_S])
+        [unit_P] = output.unit_UP
+        activation, valence, dominance = self._units(unit_P)
+        found = Prediction(name, seconds, activation, valence, dominance, _three(unit_P), "", self.marks)
+        if output.classes_U:
+            found = dataclasses.replace(found, category=output.classes_U[0])
+        known = self._held_out
+        if known is None:
+            return found
+        ends = [self._units(np.clip(unit_P + side * known.half_P, -1, 1)) for side in (-1, 1)]
+        unlike = len(output.distance_U) > 0 and output.distance_U[0] > known.limit
+        return dataclasses.replace(found, low=ends[0], high=ends[1], flags=(UNLIKE,) if unlike else ())
+
+    def _units(self, unit_P: np.ndarray) -> tuple[float, float, float]:
+        return _three(self._fitted.in_units(unit_P))
 
     def _none(self, name: str, reason: str, seconds: float) -> Prediction:
-        none = math.nan
-        return Prediction(name, seconds, none, none, none, (none, none, none), reason, self.marks)
+        return Prediction(name, seconds, *_NONE, _NONE, reason, self.marks)
 
 
 def load(url: str | Path) -> Recogniser:
     """The recogniser in a folder, local or s3://. Raises UserError where there is none, or a torn or newer one."""
-    return Recogniser(*load_recogniser(str(url)))
+    return Recogniser(load_recogniser(str(url)))
 
 
 def _as_file(wave: np.ndarray, rate: int) -> bytes:
@@ -186,6 +227,11 @@ def _as_file(wave: np.ndarray, rate: int) -> bytes:
             "most 1,024 channels, and the rate in Hz"
         ) from None
     return out.getvalue()
+
+
+def _three(values_P: np.ndarray) -> tuple[float, float, float]:
+    activation, valence, dominance = map(float, values_P)
+    return activation, valence, dominance
 
 
 def _cell(value: float, digits: int = 4) -> Any:
