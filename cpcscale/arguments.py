@@ -141,9 +141,18 @@ def _of_runs(verbs: Verbs) -> None:
 def _recognisers(verbs: Verbs) -> None:
     recogniser = verbs.add_parser("recogniser", help="saved recogniser -> what it is, or whether it is whole")
     recogniser.add_argument("what", choices=("show", "verify"), help="show: what it is; verify: read every byte")
-    recogniser.add_argument("path", help="folder of a recogniser, such as RUN_DIR/recogniser")
+    address = "folder of a recogniser, such as RUN_DIR/recogniser; local, s3:// or models:/NAME@ALIAS"
+    recogniser.add_argument("path", help=address)
+    register = verbs.add_parser("register", help="saved recogniser -> a version of a registered model of MLflow")
+    register.add_argument("model", help="folder of a recogniser, such as RUN_DIR/recogniser; local or s3://")
+    register.add_argument("--name", required=True, help="name of the registered model")
+    register.add_argument("--alias", default="", help="also let this alias, such as champion, name it")
+    register.add_argument("--force", action="store_true", help="even if the alias names a better or another one now")
+    register.add_argument(
+        "--share-training-rows", action="store_true", help="even if it holds rows of training data (support vectors)"
+    )
     predict = verbs.add_parser("predict", help="saved recogniser and audio -> activation, valence and dominance")
-    predict.add_argument("model", help="folder of a recogniser, such as RUN_DIR/recogniser; local or s3://")
+    predict.add_argument("model", help=address)
     predict.add_argument("audio", nargs="+", help="files, folders, patterns in quotes, @LIST (a file a line), s3://")
     predict.add_argument("--out", metavar="FILE.csv", default="", help="write there, not to stdout")
     predict.set_defaults(overrides=[])

@@ -164,6 +164,13 @@ class FittedRecogniser:
         self.features.encoder.to(CPU)
         return dataclasses.replace(self, features=dataclasses.replace(self.features, where=CPU))
 
+    @property
+    def training_rows(self) -> int:
+        """How many rows of its training data it holds: those that are support vectors of any of its machines."""
+        if not isinstance(self.head, SVRHead):
+            return 0
+        return len(np.unique(np.concatenate([machine.vector_VF for machine in self.head.machines]), axis=0))
+
     def in_units(self, unit_UP: np.ndarray) -> np.ndarray:
         """Predictions on [-1, 1] in the units of the labels."""
         return in_units(unit_UP, self.scale)

@@ -25,10 +25,12 @@ from cpcscale.emotion.protocol.folds import FINAL, fold_splits, marks
 from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
-from cpcscale.experiments.tracked_run import tracked_run
+from cpcscale.experiments.published import tracked_model
+from cpcscale.experiments.tracked_run import about_recognisers, tracked_run
 from cpcscale.serve.card import card, recogniser_scores
 from cpcscale.serve.folder import is_recogniser, save_recogniser
 from cpcscale.storage.marked_folder import MARKER
+from cpcscale.tracking.about import About, DataInput
 from cpcscale.tracking.store import TrackingConfig
 from cpcscale.tracking.tracker import Tracker, settle
 
@@ -105,6 +107,7 @@ def finetune(
         name=config.name or config.system,
         tags=run_tags(config, corpus, folds, identity, source),
         params=configs.flat(config),
+        about=_about(config, corpus, source),
         parent=parent,
     ) as (tracker, summary):
         results = run_folds(config, prepared, config.workers, config.ranks, config.publish)
@@ -117,7 +120,7 @@ def finetune(
         )
         text = json.dumps(result.as_dict(), indent=1) + "\n"
         _track(result, text, tracker)
-        _publish(config, prepared, results, result)
+        _publish(config, prepared, results, result, tracker)
         storage.write(storage.join(config.run_dir, PREDICTIONS), result.predictions_csv.encode())
         summary.update({f"ccc_{name}": value for name, value in result.ccc.items()})
     # Written last: a run folder that has it is complete, and so is its tracked run.
@@ -185,16 +188,36 @@ def finished_result(run_dir: str, identity: dict[str, str]) -> FinetuneResult | 
     return result
 
 
+def _about(config: FinetuneConfig, corpus: Corpus, source: dict[str, Any]) -> About:
+    # Other systems take only the architecture from the checkpoint.
+    learnt = source if config.definition.takes_weights else {}
+    pretrained = [
+        DataInput(f"pretraining of {storage.shown(url)}", str(learnt["fingerprint"]), url, "pretraining", {})
+        for url in [str(learnt.get("url", ""))]
+        if url
+    ]
+    name, seed = config.name or config.system, f"seed {config.seed}"
+    what = f"Fine-tuning of {config.system} with {config.regressor} and {seed}"
+    return about_recognisers(f"{name} on {corpus.name}, {seed}", what, config, {config.corpus.path: corpus}, pretrained)
+
+
 def _publish(
-    config: FinetuneConfig, prepared: PreparedCorpus, results: Sequence[FoldResult], result: FinetuneResult
+    config: FinetuneConfig,
+    prepared: PreparedCorpus,
+    results: Sequence[FoldResult],
+    result: FinetuneResult,
+    tracker: Tracker,
 ) -> None:
-    """Saves the recognisers that were kept, the one on all speakers last."""
+    """Saves and logs the recognisers that were kept, the one on all speakers last."""
     for each in results:
         if each.recogniser is not None:
             learnt = each.split.train_rows + each.split.dev_rows
             groups = {prepared.folds.groups[row] for row in learnt}
             scores = recogniser_scores(result, prepared.source, utterances=len(learnt), speakers=len(groups))
-            save_recogniser(_recogniser_url(config, each.split.fold), each.recogniser, scores, card(scores))
+            url = _recogniser_url(config, each.split.fold)
+            save_recogniser(url, each.recogniser, scores, card(scores))
+            name = "recogniser" if each.split.fold == FINAL else f"recogniser-fold-{each.split.fold}"
+            tracker.model(tracked_model(url, name, each.recogniser, scores))
 
 
 def _recogniser_url(config: FinetuneConfig, fold: int) -> str:
@@ -208,3 +231,5 @@ def _track(result: FinetuneResult, text: str, tracker: Tracker) -> None:
         tracker.log(row["epoch"], names)
     tracker.artifact(PREDICTIONS, result.predictions_csv)
     tracker.artifact(RESULT, text)
+    ccc = ", ".join(f"{name} {value:.3f}" for name, value in result.ccc.items())
+    tracker.outcome(" ".join([f"CCC on speakers it did not know: {ccc}", *result.marks]))

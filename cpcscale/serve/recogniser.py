@@ -22,6 +22,8 @@ from cpcscale.progress import Progress
 from cpcscale.serve.folder import load_recogniser
 
 COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, "reason", "marks")
+# Those that are no numbers.
+TEXT_COLUMNS = ("file", "reason", "marks")
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ class Recogniser:
         """What has to be said with every figure and value of it."""
         return tuple(self.scores.get("marks", ()))
 
-    def predict(self, source: str | Path | np.ndarray, rate: int = 0) -> Prediction:
-        """What it says of a file (a path or s3:// URL), or of an array [S] or [S, channels] at `rate` Hz.
+    def predict(self, source: str | Path | bytes | np.ndarray, rate: int = 0) -> Prediction:
+        """What it says of a file (a path or s3:// URL, or its bytes), or of an array [S] or [S, channels] at `rate` Hz.
 
         Arrays are floats in [-1, 1] or int16. Any rate and number of channels: they come through the door that files
         come through. Audio that is no speech has NaN and a reason. Raises UserError for a file that is not there, and
@@ -113,6 +115,8 @@ class Recogniser:
         """
         if isinstance(source, np.ndarray):
             return self._of_bytes("", _as_file(source, rate))
+        if isinstance(source, bytes):
+            return self._of_bytes("", source)
         found = self._of_file(str(source))
         if found.reason == "missing":
             raise UserError(f"no file at {source}: check the path")
