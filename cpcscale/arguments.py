@@ -146,11 +146,21 @@ def _recognisers(verbs: Verbs) -> None:
         choices=("fit", "show", "verify"),
         help="fit: `finetune` with out=FOLDER for the recogniser; show: what it is; verify: read every byte",
     )
-    recogniser.add_argument(
-        "path", help="fit: YAML file of `finetune`; else the folder of a recogniser, such as RUN_DIR/recogniser"
+    address = "folder of a recogniser, such as RUN_DIR/recogniser; local, s3:// or models:/NAME@ALIAS"
+    recogniser.add_argument("path", help=f"fit: YAML file of `finetune`; else the {address}")
+    register = verbs.add_parser("register", help="saved recogniser -> a version of a registered model of MLflow")
+    register.add_argument("model", help="folder of a recogniser, such as RUN_DIR/recogniser; local or s3://")
+    register.add_argument("--name", required=True, help="name of the registered model")
+    register.add_argument("--alias", default="", help="also let this alias, such as champion, name it")
+    register.add_argument("--force", action="store_true", help="even if the alias names a better or another one now")
+    register.add_argument(
+        "--share-training-rows", action="store_true", help="even if it holds rows of training data (support vectors)"
+    )
+    register.add_argument(
+        "--accept-licence", action="store_true", help="even if what it was made from is for research or no commerce"
     )
     predict = verbs.add_parser("predict", help="saved recogniser and audio -> activation, valence and dominance")
-    predict.add_argument("model", help="folder of a recogniser, such as RUN_DIR/recogniser; local or s3://")
+    predict.add_argument("model", help=address)
     predict.add_argument("audio", nargs="+", help="files, folders, patterns in quotes, @LIST (a file a line), s3://")
     predict.add_argument("--out", metavar="FILE.csv", default="", help="write there, not to stdout")
     predict.set_defaults(overrides=[])

@@ -84,6 +84,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "corpus": recognisers.corpus,
     "finetune": recognisers.finetune,
     "recogniser": recognisers.recogniser,
+    "register": recognisers.register,
     "predict": recognisers.predict,
     "sweep": figures.sweep,
     "reproduce": figures.reproduce,

@@ -26,10 +26,12 @@ from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.systems.handmade import HandmadeFeatures
 from cpcscale.errors import UserError
-from cpcscale.experiments.tracked_run import tracked_run
+from cpcscale.experiments.published import tracked_model
+from cpcscale.experiments.tracked_run import about_recognisers, tracked_run
 from cpcscale.serve.card import recogniser_scores
 from cpcscale.serve.folder import SavedRecogniser, is_recogniser, save_recogniser
 from cpcscale.storage.marked_folder import MARKER
+from cpcscale.tracking.about import About, DataInput
 from cpcscale.tracking.store import TrackingConfig
 from cpcscale.tracking.tracker import Tracker, settle
 
@@ -106,6 +108,7 @@ def finetune(
         name=config.name or config.system,
         tags=run_tags(config, corpus, folds, identity, source),
         params=configs.flat(config),
+        about=_about(config, corpus, source),
         parent=parent,
     ) as (tracker, summary):
         results = run_folds(config, prepared, config.workers, config.ranks, config.publish)
@@ -118,7 +121,7 @@ def finetune(
         )
         text = json.dumps(result.as_dict(), indent=1) + "\n"
         _track(result, text, tracker)
-        _publish(config, prepared, results, result)
+        _publish(config, prepared, results, result, tracker)
         storage.write(storage.join(config.run_dir, PREDICTIONS), result.predictions_csv.encode())
         summary.update({f"ccc_{name}": value for name, value in result.ccc.items()})
     # Written last: a run folder that has it is complete, and so is its tracked run.
@@ -186,10 +189,27 @@ def finished_result(run_dir: str, identity: dict[str, str]) -> FinetuneResult | 
     return result
 
 
+def _about(config: FinetuneConfig, corpus: Corpus, source: dict[str, Any]) -> About:
+    # Other systems take only the architecture from the checkpoint.
+    learnt = source if config.definition.takes_weights else {}
+    pretrained = [
+        DataInput(f"pretraining of {storage.shown(url)}", str(learnt["fingerprint"]), url, "pretraining", {})
+        for url in [str(learnt.get("url", ""))]
+        if url
+    ]
+    name, seed = config.name or config.system, f"seed {config.seed}"
+    what = f"Fine-tuning of {config.system} with {config.regressor} and {seed}"
+    return about_recognisers(f"{name} on {corpus.name}, {seed}", what, config, {config.corpus.path: corpus}, pretrained)
+
+
 def _publish(
-    config: FinetuneConfig, prepared: PreparedCorpus, results: Sequence[FoldResult], result: FinetuneResult
+    config: FinetuneConfig,
+    prepared: PreparedCorpus,
+    results: Sequence[FoldResult],
+    result: FinetuneResult,
+    tracker: Tracker,
 ) -> None:
-    """Saves the recognisers that were kept, the one on all speakers last."""
+    """Saves and logs the recognisers that were kept, the one on all speakers last."""
     known = held_out(config, prepared, results) if config.publish != "none" else None
     for each in results:
         if each.recogniser is not None:
@@ -203,8 +223,11 @@ def _publish(
                 licences=_licences(config, prepared),
                 training_rows=each.recogniser.training_rows,
             )
+            url = recogniser_url(config.run_dir, each.split.fold)
             saved = SavedRecogniser(each.recogniser, scores, known)
-            save_recogniser(recogniser_url(config.run_dir, each.split.fold), saved)
+            save_recogniser(url, saved)
+            name = "recogniser" if each.split.fold == FINAL else f"recogniser-fold-{each.split.fold}"
+            tracker.model(tracked_model(url, name, saved))
 
 
 def _licences(config: FinetuneConfig, prepared: PreparedCorpus) -> dict[str, str]:
@@ -229,3 +252,5 @@ def _track(result: FinetuneResult, text: str, tracker: Tracker) -> None:
         tracker.log(row["epoch"], names)
     tracker.artifact(PREDICTIONS, result.predictions_csv)
     tracker.artifact(RESULT, text)
+    ccc = ", ".join(f"{name} {value:.3f}" for name, value in result.ccc.items())
+    tracker.outcome(" ".join([f"CCC on speakers it did not know: {ccc}", *result.marks]))

@@ -19,7 +19,9 @@ from cpcscale.progress import note
 from cpcscale.runs.lease import Lease, hold, wait_until_free
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.probe_log import Probes, ProbeSet
+from cpcscale.shards.index import Index
 from cpcscale.storage.place import check_place
+from cpcscale.tracking.about import About, DataInput
 from cpcscale.tracking.tracker import Tracker, settle
 from cpcscale.train import checkpoint, resume
 from cpcscale.train.checkpoint import RestoredCheckpoint
@@ -55,7 +57,7 @@ def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, An
             data = checked_data(config, restored)
         gone = before.holder.id if before.holder else ""
         with hold(config.run_dir, config.lease, take_over=take_over, say=_say, gone=gone) as lease:
-            return _tracked(config, data.train.fingerprint, origin, labelled, gpu, lease)
+            return _tracked(config, data.train, origin, labelled, gpu, lease)
 
 
 def _say(text: str) -> None:
@@ -93,7 +95,7 @@ def _probing(
 
 def _tracked(
     config: PretrainConfig,
-    fingerprint: str,
+    train: Index,
     origin: Mapping[str, str],
     labelled: tuple[Corpus, ProbeSet] | None,
     gpu: bool,
@@ -102,7 +104,15 @@ def _tracked(
     # Imported here: it loads Ray Train, which takes seconds that a mistyped config should not wait for.
     from cpcscale.cluster.trainer import fit
 
-    own = {"cpcscale.config_hash": configs.digest(config), "cpcscale.fingerprint": fingerprint}
+    own = {"cpcscale.config_hash": configs.digest(config), "cpcscale.fingerprint": train.fingerprint}
+    counts = {"utterances": train.count, "shards": train.shards.num_rows, "hours": round(train.duration_s / 3600, 4)}
+    of = f"{train.count:,} utterances, {counts['hours']:.2f} h"
+    name = storage.shown(config.data.shards)
+    about = About(
+        f"{config.name} on {name}, seed {config.seed}",
+        f"Pretraining of the {config.model.size} network on {name}: {of}; seed {config.seed}",
+        (DataInput(name, train.fingerprint, train.base, "training", counts),),
+    )
     with (
         tracked_run(
             config.tracking,
@@ -112,9 +122,19 @@ def _tracked(
             name=config.name,
             tags=own | dict(origin) | (labelled[1].tags() if labelled else {}),
             params=configs.flat(config),
+            about=about,
         ) as (tracker, _),
         _probing(config, labelled, tracker) as probes,
     ):
-        summary = fit(config, fingerprint, gpu, tracker, lease.id, probes.wake if probes else None)
+        summary = fit(config, train.fingerprint, gpu, tracker, lease.id, probes.wake if probes else None)
         summary |= {"probe": probes.finish()} if probes else {}
+        tracker.outcome(_outcome(summary))
     return {**summary, "run_id": tracker.run_id, "run_dir": config.run_dir}
+
+
+def _outcome(summary: Mapping[str, Any]) -> str:
+    """What came of the run, in a line."""
+    scored = {"training": summary} | {name: summary[name] for name in ("heldout", "unseen") if name in summary}
+    accuracy = ", ".join(f"{name} {scores['accuracy_mean']:.3f}" for name, scores in scored.items())
+    heard = f"{summary['steps']:,} steps on {summary['audio_s'] / 3600:.2f} h of audio"
+    return f"{heard}; InfoNCE accuracy: {accuracy} (chance {summary['accuracy_chance']:.4f})"

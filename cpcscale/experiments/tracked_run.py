@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from cpcscale.cluster import ray_loss
 from cpcscale.runs.lease import Lease
+from cpcscale.tracking.about import About, DataInput, source_tags
 from cpcscale.tracking.outbox import always
 from cpcscale.tracking.store import TrackingConfig
-from cpcscale.tracking.tracker import Tracker, environment_tags
+from cpcscale.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    # A pretraining, which is tracked too, does without the code of recognisers.
+    from cpcscale.emotion.corpora.corpus import Corpus
+    from cpcscale.emotion.recipe import EmotionRecipe
 
 
 @contextlib.contextmanager
@@ -23,6 +29,7 @@ def tracked_run(
     name: str,
     tags: Mapping[str, str],
     params: Mapping[str, Any],
+    about: About,
     parent: str | None = None,
 ) -> Iterator[tuple[Tracker, dict[str, float]]]:
     """Starts a tracked run for the `with` block; yields its tracker and a dict to fill with summary metrics.
@@ -36,8 +43,9 @@ def tracked_run(
         kind=kind,
         name=name,
         run_dir=run_dir,
-        tags=environment_tags() | dict(tags),
+        tags=source_tags() | dict(tags),
         params=params,
+        about=about,
         parent=parent,
         allowed=lease.held if lease else always,
     )
@@ -57,5 +65,21 @@ def tracked_run(
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise
+        except Exception as error:
+            tracker.outcome(f"It failed: {str(error).strip().partition(chr(10))[0] or type(error).__name__}")
+            raise
         finally:
             finish()
+
+
+def about_recognisers(
+    title: str, what: str, recipe: EmotionRecipe, corpora: Mapping[str, Corpus], more: Sequence[DataInput] = ()
+) -> About:
+    """What MLflow's pages show of runs that fit recognisers to `corpora`, each by the place where it was read."""
+    data, told = [], []
+    for place, corpus in corpora.items():
+        counts = {"utterances": len(corpus.utterances), "speakers": len(set(corpus.speakers) - {""})}
+        data.append(DataInput(corpus.name, corpus.digest, place, "training", counts))
+        told.append(f"{corpus.name} ({counts['utterances']:,} utterances of {counts['speakers']} speakers)")
+    split = recipe.protocol.split
+    return About(f"{title}, {split}", f"{what} on {', '.join(told)}, split {split}", (*data, *more))

@@ -86,7 +86,7 @@ def recogniser_scores(
         "system": result.system,
         "corpus": result.corpus,
         "protocol": result.protocol,
-        "marks": [*result.marks, *_licence_marks(licences)],
+        "marks": [*result.marks, *licence_marks(licences)],
         "licences": dict(licences),
         "learnt_from": {"utterances": utterances, "speakers": speakers},
         "training_rows": training_rows,
@@ -105,10 +105,15 @@ def recogniser_scores(
     }
 
 
-def _licence_marks(licences: Mapping[str, str]) -> list[str]:
+# What an owner's licence makes of a recogniser.
+LICENCE_MARKS = ("NON-COMMERCIAL", "RESEARCH-ONLY")
+
+
+def licence_marks(licences: Mapping[str, str]) -> list[str]:
+    """What has to be said with every value of what was made under these licences."""
     words = {word for licence in licences.values() for word in re.split(r"[^a-z]+", licence.lower())}
-    commercial = ["NON-COMMERCIAL"] * bool({"nc", "commercial", "noncommercial"} & words)
-    return [*commercial, *["RESEARCH-ONLY"] * ("research" in words)]
+    holds = (bool({"nc", "commercial", "noncommercial"} & words), "research" in words)
+    return [mark for mark, held in zip(LICENCE_MARKS, holds, strict=True) if held]
 
 
 def intervals(held_out: HeldOut | None, scale: tuple[float, float]) -> dict[str, Any] | None:

@@ -23,6 +23,8 @@ from cpcscale.serve.folder import SavedRecogniser, load_recogniser
 
 BOUNDS = tuple(f"{name}_{bound}" for name in PRIMITIVES for bound in ("low", "high"))
 COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, *BOUNDS, "reason", "flags", "marks")
+# Those that are no numbers.
+TEXT_COLUMNS = ("file", "reason", "flags", "marks")
 _NONE = (math.nan, math.nan, math.nan)
 # An utterance further from those of training than 99 of 100 held-out ones.
 UNLIKE = "unlike_training"
@@ -135,8 +137,8 @@ class Recogniser:
         """The probability of its intervals, .9 or .8; 0 where it gives none."""
         return self._held_out.level if self._held_out is not None else 0.0
 
-    def predict(self, source: str | Path | np.ndarray, rate: int = 0) -> Prediction:
-        """What it says of a file (a path or s3:// URL), or of an array [S] or [S, channels] at `rate` Hz.
+    def predict(self, source: str | Path | bytes | np.ndarray, rate: int = 0) -> Prediction:
+        """What it says of a file (a path or s3:// URL, or its bytes), or of an array [S] or [S, channels] at `rate` Hz.
 
         Arrays are floats in [-1, 1] or int16. Any rate and number of channels: they come through the door that files
         come through. Audio that is no speech has NaN and a reason. Raises UserError for a file that is not there, and
@@ -144,6 +146,8 @@ class Recogniser:
         """
         if isinstance(source, np.ndarray):
             return self._of_bytes("", _as_file(source, rate))
+        if isinstance(source, bytes):
+            return self._of_bytes("", source)
         found = self._of_file(str(source))
         if found.reason == "missing":
             raise UserError(f"no file at {source}: check the path")

@@ -18,10 +18,12 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from cpcscale import config, storage
 from cpcscale.errors import UserError
+from cpcscale.tracking.model_folder import TrackedModel
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +52,14 @@ class Sink(Protocol):
     def send_values(self, records: list[Record]) -> None:
         """Stores at most BATCH_VALUES records, all or none; the same records twice are stored once."""
 
+    def send_tag(self, key: str, value: str) -> None:
+        """Sets one tag."""
+
     def send_artifact(self, name: str, data: bytes) -> None:
         """Stores one file; replaces a file of the same name. The place of files may be away when the store is not."""
+
+    def send_model(self, model: TrackedModel) -> None:
+        """Stores one model; the same model twice is stored once. Its files may be away as those of `send_artifact`."""
 
     def end(self, status: str, summary: dict[str, float]) -> None:
         """Closes the run with this status, after its summary."""
@@ -75,7 +83,8 @@ class Outbox:
         self._seen: Counter[str] = Counter()
         # Only every n-th value of each key enters the queue; more than 1 in a long outage.
         self._stride = 1
-        self._artifacts: dict[str, bytes] = {}
+        self._tags: dict[str, str] = {}
+        self._files: dict[str, bytes | TrackedModel] = {}
         self._lock, self._sending, self._wake = threading.Lock(), threading.Lock(), threading.Event()
         self._away = self._spilled = self._closed = False
         # Whether the place of files did not take one; it is not tried again before this time.
@@ -100,10 +109,15 @@ class Outbox:
         if full and not self._away:
             self._wake.set()
 
-    def put_artifact(self, name: str, data: bytes) -> None:
-        """Queues one file."""
+    def put_tag(self, key: str, value: str) -> None:
+        """Queues one tag."""
         with self._lock:
-            self._artifacts[name] = data
+            self._tags[key] = value
+
+    def put_file(self, name: str, content: bytes | TrackedModel) -> None:
+        """Queues one file, or one model with its files."""
+        with self._lock:
+            self._files[name] = content
         if not self._away:
             self._wake.set()
 
@@ -112,7 +126,7 @@ class Outbox:
 
         Does not try a store that is known to be away.
         """
-        if not self._away and self.send() and not self._artifacts:
+        if not self._away and self.send() and not self._files:
             return True
         self._spill()
         return False
@@ -125,7 +139,7 @@ class Outbox:
             time.sleep(1)
         self._closed = True
         self._wake.set()
-        if not sent or self._artifacts:
+        if not sent or self._files:
             self._spill()
         return sent
 
@@ -139,7 +153,8 @@ class Outbox:
                 return False
             try:
                 self._send_values()
-                self._send_artifacts()
+                self._send_tags()
+                self._send_files()
                 if self._end:
                     self._sink.end(*self._end)
             except StoreAwayError as error:
@@ -150,7 +165,7 @@ class Outbox:
             if self._away:
                 logger.info("the tracking store answers again: all records are sent")
             self._away, self._stride = False, 1
-            if self._spilled and self._spill_url and not self._artifacts:
+            if self._spilled and self._spill_url and not self._files:
                 # If it cannot be removed, it may stay: the store has all its records.
                 with contextlib.suppress(UserError):
                     storage.remove(self._spill_url)
@@ -184,10 +199,18 @@ class Outbox:
                     fresh.append(record)
         return fresh
 
-    def _send_artifacts(self) -> None:
-        for name, data in list(self._artifacts.items()) if time.monotonic() >= self._held_until_s else ():
+    def _send_tags(self) -> None:
+        for key, value in list(self._tags.items()):
+            self._sink.send_tag(key, value)
+            self._forget(self._tags, key, value)
+
+    def _send_files(self) -> None:
+        for name, content in list(self._files.items()) if time.monotonic() >= self._held_until_s else ():
             try:
-                self._sink.send_artifact(name, data)
+                if isinstance(content, bytes):
+                    self._sink.send_artifact(name, content)
+                else:
+                    self._sink.send_model(content)
             except StoreAwayError as error:
                 self._sink.last_values()  # Raises if the whole store is away.
                 if not self._held:
@@ -195,19 +218,26 @@ class Outbox:
                     logger.warning("the tracking store cannot keep files of run %s (%s): %s", self._run_id, error, why)
                 self._held, self._held_until_s = True, time.monotonic() + RETRY_AT_MOST_S
                 return
-            with self._lock:
-                if self._artifacts.get(name) is data:
-                    del self._artifacts[name]
+            self._forget(self._files, name, content)
+
+    def _forget(self, queue: dict[str, Any], name: str, sent: Any) -> None:
+        """Takes what was sent from a queue, unless something newer is there under its name."""
+        with self._lock:
+            if queue.get(name) is sent:
+                del queue[name]
 
     def _spill(self) -> None:
         if not self._spill_url or not self._allowed():
             return
         with self._lock:
-            artifacts = {name: base64.b64encode(data).decode() for name, data in self._artifacts.items()}
+            files = {name: data for name, data in self._files.items() if isinstance(data, bytes)}
             note = {
                 "run_id": self._run_id,
                 "values": [*self._in_flight, *self._values],
-                "artifacts": artifacts,
+                "tags": dict(self._tags),
+                "artifacts": {name: base64.b64encode(data).decode() for name, data in files.items()},
+                # Their files are in the run folder.
+                "models": {name: asdict(each) for name, each in self._files.items() if isinstance(each, TrackedModel)},
                 "end": self._end,
             }
         try:
@@ -222,7 +252,9 @@ class Outbox:
         if note.get("run_id") == self._run_id:
             self._spilled = True
             self._values.extend((key, value, at_ms, step) for key, value, at_ms, step in note["values"])
-            self._artifacts.update({name: base64.b64decode(text) for name, text in note["artifacts"].items()})
+            self._tags.update(note.get("tags", {}))
+            self._files.update({name: base64.b64decode(text) for name, text in note["artifacts"].items()})
+            self._files.update({name: TrackedModel(**values) for name, values in note.get("models", {}).items()})
             self.unsent_end = tuple(note["end"]) if note.get("end") else None
 
 

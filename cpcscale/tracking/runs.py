@@ -10,7 +10,7 @@ from typing import Any
 from cpcscale.config import redact
 from cpcscale.errors import UserError
 from cpcscale.tracking.store import TrackingConfig, connect, sqlite_path, store_errors, store_uri
-from cpcscale.tracking.tracker import PARENT_TAG, decode_value, last_values_of, read_artifact
+from cpcscale.tracking.tracker import NAME_TAG, PARENT_TAG, decode_value, last_values_of, read_artifact
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _tracked(client: Any, run: Any, experiment: str, children: int) -> TrackedRu
     last, info = last_values_of(run), run.info
     return TrackedRun(
         run_id=info.run_id,
-        name=info.run_name or info.run_id[:8],
+        name=run.data.tags.get(NAME_TAG) or info.run_name or info.run_id[:8],
         kind=run.data.tags.get("cpcscale.kind", ""),
         status=info.status,
         experiment=experiment,

@@ -17,6 +17,8 @@ from cpcscale.storage.locks import lock
 
 logger = logging.getLogger(__name__)
 
+# Without a kind, an experiment is shown on MLflow's pages for language models.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 LOCAL_URI = "sqlite:///runs/mlflow.db"
 _SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
@@ -136,13 +138,15 @@ def _experiment(client: Any, name: str, path: Path | None) -> str:
     artifacts = str(path.parent / "mlartifacts") if path else None
     if (experiment := client.get_experiment_by_name(name)) is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
+            return str(client.create_experiment(name, artifact_location=artifacts, tags=_KIND))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             experiment = client.get_experiment_by_name(name)
     if experiment.lifecycle_stage != "active":
         raise StoreError(f"experiment {name!r} is deleted in the tracking store: restore it or set tracking.experiment")
+    for key in _KIND.keys() - experiment.tags.keys():
+        client.set_experiment_tag(experiment.experiment_id, key, _KIND[key])
     return str(experiment.experiment_id)
 
 

@@ -8,25 +8,27 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cpcscale import storage
 from cpcscale.config import check_choice, redact, redacted
-from cpcscale.errors import optional
+from cpcscale.errors import UserError, optional
 from cpcscale.tracking import run_note
+from cpcscale.tracking.about import NOTE_TAG, About
+from cpcscale.tracking.model_folder import TrackedModel
 from cpcscale.tracking.outbox import Outbox, Record, StoreAwayError, always
+from cpcscale.tracking.registry import is_local, log_model
 from cpcscale.tracking.store import TrackingConfig, brief, connect, prepare, store_errors
 
 logger = logging.getLogger(__name__)
 
-PARENT_TAG = "mlflow.parentRunId"
+PARENT_TAG, NAME_TAG = "mlflow.parentRunId", "cpcscale.name"
+_NOTHING = About()
+_STOPPED = "It was stopped before its end."
 _VALUE_CHARACTERS = 6000  # MLflow's limit for a parameter; a tag may have 8000.
 # Error codes that may pass, or that are about this client: with any other, the store refuses the record for good.
 _MAY_PASS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"}
@@ -36,8 +38,17 @@ _MAY_PASS |= {"DEADLINE_EXCEEDED", "RESOURCE_CONFLICT", "PERMISSION_DENIED", "UN
 class Tracker:
     """One MLflow run, open for writing. Only `start` raises when the store is away; records are kept and sent later."""
 
-    def __init__(self, client: Any, run_id: str, run_dir: str | None, allowed: Callable[[], bool] = always) -> None:
+    def __init__(
+        self,
+        client: Any,
+        run_id: str,
+        run_dir: str | None,
+        allowed: Callable[[], bool] = always,
+        note: Sequence[str] = (),
+    ) -> None:
+        """Use `start`. `note`: the first lines of the run's note, to which the last says what came of it."""
         self.run_id, self._run_dir = run_id, run_dir
+        self._note, self._outcome = note, ""
         self._sink = _MlflowSink(client, run_id)
         self._unsent_url = storage.join(run_dir, run_note.UNSENT) if run_dir else None
         self._outbox = Outbox(run_id, self._sink, self._unsent_url, allowed)
@@ -55,29 +66,34 @@ class Tracker:
         params: Mapping[str, Any],
         parent: str | None = None,
         allowed: Callable[[], bool] = always,
+        about: About = _NOTHING,
     ) -> Tracker:
         """Opens the run named in `run_dir/run.json` if the store still has it, else creates one and names it there.
 
         A copied folder gets a new run that names its origin. Raises UserError if the folder's run is of another kind.
 
-        Tags are overwritten. Params keep their first value; those that have changed are listed in the tag
-        `cpcscale.changed`. Raises StoreError when the store cannot be used. Nothing is sent or kept while `allowed()`
-        is false.
+        `name` is what cpcscale calls the run, `about` what MLflow's pages show of it. Tags are overwritten. Params keep
+        their first value; those that have changed are listed in the tag `cpcscale.changed`. Raises StoreError when the
+        store cannot be used. Nothing is sent or kept while `allowed()` is false.
         """
         known_id, copied = run_note.read_own(run_dir, kind) if run_dir else (None, {})
         client, experiment_id = prepare(config)
         with store_errors(config):
             # Created with its kind, so that a run whose driver is killed right now is still listed.
-            first = {"cpcscale.kind": kind} | ({PARENT_TAG: parent} if parent else {})
-            run = _active_run(client, known_id) or client.create_run(experiment_id, run_name=name, tags=first)
+            first = {"cpcscale.kind": kind, NAME_TAG: name} | ({PARENT_TAG: parent} if parent else {})
+            title, note = about.shown_title(name, run_dir), about.note(run_dir)
+            run = _active_run(client, known_id) or client.create_run(experiment_id, run_name=title, tags=first)
             try:
-                _describe(client, run, {**tags, **copied, "cpcscale.kind": kind}, params)
+                told = {NOTE_TAG: _as_note(note, "It runs.")} if note else {}
+                _describe(client, run, {**tags, **copied, **told, "cpcscale.kind": kind, NAME_TAG: name}, params)
+                if about.data:
+                    client.log_inputs(run.info.run_id, [each.as_input() for each in about.data])
                 if run_dir:
                     run_note.write(run_dir, run.info.run_id, kind, name, config.experiment)
             except BaseException:
                 client.set_terminated(run.info.run_id, "FAILED")
                 raise
-        return cls(client, run.info.run_id, run_dir, allowed)
+        return cls(client, run.info.run_id, run_dir, allowed, note)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Queues the values of one step, to be sent within about 2 s. Keys that already have this step are skipped."""
@@ -85,13 +101,23 @@ class Tracker:
         self._outbox.put([(key, float(value), now_ms, int(step)) for key, value in metrics.items()])
 
     def tag(self, name: str, value: str) -> None:
-        """Sets the tag `cpcscale.NAME`. A tag is lost when the store is away: keep its content elsewhere too."""
-        with contextlib.suppress(StoreAwayError):
-            self._sink.send_tag(f"cpcscale.{name}", _shown(name, value))
+        """Queues the tag `cpcscale.NAME`; a later value of the same tag replaces it."""
+        self._outbox.put_tag(f"cpcscale.{name}", _shown(name, value))
 
     def artifact(self, name: str, data: str | bytes) -> None:
         """Queues one file (`name` may be a path below the run's artifacts); replaces a file of the same name."""
-        self._outbox.put_artifact(name, data.encode() if isinstance(data, str) else data)
+        self._outbox.put_file(name, data.encode() if isinstance(data, str) else data)
+
+    def model(self, model: TrackedModel) -> None:
+        """Queues a saved recogniser, to be logged as a model of this run. Its folder has to stay until it is sent.
+
+        One with training data in it is logged only where MLflow keeps its files on this machine.
+        """
+        self._outbox.put_file(f"models/{model.name}", model)
+
+    def outcome(self, text: str) -> None:
+        """What came of the run, in a line: the last of its note. Without it, that line says how the run ended."""
+        self._outcome = redact(text)
 
     def flush(self) -> bool:
         """Sends all records. Returns False if that fails; they are then in `run_dir/unsent.json` for the next start.
@@ -107,6 +133,10 @@ class Tracker:
         """
         check_choice("status", status, ("FINISHED", "FAILED", "KILLED"))
         values = {key: float(value) for key, value in (summary or {}).items()}
+        if self._note:
+            figures = ", ".join(f"{key} {value:.3f}" for key, value in values.items())
+            ended = {"FINISHED": f"It finished: {figures}" if figures else "It finished.", "FAILED": "It failed."}
+            self._outbox.put_tag(NOTE_TAG, _as_note(self._note, self._outcome or ended.get(status, _STOPPED)))
         sent = self._outbox.close(status, values)
         if self._run_dir:
             with optional(f"{self._run_dir} does not say that its run ended", "the next start ends it again"):
@@ -130,31 +160,25 @@ def settle(config: TrackingConfig, run_dir: str, kind: str) -> None:
     what = f"the earlier run of {storage.shown(run_dir)} could not be ended in the tracking store"
     with optional(what, "trying again at the next start"), store_errors(config):
         client = connect(config)
-        info = client.get_run(note["run_id"]).info
-        if info.status == "RUNNING":
-            _kill_below(client, info)
+        run = client.get_run(note["run_id"])
+        if run.info.status == "RUNNING":
+            _kill_below(client, run.info)
+            _note_stop(client, run)
         tracker = Tracker(client, note["run_id"], run_dir)
-        tracker.finish(*tracker.unsent_end or ("KILLED" if info.status == "RUNNING" else info.status, {}))
+        tracker.finish(*tracker.unsent_end or ("KILLED" if run.info.status == "RUNNING" else run.info.status, {}))
 
 
 def _kill_below(client: Any, info: Any) -> None:
     below = f"tags.`{PARENT_TAG}` = '{info.run_id}' and attributes.status = 'RUNNING'"
     for run in client.search_runs([info.experiment_id], below):
         _kill_below(client, run.info)
+        _note_stop(client, run)
         client.set_terminated(run.info.run_id, "KILLED")
 
 
-def environment_tags() -> dict[str, str]:
-    """Tags for reproducing a run: git commit and dirty flag (in a checkout), versions, platform."""
-    tags = {"cpcscale.python": platform.python_version(), "cpcscale.platform": platform.platform()}
-    for package in ("cpcscale", "torch", "ray"):
-        with contextlib.suppress(PackageNotFoundError):
-            tags["cpcscale.version" if package == "cpcscale" else f"cpcscale.{package}"] = version(package)
-    for folder in (Path(__file__).parent, Path.cwd()):
-        if (commit := _git(folder, "rev-parse", "HEAD")) is not None:
-            dirty = _git(folder, "status", "--porcelain")
-            return tags | {"cpcscale.git_commit": commit, "cpcscale.git_dirty": str(dirty != "").lower()}
-    return tags
+def _note_stop(client: Any, run: Any) -> None:
+    if lines := run.data.tags.get(NOTE_TAG, "").splitlines():
+        client.set_tag(run.info.run_id, NOTE_TAG, _as_note(lines[:-1], _STOPPED))
 
 
 class _MlflowSink:
@@ -189,6 +213,22 @@ class _MlflowSink:
             with tempfile.TemporaryDirectory() as place:
                 Path(place, file_name).write_bytes(data)
                 self._client.log_artifact(self._run_id, str(Path(place, file_name)), folder or None)
+        except Exception as error:  # noqa: BLE001 (each library of a place for files raises errors of its own)
+            raise StoreAwayError(brief(error)) from None
+
+    def send_model(self, model: TrackedModel) -> None:
+        try:
+            info = self._client.get_run(self._run_id).info
+            if model.training_rows and not is_local(info.artifact_uri):
+                logger.warning(
+                    "%s holds %d rows of training data, and %s is not on this machine: it is not logged; `cpcscale "
+                    "register %s --name NAME --share-training-rows` sends it",
+                    *(model.url, model.training_rows, redact(info.artifact_uri), model.url),
+                )
+                return
+            log_model(self._client, info.experiment_id, self._run_id, model)
+        except UserError as error:
+            logger.warning("the recogniser %s is not logged to run %s: %s", model.url, self._run_id, error)
         except Exception as error:  # noqa: BLE001 (each library of a place for files raises errors of its own)
             raise StoreAwayError(brief(error)) from None
 
@@ -259,6 +299,11 @@ def _describe(client: Any, run: Any, tags: Mapping[str, str], params: Mapping[st
     )
 
 
+def _as_note(lines: Sequence[str], last: str) -> str:
+    """The lines as MLflow shows them, one below the other."""
+    return "  \n".join(line.strip() for line in (*lines, last))
+
+
 def _shown(key: str, value: Any) -> str:
     """A value as it is stored: secrets replaced, cut to the length that MLflow takes."""
     return redact(str(redacted(key, value)))[:_VALUE_CHARACTERS]
@@ -284,10 +329,3 @@ def last_values_of(run: Any) -> dict[str, tuple[int, float]]:
 def decode_value(stored: float) -> float:
     """The value that was logged: MLflow stores an infinity as the largest float of its sign."""
     return math.copysign(math.inf, stored) if abs(stored) >= sys.float_info.max else stored
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    return None

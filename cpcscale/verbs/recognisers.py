@@ -1,4 +1,4 @@
-"""`corpus`, `finetune`, and what is done with the recogniser that it makes: `recogniser`, `predict`."""
+"""`corpus`, `finetune`, and what is done with the recogniser that it makes: `recogniser`, `register`, `predict`."""
 
 from __future__ import annotations
 
@@ -42,17 +42,36 @@ def finetune(options: argparse.Namespace) -> None:
 def recogniser(options: argparse.Namespace) -> int:
     from cpcscale.report.terminal.recogniser import show_lines, verify_lines
     from cpcscale.serve.folder import describe_recogniser, verify_recogniser
+    from cpcscale.tracking.registry import opened
 
     if options.what == "fit":
         return _fit(options)
     refuse_settings(options, f"recogniser {options.what}")
-    if options.what == "show":
-        values = describe_recogniser(options.path)
-        show(options, values, show_lines(values))
-        return 0
-    values = verify_recogniser(options.path)
-    show(options, values, verify_lines(values))
-    return 0 if values["ok"] else 1
+    with opened(options.path) as folder:
+        if options.what == "show":
+            values = describe_recogniser(folder)
+            show(options, values, show_lines(values))
+            return 0
+        values = verify_recogniser(folder)
+        show(options, values, verify_lines(values))
+        return 0 if values["ok"] else 1
+
+
+def register(options: argparse.Namespace) -> None:
+    from cpcscale.experiments.published import register_recogniser
+
+    refuse_settings(options, "register")
+    values = register_recogniser(
+        options.model,
+        options.name,
+        options.alias,
+        share_training_rows=options.share_training_rows,
+        accept_licence=options.accept_licence,
+        force=options.force,
+    )
+    address = f"{values['name']}@{values['alias']}" if values["alias"] else f"{values['name']}/{values['version']}"
+    before = f", before it version {values['before']}" if values["before"] not in (None, values["version"]) else ""
+    show(options, values, [f"models:/{address} is version {values['version']}{before}"])
 
 
 def _fit(options: argparse.Namespace) -> int:
@@ -77,5 +96,7 @@ def _fit(options: argparse.Namespace) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     from cpcscale.serve.predict import predict_files
+    from cpcscale.tracking.registry import opened
 
-    return predict_files(options.model, options.audio, options.out, as_json=options.json)
+    with opened(options.model) as model:
+        return predict_files(model, options.audio, options.out, as_json=options.json)

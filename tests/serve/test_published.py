@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import soundfile
@@ -21,6 +22,8 @@ from cpcscale.cli import main
 from cpcscale.errors import UserError
 from cpcscale.serve.folder import CONFIG, MODEL
 from cpcscale.storage.marked_folder import MARKER
+from cpcscale.tracking.runs import read_runs
+from cpcscale.tracking.store import TrackingConfig
 
 RATE = 16_000
 
@@ -224,6 +227,30 @@ def test_a_run_that_kept_none_says_how_to_have_one_and_the_same_command_makes_it
     assert cpcscale.load(place / "functionals" / "recogniser" / "fold-2").system == "functionals"
     assert main(arguments(place, "functionals", "speaker_norm=true", "publish=final")) == 2
     assert "cannot be applied to one file" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_run_shows_in_mlflow_what_it_is_its_data_and_a_model_for_each_recogniser_it_kept(place):
+    (run,) = [each for each in read_runs(TrackingConfig(uri=store(place))) if each.name == "precpc"]
+    client = mlflow.MlflowClient(store(place))
+    seen = client.get_run(run.run_id)
+    assert seen.info.run_name == "precpc on tones, seed 0, speakers3"
+    what, where, came = seen.data.tags["mlflow.note.content"].splitlines()
+    assert "precpc" in what and "36 utterances of 6 speakers" in what and str(place / "precpc") in where
+    assert came.startswith("CCC on speakers it did not know: activation ")
+    tones, pretrained = sorted(
+        (each.dataset for each in seen.inputs.dataset_inputs), key=lambda data: data.name != "tones"
+    )
+    assert (tones.name, pretrained.digest) == ("tones", "f" * 36)
+    assert pretrained.name.startswith(f"pretraining of {place}/pretrained")
+    models = [client.get_logged_model(each.model_id) for each in seen.outputs.model_outputs]
+    assert sorted(each.name for each in models) == ["recogniser", *(f"recogniser-fold-{fold}" for fold in range(3))]
+    (whole,) = [each for each in models if each.name == "recogniser"]
+    assert {metric.dataset_name for metric in whole.metrics} == {"tones"}
+    wave = (place / "tones" / "03.wav").read_bytes()
+    (row,) = mlflow.pyfunc.load_model(whole.artifact_location).predict({"audio": [wave]})
+    of_file = cpcscale.load(place / "precpc" / "recogniser").predict(place / "tones" / "03.wav").row()
+    assert row["activation"] == of_file["activation"] and row["end_s"] == of_file["end_s"]
+    assert not list(place.rglob("mlruns"))
 
 
 def test_importing_the_package_imports_nothing_heavy():

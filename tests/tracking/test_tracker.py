@@ -2,64 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import random
 import re
-import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow_server import Server, free_port, running_server
 
 from cpcscale.errors import UserError
 from cpcscale.tracking import outbox
+from cpcscale.tracking.about import About, DataInput, source_tags
 from cpcscale.tracking.runs import TrackedRun, read_runs
-from cpcscale.tracking.store import StoreError, TrackingConfig
-from cpcscale.tracking.tracker import Tracker, environment_tags
-
-
-class Server:
-    """MLflow's own REST application on a port of this process: down and up again within milliseconds."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.up()
-
-    def up(self) -> None:
-        from mlflow.server import app
-        from werkzeug.serving import make_server
-
-        self._wait_for_port()
-        self._server = make_server("127.0.0.1", self.port, app, threaded=True)
-        self.port = self._server.port
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def _wait_for_port(self) -> None:
-        """A program that this process starts has all its sockets until it runs, the one that listened among them."""
-        for _ in range(100):
-            with socket.socket() as probe, contextlib.suppress(OSError):
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(("127.0.0.1", self.port))
-                return
-            time.sleep(0.1)
-
-    def down(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    @contextlib.contextmanager
-    def away(self) -> Iterator[None]:
-        self.down()
-        try:
-            yield
-        finally:
-            self.up()
+from cpcscale.tracking.store import StoreError, TrackingConfig, connect
+from cpcscale.tracking.tracker import Tracker
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +35,8 @@ def config(place: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    import mlflow.server as served
-
-    folder = tmp_path_factory.mktemp("server")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(served.BACKEND_STORE_URI_ENV_VAR, f"sqlite:///{folder}/served.db")
-        patch.setenv(served.ARTIFACT_ROOT_ENV_VAR, "mlflow-artifacts:/")
-        patch.setenv(served.ARTIFACTS_DESTINATION_ENV_VAR, str(folder / "artifacts"))
-        patch.setenv(served.SERVE_ARTIFACTS_ENV_VAR, "true")
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        running = Server()
+    with running_server(tmp_path_factory.mktemp("server")) as running:
         yield running
-        running.down()
 
 
 @pytest.fixture
@@ -283,15 +231,6 @@ def test_a_record_that_the_store_refuses_does_not_hold_up_the_others(
     assert steps(only_run(config), "loss") == [2]
 
 
-def free_port() -> int:
-    """One that stays free while its server is away: below those that others are given."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
 def test_a_store_that_goes_with_the_job_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for folder, words in (("_ray_pkg_0123", "job's temporary folder"), ("kept", "")):
         caplog.clear()
@@ -347,8 +286,29 @@ def test_two_processes_that_make_one_store_do_not_race(tmp_path: Path) -> None:
 
 
 def test_the_environment_is_described_without_secrets() -> None:
-    tags = environment_tags()
+    tags = source_tags()
     assert {"cpcscale.python", "cpcscale.platform", "cpcscale.torch", "cpcscale.ray"} <= set(tags)
     assert re.fullmatch(r"[0-9a-f]{40}", tags.get("cpcscale.git_commit", "0" * 40))
     assert tags.get("cpcscale.git_dirty", "true") in ("true", "false")
     assert not any(sys.prefix in value for value in tags.values())
+
+
+def test_the_pages_of_mlflow_show_what_a_run_is_and_what_came_of_it(config: TrackingConfig, tmp_path: Path) -> None:
+    data = DataInput("tones", "d" * 64, "/data/tones", "training", {"utterances": 36})
+    about = About("mean on tones", "Fine-tuning of mean on tones", (data,))
+    client = connect(config)
+    client.create_experiment(config.experiment)
+    for _ in range(2):
+        tracker = start(config, tmp_path / "here", about=about)
+        run = client.get_run(tracker.run_id)
+        assert run.data.tags["mlflow.note.content"].splitlines()[2] == "It runs."
+        tracker.outcome("CCC 0.5")
+        tracker.finish("FINISHED")
+    run = client.get_run(tracker.run_id)
+    assert run.info.run_name == "mean on tones (here)" and only_run(config).name == "small"
+    what, where, came = run.data.tags["mlflow.note.content"].splitlines()
+    assert (what.strip(), came) == ("Fine-tuning of mean on tones", "CCC 0.5") and str(tmp_path / "here") in where
+    (given,) = run.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("tones", "d" * 36)
+    kind = client.get_experiment_by_name(config.experiment).tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development"

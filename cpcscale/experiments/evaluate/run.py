@@ -38,7 +38,7 @@ from cpcscale.experiments.many_runs import (
     seconds_by_system,
 )
 from cpcscale.experiments.many_runs_config import depends_on_seed, with_seed
-from cpcscale.experiments.tracked_run import tracked_run
+from cpcscale.experiments.tracked_run import about_recognisers, tracked_run
 from cpcscale.progress import note
 from cpcscale.report.terminal.evaluate import evaluate_files
 from cpcscale.runs.lease import Lease, hold
@@ -138,14 +138,19 @@ def _refuse_same_corpus(corpora: Mapping[str, Corpus]) -> None:
 
 def _tracked(plan: _Evaluation, lease: Lease) -> dict[str, Any]:
     config, done = plan.config, finished_results(plan.runs)
+    name = config.name or f"{config.kind}-{'-'.join(corpus.name for corpus in plan.corpora.values())}"
+    what = f"Evaluation of {config.kind}: {len(plan.runs)} fine-tunings of {', '.join(config.systems)}"
+    settings = config.corpus_configs() if config.kind == "cross" else {"": config.corpus}
+    corpora = {settings[key].path: corpus for key, corpus in plan.corpora.items()}
     with tracked_run(
         config.tracking,
         lease,
         config.run_dir,
         kind="evaluate",
-        name=config.name or f"{config.kind}-{'-'.join(corpus.name for corpus in plan.corpora.values())}",
+        name=name,
         tags=_tags(plan),
         params={key: value for key, value in configs.flat(config).items() if key not in ("system", "seed")},
+        about=about_recognisers(name, what, config, corpora),
     ) as (tracker, summary):
 
         def start(run: FinetuneRun) -> FinetuneResult:

@@ -43,7 +43,7 @@ from cpcscale.experiments.many_runs import (
     seconds_by_system,
 )
 from cpcscale.experiments.many_runs_config import ReproduceConfig, depends_on_seed, with_seed
-from cpcscale.experiments.tracked_run import tracked_run
+from cpcscale.experiments.tracked_run import about_recognisers, tracked_run
 from cpcscale.progress import note
 from cpcscale.report.terminal.results import results_markdown
 from cpcscale.runs.lease import Lease, hold
@@ -101,14 +101,17 @@ def _planned(config: ReproduceConfig) -> _Plan:
 
 def _tracked(plan: _Plan, lease: Lease) -> dict[str, Any]:
     config, done = plan.config, finished_results(plan.runs)
+    what = f"{len(plan.runs)} fine-tunings of {', '.join(config.systems)}"
+    name = config.name or f"reproduce-{plan.corpus.name}"
     with tracked_run(
         config.tracking,
         lease,
         config.run_dir,
         kind="reproduce",
-        name=config.name or f"reproduce-{plan.corpus.name}",
+        name=name,
         tags=_tags(plan),
         params={key: value for key, value in configs.flat(config).items() if key not in ("system", "seed")},
+        about=about_recognisers(name, what, config, {config.corpus.path: plan.corpus}),
     ) as (tracker, summary):
 
         def start(run: FinetuneRun) -> FinetuneResult:

@@ -43,11 +43,12 @@ from cpcscale.experiments.sweep.schedule import TrialSchedule
 from cpcscale.experiments.sweep.space import SearchDimension, parse_space, with_values
 from cpcscale.experiments.sweep.tracked_trials import TrackedTrials
 from cpcscale.experiments.sweep.tune import run_trials
-from cpcscale.experiments.tracked_run import tracked_run
+from cpcscale.experiments.tracked_run import about_recognisers, tracked_run
 from cpcscale.progress import note
 from cpcscale.runs.lease import Lease, hold, wait_until_free
 from cpcscale.runs.ledger import Ledger
 from cpcscale.storage.place import check_place
+from cpcscale.tracking.about import About
 from cpcscale.tracking.outbox import always
 from cpcscale.tracking.tracker import settle
 
@@ -66,6 +67,15 @@ class _Plan:
     folds: Folds
     variants: dict[str, FeatureVariant]
     identity: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The name of its tracked run."""
+        return self.config.name or f"sweep-{self.config.system}"
+
+    def about(self, title: str, what: str) -> About:
+        """What MLflow's pages show of the sweep, or of a part of it."""
+        return about_recognisers(title, what, self.config, {self.config.corpus.path: self.corpus})
 
     def tags(self, values: Mapping[str, Any] | None = None) -> dict[str, str]:
         """The tags of the trial with these values, or of the sweep (without an encoder if the encoder is searched)."""
@@ -182,12 +192,15 @@ def _tracked(
                 lease,
                 config.run_dir,
                 kind="sweep",
-                name=config.name or f"sweep-{config.system}",
+                name=plan.name,
                 tags=plan.tags(),
                 params=configs.flat(config),
+                about=plan.about(
+                    f"{plan.name} on {plan.corpus.name}", f"Sweep of {config.system}, {config.trials} trials"
+                ),
             )
         )
-        runs = TrackedTrials(config.tracking, tracker.run_id, journal, plan.tags, config.trials, lease.held)
+        runs = TrackedTrials(config.tracking, tracker.run_id, journal, plan, config.trials, lease.held)
         # If another driver took the sweep over, its trials are that driver's.
         stack.callback(lambda: runs.close() if lease.held(now=True) else None)
         runs.adopt_existing()
@@ -217,7 +230,7 @@ def _complete_tracking(plan: _Plan, journal: Journal, done: Mapping[str, Any]) -
     config = plan.config
     if journal.identity() is not None:
         journal.open(plan.identity)
-        runs = TrackedTrials(config.tracking, done["run_id"], journal, plan.tags, config.trials, always)
+        runs = TrackedTrials(config.tracking, done["run_id"], journal, plan, config.trials, always)
         runs.adopt_existing()
         runs.add_folds(_best(journal))
         runs.close()

@@ -10,12 +10,13 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from cpcscale import storage
 from cpcscale.experiments.sweep.journal import METRIC, WORST, Journal, TrialRecord
 from cpcscale.progress import Progress
 from cpcscale.tracking import run_note
+from cpcscale.tracking.about import About
 from cpcscale.tracking.runs import TrackedRun, read_runs
 from cpcscale.tracking.store import StoreError, TrackingConfig
 from cpcscale.tracking.tracker import Tracker
@@ -25,19 +26,32 @@ log = logging.getLogger(__name__)
 _RUN_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 
 
+class Sweep(Protocol):
+    """The sweep that trials are of."""
+
+    @property
+    def name(self) -> str: ...
+
+    def tags(self, values: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """The tags of the trial with these values."""
+
+    def about(self, title: str, what: str) -> About:
+        """What MLflow's pages show of a part of it."""
+
+
 class TrackedTrials:
-    """The tracked runs of one sweep's `trials`. `tags` makes the tags of a trial from its values."""
+    """The tracked runs of the `trials` of one sweep."""
 
     def __init__(
         self,
         tracking: TrackingConfig,
         parent: str,
         journal: Journal,
-        tags: Callable[[Mapping[str, Any]], dict[str, str]],
+        sweep: Sweep,
         trials: int,
         allowed: Callable[[], bool],
     ) -> None:
-        self._tracking, self._parent, self._journal, self._tags = tracking, parent, journal, tags
+        self._tracking, self._parent, self._journal, self._sweep = tracking, parent, journal, sweep
         self._allowed = allowed
         self._open: dict[int, Tracker] = {}
         # The runs of an earlier driver, by parent and name.
@@ -62,9 +76,10 @@ class TrackedTrials:
         """Opens the run of a trial that starts, unless it is open because the trial starts again."""
         if record.number in self._open:
             return
-        tags = self._tags(record.values) | {"cpcscale.trial": str(record.number)}
+        tags = self._sweep.tags(record.values) | {"cpcscale.trial": str(record.number)}
         folder = self._journal.trial_folder(record)
-        if tracker := self._start_run("trial", record.name, folder, self._parent, tags, record.values):
+        about = self._sweep.about(f"{record.name} of {self._sweep.name}", f"Trial of {record.values}")
+        if tracker := self._start_run("trial", record.name, folder, self._parent, tags, record.values, about):
             self._open[record.number] = tracker
 
     def report(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
@@ -84,8 +99,10 @@ class TrackedTrials:
             return
         for fold in range(len(record.reports[-1]["folds"])):
             folder = storage.join(self._journal.trial_folder(record), f"fold-{fold}")
-            tags = self._tags(record.values) | {"cpcscale.fold": str(fold)}
-            tracker = self._start_run("fold", f"fold-{fold}", folder, parent, tags, {"fold": fold})
+            tags = self._sweep.tags(record.values) | {"cpcscale.fold": str(fold)}
+            title = f"fold-{fold} of {record.name} of {self._sweep.name}"
+            about = self._sweep.about(title, f"Fold {fold} of the best trial")
+            tracker = self._start_run("fold", f"fold-{fold}", folder, parent, tags, {"fold": fold}, about)
             if tracker is None:
                 continue
             for report in record.reports:
@@ -102,10 +119,19 @@ class TrackedTrials:
 
     def _finish(self, record: TrialRecord) -> None:
         if tracker := self._open.pop(record.number, None):
+            came = record.error or f"{METRIC} {record.score:.3f}"
+            tracker.outcome(f"{record.status.capitalize()} after {record.epochs} epochs: {came}")
             tracker.finish(_RUN_STATUS[record.status], {"restarts": record.restarts} if record.restarts else {})
 
     def _start_run(
-        self, kind: str, name: str, folder: str, parent: str, tags: Mapping[str, str], params: Mapping[str, Any]
+        self,
+        kind: str,
+        name: str,
+        folder: str,
+        parent: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+        about: About,
     ) -> Tracker | None:
         run_file = storage.join(folder, run_note.NAME)
         known = self._known.get((parent, name))
@@ -122,6 +148,7 @@ class TrackedTrials:
                 params=params,
                 parent=parent,
                 allowed=self._allowed,
+                about=about,
             )
         except StoreError as error:
             log.warning("%s is not tracked: %s", name, error)

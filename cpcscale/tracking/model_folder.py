@@ -1,0 +1,120 @@
+"""A recogniser as MLflow keeps one: its saved folder, with what MLflow needs to show, load and serve it.
+
+MLmodel             what it takes and gives, and how it is loaded
+model.py            the code that loads it, a copy of served_model.py: nothing is pickled
+recogniser/         the saved folder as it is
+requirements.txt    what it runs on, and the wheel of cpcscale, which lies beside it
+python_env.yaml     the same for the environments that MLflow makes
+input_example.json, serving_input_example.json: made sound, nobody's voice
+"""
+
+from __future__ import annotations
+
+import array
+import base64
+import hashlib
+import io
+import json
+import math
+import platform
+import wave
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from cpcscale import storage
+from cpcscale.config import redact
+from cpcscale.errors import UserError
+from cpcscale.storage.marked_folder import MARKER
+from cpcscale.tracking.wheel import own_wheel
+
+RECOGNISER, CODE = "recogniser", "model.py"
+_EXAMPLE, _SERVED_EXAMPLE = "input_example.json", "serving_input_example.json"
+_RATE_HZ = 8000
+
+
+@dataclass(frozen=True)
+class TrackedModel:
+    """A saved recogniser as it is logged, in plain values."""
+
+    # Its name in the run: recogniser, recogniser-fold-0.
+    name: str
+    # The saved folder, its files, and the sha256 of its marker.
+    url: str
+    files: tuple[str, ...]
+    digest: str
+    # Where it comes from, and what it needs to be compared by.
+    tags: dict[str, str]
+    # The figures of the procedure that made it, and the corpus that they are of: (name, digest).
+    scores: dict[str, float]
+    corpus: tuple[str, str]
+    # Packages that it runs on.
+    packages: tuple[str, ...]
+    # What it gives for a file: {name: string or double}.
+    columns: dict[str, str]
+    # Rows of training data in it, as a support vector machine holds them.
+    training_rows: int
+
+
+def write_model_folder(folder: Path, model: TrackedModel, *, run_id: str | None, model_id: str) -> None:
+    """Writes the model into the empty `folder`. Raises UserError when its saved folder is another one by now."""
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    _copy(model, folder / RECOGNISER)
+    (folder / CODE).write_bytes(Path(__file__).with_name("served_model.py").read_bytes())
+    wheel, data = own_wheel()
+    (folder / wheel).write_bytes(data)
+    # Without the local part of a version, such as +cu128: no index has it.
+    pinned = [f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", *model.packages)]
+    (folder / "requirements.txt").write_text("\n".join([*pinned, f"./{wheel}"]) + "\n")
+    environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+    (folder / "python_env.yaml").write_text(json.dumps(environment) + "\n")
+    example = {"columns": ["audio"], "data": [[base64.b64encode(_made_sound()).decode()]]}
+    (folder / _EXAMPLE).write_text(json.dumps(example))
+    (folder / _SERVED_EXAMPLE).write_text(json.dumps({"dataframe_split": example}))
+    described = Model(
+        run_id=run_id,
+        model_id=model_id,
+        signature=ModelSignature(
+            Schema([ColSpec("binary", "audio")]),
+            Schema([ColSpec(kind, name, required=False) for name, kind in model.columns.items()]),
+        ),
+        saved_input_example_info={
+            "artifact_path": _EXAMPLE,
+            "serving_input_path": _SERVED_EXAMPLE,
+            "type": "dataframe",
+            "pandas_orient": "split",
+        },
+    )
+    pyfunc.add_to_model(
+        described,
+        loader_module="mlflow.pyfunc.loaders.code_model",
+        model_code_path=CODE,
+        python_env="python_env.yaml",
+        artifacts={RECOGNISER: {"path": RECOGNISER, "uri": redact(model.url)}},
+        streamable=False,
+    )
+    described.save(str(folder / "MLmodel"))
+
+
+def _copy(model: TrackedModel, folder: Path) -> None:
+    folder.mkdir()
+    for name in model.files:
+        (folder / name).write_bytes(storage.read(storage.join(model.url, name)))
+    if hashlib.sha256((folder / MARKER).read_bytes()).hexdigest() != model.digest:
+        raise UserError(f"{model.url} holds another recogniser than it did")
+
+
+def _made_sound() -> bytes:
+    """A WAV file: half a second of a tone that comes and goes."""
+    times = [place / _RATE_HZ for place in range(_RATE_HZ // 2)]
+    levels = [(1 - math.cos(2 * math.pi * 6 * t)) * math.sin(2 * math.pi * 220 * t) for t in times]
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(_RATE_HZ)
+        file.writeframes(array.array("h", (round(9000 * level) for level in levels)).tobytes())
+    return out.getvalue()

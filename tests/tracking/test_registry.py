@@ -1,0 +1,199 @@
+"""Recognisers in MLflow, on a real store: logged, registered, loaded by name, served; and what may not be shared."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import soundfile
+from mlflow_server import free_port
+from saved_recognisers import model_of, put_recogniser, support_vectors
+from stores import store
+
+import cpcscale
+from cpcscale.cli import main
+from cpcscale.experiments.published import PACKAGES
+from cpcscale.tracking.store import TrackingConfig
+from cpcscale.tracking.tracker import Tracker
+from cpcscale.tracking.wheel import own_wheel
+
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "registry.md"
+RATE = 16_000
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with a store of its own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def client() -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+
+
+def register(url: str, *more: str) -> int:
+    return main(["register", url, "--name", "emotion", "--alias", "champion", *more])
+
+
+def test_an_alias_moves_to_a_model_that_is_as_good_and_to_any_other_only_by_force(place, capsys):
+    good = put_recogniser(place / "good", 0.5)
+    assert register(good) == 0
+    assert "models:/emotion@champion is version 1" in capsys.readouterr().out
+    assert register(good) == 0 and register(put_recogniser(place / "better", 0.6)) == 0
+    assert "is version 2, before it version 1" in capsys.readouterr().out
+    refused = {
+        "mean CCC of 0.600": good,
+        "differ in corpus": put_recogniser(place / "corpus", 0.9, digests={"config": "c", "corpus": "e" * 64}),
+        "differ in protocol": put_recogniser(place / "protocol", 0.9, protocol="speakers5"),
+        "differ in marks": put_recogniser(place / "marks", 0.9, marks=["LEAKY"]),
+    }
+    for message, url in refused.items():
+        assert register(url) == 2
+        assert message in capsys.readouterr().err
+    # What was refused has left nothing.
+    assert [each.version for each in client().search_model_versions("name = 'emotion'")] == [2, 1]
+    assert cpcscale.load("models:/emotion@champion").scores["ccc"]["mean"] == 0.6
+    assert register(refused["differ in corpus"], "--force") == 0
+    assert cpcscale.load("models:/emotion@champion").scores["ccc"]["mean"] == 0.9
+    assert cpcscale.load("models:/emotion/1").scores["ccc"]["mean"] == 0.5
+    assert not (place / "mlruns").exists()
+
+
+def test_rows_of_training_data_are_shared_only_when_a_person_says_so(place, capsys, monkeypatch):
+    url = put_recogniser(place / "svr", 0.5, support_vectors())
+    assert register(url) == 2
+    assert "holds 3 rows of its training data" in capsys.readouterr().err
+    assert client().search_registered_models() == []
+    assert register(url, "--share-training-rows") == 0
+
+
+def test_what_was_made_under_a_research_licence_is_registered_only_when_a_person_says_so(place, capsys, monkeypatch):
+    url = put_recogniser(place / "limited", 0.5, marks=["RESEARCH-ONLY"])
+    assert register(url) == 2
+    assert "is marked RESEARCH-ONLY" in capsys.readouterr().err
+    assert client().search_registered_models() == []
+    assert register(url, "--accept-licence") == 0
+
+
+def test_a_registered_recogniser_is_predicted_with_and_shown_by_its_address(place, capsys):
+    url = put_recogniser(place / "one", 0.5)
+    soundfile.write(place / "tone.wav", 0.1 * np.sin(np.arange(RATE) / 9), RATE)
+    register(url)
+    capsys.readouterr()
+    for address in (url, "models:/emotion@champion", "models:/emotion/1"):
+        assert main(["predict", address, "tone.wav", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["activation"] == 3.2
+    assert main(["recogniser", "verify", "models:/emotion@champion"]) == 0
+    for wrong, message in (
+        ("models:/emotion@gone", "has no model models:/emotion@gone: run `cpcscale register`"),
+        ("models:/gone/1", "has no model"),
+        ("models:/emotion", "is no address of a model: write models:/NAME@ALIAS"),
+    ):
+        assert main(["predict", wrong, "tone.wav"]) == 2
+        assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_the_model_of_a_run_holds_no_pickle_and_no_voice_and_names_what_it_needs(place, monkeypatch):
+    tracker = Tracker.start(TrackingConfig(), kind="finetune", name="mean", run_dir="r", tags={}, params={})
+    tracker.model(model_of(put_recogniser(place / "one", 0.5)))
+    tracker.finish("FINISHED", {"ccc_mean": 0.5})
+    (made,) = client().get_run(tracker.run_id).outputs.model_outputs
+    logged = client().get_logged_model(made.model_id)
+    assert (str(logged.status), logged.source_run_id) == ("READY", tracker.run_id)
+    assert {metric.key: metric.value for metric in logged.metrics}["ccc_mean"] == 0.5
+    folder = Path(logged.artifact_location)
+    names = sorted(path.name for path in folder.iterdir())
+    assert folder.is_relative_to(place / "runs" / "mlartifacts") and not (place / "mlruns").exists()
+    assert not [name for name in names if "pkl" in name or "pickle" in name]
+    wheel = f"./{own_wheel()[0]}"
+    needed = (folder / "requirements.txt").read_text().splitlines()
+    assert needed[-1] == wheel and all("==" in line and "+" not in line for line in needed[:-1])
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    loaded = mlflow.pyfunc.load_model(str(folder))
+    assert [(each.name, each.type.name) for each in loaded.metadata.signature.inputs] == [("audio", "binary")]
+    (row,) = loaded.predict(loaded.input_example)
+    assert row["activation"] == 3.2 and row["reason"] is None
+    (row,) = loaded.predict({"audio": [b"no audio"]})
+    assert row["activation"] is None and row["reason"] == "unreadable"
+
+
+def test_the_packages_that_a_model_names_are_those_that_a_prediction_imports(tmp_path):
+    url = put_recogniser(tmp_path / "one", 0.5)
+    code = (
+        "import sys, numpy, cpcscale; cpcscale.load(sys.argv[1]).predict(numpy.sin(numpy.arange(9e3)), 16000)\n"
+        "print(*[m.__file__ for n, m in sys.modules.items() if n.partition('.')[0] == 'cpcscale'], sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, check=True)
+    imported = set[str]()
+    for path in done.stdout.split():
+        for node in ast.parse(Path(path).read_text()).body:
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").partition(".")[0])
+    known = packages_distributions()
+    needed = {known[name][0].lower().replace("_", "-") for name in imported - {"cpcscale"} if name in known}
+    assert needed <= {*PACKAGES}
+
+
+def test_the_wheel_of_a_model_is_one_and_its_code_is_this(tmp_path):
+    name, data = own_wheel()
+    assert re.fullmatch(r"cpcscale-[\d.]+\+[0-9a-f]{12}-py3-none-any\.whl", name)
+    (tmp_path / name).write_bytes(data)
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--disable-pip-version-check"]
+    subprocess.run([*install, "--target", str(tmp_path / "made"), str(tmp_path / name)], check=True)
+    for module in ("serve/recogniser.py", "tracking/served_model.py", "py.typed"):
+        of = Path(cpcscale.__file__).with_name("__init__.py").parent / module
+        assert (tmp_path / "made" / "cpcscale" / module).read_bytes() == of.read_bytes()
+
+
+@pytest.fixture
+def served(place: Path) -> Iterator[list[str]]:
+    """The page's commands, the first of them running: `mlflow models serve` of a registered recogniser."""
+    put = put_recogniser(place / "one", 0.5)
+    register(put)
+    port = free_port()
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    commands = [text.replace("5001", str(port)) for text in blocks]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    said = place / "said.txt"
+    with said.open("w") as out:
+        server = subprocess.Popen(["bash", "-c", f"exec env {commands[0]}"], env=environment, stdout=out, stderr=out)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5)
+                break
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                assert server.poll() is None, said.read_text()
+                time.sleep(0.25)
+        yield commands
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_a_served_recogniser_answers_the_request_of_the_page_as_the_page_shows(served, place):
+    soundfile.write(place / "call.wav", 0.1 * np.sin(np.arange(RATE // 2) / 9), RATE)
+    said = subprocess.run(["bash", "-c", served[1]], capture_output=True, text=True, check=True, cwd=place).stdout
+    (row,) = json.loads(said)["predictions"]
+    assert (row["activation"], row["end_s"], row["reason"]) == (3.2, 0.5, None)
+    shown = json.loads(re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)[0])["predictions"][0]
+    assert {*shown} <= {*row}
