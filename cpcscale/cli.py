@@ -85,6 +85,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "finetune": recognisers.finetune,
     "recogniser": recognisers.recogniser,
     "predict": recognisers.predict,
+    "features": recognisers.features,
     "sweep": figures.sweep,
     "reproduce": figures.reproduce,
     "evaluate": figures.evaluate,

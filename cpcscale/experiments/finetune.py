@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import FoldResult
 from cpcscale.emotion.encoders.networks import OpenedEncoder, absolute_checkpoint, encoder_digest, open_encoder
 from cpcscale.emotion.finetune_result import FinetuneResult, combine_folds
+from cpcscale.emotion.fitted import FittedRecogniser
 from cpcscale.emotion.inputs import PreparedCorpus, prepare
 from cpcscale.emotion.probe_selection import refuse_selected
 from cpcscale.emotion.protocol.folds import FINAL, fold_splits, marks
@@ -108,16 +109,11 @@ def finetune(
         parent=parent,
     ) as (tracker, summary):
         results = run_folds(config, prepared, config.workers, config.ranks, config.publish)
-        result = dataclasses.replace(
-            combine_folds(config, prepared, [each for each in results if each.split.fold != FINAL]),
-            seconds=time.monotonic() - started,
-            identity=identity,
-            encoder_chosen=str(source.get("chosen", "")),
-            run_id=tracker.run_id,
-        )
+        result = run_result(config, prepared, results, identity, started, tracker.run_id)
         text = json.dumps(result.as_dict(), indent=1) + "\n"
         _track(result, text, tracker)
-        _publish(config, prepared, results, result)
+        for fold, recogniser, scores in kept_recognisers(prepared, results, result):
+            save_recogniser(_recogniser_url(config, fold), recogniser, scores, card(scores))
         storage.write(storage.join(config.run_dir, PREDICTIONS), result.predictions_csv.encode())
         summary.update({f"ccc_{name}": value for name, value in result.ccc.items()})
     # Written last: a run folder that has it is complete, and so is its tracked run.
@@ -185,16 +181,34 @@ def finished_result(run_dir: str, identity: dict[str, str]) -> FinetuneResult | 
     return result
 
 
-def _publish(
-    config: FinetuneConfig, prepared: PreparedCorpus, results: Sequence[FoldResult], result: FinetuneResult
-) -> None:
-    """Saves the recognisers that were kept, the one on all speakers last."""
+def run_result(
+    recipe: EmotionRecipe,
+    prepared: PreparedCorpus,
+    results: Sequence[FoldResult],
+    identity: dict[str, str],
+    started: float,
+    run_id: str = "",
+) -> FinetuneResult:
+    """The result of the folds of a run that began at `started`, by time.monotonic()."""
+    return dataclasses.replace(
+        combine_folds(recipe, prepared, [each for each in results if each.split.fold != FINAL]),
+        seconds=time.monotonic() - started,
+        identity=identity,
+        encoder_chosen=str(prepared.source.get("chosen", "")),
+        run_id=run_id,
+    )
+
+
+def kept_recognisers(
+    prepared: PreparedCorpus, results: Sequence[FoldResult], result: FinetuneResult
+) -> Iterator[tuple[int, FittedRecogniser, dict[str, Any]]]:
+    """(fold, recogniser, its scores) of those that were kept; the one on all speakers is the last."""
     for each in results:
         if each.recogniser is not None:
             learnt = each.split.train_rows + each.split.dev_rows
             groups = {prepared.folds.groups[row] for row in learnt}
             scores = recogniser_scores(result, prepared.source, utterances=len(learnt), speakers=len(groups))
-            save_recogniser(_recogniser_url(config, each.split.fold), each.recogniser, scores, card(scores))
+            yield each.split.fold, each.recogniser, scores
 
 
 def _recogniser_url(config: FinetuneConfig, fold: int) -> str:

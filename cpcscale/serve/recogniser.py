@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from cpcscale import audio, storage
 from cpcscale.emotion.audio.labelled_file import LEAST_S
+from cpcscale.emotion.encoders.networks import WindowEncoder
 from cpcscale.emotion.fitted import FittedRecogniser
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
 from cpcscale.progress import Progress
-from cpcscale.serve.folder import load_recogniser
+from cpcscale.serve.card import card
+from cpcscale.serve.encoder import Encoder
+from cpcscale.serve.folder import is_taken, load_recogniser, save_recogniser
+from cpcscale.serve.given_audio import array_as_file
 
 COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, "reason", "marks")
 
@@ -83,7 +86,22 @@ class Predictions(Sequence[Prediction]):
 
 
 class Recogniser:
-    """A recogniser of activation, valence and dominance, from a folder that a fine-tuning published."""
+    """A recogniser of activation, valence and dominance, from a folder that a fine-tuning published, or from `fit`.
+
+    >>> from cpcscale.emotion.fitted import MeanHead
+    >>> head = MeanHead(np.array([0.5, 0.0, -0.5]))
+    >>> fitted = FittedRecogniser(system="mean", features=None, head=head, max_s=10.0, scale=(1.0, 5.0))
+    >>> model = Recogniser(fitted, {"corpus": "calls", "marks": ["PROXY"]})
+    >>> model
+    <Recogniser mean of calls, marks PROXY>
+    >>> one = model.predict(np.sin(np.arange(44_100) / 9), rate=44_100)
+    >>> one.activation, one.valence, one.dominance, one.seconds
+    (4.0, 3.0, 2.0, 1.0)
+    >>> one.unit
+    (0.5, 0.0, -0.5)
+    >>> [each.reason for each in model.predict_many(["gone.wav"])]
+    ['missing']
+    """
 
     def __init__(self, fitted: FittedRecogniser, scores: dict[str, Any]) -> None:
         """Use `cpcscale.load`. `scores` is the content of scores.json."""
@@ -104,6 +122,23 @@ class Recogniser:
         """What has to be said with every figure and value of it."""
         return tuple(self.scores.get("marks", ()))
 
+    @property
+    def encoder(self) -> Encoder | None:
+        """Its encoder, as it is after the fit; None for systems without one, such as functionals."""
+        features = self._fitted.features
+        if not isinstance(features, WindowEncoder):
+            return None
+        return Encoder(features, self.scores.get("encoder", {}), self._fitted.max_s)
+
+    def save(self, url: str | Path, force: bool = False) -> None:
+        """Writes it to a folder, local or s3://, from which `cpcscale.load` has it again.
+
+        Raises UserError if there is something already, unless `force`.
+        """
+        if not force and is_taken(str(url)):
+            raise UserError(f"{url} exists: save to another folder, or pass force=True to replace it")
+        save_recogniser(str(url), self._fitted, self.scores, card(self.scores))
+
     def predict(self, source: str | Path | np.ndarray, rate: int = 0) -> Prediction:
         """What it says of a file (a path or s3:// URL), or of an array [S] or [S, channels] at `rate` Hz.
 
@@ -112,7 +147,7 @@ class Recogniser:
         for an array without a rate.
         """
         if isinstance(source, np.ndarray):
-            return self._of_bytes("", _as_file(source, rate))
+            return self._of_bytes("", array_as_file(source, rate))
         found = self._of_file(str(source))
         if found.reason == "missing":
             raise UserError(f"no file at {source}: check the path")
@@ -150,7 +185,7 @@ class Recogniser:
             seconds = len(wave_S) / audio.RATE_HZ
             if seconds < LEAST_S:
                 return self._none(name, "short", seconds)
-            audio.check_sound(wave_S, audio.SoundLimits())
+            wave_S = audio.check_sound(wave_S, audio.SoundLimits())[0]
         except audio.AudioError as error:
             return self._none(name, error.cause, math.nan)
         [unit_P] = self._fitted.predict([wave_S])
@@ -166,26 +201,6 @@ class Recogniser:
 def load(url: str | Path) -> Recogniser:
     """The recogniser in a folder, local or s3://. Raises UserError where there is none, or a torn or newer one."""
     return Recogniser(*load_recogniser(str(url)))
-
-
-def _as_file(wave: np.ndarray, rate: int) -> bytes:
-    """An array as a WAV file. Raises UserError for what is no audio."""
-    if rate <= 0:
-        raise UserError(f"rate={rate}: an array has no sampling rate of its own: pass it, as predict(array, 16000)")
-    if wave.ndim not in (1, 2) or not (np.issubdtype(wave.dtype, np.floating) or wave.dtype == np.int16):
-        raise UserError(
-            f"an array of shape {wave.shape} and type {wave.dtype} is no audio: pass float or int16 values [samples] "
-            "or [samples, channels]"
-        )
-    out, kind = io.BytesIO(), "PCM_16" if wave.dtype == np.int16 else "FLOAT"
-    try:
-        soundfile.write(out, wave if kind == "PCM_16" else wave.astype(np.float32), int(rate), kind, format="WAV")
-    except (soundfile.SoundFileError, OverflowError):
-        raise UserError(
-            f"an array of shape {wave.shape} at {rate} Hz is no audio: pass [samples] or [samples, channels], of at "
-            "most 1,024 channels, and the rate in Hz"
-        ) from None
-    return out.getvalue()
 
 
 def _cell(value: float, digits: int = 4) -> Any:

@@ -1,4 +1,4 @@
-"""`corpus`, `finetune`, and what is done with the recogniser that it makes: `recogniser`, `predict`."""
+"""`corpus`, `finetune`, and what is done with the recogniser that it makes: `recogniser`, `predict`, `features`."""
 
 from __future__ import annotations
 
@@ -57,3 +57,9 @@ def predict(options: argparse.Namespace) -> int:
     from cpcscale.serve.predict import predict_files
 
     return predict_files(options.model, options.audio, options.out, as_json=options.json)
+
+
+def features(options: argparse.Namespace) -> int:
+    from cpcscale.serve.features import write_features
+
+    return write_features(options.model, options.audio, options.out, layer=options.layer, force=options.force)
