@@ -66,7 +66,7 @@ def fit(
 
     >>> fit({"path": ["a.wav"], "speaker": ["ann"]})
     Traceback (most recent call last):
-    cpcscale.errors.UserError: the table has no column activation, valence, dominance: it needs path, speaker, \
+    cpcscale.tables.TableError: the table has no column activation, valence, dominance: it needs path, speaker, \
 activation, valence, dominance, and has path, speaker
     """
     if out is not None and is_taken(str(out)):
