@@ -71,7 +71,7 @@ def command_line() -> argparse.ArgumentParser:
     _of_figures(verbs)
     parser.set_defaults(ray=False)
     for verb, subparser in verbs.choices.items():
-        if verb == "predict":
+        if verb in ("predict", "features"):
             continue
         text = f"overrides of config keys, such as {_EXAMPLES[verb]}" if verb in _EXAMPLES else argparse.SUPPRESS
         subparser.add_argument("overrides", nargs="*", metavar="key=value", default=[], help=text)
@@ -165,6 +165,20 @@ def _recognisers(verbs: Verbs) -> None:
     predict.add_argument("--out", metavar="FILE.csv", default="", help="write there, not to stdout")
     predict.set_defaults(overrides=[])
     predict.add_argument("--json", action="store_true", help="one JSON object a line, not CSV")
+
+    features = verbs.add_parser("features", help="encoder and audio -> its frames, as arrays or one table")
+    features.add_argument("model", help="run_dir of a pretraining, a checkpoint, a recogniser, or hf:NAME")
+    features.add_argument("audio", nargs="+", help="files, folders, patterns in quotes, @LIST (a file a line), s3://")
+    features.add_argument(
+        "--out", required=True, metavar="FOLDER|FILE.parquet", help="an .npy for each file in a folder, or one table"
+    )
+    features.add_argument(
+        "--layer",
+        default="c",
+        help="c: contexts, z: latents, both, or mix: all hidden states, of hf: only (default: c)",
+    )
+    features.add_argument("--force", action="store_true", help="replace what is there")
+    features.set_defaults(overrides=[])
 
 
 def _size(verbs: Verbs) -> None:

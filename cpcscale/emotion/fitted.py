@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,9 +23,8 @@ from cpcscale.emotion.audio.labelled_file import LEAST_S
 from cpcscale.emotion.audio.windows import window_shares, window_spans
 from cpcscale.emotion.batching import predict
 from cpcscale.emotion.corpora.corpus import in_units
-from cpcscale.emotion.encoders.huggingface import rebuilt_hf
-from cpcscale.emotion.encoders.layer import Encoder
-from cpcscale.emotion.encoders.networks import WindowEncoder
+from cpcscale.emotion.encoders.arrays import Arrays, arrays_of, below, filled
+from cpcscale.emotion.encoders.networks import REBUILT, WindowEncoder, encoder_from
 from cpcscale.emotion.handmade.statistics import summarise_windows
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
 from cpcscale.emotion.heads.ridge import LinearWeights
@@ -34,19 +33,15 @@ from cpcscale.emotion.heads.vectors import Fitted
 from cpcscale.emotion.held_out import Reference, readout
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.systems import SYSTEMS
-from cpcscale.emotion.systems.handmade import HandmadeFeatures, HandmadeSystem
+from cpcscale.emotion.systems.handmade import HandmadeSystem
 from cpcscale.emotion.systems.system import Features
 from cpcscale.errors import UserError
-from cpcscale.model.cpc import CPC, ModelConfig
 
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 # Samples of the audio by which a recogniser that is loaded is tried.
 _TRIED = 8000
-Network = TypeVar("Network", bound=nn.Module)
-# Arrays by name, as a safetensors file has them.
-Arrays = dict[str, np.ndarray]
 
 
 class Head(Protocol):
@@ -112,7 +107,7 @@ class NetworkHead:
         return {"kind": "attention", "recogniser": settings, "width": len(self.network.mean_C), "layers": layers}
 
     def arrays(self) -> Arrays:
-        return _arrays_of(self.network)
+        return arrays_of(self.network)
 
 
 @dataclass(frozen=True)
@@ -225,7 +220,7 @@ class FittedRecogniser:
             "system": self.system,
             "max_s": self.max_s,
             "scale": list(self.scale),
-            "features": _features_description(self.features),
+            "features": {"kind": "none"} if self.features is None else self.features.description(),
             "head": self.head.description(),
             "classes": list(self.classifier.classes) if self.classifier is not None else [],
         }
@@ -233,8 +228,8 @@ class FittedRecogniser:
     def arrays(self) -> Arrays:
         """Its arrays by name."""
         found = {f"head.{name}": value for name, value in self.head.arrays().items()}
-        if isinstance(self.features, WindowEncoder):
-            found |= {f"encoder.{name}": value for name, value in _encoder_arrays(self.features.encoder).items()}
+        made = {} if self.features is None else self.features.arrays()
+        found |= {f"encoder.{name}": value for name, value in made.items()}
         if self.reference is not None:
             found |= {f"reference.{name}": value for name, value in vars(self.reference).items()}
         if self.classifier is not None:
@@ -245,13 +240,13 @@ class FittedRecogniser:
 def fitted_from(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> FittedRecogniser:
     """The recogniser of a description and its arrays. Raises UserError where they do not fit each other."""
     try:
-        features = _features_from(description, _below(arrays, "encoder."))
-        head = _head_from(description["head"], _below(arrays, "head."))
+        features = _features_from(description, below(arrays, "encoder."))
+        head = _head_from(description["head"], below(arrays, "head."))
         low, high = (float(value) for value in description["scale"])
         max_s = float(description["max_s"])
         if not (math.isfinite(low) and low < high and math.isfinite(high) and LEAST_S <= max_s < math.inf):
             raise ValueError(f"scale={low:g} to {high:g}, max_s={max_s:g}")
-        reference, machine = _below(arrays, "reference."), _below(arrays, "classifier.")
+        reference, machine = below(arrays, "reference."), below(arrays, "classifier.")
         made = FittedRecogniser(
             str(description["system"]),
             features,
@@ -281,23 +276,6 @@ def _vector(parts: Sequence[np.ndarray], share_W: np.ndarray) -> np.ndarray:
     return summarise_windows(parts, share_W)
 
 
-def _features_description(features: Features | None) -> dict[str, Any]:
-    if features is None:
-        return {"kind": "none"}
-    if not isinstance(features, WindowEncoder):
-        assert isinstance(features, HandmadeFeatures)
-        return {"kind": "handmade", "which": features.kind, "digest": features.digest}
-    layer = {"name": features.name, "layer": features.layer, "wave_norm": features.wave_norm}
-    if isinstance(features.encoder, CPC):
-        return {"kind": "cpc", "model": dataclasses.asdict(features.encoder.config), **layer}
-    return {"kind": "hf", "network": features.encoder.settings, **layer}
-
-
-def _encoder_arrays(encoder: Encoder) -> Arrays:
-    """Without the predictors of pretraining, which take no part in features."""
-    return {name: value for name, value in _arrays_of(encoder).items() if not name.startswith("predictor.")}
-
-
 def _features_from(description: Mapping[str, Any], arrays: Arrays) -> Features | None:
     found = description["features"]
     match found["kind"]:
@@ -305,15 +283,8 @@ def _features_from(description: Mapping[str, Any], arrays: Arrays) -> Features |
             return None
         case "handmade":
             return _handmade(str(description["system"]), found)
-        case "cpc":
-            model = config.build(ModelConfig, found["model"])
-            model = dataclasses.replace(model, predictor=dataclasses.replace(model.predictor, steps=1))
-            network = _filled(partial(CPC, model), arrays, "predictor.")
-            return WindowEncoder(network.eval(), found["layer"], CPU, found["wave_norm"], found["name"])
-        case "hf":
-            weights = {name: torch.from_numpy(array.copy()) for name, array in _below(arrays, "network.").items()}
-            made = rebuilt_hf(dict(found["network"]), bool(found["network"]["normalises"]), weights)
-            return WindowEncoder(made, found["layer"], CPU, found["wave_norm"], found["name"])
+        case kind if kind in REBUILT:
+            return encoder_from(found, arrays)
         case kind:
             raise UserError(f"features of the kind {kind} are not known: it was made by a later version of cpcscale")
 
@@ -337,32 +308,10 @@ def _head_from(found: Mapping[str, Any], arrays: Arrays) -> Head:
             return MeanHead(arrays["mean_P"])
         case "svr" | "ridge" as kind:
             machine = SupportVectors if kind == "svr" else LinearWeights
-            return VectorHead(kind, tuple(machine(**_below(arrays, f"{name}.")) for name in PRIMITIVES))
+            return VectorHead(kind, tuple(machine(**below(arrays, f"{name}.")) for name in PRIMITIVES))
         case "attention":
             settings = config.build(AttentionHeadConfig, found["recogniser"])
-            network = _filled(partial(AttentionHead, settings, int(found["width"]), tuple(found["layers"])), arrays)
-            return NetworkHead(network.eval())
+            network = filled(partial(AttentionHead, settings, int(found["width"]), tuple(found["layers"])), arrays)
+            return NetworkHead(network)
         case kind:
             raise UserError(f"a head of the kind {kind} is not known: it was made by a later version of cpcscale")
-
-
-def _filled(build: Callable[[], Network], arrays: Arrays, left_out: str = "") -> Network:
-    """The network with these arrays. Raises ValueError unless they are its own, before it takes memory."""
-    with torch.device("meta"):
-        blank = build().state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in blank.items()}
-    if left_out:
-        expected = {name: shape for name, shape in expected.items() if not name.startswith(left_out)}
-    if expected != {name: array.shape for name, array in arrays.items()}:
-        raise ValueError("the arrays are not those of the network")
-    network = build()
-    network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, strict=False)
-    return network
-
-
-def _arrays_of(network: nn.Module) -> Arrays:
-    return {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
-
-
-def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

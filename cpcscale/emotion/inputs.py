@@ -22,7 +22,6 @@ from cpcscale.emotion.audio.degraded import DegradedWaves, parse_condition
 from cpcscale.emotion.audio.prefetch import SelectedRows, flatten_windows, map_in_chunks
 from cpcscale.emotion.audio.windows import CachedFeatures, Waves, Windows, compute_features
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.encoders.layer import Encoder
 from cpcscale.emotion.encoders.networks import OpenedEncoder, WindowEncoder, open_encoder
 from cpcscale.emotion.handmade.statistics import summarise_windows
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
@@ -34,6 +33,7 @@ from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.speaker_norm import ScaledFeatures, SpeakerScale, apply_each, speaker_scales, vectors_scale
 from cpcscale.emotion.systems.system import Features
 from cpcscale.errors import UserError
+from cpcscale.model.layers import LayeredNetwork
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class PreparedCorpus:
     inputs: Sequence[Windows] | None = None
     vectors_UF: np.ndarray | None = None
     features: Features | None = None
-    encoder: Encoder | None = None
+    encoder: LayeredNetwork | None = None
     source: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, PreparedCorpus] = field(default_factory=dict)
 
@@ -123,7 +123,7 @@ class FoldInputs:
         """
         mean_C, deviation_C = self._statistics
         encoded = self.features if isinstance(self.features, WindowEncoder) else None
-        layers = encoded.layer_features.widths if encoded and encoded.layer == "mix" else ()
+        layers = encoded.encoder.widths("mix") if encoded and encoded.layer == "mix" else ()
         recogniser = AttentionHead(settings, len(mean_C), layers)
         recogniser.standardise(mean_C, deviation_C)
         if encoded is None or not self._recipe.trains_encoder:

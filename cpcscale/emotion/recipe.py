@@ -9,7 +9,7 @@ from cpcscale import config
 from cpcscale.emotion.audio.array_cache import AudioCacheConfig
 from cpcscale.emotion.audio.degraded import parse_condition as parse_condition
 from cpcscale.emotion.corpora.corpus import CorpusConfig
-from cpcscale.emotion.encoders.layer import EncoderLayer, WaveNorm
+from cpcscale.emotion.encoders.layer import WaveNorm
 from cpcscale.emotion.handmade.prosody import KINDS as PROSODY_KINDS
 from cpcscale.emotion.heads.attention import AttentionHeadConfig
 from cpcscale.emotion.heads.svm import SVMConfig
@@ -18,6 +18,7 @@ from cpcscale.emotion.protocol.splits import parse_protocol
 from cpcscale.emotion.systems import SYSTEMS as SYSTEMS
 from cpcscale.emotion.systems.system import Regressor, System
 from cpcscale.errors import UserError
+from cpcscale.model.layers import Layer
 from cpcscale.train.recipe import Recipe
 
 HEADS = ("auto", "attention", "svr", "ridge")
@@ -64,7 +65,7 @@ class PretrainedConfig:
     learning_rate: float = 1e-4
     # what the recogniser takes as input: c, the context (the paper); z, the latents; both, side by side; mix, the sum
     # of z and c (hf: of all hidden states) by learnt shares, which the result reports
-    layer: EncoderLayer = "c"
+    layer: Layer = "c"
     # input level of the encoder. corpus: as in its pretraining. As ablations: window scales each window to zero mean
     # and unit variance, none leaves the waveform as it is
     wave_norm: WaveNorm = "corpus"

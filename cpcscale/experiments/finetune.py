@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -112,16 +112,13 @@ def finetune(
         parent=parent,
     ) as (tracker, summary):
         results = run_folds(config, prepared, config.workers, config.ranks, config.publish)
-        result = dataclasses.replace(
-            combine_folds(config, prepared, [each for each in results if each.split.fold != FINAL]),
-            seconds=time.monotonic() - started,
-            identity=identity,
-            encoder_chosen=str(source.get("chosen", "")),
-            run_id=tracker.run_id,
-        )
+        result = run_result(config, prepared, results, identity, started, tracker.run_id)
         text = json.dumps(result.as_dict(), indent=1) + "\n"
         _track(result, text, tracker)
-        _publish(config, prepared, results, result, tracker)
+        for fold, saved in kept_recognisers(config, prepared, results, result):
+            url = recogniser_url(config.run_dir, fold)
+            save_recogniser(url, saved)
+            tracker.model(tracked_model(url, "recogniser" if fold == FINAL else f"recogniser-fold-{fold}", saved))
         storage.write(storage.join(config.run_dir, PREDICTIONS), result.predictions_csv.encode())
         summary.update({f"ccc_{name}": value for name, value in result.ccc.items()})
     # Written last: a run folder that has it is complete, and so is its tracked run.
@@ -202,38 +199,49 @@ def _about(config: FinetuneConfig, corpus: Corpus, source: dict[str, Any]) -> Ab
     return about_recognisers(f"{name} on {corpus.name}, {seed}", what, config, {config.corpus.path: corpus}, pretrained)
 
 
-def _publish(
-    config: FinetuneConfig,
+def run_result(
+    recipe: EmotionRecipe,
     prepared: PreparedCorpus,
     results: Sequence[FoldResult],
-    result: FinetuneResult,
-    tracker: Tracker,
-) -> None:
-    """Saves and logs the recognisers that were kept, the one on all speakers last."""
-    known = held_out(config, prepared, results) if config.publish != "none" else None
-    for each in results:
-        if each.recogniser is not None:
-            learnt = each.split.train_rows + each.split.dev_rows
-            groups = {prepared.folds.groups[row] for row in learnt}
-            scores = recogniser_scores(
-                result,
-                prepared.source,
-                utterances=len(learnt),
-                speakers=len(groups),
-                licences=_licences(config, prepared),
-                training_rows=each.recogniser.training_rows,
-            )
-            url = recogniser_url(config.run_dir, each.split.fold)
-            saved = SavedRecogniser(each.recogniser, scores, known)
-            save_recogniser(url, saved)
-            name = "recogniser" if each.split.fold == FINAL else f"recogniser-fold-{each.split.fold}"
-            tracker.model(tracked_model(url, name, saved))
+    identity: dict[str, str],
+    started: float,
+    run_id: str = "",
+) -> FinetuneResult:
+    """The result of the folds of a run that began at `started`, by time.monotonic()."""
+    return dataclasses.replace(
+        combine_folds(recipe, prepared, [each for each in results if each.split.fold != FINAL]),
+        seconds=time.monotonic() - started,
+        identity=identity,
+        encoder_chosen=str(prepared.source.get("chosen", "")),
+        run_id=run_id,
+    )
 
 
-def _licences(config: FinetuneConfig, prepared: PreparedCorpus) -> dict[str, str]:
+def kept_recognisers(
+    recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequence[FoldResult], result: FinetuneResult
+) -> Iterator[tuple[int, SavedRecogniser]]:
+    """(fold, recogniser) of those that were kept; the one on all speakers is the last."""
+    kept = [each for each in results if each.recogniser is not None]
+    known = held_out(recipe, prepared, results) if kept else None
+    for each in kept:
+        assert each.recogniser is not None
+        learnt = each.split.train_rows + each.split.dev_rows
+        groups = {prepared.folds.groups[row] for row in learnt}
+        scores = recogniser_scores(
+            result,
+            prepared.source,
+            utterances=len(learnt),
+            speakers=len(groups),
+            licences=_licences(recipe, prepared),
+            training_rows=each.recogniser.training_rows,
+        )
+        yield each.split.fold, SavedRecogniser(each.recogniser, scores, known)
+
+
+def _licences(recipe: EmotionRecipe, prepared: PreparedCorpus) -> dict[str, str]:
     """The licences of all that the recogniser is made from; unknown where nobody says."""
     found = {f"corpus {prepared.corpus.name}": prepared.corpus.licence}
-    if config.definition.takes_weights:
+    if recipe.definition.takes_weights:
         found["audio that the encoder was pretrained on"] = str(prepared.source.get("licence", "unknown"))
     if isinstance(prepared.features, HandmadeFeatures) and prepared.features.licence:
         found["features"] = prepared.features.licence

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from cpcscale import config, storage
+from cpcscale.emotion.encoders.networks import is_network
 from cpcscale.emotion.fitted import FittedRecogniser, fitted_from
 from cpcscale.emotion.held_out import HeldOut
 from cpcscale.errors import UserError
@@ -73,6 +74,16 @@ def is_recogniser(url: str) -> bool:
     return storage.exists(storage.join(url, MARKER))
 
 
+def is_taken(url: str) -> bool:
+    """Whether there is a file at `url`, or a folder with any."""
+    if not storage.exists(url):
+        return False
+    try:
+        return bool(storage.list_files(url))
+    except storage.NotFoundError:
+        return True
+
+
 def load_recogniser(url: str) -> SavedRecogniser:
     """The recogniser in the folder `url`. Each file is checked against the marker.
 
@@ -116,6 +127,11 @@ def verify_recogniser(url: str) -> dict[str, Any]:
 
 def _whole(url: str) -> dict[str, bytes]:
     """The files of the folder. Raises UserError with the way out for what is none."""
+    if is_network(url):
+        raise UserError(
+            f"{url} is a pretrained encoder, no recogniser: fit one with `cpcscale finetune CONFIG publish=final "
+            f"encoder.checkpoint={url}`"
+        )
     try:
         return FOLDER.read_files(url)
     except TornError as error:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from cpcscale import audio, storage
 from cpcscale.emotion.audio.labelled_file import LEAST_S
+from cpcscale.emotion.encoders.networks import WindowEncoder
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError, nearest
 from cpcscale.progress import Progress
-from cpcscale.serve.folder import SavedRecogniser, load_recogniser
+from cpcscale.serve.encoder import Encoder
+from cpcscale.serve.folder import SavedRecogniser, is_taken, load_recogniser, save_recogniser
+from cpcscale.serve.given_audio import array_as_file
 
 BOUNDS = tuple(f"{name}_{bound}" for name in PRIMITIVES for bound in ("low", "high"))
 COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, *BOUNDS, "reason", "flags", "marks")
@@ -109,23 +111,38 @@ class Predictions(Sequence[Prediction]):
 
 
 class Recogniser:
-    """A recogniser of activation, valence and dominance, from a folder that a fine-tuning published."""
+    """A recogniser of activation, valence and dominance, from a folder that a fine-tuning published, or from `fit`.
+
+    >>> from cpcscale.emotion.fitted import FittedRecogniser, MeanHead
+    >>> head = MeanHead(np.array([0.5, 0.0, -0.5]))
+    >>> fitted = FittedRecogniser(system="mean", features=None, head=head, max_s=10.0, scale=(1.0, 5.0))
+    >>> model = Recogniser(SavedRecogniser(fitted, {"corpus": "calls", "marks": ["PROXY"]}))
+    >>> model
+    <Recogniser mean of calls, marks PROXY>
+    >>> one = model.predict(np.sin(np.arange(44_100) / 9), rate=44_100)
+    >>> one.activation, one.valence, one.dominance, one.seconds
+    (4.0, 3.0, 2.0, 1.0)
+    >>> one.unit
+    (0.5, 0.0, -0.5)
+    >>> [each.reason for each in model.predict_many(["gone.wav"])]
+    ['missing']
+    """
 
     def __init__(self, saved: SavedRecogniser) -> None:
         """Use `cpcscale.load`."""
-        self._fitted, self._held_out = saved.fitted, saved.held_out
+        self._saved = saved
         # The content of scores.json.
         self.scores = dict(saved.scores)
 
     @property
     def system(self) -> str:
         """Its system, such as precpc."""
-        return self._fitted.system
+        return self._saved.fitted.system
 
     @property
     def scale(self) -> tuple[float, float]:
         """(least, greatest) of the labels that it was fitted to."""
-        return self._fitted.scale
+        return self._saved.fitted.scale
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -135,7 +152,25 @@ class Recogniser:
     @property
     def interval_level(self) -> float:
         """The probability of its intervals, .9 or .8; 0 where it gives none."""
-        return self._held_out.level if self._held_out is not None else 0.0
+        known = self._saved.held_out
+        return known.level if known is not None else 0.0
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """Its encoder, as it is after the fit; None for systems without one, such as functionals."""
+        features = self._saved.fitted.features
+        if not isinstance(features, WindowEncoder):
+            return None
+        return Encoder(features, self.scores.get("encoder", {}), self._saved.fitted.max_s)
+
+    def save(self, url: str | Path, force: bool = False) -> None:
+        """Writes it to a folder, local or s3://, from which `cpcscale.load` has it again.
+
+        Raises UserError if there is something already, unless `force`.
+        """
+        if not force and is_taken(str(url)):
+            raise UserError(f"{url} exists: save to another folder, or pass force=True to replace it")
+        save_recogniser(str(url), self._saved)
 
     def predict(self, source: str | Path | bytes | np.ndarray, rate: int = 0) -> Prediction:
         """What it says of a file (a path or s3:// URL, or its bytes), or of an array [S] or [S, channels] at `rate` Hz.
@@ -145,7 +180,7 @@ class Recogniser:
         for an array without a rate.
         """
         if isinstance(source, np.ndarray):
-            return self._of_bytes("", _as_file(source, rate))
+            return self._of_bytes("", array_as_file(source, rate))
         if isinstance(source, bytes):
             return self._of_bytes("", source)
         found = self._of_file(str(source))
@@ -188,13 +223,13 @@ class Recogniser:
             wave_S = audio.check_sound(wave_S, audio.SoundLimits())[0]
         except audio.AudioError as error:
             return self._none(name, error.cause, math.nan)
-        output = self._fitted.predict([wave_S])
+        output = self._saved.fitted.predict([wave_S])
         [unit_P] = output.unit_UP
         activation, valence, dominance = self._units(unit_P)
         found = Prediction(name, seconds, activation, valence, dominance, _three(unit_P), "", self.marks)
         if output.classes_U:
             found = dataclasses.replace(found, category=output.classes_U[0])
-        known = self._held_out
+        known = self._saved.held_out
         if known is None:
             return found
         ends = [self._units(np.clip(unit_P + side * known.half_P, -1, 1)) for side in (-1, 1)]
@@ -202,7 +237,7 @@ class Recogniser:
         return dataclasses.replace(found, low=ends[0], high=ends[1], flags=(UNLIKE,) if unlike else ())
 
     def _units(self, unit_P: np.ndarray) -> tuple[float, float, float]:
-        return _three(self._fitted.in_units(unit_P))
+        return _three(self._saved.fitted.in_units(unit_P))
 
     def _none(self, name: str, reason: str, seconds: float) -> Prediction:
         return Prediction(name, seconds, *_NONE, _NONE, reason, self.marks)
@@ -211,26 +246,6 @@ class Recogniser:
 def load(url: str | Path) -> Recogniser:
     """The recogniser in a folder, local or s3://. Raises UserError where there is none, or a torn or newer one."""
     return Recogniser(load_recogniser(str(url)))
-
-
-def _as_file(wave: np.ndarray, rate: int) -> bytes:
-    """An array as a WAV file. Raises UserError for what is no audio."""
-    if rate <= 0:
-        raise UserError(f"rate={rate}: an array has no sampling rate of its own: pass it, as predict(array, 16000)")
-    if wave.ndim not in (1, 2) or not (np.issubdtype(wave.dtype, np.floating) or wave.dtype == np.int16):
-        raise UserError(
-            f"an array of shape {wave.shape} and type {wave.dtype} is no audio: pass float or int16 values [samples] "
-            "or [samples, channels]"
-        )
-    out, kind = io.BytesIO(), "PCM_16" if wave.dtype == np.int16 else "FLOAT"
-    try:
-        soundfile.write(out, wave if kind == "PCM_16" else wave.astype(np.float32), int(rate), kind, format="WAV")
-    except (soundfile.SoundFileError, OverflowError):
-        raise UserError(
-            f"an array of shape {wave.shape} at {rate} Hz is no audio: pass [samples] or [samples, channels], of at "
-            "most 1,024 channels, and the rate in Hz"
-        ) from None
-    return out.getvalue()
 
 
 def _three(values_P: np.ndarray) -> tuple[float, float, float]:

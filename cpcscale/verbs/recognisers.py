@@ -1,4 +1,4 @@
-"""`corpus`, `finetune`, and what is done with the recogniser that it makes: `recogniser`, `register`, `predict`."""
+"""`corpus`, `finetune`, and what is done with what it makes: `recogniser`, `register`, `predict`, `features`."""
 
 from __future__ import annotations
 
@@ -100,3 +100,11 @@ def predict(options: argparse.Namespace) -> int:
 
     with opened(options.model) as model:
         return predict_files(model, options.audio, options.out, as_json=options.json)
+
+
+def features(options: argparse.Namespace) -> int:
+    from cpcscale.serve.features import write_features
+    from cpcscale.tracking.registry import opened
+
+    with opened(options.model) as model:
+        return write_features(model, options.audio, options.out, layer=options.layer, force=options.force)

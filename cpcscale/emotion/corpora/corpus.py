@@ -226,7 +226,8 @@ def _without_missing(corpus: Corpus, settings: CorpusConfig, listed: Collection[
     missing = [row for row in corpus.utterances if _is_missing(row.path, listed)]
     if not missing:
         return corpus
-    nearest = _nearest(missing[0].path, settings.path, listed)
+    # A table in memory lies in no folder.
+    nearest = _nearest(missing[0].path, settings.path, listed) if settings.path else ""
     if settings.on_bad == "skip":
         return drop_utterances(corpus, [DroppedRow(row.key, NO_AUDIO) for row in missing], nearest)
     raise UserError(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cpcscale.emotion.systems.system import Features, System
 
 if TYPE_CHECKING:
-    from cpcscale.emotion.encoders.layer import Encoder
+    from cpcscale.emotion.encoders.arrays import Arrays
     from cpcscale.emotion.recipe import EmotionRecipe
+    from cpcscale.model.layers import LayeredNetwork
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class HandmadeFeatures:
     def __call__(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [self.measure(wave.astype(np.float32) / 32768) for wave in waves]
 
+    def description(self) -> dict[str, Any]:
+        return {"kind": "handmade", "which": self.kind, "digest": self.digest}
+
+    def arrays(self) -> Arrays:
+        return {}
+
 
 class HandmadeSystem(System):
     """A system whose features are the same in all folds."""
@@ -42,5 +49,5 @@ class HandmadeSystem(System):
         """Its features; `kind` is which, where it has several. Raises UserError where a library is missing."""
         raise NotImplementedError
 
-    def shared_features(self, recipe: EmotionRecipe, encoder: Encoder | None) -> Features:
+    def shared_features(self, recipe: EmotionRecipe, encoder: LayeredNetwork | None) -> Features:
         return self.features(recipe.prosody)

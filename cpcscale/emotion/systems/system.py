@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     from cpcscale.emotion.audio.windows import Waves
-    from cpcscale.emotion.encoders.layer import Encoder
+    from cpcscale.emotion.encoders.arrays import Arrays
     from cpcscale.emotion.inputs import PreparedCorpus
     from cpcscale.emotion.protocol.splits import Split
     from cpcscale.emotion.recipe import EmotionRecipe
+    from cpcscale.model.layers import LayeredNetwork
 
 Regressor = Literal["mean", "svr", "ridge", "attention"]
 
@@ -36,6 +37,11 @@ class Features(Protocol):
 
     def __call__(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         """One array for each waveform [S] of at least `least_samples`."""
+
+    def description(self) -> dict[str, Any]:
+        """What they are, in plain values; with `arrays`, all that they are made again from."""
+
+    def arrays(self) -> Arrays: ...
 
 
 class System:
@@ -73,11 +79,11 @@ class System:
         """The marks of a result that used audio of test speakers before testing."""
         return ["SPEAKER-ADAPTED"] * recipe.speaker_norm
 
-    def pretrain(self, recipe: EmotionRecipe, waves: Waves, encoder: Encoder | None) -> Encoder | None:
+    def pretrain(self, recipe: EmotionRecipe, waves: Waves, encoder: LayeredNetwork | None) -> LayeredNetwork | None:
         """The network that all folds share, in place of `encoder`, the one of the checkpoint."""
         return encoder
 
-    def shared_features(self, recipe: EmotionRecipe, encoder: Encoder | None) -> Features | None:
+    def shared_features(self, recipe: EmotionRecipe, encoder: LayeredNetwork | None) -> Features | None:
         """The features that are the same in all folds; None: each fold makes its own."""
         raise NotImplementedError
 
