@@ -141,6 +141,8 @@ class FittedRecogniser:
 
         In the windows that it was fitted on, so an utterance has the same result alone and among others, to 1e-5.
         """
+        # Systems scale it by the type, so floats would be taken for next to silence.
+        assert all(wave.dtype == np.int16 for wave in waves)
         if self.features is None:
             return self.head.predict([()] * len(waves), [np.ones(0)] * len(waves))
         most = max(map(len, waves), default=1) if self.features.whole else round(self.max_s * audio.RATE_HZ)

@@ -28,6 +28,7 @@ from cpcscale.errors import UserError
 from cpcscale.experiments.tracked_run import tracked_run
 from cpcscale.serve.card import card, recogniser_scores
 from cpcscale.serve.folder import is_recogniser, save_recogniser
+from cpcscale.serve.shift import measure_shift
 from cpcscale.storage.marked_folder import MARKER
 from cpcscale.tracking.store import TrackingConfig
 from cpcscale.tracking.tracker import Tracker, settle
@@ -194,6 +195,8 @@ def _publish(
             learnt = each.split.train_rows + each.split.dev_rows
             groups = {prepared.folds.groups[row] for row in learnt}
             scores = recogniser_scores(result, prepared.source, utterances=len(learnt), speakers=len(groups))
+            if each.split.fold == FINAL and prepared.waves is not None:
+                scores["shift"] = measure_shift(each.recogniser, prepared.waves)
             save_recogniser(_recogniser_url(config, each.split.fold), each.recogniser, scores, card(scores))
 
 

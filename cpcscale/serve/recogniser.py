@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,8 +21,11 @@ from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
 from cpcscale.progress import Progress
 from cpcscale.serve.folder import load_recogniser
+from cpcscale.serve.quality import QualityMeter
 
-COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, "reason", "marks")
+COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, "speech_share", "reason", "flags", "marks")
+
+_NO_VALUES: dict[str, Any] = {**dict.fromkeys(PRIMITIVES, math.nan), "unit": (math.nan,) * 3}
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class Prediction:
     """What a recogniser says of one file or array.
 
     `activation`, `valence` and `dominance` are on the scale of the corpus that it was fitted to, `unit` the same three
-    on [-1, 1]; NaN where `reason` says why there is none. `marks` are those of the recogniser's scores.
+    on [-1, 1]; NaN where `reason` says why there is none. `marks` are those of the recogniser's scores. `speech_share`
+    and `flags`: how much of the audio is speech, and what makes the values doubtful, as in `cpcscale.serve.quality`.
     """
 
     file: str
@@ -40,6 +45,14 @@ class Prediction:
     unit: tuple[float, float, float]
     reason: str = ""
     marks: tuple[str, ...] = ()
+    speech_share: float = math.nan
+    flags: tuple[str, ...] = ()
+
+    def strict(self) -> Prediction:
+        """Itself; without its values if it has flags, which are the reason then."""
+        if self.reason or not self.flags:
+            return self
+        return dataclasses.replace(self, **_NO_VALUES, reason=" ".join(self.flags))
 
     def row(self) -> dict[str, Any]:
         """Its row in a table, by COLUMNS."""
@@ -50,7 +63,9 @@ class Prediction:
             "start_s": 0.0 if end_s else "",
             "end_s": end_s,
             **values,
+            "speech_share": _cell(self.speech_share, 3),
             "reason": self.reason,
+            "flags": " ".join(self.flags),
             "marks": " ".join(self.marks),
         }
 
@@ -104,29 +119,31 @@ class Recogniser:
         """What has to be said with every figure and value of it."""
         return tuple(self.scores.get("marks", ()))
 
-    def predict(self, source: str | Path | np.ndarray, rate: int = 0) -> Prediction:
+    def predict(self, source: str | Path | np.ndarray, rate: int = 0, *, strict: bool = False) -> Prediction:
         """What it says of a file (a path or s3:// URL), or of an array [S] or [S, channels] at `rate` Hz.
 
         Arrays are floats in [-1, 1] or int16. Any rate and number of channels: they come through the door that files
-        come through. Audio that is no speech has NaN and a reason. Raises UserError for a file that is not there, and
-        for an array without a rate.
+        come through. Audio that is no speech has NaN and a reason, with `strict` all audio with flags too. Raises
+        UserError for a file that is not there, and for an array without a rate.
         """
         if isinstance(source, np.ndarray):
-            return self._of_bytes("", _as_file(source, rate))
-        found = self._of_file(str(source))
+            found = self._of_bytes("", _as_file(source, rate))
+        else:
+            found = self._of_file(str(source))
         if found.reason == "missing":
             raise UserError(f"no file at {source}: check the path")
-        return found
+        return found.strict() if strict else found
 
-    def predict_many(self, sources: Iterable[str | Path]) -> Predictions:
+    def predict_many(self, sources: Iterable[str | Path], *, strict: bool = False) -> Predictions:
         """What it says of each file, in order; one that cannot be read has its reason."""
-        return Predictions(self.stream([str(each) for each in sources]))
+        return Predictions(self.stream([str(each) for each in sources], strict=strict))
 
-    def stream(self, sources: Sequence[str]) -> Iterator[Prediction]:
+    def stream(self, sources: Sequence[str], *, strict: bool = False) -> Iterator[Prediction]:
         """As `predict_many`, one after the other, so that many take no more memory than one."""
         with Progress("predicting", len(sources), "files") as progress:
             for done, source in enumerate(sources, 1):
-                yield self._of_file(source)
+                found = self._of_file(source)
+                yield found.strict() if strict else found
                 progress.update(done)
 
     def __repr__(self) -> str:
@@ -150,17 +167,21 @@ class Recogniser:
             seconds = len(wave_S) / audio.RATE_HZ
             if seconds < LEAST_S:
                 return self._none(name, "short", seconds)
-            audio.check_sound(wave_S, audio.SoundLimits())
         except audio.AudioError as error:
             return self._none(name, error.cause, math.nan)
-        [unit_P] = self._fitted.predict([wave_S])
+        meter = QualityMeter()
+        samples_S = meter.add(wave_S)
+        quality = meter.quality()
+        if quality.reason:
+            return self._none(name, quality.reason, seconds, quality.speech_share)
+        [unit_P] = self._fitted.predict([samples_S])
         activation, valence, dominance = (float(value) for value in self._fitted.in_units(unit_P))
         unit = (float(unit_P[0]), float(unit_P[1]), float(unit_P[2]))
-        return Prediction(name, seconds, activation, valence, dominance, unit, "", self.marks)
+        share, flags = quality.speech_share, quality.flags
+        return Prediction(name, seconds, activation, valence, dominance, unit, "", self.marks, share, flags)
 
-    def _none(self, name: str, reason: str, seconds: float) -> Prediction:
-        none = math.nan
-        return Prediction(name, seconds, none, none, none, (none, none, none), reason, self.marks)
+    def _none(self, name: str, reason: str, seconds: float, speech_share: float = math.nan) -> Prediction:
+        return Prediction(name, seconds, **_NO_VALUES, reason=reason, marks=self.marks, speech_share=speech_share)
 
 
 def load(url: str | Path) -> Recogniser:

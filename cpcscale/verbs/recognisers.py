@@ -56,4 +56,4 @@ def recogniser(options: argparse.Namespace) -> int:
 def predict(options: argparse.Namespace) -> int:
     from cpcscale.serve.predict import predict_files
 
-    return predict_files(options.model, options.audio, options.out, as_json=options.json)
+    return predict_files(options.model, options.audio, options.out, as_json=options.json, strict=options.strict)

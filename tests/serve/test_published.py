@@ -41,6 +41,12 @@ def arguments(folder: Path, system: str, *more: str) -> list[str]:
     return ["finetune", str(folder / f"{system}.yaml"), *more]
 
 
+def beats(kind: type = np.float64) -> np.ndarray:
+    """A second of a tone that comes and goes, which is no speech, but might be sobs."""
+    time_S = np.arange(RATE) / RATE
+    return (np.sin(2 * np.pi * 440 * time_S) * (1 + np.sin(2 * np.pi * 4 * time_S)) / 9).astype(kind)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a corpus and the published run `precpc`, its folds kept too."""
@@ -51,15 +57,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_recognisers_of_the_folds_give_the_predictions_of_the_folds(place):
-    rows = list(csv.DictReader((place / "precpc" / "predictions.csv").open()))
+def check_folds(folder: Path, corpus: Path) -> None:
+    """The recognisers of the folds of a run predict what its folds predicted."""
+    rows = list(csv.DictReader((folder / "predictions.csv").open()))
     for fold in range(3):
-        model = cpcscale.load(place / "precpc" / "recogniser" / f"fold-{fold}")
+        model = cpcscale.load(folder / "recogniser" / f"fold-{fold}")
         tested = [row for row in rows if row["fold"] == str(fold)]
-        found = model.predict_many(sorted((place / "tones").glob(f"{row['utterance']}*"))[0] for row in tested)
+        found = model.predict_many(sorted(corpus.glob(f"{row['utterance']}*"))[0] for row in tested)
         for row, one in zip(tested, found, strict=True):
             assert one.activation == pytest.approx(float(row["activation_hat"]), abs=1e-5)
             assert one.dominance == pytest.approx(float(row["dominance_hat"]), abs=1e-5)
+
+
+def test_the_recognisers_of_the_folds_give_the_predictions_of_the_folds(place):
+    check_folds(place / "precpc", place / "tones")
 
 
 def test_a_file_an_array_and_any_form_of_it_give_the_same(place, tmp_path):
@@ -101,7 +112,37 @@ def test_what_is_no_speech_has_a_reason_and_no_value(place, tmp_path):
         with pytest.raises(UserError, match="is no audio"):
             model.predict(array, rate)
     assert model.predict(np.full(RATE, np.nan), RATE).reason and model.predict(np.zeros(0), RATE).reason
-    assert np.isfinite(model.predict(np.sin(np.arange(RATE) / 9).astype(np.float16), RATE).unit).all()
+    assert np.isfinite(model.predict(beats(np.float16), RATE).unit).all()
+
+
+def test_what_has_flags_has_a_value_and_with_strict_none(place, tmp_path, capsys):
+    model = cpcscale.load(place / "precpc" / "recogniser")
+    found = model.predict(beats(), RATE)
+    assert found.reason == "" and found.flags == ("non_speech", "bandwidth") and found.speech_share == 0
+    strict = model.predict(beats(), RATE, strict=True)
+    assert strict.reason == "non_speech bandwidth" and np.isnan([strict.activation, *strict.unit]).all()
+    assert strict.flags == found.flags
+    # A level that stays the same has neither.
+    tone = model.predict(np.sin(np.arange(RATE) / 9), RATE)
+    assert tone.reason == "no_speech" and tone.flags == () and np.isnan(tone.valence) and tone.seconds == 1
+    soundfile.write(tmp_path / "loud.wav", (beats(np.float32) * 20).clip(-1, 1), RATE)
+    soundfile.write(tmp_path / "tone.wav", np.sin(np.arange(RATE) / 9) / 2, RATE)
+    command = ["predict", str(place / "precpc" / "recogniser"), str(tmp_path)]
+    assert main(command) == 1
+    loud, tone = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert loud["flags"].split() == ["non_speech", "clipped", "level"] and loud["reason"] == "" and loud["valence"]
+    assert tone["reason"] == "no_speech" and tone["speech_share"] == "0.0" and tone["flags"] == tone["valence"] == ""
+    assert main([*command, "--strict"]) == 1
+    loud, _ = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert loud["reason"] == loud["flags"] and loud["valence"] == ""
+
+
+def test_the_card_says_how_far_other_levels_and_the_telephone_shift_the_values(place):
+    scores = cpcscale.load(place / "precpc" / "recogniser").scores
+    assert scores["shift"].keys() == {"gain+12", "gain-12", "telephone"}
+    mean, deviation = scores["shift"]["gain+12"]["activation"]
+    card = (place / "precpc" / "recogniser" / "README.md").read_text()
+    assert f"| 12 dB louder | {mean:+.2f} ± {deviation:.2f} |" in card and deviation > 0
 
 
 def test_the_command_prints_a_row_a_file_and_its_status_says_whether_all_have_a_value(place, tmp_path, capsys):
@@ -180,7 +221,7 @@ def test_a_run_that_kept_none_says_how_to_have_one_and_the_same_command_makes_it
     assert cpcscale.load(place / "functionals" / "recogniser").predict(place / "tones" / "00.wav").reason == ""
     assert not (place / "functionals" / "recogniser" / "fold-0").exists()
     assert main(arguments(place, "functionals", "svm_search=false", "publish=folds")) == 0
-    assert cpcscale.load(place / "functionals" / "recogniser" / "fold-2").system == "functionals"
+    check_folds(place / "functionals", place / "tones")
     assert main(arguments(place, "functionals", "speaker_norm=true", "publish=final")) == 2
     assert "cannot be applied to one file" in capsys.readouterr().err.replace("\n", " ")
 
