@@ -79,6 +79,10 @@ def test_what_the_detector_does_not_know_keeps_its_value_if_its_level_changes():
     assert quality(with_a_pause) == Quality(0.0, ("non_speech",))
 
 
+def test_a_recording_of_monkeys_is_flagged_and_keeps_its_value():
+    assert quality(audio.decode(str(AUDIO / "asterisk_en" / "tt-monkeys.opus"))).flags == ("non_speech", "bandwidth")
+
+
 def test_speech_in_much_else_is_non_speech(speech):
     short = speech[0][: 2 * RATE] / np.float32(32768)
     assert quality(np.concatenate([short, noise(0) / 99])).flags == ()
