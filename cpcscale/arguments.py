@@ -20,6 +20,7 @@ _EXAMPLES = {
     "audit": "share=0.1",
     "pretrain": "train.steps=60",
     "finetune": "fit.epochs=10",
+    "recogniser": "out=FOLDER",
     "sweep": "trials=8",
     "evaluate": "seeds=[0,1]",
     "size": "train.batch=64",
@@ -139,9 +140,15 @@ def _of_runs(verbs: Verbs) -> None:
 
 
 def _recognisers(verbs: Verbs) -> None:
-    recogniser = verbs.add_parser("recogniser", help="saved recogniser -> what it is, or whether it is whole")
-    recogniser.add_argument("what", choices=("show", "verify"), help="show: what it is; verify: read every byte")
-    recogniser.add_argument("path", help="folder of a recogniser, such as RUN_DIR/recogniser")
+    recogniser = verbs.add_parser("recogniser", help="labelled corpus -> saved recogniser; what one is, if it is whole")
+    recogniser.add_argument(
+        "what",
+        choices=("fit", "show", "verify"),
+        help="fit: `finetune` with out=FOLDER for the recogniser; show: what it is; verify: read every byte",
+    )
+    recogniser.add_argument(
+        "path", help="fit: YAML file of `finetune`; else the folder of a recogniser, such as RUN_DIR/recogniser"
+    )
     predict = verbs.add_parser("predict", help="saved recogniser and audio -> activation, valence and dominance")
     predict.add_argument("model", help="folder of a recogniser, such as RUN_DIR/recogniser; local or s3://")
     predict.add_argument("audio", nargs="+", help="files, folders, patterns in quotes, @LIST (a file a line), s3://")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -28,7 +28,10 @@ from cpcscale.emotion.encoders.layer import Encoder
 from cpcscale.emotion.encoders.networks import WindowEncoder
 from cpcscale.emotion.handmade.statistics import summarise_windows
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
-from cpcscale.emotion.heads.svm import SupportVectors
+from cpcscale.emotion.heads.ridge import LinearWeights
+from cpcscale.emotion.heads.svm import SupportClasses, SupportVectors
+from cpcscale.emotion.heads.vectors import Fitted
+from cpcscale.emotion.held_out import Reference, readout
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.systems import SYSTEMS
 from cpcscale.emotion.systems.handmade import HandmadeFeatures, HandmadeSystem
@@ -75,21 +78,22 @@ class MeanHead:
 
 
 @dataclass(frozen=True)
-class SVRHead:
-    """A support vector regression for each primitive, on vectors or on statistics of frames."""
+class VectorHead:
+    """A regression of `kind` svr or ridge for each primitive, on vectors or on statistics of frames."""
 
-    machines: tuple[SupportVectors, ...]
+    kind: str
+    machines: tuple[Fitted, ...]
 
     def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
         x_UF = np.stack([_vector(parts, share_W) for parts, share_W in zip(inputs, shares, strict=True)])
         return np.stack([machine.predict(x_UF) for machine in self.machines], axis=1)
 
     def description(self) -> dict[str, Any]:
-        return {"kind": "svr"}
+        return {"kind": self.kind}
 
     def arrays(self) -> Arrays:
         named = zip(PRIMITIVES, self.machines, strict=True)
-        return {f"{name}.{key}": value for name, machine in named for key, value in vars(machine).items()}
+        return {f"{name}.{key}": value for name, machine in named for key, value in machine.arrays().items()}
 
 
 @dataclass(frozen=True)
@@ -112,10 +116,37 @@ class NetworkHead:
 
 
 @dataclass(frozen=True)
+class FittedClassifier:
+    """A classifier on the same features, and the names of its classes."""
+
+    machine: SupportClasses
+    classes: tuple[str, ...]
+
+    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> list[str]:
+        """The class of each utterance."""
+        x_UF = np.stack([_vector(parts, share_W) for parts, share_W in zip(inputs, shares, strict=True)])
+        return [self.classes[number] for number in self.machine.predict(x_UF)]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a recogniser says of U utterances: `unit_UP` float64 on [-1, 1].
+
+    `distance_U` says how unlike its training they are (`Reference`), `classes_U` their classes; each is empty where the
+    recogniser has no such part.
+    """
+
+    unit_UP: np.ndarray
+    distance_U: np.ndarray
+    classes_U: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class FittedRecogniser:
     """Features of audio, a head on them, and how audio is divided into windows.
 
     `features` is None where the audio plays no part. `scale`: (least, greatest) of the labels it was fitted to.
+    `reference` is of the utterances that it has learnt from.
     """
 
     system: str
@@ -123,6 +154,8 @@ class FittedRecogniser:
     head: Head
     max_s: float
     scale: tuple[float, float]
+    reference: Reference | None = None
+    classifier: FittedClassifier | None = None
 
     @classmethod
     def of_network(
@@ -136,15 +169,16 @@ class FittedRecogniser:
         assert isinstance(network, AttentionHead)
         return cls(system, features, NetworkHead(network), max_s, scale)
 
-    def predict(self, waves: Sequence[np.ndarray]) -> np.ndarray:
-        """float64 [U, P] on [-1, 1] for whole utterances, int16 [S] at 16 kHz.
+    def predict(self, waves: Sequence[np.ndarray]) -> Output:
+        """What it says of whole utterances, int16 [S] at 16 kHz.
 
         In the windows that it was fitted on, so an utterance has the same result alone and among others, to 1e-5.
+        Raises TypeError for samples of another type, of which features would be others.
         """
-        # Systems scale it by the type, so floats would be taken for next to silence.
-        assert all(wave.dtype == np.int16 for wave in waves)
+        if any(wave.dtype != np.int16 for wave in waves):
+            raise TypeError("a recogniser takes int16 samples")
         if self.features is None:
-            return self.head.predict([()] * len(waves), [np.ones(0)] * len(waves))
+            return Output(self.head.predict([()] * len(waves), [np.ones(0)] * len(waves)), np.zeros(0))
         most = max(map(len, waves), default=1) if self.features.whole else round(self.max_s * audio.RATE_HZ)
         spans = [window_spans(len(wave), most) for wave in waves]
         least = self.features.least_samples
@@ -155,7 +189,16 @@ class FittedRecogniser:
         ]
         made = iter(self.features(windows))
         inputs = [tuple(next(made) for _ in parts) for parts in spans]
-        return self.head.predict(inputs, [window_shares(parts) for parts in spans])
+        shares = [window_shares(parts) for parts in spans]
+        distances = self.distances(inputs, shares) if self.reference is not None else []
+        classes = self.classifier.predict(inputs, shares) if self.classifier is not None else []
+        return Output(self.head.predict(inputs, shares), np.array(distances), tuple(classes))
+
+    def distances(self, inputs: Iterable[tuple[np.ndarray, ...]], shares: Iterable[np.ndarray]) -> list[float]:
+        """How unlike those of training the utterances are whose windows its features turned into `inputs`."""
+        assert self.reference is not None
+        pairs = zip(inputs, shares, strict=True)
+        return [self.reference.distance(readout(parts, share_W)) for parts, share_W in pairs]
 
     def on_cpu(self) -> FittedRecogniser:
         """Itself, its networks moved there, as it is saved and sent to processes without a GPU."""
@@ -170,6 +213,12 @@ class FittedRecogniser:
         """Predictions on [-1, 1] in the units of the labels."""
         return in_units(unit_UP, self.scale)
 
+    @property
+    def training_rows(self) -> int:
+        """How many vectors of utterances it holds as they are: its support vectors."""
+        held = [array for name, array in self.arrays().items() if name.endswith(".vector_VF")]
+        return len(np.unique(np.concatenate(held), axis=0)) if held else 0
+
     def description(self) -> dict[str, Any]:
         """What it is, in plain values; with `arrays`, all that it is made again from."""
         return {
@@ -178,6 +227,7 @@ class FittedRecogniser:
             "scale": list(self.scale),
             "features": _features_description(self.features),
             "head": self.head.description(),
+            "classes": list(self.classifier.classes) if self.classifier is not None else [],
         }
 
     def arrays(self) -> Arrays:
@@ -185,6 +235,10 @@ class FittedRecogniser:
         found = {f"head.{name}": value for name, value in self.head.arrays().items()}
         if isinstance(self.features, WindowEncoder):
             found |= {f"encoder.{name}": value for name, value in _encoder_arrays(self.features.encoder).items()}
+        if self.reference is not None:
+            found |= {f"reference.{name}": value for name, value in vars(self.reference).items()}
+        if self.classifier is not None:
+            found |= {f"classifier.{name}": value for name, value in self.classifier.machine.arrays().items()}
         return found
 
 
@@ -197,11 +251,20 @@ def fitted_from(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
         max_s = float(description["max_s"])
         if not (math.isfinite(low) and low < high and math.isfinite(high) and LEAST_S <= max_s < math.inf):
             raise ValueError(f"scale={low:g} to {high:g}, max_s={max_s:g}")
-        made = FittedRecogniser(str(description["system"]), features, head, max_s, (low, high))
+        reference, machine = _below(arrays, "reference."), _below(arrays, "classifier.")
+        made = FittedRecogniser(
+            str(description["system"]),
+            features,
+            head,
+            max_s,
+            (low, high),
+            Reference(**reference) if reference else None,
+            FittedClassifier(SupportClasses(**machine), tuple(map(str, description["classes"]))) if machine else None,
+        )
         # What fits together predicts, and gives numbers.
         with np.errstate(all="ignore"):
             tried = made.predict([np.arange(_TRIED, dtype=np.int16)])
-        if not np.isfinite(tried).all():
+        if not (np.isfinite(tried.unit_UP).all() and np.isfinite(tried.distance_U).all()):
             raise ValueError("it gives no numbers")
         return made
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
@@ -272,8 +335,9 @@ def _head_from(found: Mapping[str, Any], arrays: Arrays) -> Head:
     match found["kind"]:
         case "mean":
             return MeanHead(arrays["mean_P"])
-        case "svr":
-            return SVRHead(tuple(SupportVectors(**_below(arrays, f"{name}.")) for name in PRIMITIVES))
+        case "svr" | "ridge" as kind:
+            machine = SupportVectors if kind == "svr" else LinearWeights
+            return VectorHead(kind, tuple(machine(**_below(arrays, f"{name}.")) for name in PRIMITIVES))
         case "attention":
             settings = config.build(AttentionHeadConfig, found["recogniser"])
             network = _filled(partial(AttentionHead, settings, int(found["width"]), tuple(found["layers"])), arrays)

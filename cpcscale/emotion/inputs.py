@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -108,6 +108,13 @@ class FoldInputs:
             return apply_each(x_UF, [self._scales[row] for row in rows]) if self._recipe.speaker_norm else x_UF
         pairs = zip(self.inputs(rows), self.shares(rows), strict=True)
         return np.stack([summarise_windows(parts, share_W) for parts, share_W in pairs])
+
+    def head_inputs(self, features: Features, rows: Sequence[int]) -> Iterator[Windows]:
+        """What `features`, those of the fold once it is fitted, make of these utterances."""
+        if self._prepared.vectors_UF is not None:
+            return ((x_F,) for x_F in self._prepared.vectors_UF[list(rows)])
+        found = iter(self.inputs(rows))
+        return (tuple(features(parts)) for parts in found) if self._recipe.trains_encoder else found
 
     def network(self, settings: AttentionHeadConfig) -> nn.Module:
         """A new recogniser that standardises by the training utterances; with the encoder, if that is to be trained.

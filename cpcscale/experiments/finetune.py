@@ -18,16 +18,17 @@ from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import FoldResult
 from cpcscale.emotion.encoders.networks import OpenedEncoder, absolute_checkpoint, encoder_digest, open_encoder
-from cpcscale.emotion.finetune_result import FinetuneResult, combine_folds
+from cpcscale.emotion.finetune_result import FinetuneResult, combine_folds, held_out
 from cpcscale.emotion.inputs import PreparedCorpus, prepare
 from cpcscale.emotion.probe_selection import refuse_selected
 from cpcscale.emotion.protocol.folds import FINAL, fold_splits, marks
 from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.emotion.systems.handmade import HandmadeFeatures
 from cpcscale.errors import UserError
 from cpcscale.experiments.tracked_run import tracked_run
-from cpcscale.serve.card import card, recogniser_scores
-from cpcscale.serve.folder import is_recogniser, save_recogniser
+from cpcscale.serve.card import recogniser_scores
+from cpcscale.serve.folder import SavedRecogniser, is_recogniser, save_recogniser
 from cpcscale.serve.shift import measure_shift
 from cpcscale.storage.marked_folder import MARKER
 from cpcscale.tracking.store import TrackingConfig
@@ -87,13 +88,13 @@ def finetune(
     refuse_selected(config, corpus, source)
     identity = identify(config, corpus) | {"encoder": encoder_digest(encoder)}
     kept = {"none": [], "final": [FINAL], "folds": [FINAL, *range(len(folds.splits))]}[config.publish]
-    published = all(is_recogniser(_recogniser_url(config, fold)) for fold in kept)
+    published = all(is_recogniser(recogniser_url(config.run_dir, fold)) for fold in kept)
     if (done := finished_result(config.run_dir, identity)) is not None and published:
         log.warning("%s holds this run, finished: it is not run again", config.run_dir)
         return done
     # A start that was stopped, maybe of another config, can have left its own.
     for fold in (*range(len(folds.splits)), FINAL):
-        storage.remove(storage.join(_recogniser_url(config, fold), MARKER))
+        storage.remove(storage.join(recogniser_url(config.run_dir, fold), MARKER))
     started = time.monotonic()
     fold_tasks.check_cluster_size(config, config.ranks, config.workers)
     prepared = prepare(config, corpus, opened)
@@ -190,18 +191,38 @@ def _publish(
     config: FinetuneConfig, prepared: PreparedCorpus, results: Sequence[FoldResult], result: FinetuneResult
 ) -> None:
     """Saves the recognisers that were kept, the one on all speakers last."""
+    known = held_out(config, prepared, results) if config.publish != "none" else None
     for each in results:
         if each.recogniser is not None:
             learnt = each.split.train_rows + each.split.dev_rows
             groups = {prepared.folds.groups[row] for row in learnt}
-            scores = recogniser_scores(result, prepared.source, utterances=len(learnt), speakers=len(groups))
+            scores = recogniser_scores(
+                result,
+                prepared.source,
+                utterances=len(learnt),
+                speakers=len(groups),
+                licences=_licences(config, prepared),
+                training_rows=each.recogniser.training_rows,
+            )
             if each.split.fold == FINAL and prepared.waves is not None:
                 scores["shift"] = measure_shift(each.recogniser, prepared.waves)
-            save_recogniser(_recogniser_url(config, each.split.fold), each.recogniser, scores, card(scores))
+            saved = SavedRecogniser(each.recogniser, scores, known)
+            save_recogniser(recogniser_url(config.run_dir, each.split.fold), saved)
 
 
-def _recogniser_url(config: FinetuneConfig, fold: int) -> str:
-    whole = storage.join(config.run_dir, "recogniser")
+def _licences(config: FinetuneConfig, prepared: PreparedCorpus) -> dict[str, str]:
+    """The licences of all that the recogniser is made from; unknown where nobody says."""
+    found = {f"corpus {prepared.corpus.name}": prepared.corpus.licence}
+    if config.definition.takes_weights:
+        found["audio that the encoder was pretrained on"] = str(prepared.source.get("licence", "unknown"))
+    if isinstance(prepared.features, HandmadeFeatures) and prepared.features.licence:
+        found["features"] = prepared.features.licence
+    return found
+
+
+def recogniser_url(run_dir: str, fold: int = FINAL) -> str:
+    """Where a run keeps the recogniser on all labelled speakers, or that of a fold."""
+    whole = storage.join(run_dir, "recogniser")
     return whole if fold == FINAL else storage.join(whole, f"fold-{fold}")
 
 

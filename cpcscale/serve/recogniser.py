@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,16 +15,17 @@ import soundfile
 
 from cpcscale import audio, storage
 from cpcscale.emotion.audio.labelled_file import LEAST_S
-from cpcscale.emotion.fitted import FittedRecogniser
 from cpcscale.emotion.scores.ccc import PRIMITIVES
-from cpcscale.errors import UserError
+from cpcscale.errors import UserError, nearest
 from cpcscale.progress import Progress
-from cpcscale.serve.folder import load_recogniser
+from cpcscale.serve.folder import SavedRecogniser, load_recogniser
 from cpcscale.serve.quality import QualityMeter
 
-COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, "speech_share", "reason", "flags", "marks")
-
-_NO_VALUES: dict[str, Any] = {**dict.fromkeys(PRIMITIVES, math.nan), "unit": (math.nan,) * 3}
+BOUNDS = tuple(f"{name}_{bound}" for name in PRIMITIVES for bound in ("low", "high"))
+COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, *BOUNDS, "speech_share", "reason", "flags", "marks")
+_NONE = (math.nan, math.nan, math.nan)
+# An utterance further from those of training than 99 of 100 held-out ones.
+UNLIKE = "unlike_training"
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Prediction:
     """What a recogniser says of one file or array.
 
     `activation`, `valence` and `dominance` are on the scale of the corpus that it was fitted to, `unit` the same three
-    on [-1, 1]; NaN where `reason` says why there is none. `marks` are those of the recogniser's scores. `speech_share`
-    and `flags`: how much of the audio is speech, and what makes the values doubtful, as in `cpcscale.serve.quality`.
+    on [-1, 1]; NaN where `reason` says why there is none. `category` is empty where the recogniser has no classifier.
+    `speech_share` is how much of the audio is speech, 0 to 1. `flags` say what makes the values doubtful: those of
+    `cpcscale.serve.quality`, and unlike_training. `marks` are those of the recogniser's scores.
     """
 
     file: str
@@ -45,24 +46,42 @@ class Prediction:
     unit: tuple[float, float, float]
     reason: str = ""
     marks: tuple[str, ...] = ()
-    speech_share: float = math.nan
     flags: tuple[str, ...] = ()
+    speech_share: float = math.nan
+    category: str = ""
+    # The lower and upper ends of the intervals, by primitive; NaN where the recogniser gives none.
+    low: tuple[float, float, float] = _NONE
+    high: tuple[float, float, float] = _NONE
 
     def strict(self) -> Prediction:
         """Itself; without its values if it has flags, which are the reason then."""
         if self.reason or not self.flags:
             return self
-        return dataclasses.replace(self, **_NO_VALUES, reason=" ".join(self.flags))
+        reason = " ".join(self.flags)
+        return Prediction(self.file, self.seconds, *_NONE, _NONE, reason, self.marks, self.flags, self.speech_share)
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """(low, high) of activation, valence or dominance, in its units; NaN where there is none.
+
+        Over new speakers like those of its corpus, the label lies within it with the probability
+        `Recogniser.interval_level`, on average, not for each speaker. Raises UserError for another name.
+        """
+        if name not in PRIMITIVES:
+            raise UserError(f"{name!r} is not one of {', '.join(PRIMITIVES)}{nearest(name, list(PRIMITIVES))}")
+        place = PRIMITIVES.index(name)
+        return self.low[place], self.high[place]
 
     def row(self) -> dict[str, Any]:
         """Its row in a table, by COLUMNS."""
         values = {name: _cell(getattr(self, name)) for name in PRIMITIVES}
+        ends = [end for pair in zip(self.low, self.high, strict=True) for end in pair]
         end_s = _cell(self.seconds, 3)
         return {
             "file": self.file,
             "start_s": 0.0 if end_s else "",
             "end_s": end_s,
             **values,
+            **{name: _cell(end) for name, end in zip(BOUNDS, ends, strict=True)},
             "speech_share": _cell(self.speech_share, 3),
             "reason": self.reason,
             "flags": " ".join(self.flags),
@@ -100,9 +119,11 @@ class Predictions(Sequence[Prediction]):
 class Recogniser:
     """A recogniser of activation, valence and dominance, from a folder that a fine-tuning published."""
 
-    def __init__(self, fitted: FittedRecogniser, scores: dict[str, Any]) -> None:
-        """Use `cpcscale.load`. `scores` is the content of scores.json."""
-        self._fitted, self.scores = fitted, scores
+    def __init__(self, saved: SavedRecogniser) -> None:
+        """Use `cpcscale.load`."""
+        self._fitted, self._held_out = saved.fitted, saved.held_out
+        # The content of scores.json.
+        self.scores = dict(saved.scores)
 
     @property
     def system(self) -> str:
@@ -118,6 +139,11 @@ class Recogniser:
     def marks(self) -> tuple[str, ...]:
         """What has to be said with every figure and value of it."""
         return tuple(self.scores.get("marks", ()))
+
+    @property
+    def interval_level(self) -> float:
+        """The probability of its intervals, .9 or .8; 0 where it gives none."""
+        return self._held_out.level if self._held_out is not None else 0.0
 
     def predict(self, source: str | Path | np.ndarray, rate: int = 0, *, strict: bool = False) -> Prediction:
         """What it says of a file (a path or s3:// URL), or of an array [S] or [S, channels] at `rate` Hz.
@@ -174,19 +200,36 @@ class Recogniser:
         quality = meter.quality()
         if quality.reason:
             return self._none(name, quality.reason, seconds, quality.speech_share)
-        [unit_P] = self._fitted.predict([samples_S])
-        activation, valence, dominance = (float(value) for value in self._fitted.in_units(unit_P))
-        unit = (float(unit_P[0]), float(unit_P[1]), float(unit_P[2]))
-        share, flags = quality.speech_share, quality.flags
-        return Prediction(name, seconds, activation, valence, dominance, unit, "", self.marks, share, flags)
+        output = self._fitted.predict([samples_S])
+        [unit_P] = output.unit_UP
+        known, low, high, flags = self._held_out, _NONE, _NONE, quality.flags
+        if known is not None:
+            low, high = (self._units(np.clip(unit_P + side * known.half_P, -1, 1)) for side in (-1, 1))
+            if len(output.distance_U) and output.distance_U[0] > known.limit:
+                flags += (UNLIKE,)
+        return Prediction(
+            name,
+            seconds,
+            *self._units(unit_P),
+            _three(unit_P),
+            marks=self.marks,
+            flags=flags,
+            speech_share=quality.speech_share,
+            category=output.classes_U[0] if output.classes_U else "",
+            low=low,
+            high=high,
+        )
+
+    def _units(self, unit_P: np.ndarray) -> tuple[float, float, float]:
+        return _three(self._fitted.in_units(unit_P))
 
     def _none(self, name: str, reason: str, seconds: float, speech_share: float = math.nan) -> Prediction:
-        return Prediction(name, seconds, **_NO_VALUES, reason=reason, marks=self.marks, speech_share=speech_share)
+        return Prediction(name, seconds, *_NONE, _NONE, reason, self.marks, speech_share=speech_share)
 
 
 def load(url: str | Path) -> Recogniser:
     """The recogniser in a folder, local or s3://. Raises UserError where there is none, or a torn or newer one."""
-    return Recogniser(*load_recogniser(str(url)))
+    return Recogniser(load_recogniser(str(url)))
 
 
 def _as_file(wave: np.ndarray, rate: int) -> bytes:
@@ -207,6 +250,11 @@ def _as_file(wave: np.ndarray, rate: int) -> bytes:
             "most 1,024 channels, and the rate in Hz"
         ) from None
     return out.getvalue()
+
+
+def _three(values_P: np.ndarray) -> tuple[float, float, float]:
+    activation, valence, dominance = map(float, values_P)
+    return activation, valence, dominance
 
 
 def _cell(value: float, digits: int = 4) -> Any:

@@ -23,12 +23,12 @@ def measure_shift(fitted: FittedRecogniser, waves: Sequence[Sequence[np.ndarray]
     """
     rows = np.linspace(0, len(waves) - 1, min(len(waves), _UTTERANCES)).round().astype(int)
     clean = [waves[row][0] for row in rows.tolist()]
-    before_UP = fitted.in_units(fitted.predict(clean))
+    before_UP = fitted.in_units(fitted.predict(clean).unit_UP)
     shifts = {}
     for name in CHANGES:
         change = parse_condition(name)
-        after_UP = fitted.in_units(fitted.predict([degrade(wave_S, change, 0, "") for wave_S in clean]))
-        shift_UP = after_UP - before_UP
+        after = fitted.predict([degrade(wave_S, change, 0, "") for wave_S in clean])
+        shift_UP = fitted.in_units(after.unit_UP) - before_UP
         found = zip(shift_UP.mean(axis=0).tolist(), shift_UP.std(axis=0).tolist(), strict=True)
         shifts[name] = dict(zip(PRIMITIVES, map(list, found), strict=True))
     return shifts

@@ -43,6 +43,8 @@ def recogniser(options: argparse.Namespace) -> int:
     from cpcscale.report.terminal.recogniser import show_lines, verify_lines
     from cpcscale.serve.folder import describe_recogniser, verify_recogniser
 
+    if options.what == "fit":
+        return _fit(options)
     refuse_settings(options, f"recogniser {options.what}")
     if options.what == "show":
         values = describe_recogniser(options.path)
@@ -51,6 +53,26 @@ def recogniser(options: argparse.Namespace) -> int:
     values = verify_recogniser(options.path)
     show(options, values, verify_lines(values))
     return 0 if values["ok"] else 1
+
+
+def _fit(options: argparse.Namespace) -> int:
+    from cpcscale import config, storage
+    from cpcscale.experiments.finetune import FinetuneConfig, finetune, recogniser_url
+    from cpcscale.report.terminal.recogniser import show_lines
+    from cpcscale.serve.folder import copy_recogniser, describe_recogniser
+
+    outs = [text.removeprefix("out=") for text in options.overrides if text.startswith("out=")]
+    if len(outs) != 1 or not outs[0]:
+        raise UserError("`recogniser fit CONFIG` needs one out=FOLDER, where the recogniser is to be")
+    overrides = [text for text in options.overrides if not text.startswith("out=")]
+    settings = config.load(FinetuneConfig, options.path, overrides)
+    if settings.publish == "none":
+        settings = config.load(FinetuneConfig, options.path, [*overrides, "publish=final"])
+    finetune(settings)
+    copy_recogniser(recogniser_url(settings.run_dir), storage.absolute(outs[0]))
+    values = describe_recogniser(outs[0])
+    show(options, values, show_lines(values))
+    return 0
 
 
 def predict(options: argparse.Namespace) -> int:

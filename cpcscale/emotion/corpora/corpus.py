@@ -46,6 +46,8 @@ class CorpusConfig:
     # if an audio file is missing, empty or unreadable. stop: end with one line. skip: leave out its row, with a log
     # line
     on_bad: str = "stop"
+    # what it may be used under, for the card of a recogniser; empty: what its owners say, if its kind is known
+    licence: str = field(default="", metadata=config.PLACE)
 
     def __post_init__(self) -> None:
         config.check_choice("corpus.kind", self.kind, KINDS)
@@ -116,6 +118,7 @@ class Corpus:
     dropped: tuple[DroppedRow, ...] = ()
     notes: tuple[str, ...] = ()
     shards: str = ""
+    licence: str = "unknown"
 
     @cached_property
     def labels_UP(self) -> np.ndarray:

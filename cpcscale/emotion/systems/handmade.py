@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class HandmadeFeatures:
     """Features (see system.py) that `measure` makes of a float waveform in [-1, 1).
 
-    `kind` is which of a system's formulas it is, where the system has several.
+    `kind` is which of a system's formulas it is, where the system has several; `licence` is that of the library behind
+    it, where it limits what the features may be used for.
     """
 
     name: str
@@ -28,6 +29,7 @@ class HandmadeFeatures:
     whole: bool = False
     kind: str = ""
     least_samples: int = 1
+    licence: str = ""
 
     def __call__(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [self.measure(wave.astype(np.float32) / 32768) for wave in waves]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cpcscale.emotion.protocol.splits import Split
     from cpcscale.emotion.recipe import EmotionRecipe
 
-Regressor = Literal["mean", "svr", "attention"]
+Regressor = Literal["mean", "svr", "ridge", "attention"]
 
 
 class Features(Protocol):
@@ -44,7 +44,7 @@ class System:
     # Its `system=`.
     name: ClassVar[str]
     # The regressors that it can have; the first is that of head=auto.
-    regressors: ClassVar[tuple[Regressor, ...]] = ("attention", "svr")
+    regressors: ClassVar[tuple[Regressor, ...]] = ("attention", "svr", "ridge")
     # Whether it takes the network of encoder.checkpoint, or of pretraining.model where none is given.
     takes_network: ClassVar[bool] = False
     # Whether encoder.checkpoint must be given.
