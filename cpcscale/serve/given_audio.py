@@ -13,12 +13,14 @@ from cpcscale.emotion.audio.labelled_file import LEAST_S
 from cpcscale.errors import AudioError, UserError
 
 
-def read_wave(source: str | Path | np.ndarray, rate: int = 0) -> np.ndarray:
-    """int16 [S] at 16 kHz of a file (a path or s3:// URL), or of an array [S] or [S, channels] at `rate` Hz.
+def read_wave(source: str | Path | bytes | np.ndarray, rate: int = 0) -> np.ndarray:
+    """int16 [S] at 16 kHz of a file (path, s3:// URL or its bytes), or of an array [S] or [S, channels] at `rate` Hz.
 
     Raises UserError for a file that is not there and an array without a rate, AudioError for what is no sound.
     """
-    data = array_as_file(source, rate) if isinstance(source, np.ndarray) else storage.read(str(source))
+    if isinstance(source, np.ndarray):
+        source = array_as_file(source, rate)
+    data = source if isinstance(source, bytes) else storage.read(str(source))
     wave_S = audio.decode_checked(data)[1]
     seconds = len(wave_S) / audio.RATE_HZ
     if seconds < LEAST_S:

@@ -64,6 +64,7 @@ def test_a_file_and_an_array_of_any_form_give_the_same_frames_and_times(place, t
     np.testing.assert_allclose(expected.times_s, 0.005 + 0.01 * np.arange(len(wave) // 160))
     for array in (wave, wave.astype(np.float32) / 32768, np.stack([wave, wave], axis=1)):
         np.testing.assert_array_equal(encoder.encode(array, RATE).frames, expected.frames)
+    np.testing.assert_array_equal(encoder.encode(file.read_bytes()).frames, expected.frames)
     other = encoder.encode(np.repeat(wave, 3), 48_000)
     assert len(other.frames) == pytest.approx(len(expected.frames), abs=1)
     for wrong, message in (
