@@ -20,6 +20,7 @@ _EXAMPLES = {
     "audit": "share=0.1",
     "pretrain": "train.steps=60",
     "finetune": "fit.epochs=10",
+    "recogniser": "out=FOLDER",
     "sweep": "trials=8",
     "evaluate": "seeds=[0,1]",
     "size": "train.batch=64",
@@ -70,7 +71,7 @@ def command_line() -> argparse.ArgumentParser:
     _of_figures(verbs)
     parser.set_defaults(ray=False)
     for verb, subparser in verbs.choices.items():
-        if verb == "predict":
+        if verb in ("predict", "features"):
             continue
         text = f"overrides of config keys, such as {_EXAMPLES[verb]}" if verb in _EXAMPLES else argparse.SUPPRESS
         subparser.add_argument("overrides", nargs="*", metavar="key=value", default=[], help=text)
@@ -139,10 +140,14 @@ def _of_runs(verbs: Verbs) -> None:
 
 
 def _recognisers(verbs: Verbs) -> None:
-    recogniser = verbs.add_parser("recogniser", help="saved recogniser -> what it is, or whether it is whole")
-    recogniser.add_argument("what", choices=("show", "verify"), help="show: what it is; verify: read every byte")
+    recogniser = verbs.add_parser("recogniser", help="labelled corpus -> saved recogniser; what one is, if it is whole")
+    recogniser.add_argument(
+        "what",
+        choices=("fit", "show", "verify"),
+        help="fit: `finetune` with out=FOLDER for the recogniser; show: what it is; verify: read every byte",
+    )
     address = "folder of a recogniser, such as RUN_DIR/recogniser; local, s3:// or models:/NAME@ALIAS"
-    recogniser.add_argument("path", help=address)
+    recogniser.add_argument("path", help=f"fit: YAML file of `finetune`; else the {address}")
     register = verbs.add_parser("register", help="saved recogniser -> a version of a registered model of MLflow")
     register.add_argument("model", help="folder of a recogniser, such as RUN_DIR/recogniser; local or s3://")
     register.add_argument("--name", required=True, help="name of the registered model")
@@ -151,12 +156,30 @@ def _recognisers(verbs: Verbs) -> None:
     register.add_argument(
         "--share-training-rows", action="store_true", help="even if it holds rows of training data (support vectors)"
     )
+    register.add_argument(
+        "--accept-licence", action="store_true", help="even if what it was made from is for research or no commerce"
+    )
     predict = verbs.add_parser("predict", help="saved recogniser and audio -> activation, valence and dominance")
     predict.add_argument("model", help=address)
     predict.add_argument("audio", nargs="+", help="files, folders, patterns in quotes, @LIST (a file a line), s3://")
     predict.add_argument("--out", metavar="FILE.csv", default="", help="write there, not to stdout")
+    predict.add_argument("--strict", action="store_true", help="no values for audio with flags, such as clipped")
     predict.set_defaults(overrides=[])
     predict.add_argument("--json", action="store_true", help="one JSON object a line, not CSV")
+
+    features = verbs.add_parser("features", help="encoder and audio -> its frames, as arrays or one table")
+    features.add_argument("model", help="run_dir of a pretraining, a checkpoint, a recogniser, or hf:NAME")
+    features.add_argument("audio", nargs="+", help="files, folders, patterns in quotes, @LIST (a file a line), s3://")
+    features.add_argument(
+        "--out", required=True, metavar="FOLDER|FILE.parquet", help="an .npy for each file in a folder, or one table"
+    )
+    features.add_argument(
+        "--layer",
+        default="c",
+        help="c: contexts, z: latents, both, or mix: all hidden states, of hf: only (default: c)",
+    )
+    features.add_argument("--force", action="store_true", help="replace what is there")
+    features.set_defaults(overrides=[])
 
 
 def _size(verbs: Verbs) -> None:

@@ -86,6 +86,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "recogniser": recognisers.recogniser,
     "register": recognisers.register,
     "predict": recognisers.predict,
+    "features": recognisers.features,
     "sweep": figures.sweep,
     "reproduce": figures.reproduce,
     "evaluate": figures.evaluate,

@@ -54,7 +54,7 @@ def config_classes(verb: str) -> tuple[type, ...]:
             from cpcscale.emotion.corpora.corpus import CorpusConfig
 
             return (CorpusConfig,)
-        case "finetune":
+        case "finetune" | "recogniser":
             from cpcscale.experiments.finetune import FinetuneConfig
 
             return (FinetuneConfig,)

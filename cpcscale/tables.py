@@ -82,9 +82,10 @@ class Table:
     Raises TableError, also while rows are read, for text that does not keep the rules of this module.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        with _lines(url) as lines:
+    def __init__(self, url: str, data: bytes | None = None) -> None:
+        """The table at `url`; with `data`, of that text, which `url` then only names."""
+        self.url, self._data = url, data
+        with _lines(url, data) as lines:
             first = next((line for line in lines if line.strip()), "")
         self._json = first.lstrip().startswith(("{", "["))
         self._delimiter = "\t" if "\t" in first else max(",;", key=first.count)
@@ -93,7 +94,7 @@ class Table:
             found = {name: None for _, record in json_lines(url) for name in record}
             self.columns = tuple(found)
         else:
-            with _lines(url) as lines:
+            with _lines(url, data) as lines:
                 self.columns = self._header(self._reader(lines))
 
     def require(self, *columns: str) -> None:
@@ -139,7 +140,7 @@ class Table:
             while found := list(itertools.islice(records, _BATCH_ROWS)):
                 yield [line for line, _ in found], [record for _, record in found]
             return
-        with _lines(self.url) as lines:
+        with _lines(self.url, self._data) as lines:
             reader = self._reader(lines)
             try:
                 self._header(reader)
@@ -340,10 +341,10 @@ def _starts(first: int, rows: Iterable[Sequence[str]]) -> list[int]:
 
 
 @contextlib.contextmanager
-def _lines(url: str) -> Iterator[Iterator[str]]:
+def _lines(url: str, data: bytes | None = None) -> Iterator[Iterator[str]]:
     """The lines of a text in UTF-8, with their ends, without byte order marks at its start."""
     try:
-        with storage.opened(url) as file:
+        with storage.opened(url) if data is None else io.BytesIO(data) as file:
             packed = io.BufferedReader(cast(io.RawIOBase, file), 1 << 20)
             plain = gzip.GzipFile(fileobj=packed) if packed.peek(2)[:2] == _GZIP else packed
             text = io.TextIOWrapper(cast(io.BufferedReader, plain), encoding="utf-8", newline="")

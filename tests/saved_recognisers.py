@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 
 import cpcscale
-from cpcscale.emotion.fitted import FittedRecogniser, MeanHead, SVRHead
+from cpcscale.emotion.fitted import FittedRecogniser, MeanHead, VectorHead
 from cpcscale.emotion.heads.svm import SupportVectors
 from cpcscale.emotion.systems.functionals import Functionals
 from cpcscale.experiments.published import tracked_model
-from cpcscale.serve.card import card
-from cpcscale.serve.folder import load_recogniser, save_recogniser
+from cpcscale.serve.folder import SavedRecogniser, load_recogniser, save_recogniser
 from cpcscale.tracking.model_folder import TrackedModel
 
 
@@ -30,10 +29,12 @@ def put_recogniser(folder: Path, ccc: float, fitted: FittedRecogniser | None = N
         "interval": None,
         "digests": {"config": "c" * 64, "corpus": "d" * 64},
         "encoder": {},
+        "licences": {"corpus tones": "unknown"},
+        "training_rows": fitted.training_rows,
         "versions": {"cpcscale": cpcscale.__version__},
         **changed,
     }
-    save_recogniser(str(folder), fitted, scores, card(scores))
+    save_recogniser(str(folder), SavedRecogniser(fitted, scores))
     return str(folder)
 
 
@@ -42,14 +43,15 @@ def support_vectors() -> FittedRecogniser:
     features = Functionals().features()
     rows_VF = np.stack([np.full(66, value) for value in (0.1, 0.2, 0.3)])
     ones, half_V = np.ones(66), np.full(2, 0.5)
-    head = SVRHead(
+    head = VectorHead(
+        "svr",
         tuple(
-            SupportVectors(0 * ones, ones, rows_VF[pair], half_V, np.array(0.0), np.array(-1.0))
+            SupportVectors(0 * ones, ones, rows_VF[pair], np.array(-1.0), half_V, np.array(0.0))
             for pair in ([0, 1], [0, 2], [1, 2])
-        )
+        ),
     )
     return FittedRecogniser("functionals", features, head, 10.0, (1.0, 5.0))
 
 
 def model_of(url: str) -> TrackedModel:
-    return tracked_model(url, "recogniser", *load_recogniser(url))
+    return tracked_model(url, "recogniser", load_recogniser(url))

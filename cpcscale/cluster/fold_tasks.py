@@ -30,8 +30,8 @@ _OTHER_ERRORS_S = 10
 class SharedFold:
     """The arguments of `run_shared`: `shared` refers to (recipe, prepared) in Ray's object store.
 
-    Each of the `ranks` gets `cpus` cores, `threads` torch threads, and a GPU if `gpus`. With `keep` the result has the
-    recogniser.
+    Each of the `ranks` gets `cpus` cores, `threads` torch threads, and a GPU if `gpus`. `keep` and `publish` are those
+    of `run_fold`.
     """
 
     shared: Any
@@ -41,6 +41,7 @@ class SharedFold:
     gpus: bool
     threads: int
     keep: bool = False
+    publish: bool = False
 
 
 def check_ranks(recipe: EmotionRecipe, ranks: int) -> None:
@@ -123,24 +124,27 @@ def run_folds(
     cpus = tasks.cpus_each(min(workers, len(numbers)) * ranks)
     threads, what = threads_of(cpus), f"finetune {recipe.system}"
     if ranks == 1:
-        shared = (recipe, prepared, threads)
+        shared = (recipe, prepared, threads, publish != "none")
         items = list(zip(numbers, kept, strict=True))
         return tasks.map_tasks(_run_alone, items, what=what, unit="folds", cpus=cpus, shared=shared)
     import ray
 
     gpus, everywhere = uses_gpus(recipe), ray.put((recipe, prepared))
     folds = [
-        SharedFold(everywhere, fold, ranks, cpus, gpus, threads, keep) for fold, keep in zip(numbers, kept, strict=True)
+        SharedFold(everywhere, fold, ranks, cpus, gpus, threads, keep, publish != "none")
+        for fold, keep in zip(numbers, kept, strict=True)
     ]
     return tasks.map_tasks(run_shared, folds, what=what, unit="folds", cpus=0)
 
 
-def _run_alone(item: tuple[int, bool], recipe: EmotionRecipe, prepared: PreparedCorpus, threads: int) -> FoldResult:
+def _run_alone(
+    item: tuple[int, bool], recipe: EmotionRecipe, prepared: PreparedCorpus, threads: int, publish: bool
+) -> FoldResult:
     import torch
 
     torch.set_num_threads(threads)
     fold, keep = item
-    return run_fold(recipe, prepared, fold, keep=keep)
+    return run_fold(recipe, prepared, fold, keep=keep, publish=publish)
 
 
 class _RankDiedError(Exception):
@@ -166,6 +170,7 @@ class _Rank:
         meeting: str,
         threads: int,
         keep: bool,
+        publish: bool,
     ) -> FoldResult | None:
         """The fold's result from rank 0, None from the others; `place` is (rank, world)."""
         import torch
@@ -175,7 +180,7 @@ class _Rank:
         torch.set_num_threads(threads)
         recipe, prepared = shared
         with join_ranks(*place, meeting, fit_device(recipe.fit)) as ranks, ranks.detect_lost_peers():
-            result = run_fold(recipe, prepared, fold, ranks, keep=keep and ranks.first)
+            result = run_fold(recipe, prepared, fold, ranks, keep=keep and ranks.first, publish=publish)
         return result if ranks.first else None
 
 
@@ -198,7 +203,7 @@ def _attempt(item: SharedFold) -> FoldResult:
         ]
         meeting = actors[0].meeting.remote()
         results = [
-            actor.run.remote(item.shared, item.fold, (rank, item.ranks), meeting, item.threads, item.keep)
+            actor.run.remote(item.shared, item.fold, (rank, item.ranks), meeting, item.threads, item.keep, item.publish)
             for rank, actor in enumerate(actors)
         ]
         return _first_result(results)

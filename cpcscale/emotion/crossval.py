@@ -18,11 +18,14 @@ import numpy as np
 
 from cpcscale.emotion.batching import derive_seed, predict, seeded
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.fitted import FittedRecogniser, MeanHead, SVRHead
+from cpcscale.emotion.fitted import FittedClassifier, FittedRecogniser, MeanHead, VectorHead
+from cpcscale.emotion.heads import ridge
 from cpcscale.emotion.heads.attention import learnt_mix
 from cpcscale.emotion.heads.halving import best_fit, candidates, searched_settings, successive_halving
-from cpcscale.emotion.heads.svm import GRID, Regressor, choose_regressor_config, classify
+from cpcscale.emotion.heads.svm import GRID, Classifier, chosen_classifier
 from cpcscale.emotion.heads.training import EpochResult, HeadTraining, TrainingExamples
+from cpcscale.emotion.heads.vectors import Regressor, Settings, choose_regressor_config
+from cpcscale.emotion.held_out import Reference, readout
 from cpcscale.emotion.inputs import FoldInputs, PreparedCorpus, fold_inputs
 from cpcscale.emotion.protocol.folds import FINAL, final_split
 from cpcscale.emotion.protocol.splits import Folds, Split
@@ -42,7 +45,8 @@ class FoldResult:
 
     `chosen` is what was chosen on the other speakers. `classes_U` are the predicted categories, if asked for.
     `conditions` has the predictions of the same rows under each test condition, as guess_UP. `recogniser` made them, if
-    it is kept.
+    it is kept, and `distance_U` says how unlike its training they are. `calibration` is of the development rows, by the
+    same procedure without them, where they stand for speakers that it does not know.
     """
 
     split: Split
@@ -53,6 +57,8 @@ class FoldResult:
     classes_U: tuple[str, ...] = ()
     conditions: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     recogniser: FittedRecogniser | None = None
+    distance_U: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    calibration: FoldResult | None = None
 
 
 def start_fit(recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> tuple[FoldInputs, HeadTraining]:
@@ -62,23 +68,54 @@ def start_fit(recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> 
 
 
 def run_fold(
-    recipe: EmotionRecipe, prepared: PreparedCorpus, fold: int, ranks: Ranks | None = None, *, keep: bool = False
+    recipe: EmotionRecipe,
+    prepared: PreparedCorpus,
+    fold: int,
+    ranks: Ranks | None = None,
+    *,
+    keep: bool = False,
+    publish: bool = False,
 ) -> FoldResult:
     """Trains one fold and predicts its test rows. All `ranks` call this and divide the recogniser's batches.
 
-    The fold FINAL is of all labelled speakers and tests nobody. With `keep` the result has the recogniser.
+    The fold FINAL is of all labelled speakers and tests nobody. With `keep` the result has the recogniser, with
+    `publish` what the intervals of the published one rest on.
 
     Raises UserError for unusable audio, a missing checkpoint or a loss that is not finite.
     """
+    corpus, folds = prepared.corpus, prepared.folds
+    if fold != FINAL:
+        return _run_split(recipe, prepared, folds.splits[fold], ranks, keep=keep, publish=publish)
+    split = final_split(recipe, corpus, folds)
+    result = _run_split(recipe, prepared, split, ranks, keep=keep, publish=publish)
+    if folds.protocol == "official" and publish:
+        # The test part is for figures alone: intervals come from the owner's development part.
+        apart = dataclasses.replace(split, test=split.dev, test_rows=split.dev_rows, leaky=True)
+        without = dataclasses.replace(recipe, fit=dataclasses.replace(recipe.fit, refit=False))
+        alone = dataclasses.replace(prepared, conditions={})
+        result = dataclasses.replace(result, calibration=_run_split(without, alone, apart, ranks, publish=True))
+    # Under official the final split is that of fold 0, by which its fit is keyed.
+    return dataclasses.replace(result, split=dataclasses.replace(split, fold=FINAL))
+
+
+def _run_split(
+    recipe: EmotionRecipe,
+    prepared: PreparedCorpus,
+    split: Split,
+    ranks: Ranks | None,
+    *,
+    keep: bool = False,
+    publish: bool = False,
+) -> FoldResult:
     started = time.monotonic()
     corpus, folds = prepared.corpus, prepared.folds
-    split = final_split(recipe, corpus, folds) if fold == FINAL else folds.splits[fold]
     curve: tuple[EpochResult, ...] = ()
     chosen: dict[str, Any] = {}
     classes: list[str] = []
+    distance_U = np.zeros(0)
     if recipe.regressor == "mean":
-        known = split.train_rows + (split.dev_rows if recipe.fit.refit else ())
-        mean_P = corpus.labels_UP[sorted(known)].mean(axis=0)
+        known = known_rows(split) if recipe.fit.refit else list(split.train_rows)
+        mean_P = corpus.labels_UP[known].mean(axis=0)
         recogniser = FittedRecogniser(
             recipe.system, None, MeanHead(corpus.to_unit(mean_P)), recipe.corpus.max_s, corpus.scale
         )
@@ -86,19 +123,42 @@ def run_fold(
         conditions = dict.fromkeys(recipe.test_conditions, guess_UP)
     else:
         source = fold_inputs(recipe, prepared, split)
-        if recipe.regressor == "svr":
-            guess, recogniser, chosen = _train_svr(recipe, corpus, source, folds, split)
+        if recipe.regressor != "attention":
+            guess, recogniser, chosen = _train_on_vectors(recipe, corpus, source, folds, split)
         else:
             guess, recogniser, curve, chosen = _train_head(recipe, corpus, source, split, ranks)
         guess_UP = guess(source) if split.test_rows else np.zeros((0, len(PRIMITIVES)))
         degraded = prepared.conditions if split.test_rows else {}
         conditions = {name: guess(source.with_audio(other)) for name, other in degraded.items()}
-        if recipe.classify and split.test_rows:
-            classes = _classify(recipe, corpus, source, folds, split)
+        if recipe.classify and (split.test_rows or keep):
+            classifier = _train_classifier(recipe, corpus, source, folds, split)
+            recogniser = dataclasses.replace(
+                recogniser, classifier=FittedClassifier(classifier.support_vectors, classifier.classes)
+            )
+            classes = _classes(corpus, classifier, source, split)
+        if (keep or publish) and not recipe.speaker_norm:
+            recogniser, distance_U = _with_reference(recogniser, source, split)
     kept = recogniser.on_cpu() if keep else None
-    # Under official the final split is that of fold 0, by which its fit is keyed.
-    split = dataclasses.replace(split, fold=fold)
-    return FoldResult(split, guess_UP, time.monotonic() - started, curve, chosen, tuple(classes), conditions, kept)
+    spent = time.monotonic() - started
+    return FoldResult(split, guess_UP, spent, curve, chosen, tuple(classes), conditions, kept, distance_U)
+
+
+def known_rows(split: Split) -> list[int]:
+    """The rows that a recogniser is fitted to once all is chosen; never one that is tested."""
+    return sorted({*split.train_rows, *split.dev_rows} - set(split.test_rows))
+
+
+def _with_reference(
+    recogniser: FittedRecogniser, source: FoldInputs, split: Split
+) -> tuple[FittedRecogniser, np.ndarray]:
+    """(the recogniser, knowing what it has learnt from; how unlike that the test rows are)."""
+    features, known = recogniser.features, known_rows(split)
+    assert features is not None
+    pairs = zip(source.head_inputs(features, known), source.shares(known), strict=True)
+    reference = Reference.of(readout(parts, share_W) for parts, share_W in pairs)
+    recogniser = dataclasses.replace(recogniser, reference=reference)
+    tested = source.head_inputs(features, split.test_rows)
+    return recogniser, np.array(recogniser.distances(tested, source.shares(split.test_rows)))
 
 
 def _fits(
@@ -145,7 +205,7 @@ def _train_head(
     assert best is not None
     if recipe.fit.refit:
         # Anew on the development speakers too, for as many epochs, as the final recogniser is fitted.
-        known = sorted(split.train_rows + split.dev_rows)
+        known = known_rows(split)
         anew = source.trained_on(known)
         fit = _fit(recipes[place], anew, split, _examples(corpus, anew, known), None, ranks, best.epoch)
         for _ in fit:
@@ -163,40 +223,44 @@ def _train_head(
     return guess, recogniser, curve, chosen
 
 
-def _train_svr(
+def _train_on_vectors(
     recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, folds: Folds, split: Split
 ) -> tuple[_Guess, FittedRecogniser, dict[str, Any]]:
-    """Fits a support vector regression on training and development rows: (predictor of the test rows, it, config)."""
-    known = sorted(split.train_rows + split.dev_rows)
+    """Fits a regression on training and development rows: (predictor of the test rows, recogniser, config)."""
+    known = known_rows(split)
     x_UF, truth_UP = source.vectors(known), corpus.to_unit(corpus.labels_UP[known])
-    grid = GRID if recipe.svm_search else (recipe.svm,)
+    grid: Sequence[Settings] = ridge.GRID
+    if recipe.regressor == "svr":
+        grid = GRID if recipe.svm_search else (recipe.svm,)
     speakers = [folds.groups[row] for row in known]
     settings = choose_regressor_config(x_UF, truth_UP, speakers, grid, key=_inner_key(recipe, split))
     machine = Regressor(settings).fit(x_UF, truth_UP)
-    head = SVRHead(machine.support_vectors)
+    head = VectorHead(recipe.regressor, machine.fitted)
     recogniser = FittedRecogniser(recipe.system, source.features, head, recipe.corpus.max_s, corpus.scale)
 
     def guess(inputs: FoldInputs) -> np.ndarray:
         return corpus.from_unit(machine.predict(inputs.vectors(split.test_rows)))
 
-    return guess, recogniser, dataclasses.asdict(settings)
+    return guess, recogniser, dict(vars(settings))
 
 
-def _classify(recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, folds: Folds, split: Split) -> list[str]:
-    """The predicted category of each test row; "" if the corpus has none for it."""
-    known = sorted(split.train_rows + split.dev_rows)
+def _train_classifier(
+    recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, folds: Folds, split: Split
+) -> Classifier:
+    """A classifier of the corpus's categories, fitted on training and development rows."""
+    known = known_rows(split)
     names, speakers = [corpus.utterances[row].category for row in known], [folds.groups[row] for row in known]
-    guesses = classify(
-        source.vectors(known),
-        names,
-        speakers,
-        source.vectors(split.test_rows),
-        GRID if recipe.svm_search else (recipe.svm,),
-        key=_inner_key(recipe, split),
-    )
-    return [
-        guess if corpus.utterances[row].category else "" for row, guess in zip(split.test_rows, guesses, strict=True)
-    ]
+    grid = GRID if recipe.svm_search else (recipe.svm,)
+    return chosen_classifier(source.vectors(known), names, speakers, grid, key=_inner_key(recipe, split))
+
+
+def _classes(corpus: Corpus, classifier: Classifier, source: FoldInputs, split: Split) -> list[str]:
+    """The predicted category of each test row; "" if the corpus has none for it."""
+    if not split.test_rows:
+        return []
+    guesses = classifier.predict(source.vectors(split.test_rows))
+    named = [corpus.utterances[row].category for row in split.test_rows]
+    return [str(guess) if name else "" for name, guess in zip(named, guesses, strict=True)]
 
 
 def _inner_key(recipe: EmotionRecipe, split: Split) -> str:

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.crossval import FoldResult
+from cpcscale.emotion.crossval import FoldResult, known_rows
 from cpcscale.emotion.heads.training import EpochResult
+from cpcscale.emotion.held_out import HeldOut
 from cpcscale.emotion.inputs import PreparedCorpus
-from cpcscale.emotion.protocol.folds import marks
+from cpcscale.emotion.protocol.folds import FINAL, marks
+from cpcscale.emotion.protocol.splits import LEAKY
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.scores.by_group import by_trait, traits_of
 from cpcscale.emotion.scores.ccc import PRIMITIVES
@@ -127,6 +129,30 @@ def combine_folds(recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequ
         groups=by_trait(known, guess, speakers, traits_of([corpus.utterances[row] for row in judged])),
         conditions={name: _condition(known, guess, other[judged], speakers) for name, other in degraded.items()},
         predictions_csv=_predictions(corpus, guess_UP, tested_U, classes, degraded),
+    )
+
+
+def held_out(recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequence[FoldResult]) -> HeldOut | None:
+    """What the intervals of the published recogniser rest on: the test rows, or the calibration rows under official.
+
+    None where no speaker is unknown to the folds (LEAKY, SPEAKER-ADAPTED), and for too few speakers.
+    """
+    corpus, folds = prepared.corpus, prepared.folds
+    if {LEAKY, "SPEAKER-ADAPTED"} & set(marks(recipe, corpus, folds)):
+        return None
+    apart = [each.calibration for each in results if each.calibration is not None]
+    judged = apart or [each for each in results if each.split.fold != FINAL]
+    rows = [row for each in judged for row in each.split.test_rows]
+    constant_UP = np.concatenate(
+        [np.tile(corpus.labels_UP[known_rows(each.split)].mean(axis=0), (len(each.guess_UP), 1)) for each in judged]
+    )
+    truth_UP = corpus.to_unit(corpus.labels_UP[rows])
+    return HeldOut.of(
+        truth_UP - corpus.to_unit(np.concatenate([each.guess_UP for each in judged])),
+        truth_UP - corpus.to_unit(constant_UP),
+        np.concatenate([each.distance_U for each in judged]),
+        [folds.groups[row] for row in rows],
+        recipe.seed,
     )
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,27 +23,25 @@ from cpcscale.emotion.audio.labelled_file import LEAST_S
 from cpcscale.emotion.audio.windows import window_shares, window_spans
 from cpcscale.emotion.batching import predict
 from cpcscale.emotion.corpora.corpus import in_units
-from cpcscale.emotion.encoders.huggingface import rebuilt_hf
-from cpcscale.emotion.encoders.layer import Encoder
-from cpcscale.emotion.encoders.networks import WindowEncoder
+from cpcscale.emotion.encoders.arrays import Arrays, arrays_of, below, filled
+from cpcscale.emotion.encoders.networks import REBUILT, WindowEncoder, encoder_from
 from cpcscale.emotion.handmade.statistics import summarise_windows
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
-from cpcscale.emotion.heads.svm import SupportVectors
+from cpcscale.emotion.heads.ridge import LinearWeights
+from cpcscale.emotion.heads.svm import SupportClasses, SupportVectors
+from cpcscale.emotion.heads.vectors import Fitted
+from cpcscale.emotion.held_out import Reference, readout
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.systems import SYSTEMS
-from cpcscale.emotion.systems.handmade import HandmadeFeatures, HandmadeSystem
+from cpcscale.emotion.systems.handmade import HandmadeSystem
 from cpcscale.emotion.systems.system import Features
 from cpcscale.errors import UserError
-from cpcscale.model.cpc import CPC, ModelConfig
 
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 # Samples of the audio by which a recogniser that is loaded is tried.
 _TRIED = 8000
-Network = TypeVar("Network", bound=nn.Module)
-# Arrays by name, as a safetensors file has them.
-Arrays = dict[str, np.ndarray]
 
 
 class Head(Protocol):
@@ -75,21 +73,22 @@ class MeanHead:
 
 
 @dataclass(frozen=True)
-class SVRHead:
-    """A support vector regression for each primitive, on vectors or on statistics of frames."""
+class VectorHead:
+    """A regression of `kind` svr or ridge for each primitive, on vectors or on statistics of frames."""
 
-    machines: tuple[SupportVectors, ...]
+    kind: str
+    machines: tuple[Fitted, ...]
 
     def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
         x_UF = np.stack([_vector(parts, share_W) for parts, share_W in zip(inputs, shares, strict=True)])
         return np.stack([machine.predict(x_UF) for machine in self.machines], axis=1)
 
     def description(self) -> dict[str, Any]:
-        return {"kind": "svr"}
+        return {"kind": self.kind}
 
     def arrays(self) -> Arrays:
         named = zip(PRIMITIVES, self.machines, strict=True)
-        return {f"{name}.{key}": value for name, machine in named for key, value in vars(machine).items()}
+        return {f"{name}.{key}": value for name, machine in named for key, value in machine.arrays().items()}
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,33 @@ class NetworkHead:
         return {"kind": "attention", "recogniser": settings, "width": len(self.network.mean_C), "layers": layers}
 
     def arrays(self) -> Arrays:
-        return _arrays_of(self.network)
+        return arrays_of(self.network)
+
+
+@dataclass(frozen=True)
+class FittedClassifier:
+    """A classifier on the same features, and the names of its classes."""
+
+    machine: SupportClasses
+    classes: tuple[str, ...]
+
+    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> list[str]:
+        """The class of each utterance."""
+        x_UF = np.stack([_vector(parts, share_W) for parts, share_W in zip(inputs, shares, strict=True)])
+        return [self.classes[number] for number in self.machine.predict(x_UF)]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a recogniser says of U utterances: `unit_UP` float64 on [-1, 1].
+
+    `distance_U` says how unlike its training they are (`Reference`), `classes_U` their classes; each is empty where the
+    recogniser has no such part.
+    """
+
+    unit_UP: np.ndarray
+    distance_U: np.ndarray
+    classes_U: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,6 +141,7 @@ class FittedRecogniser:
     """Features of audio, a head on them, and how audio is divided into windows.
 
     `features` is None where the audio plays no part. `scale`: (least, greatest) of the labels it was fitted to.
+    `reference` is of the utterances that it has learnt from.
     """
 
     system: str
@@ -123,6 +149,8 @@ class FittedRecogniser:
     head: Head
     max_s: float
     scale: tuple[float, float]
+    reference: Reference | None = None
+    classifier: FittedClassifier | None = None
 
     @classmethod
     def of_network(
@@ -136,13 +164,16 @@ class FittedRecogniser:
         assert isinstance(network, AttentionHead)
         return cls(system, features, NetworkHead(network), max_s, scale)
 
-    def predict(self, waves: Sequence[np.ndarray]) -> np.ndarray:
-        """float64 [U, P] on [-1, 1] for whole utterances, int16 [S] at 16 kHz.
+    def predict(self, waves: Sequence[np.ndarray]) -> Output:
+        """What it says of whole utterances, int16 [S] at 16 kHz.
 
         In the windows that it was fitted on, so an utterance has the same result alone and among others, to 1e-5.
+        Raises TypeError for samples of another type, of which features would be others.
         """
+        if any(wave.dtype != np.int16 for wave in waves):
+            raise TypeError("a recogniser takes int16 samples")
         if self.features is None:
-            return self.head.predict([()] * len(waves), [np.ones(0)] * len(waves))
+            return Output(self.head.predict([()] * len(waves), [np.ones(0)] * len(waves)), np.zeros(0))
         most = max(map(len, waves), default=1) if self.features.whole else round(self.max_s * audio.RATE_HZ)
         spans = [window_spans(len(wave), most) for wave in waves]
         least = self.features.least_samples
@@ -153,7 +184,16 @@ class FittedRecogniser:
         ]
         made = iter(self.features(windows))
         inputs = [tuple(next(made) for _ in parts) for parts in spans]
-        return self.head.predict(inputs, [window_shares(parts) for parts in spans])
+        shares = [window_shares(parts) for parts in spans]
+        distances = self.distances(inputs, shares) if self.reference is not None else []
+        classes = self.classifier.predict(inputs, shares) if self.classifier is not None else []
+        return Output(self.head.predict(inputs, shares), np.array(distances), tuple(classes))
+
+    def distances(self, inputs: Iterable[tuple[np.ndarray, ...]], shares: Iterable[np.ndarray]) -> list[float]:
+        """How unlike those of training the utterances are whose windows its features turned into `inputs`."""
+        assert self.reference is not None
+        pairs = zip(inputs, shares, strict=True)
+        return [self.reference.distance(readout(parts, share_W)) for parts, share_W in pairs]
 
     def on_cpu(self) -> FittedRecogniser:
         """Itself, its networks moved there, as it is saved and sent to processes without a GPU."""
@@ -164,16 +204,15 @@ class FittedRecogniser:
         self.features.encoder.to(CPU)
         return dataclasses.replace(self, features=dataclasses.replace(self.features, where=CPU))
 
-    @property
-    def training_rows(self) -> int:
-        """How many rows of its training data it holds: those that are support vectors of any of its machines."""
-        if not isinstance(self.head, SVRHead):
-            return 0
-        return len(np.unique(np.concatenate([machine.vector_VF for machine in self.head.machines]), axis=0))
-
     def in_units(self, unit_UP: np.ndarray) -> np.ndarray:
         """Predictions on [-1, 1] in the units of the labels."""
         return in_units(unit_UP, self.scale)
+
+    @property
+    def training_rows(self) -> int:
+        """How many vectors of utterances it holds as they are: its support vectors."""
+        held = [array for name, array in self.arrays().items() if name.endswith(".vector_VF")]
+        return len(np.unique(np.concatenate(held), axis=0)) if held else 0
 
     def description(self) -> dict[str, Any]:
         """What it is, in plain values; with `arrays`, all that it is made again from."""
@@ -181,32 +220,46 @@ class FittedRecogniser:
             "system": self.system,
             "max_s": self.max_s,
             "scale": list(self.scale),
-            "features": _features_description(self.features),
+            "features": {"kind": "none"} if self.features is None else self.features.description(),
             "head": self.head.description(),
+            "classes": list(self.classifier.classes) if self.classifier is not None else [],
         }
 
     def arrays(self) -> Arrays:
         """Its arrays by name."""
         found = {f"head.{name}": value for name, value in self.head.arrays().items()}
-        if isinstance(self.features, WindowEncoder):
-            found |= {f"encoder.{name}": value for name, value in _encoder_arrays(self.features.encoder).items()}
+        made = {} if self.features is None else self.features.arrays()
+        found |= {f"encoder.{name}": value for name, value in made.items()}
+        if self.reference is not None:
+            found |= {f"reference.{name}": value for name, value in vars(self.reference).items()}
+        if self.classifier is not None:
+            found |= {f"classifier.{name}": value for name, value in self.classifier.machine.arrays().items()}
         return found
 
 
 def fitted_from(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> FittedRecogniser:
     """The recogniser of a description and its arrays. Raises UserError where they do not fit each other."""
     try:
-        features = _features_from(description, _below(arrays, "encoder."))
-        head = _head_from(description["head"], _below(arrays, "head."))
+        features = _features_from(description, below(arrays, "encoder."))
+        head = _head_from(description["head"], below(arrays, "head."))
         low, high = (float(value) for value in description["scale"])
         max_s = float(description["max_s"])
         if not (math.isfinite(low) and low < high and math.isfinite(high) and LEAST_S <= max_s < math.inf):
             raise ValueError(f"scale={low:g} to {high:g}, max_s={max_s:g}")
-        made = FittedRecogniser(str(description["system"]), features, head, max_s, (low, high))
+        reference, machine = below(arrays, "reference."), below(arrays, "classifier.")
+        made = FittedRecogniser(
+            str(description["system"]),
+            features,
+            head,
+            max_s,
+            (low, high),
+            Reference(**reference) if reference else None,
+            FittedClassifier(SupportClasses(**machine), tuple(map(str, description["classes"]))) if machine else None,
+        )
         # What fits together predicts, and gives numbers.
         with np.errstate(all="ignore"):
             tried = made.predict([np.arange(_TRIED, dtype=np.int16)])
-        if not np.isfinite(tried).all():
+        if not (np.isfinite(tried.unit_UP).all() and np.isfinite(tried.distance_U).all()):
             raise ValueError("it gives no numbers")
         return made
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
@@ -223,23 +276,6 @@ def _vector(parts: Sequence[np.ndarray], share_W: np.ndarray) -> np.ndarray:
     return summarise_windows(parts, share_W)
 
 
-def _features_description(features: Features | None) -> dict[str, Any]:
-    if features is None:
-        return {"kind": "none"}
-    if not isinstance(features, WindowEncoder):
-        assert isinstance(features, HandmadeFeatures)
-        return {"kind": "handmade", "which": features.kind, "digest": features.digest}
-    layer = {"name": features.name, "layer": features.layer, "wave_norm": features.wave_norm}
-    if isinstance(features.encoder, CPC):
-        return {"kind": "cpc", "model": dataclasses.asdict(features.encoder.config), **layer}
-    return {"kind": "hf", "network": features.encoder.settings, **layer}
-
-
-def _encoder_arrays(encoder: Encoder) -> Arrays:
-    """Without the predictors of pretraining, which take no part in features."""
-    return {name: value for name, value in _arrays_of(encoder).items() if not name.startswith("predictor.")}
-
-
 def _features_from(description: Mapping[str, Any], arrays: Arrays) -> Features | None:
     found = description["features"]
     match found["kind"]:
@@ -247,15 +283,8 @@ def _features_from(description: Mapping[str, Any], arrays: Arrays) -> Features |
             return None
         case "handmade":
             return _handmade(str(description["system"]), found)
-        case "cpc":
-            model = config.build(ModelConfig, found["model"])
-            model = dataclasses.replace(model, predictor=dataclasses.replace(model.predictor, steps=1))
-            network = _filled(partial(CPC, model), arrays, "predictor.")
-            return WindowEncoder(network.eval(), found["layer"], CPU, found["wave_norm"], found["name"])
-        case "hf":
-            weights = {name: torch.from_numpy(array.copy()) for name, array in _below(arrays, "network.").items()}
-            made = rebuilt_hf(dict(found["network"]), bool(found["network"]["normalises"]), weights)
-            return WindowEncoder(made, found["layer"], CPU, found["wave_norm"], found["name"])
+        case kind if kind in REBUILT:
+            return encoder_from(found, arrays)
         case kind:
             raise UserError(f"features of the kind {kind} are not known: it was made by a later version of cpcscale")
 
@@ -277,33 +306,12 @@ def _head_from(found: Mapping[str, Any], arrays: Arrays) -> Head:
     match found["kind"]:
         case "mean":
             return MeanHead(arrays["mean_P"])
-        case "svr":
-            return SVRHead(tuple(SupportVectors(**_below(arrays, f"{name}.")) for name in PRIMITIVES))
+        case "svr" | "ridge" as kind:
+            machine = SupportVectors if kind == "svr" else LinearWeights
+            return VectorHead(kind, tuple(machine(**below(arrays, f"{name}.")) for name in PRIMITIVES))
         case "attention":
             settings = config.build(AttentionHeadConfig, found["recogniser"])
-            network = _filled(partial(AttentionHead, settings, int(found["width"]), tuple(found["layers"])), arrays)
-            return NetworkHead(network.eval())
+            network = filled(partial(AttentionHead, settings, int(found["width"]), tuple(found["layers"])), arrays)
+            return NetworkHead(network)
         case kind:
             raise UserError(f"a head of the kind {kind} is not known: it was made by a later version of cpcscale")
-
-
-def _filled(build: Callable[[], Network], arrays: Arrays, left_out: str = "") -> Network:
-    """The network with these arrays. Raises ValueError unless they are its own, before it takes memory."""
-    with torch.device("meta"):
-        blank = build().state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in blank.items()}
-    if left_out:
-        expected = {name: shape for name, shape in expected.items() if not name.startswith(left_out)}
-    if expected != {name: array.shape for name, array in arrays.items()}:
-        raise ValueError("the arrays are not those of the network")
-    network = build()
-    network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, strict=False)
-    return network
-
-
-def _arrays_of(network: nn.Module) -> Arrays:
-    return {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
-
-
-def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,6 @@ from cpcscale.emotion.audio.degraded import DegradedWaves, parse_condition
 from cpcscale.emotion.audio.prefetch import SelectedRows, flatten_windows, map_in_chunks
 from cpcscale.emotion.audio.windows import CachedFeatures, Waves, Windows, compute_features
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.encoders.layer import Encoder
 from cpcscale.emotion.encoders.networks import OpenedEncoder, WindowEncoder, open_encoder
 from cpcscale.emotion.handmade.statistics import summarise_windows
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
@@ -34,6 +33,7 @@ from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.speaker_norm import ScaledFeatures, SpeakerScale, apply_each, speaker_scales, vectors_scale
 from cpcscale.emotion.systems.system import Features
 from cpcscale.errors import UserError
+from cpcscale.model.layers import LayeredNetwork
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class PreparedCorpus:
     inputs: Sequence[Windows] | None = None
     vectors_UF: np.ndarray | None = None
     features: Features | None = None
-    encoder: Encoder | None = None
+    encoder: LayeredNetwork | None = None
     source: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, PreparedCorpus] = field(default_factory=dict)
 
@@ -109,6 +109,13 @@ class FoldInputs:
         pairs = zip(self.inputs(rows), self.shares(rows), strict=True)
         return np.stack([summarise_windows(parts, share_W) for parts, share_W in pairs])
 
+    def head_inputs(self, features: Features, rows: Sequence[int]) -> Iterator[Windows]:
+        """What `features`, those of the fold once it is fitted, make of these utterances."""
+        if self._prepared.vectors_UF is not None:
+            return ((x_F,) for x_F in self._prepared.vectors_UF[list(rows)])
+        found = iter(self.inputs(rows))
+        return (tuple(features(parts)) for parts in found) if self._recipe.trains_encoder else found
+
     def network(self, settings: AttentionHeadConfig) -> nn.Module:
         """A new recogniser that standardises by the training utterances; with the encoder, if that is to be trained.
 
@@ -116,7 +123,7 @@ class FoldInputs:
         """
         mean_C, deviation_C = self._statistics
         encoded = self.features if isinstance(self.features, WindowEncoder) else None
-        layers = encoded.layer_features.widths if encoded and encoded.layer == "mix" else ()
+        layers = encoded.encoder.widths("mix") if encoded and encoded.layer == "mix" else ()
         recogniser = AttentionHead(settings, len(mean_C), layers)
         recogniser.standardise(mean_C, deviation_C)
         if encoded is None or not self._recipe.trains_encoder:

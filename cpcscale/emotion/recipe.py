@@ -9,7 +9,7 @@ from cpcscale import config
 from cpcscale.emotion.audio.array_cache import AudioCacheConfig
 from cpcscale.emotion.audio.degraded import parse_condition as parse_condition
 from cpcscale.emotion.corpora.corpus import CorpusConfig
-from cpcscale.emotion.encoders.layer import EncoderLayer, WaveNorm
+from cpcscale.emotion.encoders.layer import WaveNorm
 from cpcscale.emotion.handmade.prosody import KINDS as PROSODY_KINDS
 from cpcscale.emotion.heads.attention import AttentionHeadConfig
 from cpcscale.emotion.heads.svm import SVMConfig
@@ -18,9 +18,10 @@ from cpcscale.emotion.protocol.splits import parse_protocol
 from cpcscale.emotion.systems import SYSTEMS as SYSTEMS
 from cpcscale.emotion.systems.system import Regressor, System
 from cpcscale.errors import UserError
+from cpcscale.model.layers import Layer
 from cpcscale.train.recipe import Recipe
 
-HEADS = ("auto", "attention", "svr")
+HEADS = ("auto", "attention", "svr", "ridge")
 
 
 @dataclass(kw_only=True)
@@ -64,7 +65,7 @@ class PretrainedConfig:
     learning_rate: float = 1e-4
     # what the recogniser takes as input: c, the context (the paper); z, the latents; both, side by side; mix, the sum
     # of z and c (hf: of all hidden states) by learnt shares, which the result reports
-    layer: EncoderLayer = "c"
+    layer: Layer = "c"
     # input level of the encoder. corpus: as in its pretraining. As ablations: window scales each window to zero mean
     # and unit variance, none leaves the waveform as it is
     wave_norm: WaveNorm = "corpus"
@@ -90,7 +91,8 @@ class EmotionRecipe:
     # the pretrained network
     encoder: PretrainedConfig = field(default_factory=PretrainedConfig)
     # attention: the paper's recogniser. svr: support vector regression on mean, deviation and percentiles over time.
-    # auto: svr for functionals and prosody, which have no frames, else attention
+    # ridge: a linear regression on the same, which keeps no vector of an utterance. auto: svr for functionals and
+    # prosody, which have no frames, else attention
     head: str = "auto"
     # attention: the head's size and dropout
     recogniser: AttentionHeadConfig = field(default_factory=AttentionHeadConfig)
@@ -128,15 +130,15 @@ class EmotionRecipe:
             parse_condition(name)
         if len(set(self.test_conditions)) < len(self.test_conditions):
             raise UserError(f"test_conditions={self.test_conditions} names one twice: give each once")
-        if self.head == "attention" and self.definition.regressors == ("svr",):
+        if self.head == "attention" and self.definition.regressors[0] == "svr":
             raise UserError(f"head=attention takes frames as input, and system={self.system} has none: use head=auto")
         if self.fit_search and self.regressor != "attention":
             raise UserError(
                 f"fit_search=true chooses a config of the attention head, and system={self.system} with "
                 f"head={self.head} has none (svr has svm_search): leave it out"
             )
-        if self.trains_encoder and (self.head == "svr" or self.classify):
-            key = "head=svr" if self.head == "svr" else "classify=true"
+        if self.trains_encoder and (self.head in ("svr", "ridge") or self.classify):
+            key = "classify=true" if self.classify else f"head={self.head}"
             raise UserError(
                 f"{key} takes fixed features, but this encoder is trained: use encoder.frozen=true (for raw, which is "
                 "always trained, another system), or leave it out"
@@ -156,8 +158,8 @@ class EmotionRecipe:
                 "(for raw, which is always trained, another system), or leave it out"
             )
         mixed = self.definition.takes_network and self.encoder.layer == "mix"
-        if mixed and (self.head == "svr" or self.classify):
-            key = "head=svr" if self.head == "svr" else "classify=true"
+        if mixed and (self.head in ("svr", "ridge") or self.classify):
+            key = "classify=true" if self.classify else f"head={self.head}"
             raise UserError(
                 f"encoder.layer=mix is learnt by the attention head, and {key} takes fixed features: use "
                 "encoder.layer=both"
@@ -180,6 +182,6 @@ class EmotionRecipe:
 
     @property
     def regressor(self) -> Regressor:
-        """What predicts: mean (a constant), svr (support vector regression) or attention (the paper's recogniser)."""
-        first, *others = self.definition.regressors
-        return "svr" if self.head == "svr" and "svr" in others else first
+        """What predicts: mean (a constant), svr, ridge, or attention (the paper's recogniser)."""
+        known = self.definition.regressors
+        return next((name for name in known if name == self.head), known[0])

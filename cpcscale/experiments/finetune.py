@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,17 +18,19 @@ from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import FoldResult
 from cpcscale.emotion.encoders.networks import OpenedEncoder, absolute_checkpoint, encoder_digest, open_encoder
-from cpcscale.emotion.finetune_result import FinetuneResult, combine_folds
+from cpcscale.emotion.finetune_result import FinetuneResult, combine_folds, held_out
 from cpcscale.emotion.inputs import PreparedCorpus, prepare
 from cpcscale.emotion.probe_selection import refuse_selected
 from cpcscale.emotion.protocol.folds import FINAL, fold_splits, marks
 from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.recipe import EmotionRecipe
+from cpcscale.emotion.systems.handmade import HandmadeFeatures
 from cpcscale.errors import UserError
 from cpcscale.experiments.published import tracked_model
 from cpcscale.experiments.tracked_run import about_recognisers, tracked_run
-from cpcscale.serve.card import card, recogniser_scores
-from cpcscale.serve.folder import is_recogniser, save_recogniser
+from cpcscale.serve.card import recogniser_scores
+from cpcscale.serve.folder import SavedRecogniser, is_recogniser, save_recogniser
+from cpcscale.serve.shift import measure_shift
 from cpcscale.storage.marked_folder import MARKER
 from cpcscale.tracking.about import About, DataInput
 from cpcscale.tracking.store import TrackingConfig
@@ -88,13 +90,13 @@ def finetune(
     refuse_selected(config, corpus, source)
     identity = identify(config, corpus) | {"encoder": encoder_digest(encoder)}
     kept = {"none": [], "final": [FINAL], "folds": [FINAL, *range(len(folds.splits))]}[config.publish]
-    published = all(is_recogniser(_recogniser_url(config, fold)) for fold in kept)
+    published = all(is_recogniser(recogniser_url(config.run_dir, fold)) for fold in kept)
     if (done := finished_result(config.run_dir, identity)) is not None and published:
         log.warning("%s holds this run, finished: it is not run again", config.run_dir)
         return done
     # A start that was stopped, maybe of another config, can have left its own.
     for fold in (*range(len(folds.splits)), FINAL):
-        storage.remove(storage.join(_recogniser_url(config, fold), MARKER))
+        storage.remove(storage.join(recogniser_url(config.run_dir, fold), MARKER))
     started = time.monotonic()
     fold_tasks.check_cluster_size(config, config.ranks, config.workers)
     prepared = prepare(config, corpus, opened)
@@ -111,16 +113,13 @@ def finetune(
         parent=parent,
     ) as (tracker, summary):
         results = run_folds(config, prepared, config.workers, config.ranks, config.publish)
-        result = dataclasses.replace(
-            combine_folds(config, prepared, [each for each in results if each.split.fold != FINAL]),
-            seconds=time.monotonic() - started,
-            identity=identity,
-            encoder_chosen=str(source.get("chosen", "")),
-            run_id=tracker.run_id,
-        )
+        result = run_result(config, prepared, results, identity, started, tracker.run_id)
         text = json.dumps(result.as_dict(), indent=1) + "\n"
         _track(result, text, tracker)
-        _publish(config, prepared, results, result, tracker)
+        for fold, saved in kept_recognisers(config, prepared, results, result):
+            url = recogniser_url(config.run_dir, fold)
+            save_recogniser(url, saved)
+            tracker.model(tracked_model(url, "recogniser" if fold == FINAL else f"recogniser-fold-{fold}", saved))
         storage.write(storage.join(config.run_dir, PREDICTIONS), result.predictions_csv.encode())
         summary.update({f"ccc_{name}": value for name, value in result.ccc.items()})
     # Written last: a run folder that has it is complete, and so is its tracked run.
@@ -202,27 +201,60 @@ def _about(config: FinetuneConfig, corpus: Corpus, source: dict[str, Any]) -> Ab
     return about_recognisers(title, what, config, {config.corpus.path: corpus}, pretrained)
 
 
-def _publish(
-    config: FinetuneConfig,
+def run_result(
+    recipe: EmotionRecipe,
     prepared: PreparedCorpus,
     results: Sequence[FoldResult],
-    result: FinetuneResult,
-    tracker: Tracker,
-) -> None:
-    """Saves and logs the recognisers that were kept, the one on all speakers last."""
-    for each in results:
-        if each.recogniser is not None:
-            learnt = each.split.train_rows + each.split.dev_rows
-            groups = {prepared.folds.groups[row] for row in learnt}
-            scores = recogniser_scores(result, prepared.source, utterances=len(learnt), speakers=len(groups))
-            url = _recogniser_url(config, each.split.fold)
-            save_recogniser(url, each.recogniser, scores, card(scores))
-            name = "recogniser" if each.split.fold == FINAL else f"recogniser-fold-{each.split.fold}"
-            tracker.model(tracked_model(url, name, each.recogniser, scores))
+    identity: dict[str, str],
+    started: float,
+    run_id: str = "",
+) -> FinetuneResult:
+    """The result of the folds of a run that began at `started`, by time.monotonic()."""
+    return dataclasses.replace(
+        combine_folds(recipe, prepared, [each for each in results if each.split.fold != FINAL]),
+        seconds=time.monotonic() - started,
+        identity=identity,
+        encoder_chosen=str(prepared.source.get("chosen", "")),
+        run_id=run_id,
+    )
 
 
-def _recogniser_url(config: FinetuneConfig, fold: int) -> str:
-    whole = storage.join(config.run_dir, "recogniser")
+def kept_recognisers(
+    recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequence[FoldResult], result: FinetuneResult
+) -> Iterator[tuple[int, SavedRecogniser]]:
+    """(fold, recogniser) of those that were kept; the one on all speakers is the last."""
+    kept = [each for each in results if each.recogniser is not None]
+    known = held_out(recipe, prepared, results) if kept else None
+    for each in kept:
+        assert each.recogniser is not None
+        learnt = each.split.train_rows + each.split.dev_rows
+        groups = {prepared.folds.groups[row] for row in learnt}
+        scores = recogniser_scores(
+            result,
+            prepared.source,
+            utterances=len(learnt),
+            speakers=len(groups),
+            licences=_licences(recipe, prepared),
+            training_rows=each.recogniser.training_rows,
+        )
+        if each.split.fold == FINAL and prepared.waves is not None:
+            scores["shift"] = measure_shift(each.recogniser, prepared.waves)
+        yield each.split.fold, SavedRecogniser(each.recogniser, scores, known)
+
+
+def _licences(recipe: EmotionRecipe, prepared: PreparedCorpus) -> dict[str, str]:
+    """The licences of all that the recogniser is made from; unknown where nobody says."""
+    found = {f"corpus {prepared.corpus.name}": prepared.corpus.licence}
+    if recipe.definition.takes_weights:
+        found["audio that the encoder was pretrained on"] = str(prepared.source.get("licence", "unknown"))
+    if isinstance(prepared.features, HandmadeFeatures) and prepared.features.licence:
+        found["features"] = prepared.features.licence
+    return found
+
+
+def recogniser_url(run_dir: str, fold: int = FINAL) -> str:
+    """Where a run keeps the recogniser on all labelled speakers, or that of a fold."""
+    whole = storage.join(run_dir, "recogniser")
     return whole if fold == FINAL else storage.join(whole, f"fold-{fold}")
 
 

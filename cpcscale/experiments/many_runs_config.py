@@ -101,7 +101,7 @@ def with_seed(recipe: EmotionRecipe, seed: int) -> EmotionRecipe:
 
 def depends_on_seed(recipe: EmotionRecipe) -> bool:
     """Whether the result depends on the seed: only if weights of the encoder or the head are drawn at random."""
-    return recipe.regressor == "attention" or (recipe.regressor == "svr" and recipe.definition.draws_weights)
+    return recipe.regressor == "attention" or (recipe.regressor != "mean" and recipe.definition.draws_weights)
 
 
 def _within(key: str, names: tuple[str, ...]) -> bool:

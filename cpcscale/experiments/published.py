@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 from cpcscale import storage
-from cpcscale.emotion.fitted import FittedRecogniser
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
-from cpcscale.serve.folder import FOLDER, load_recogniser
+from cpcscale.serve.card import LICENCE_MARKS
+from cpcscale.serve.folder import FOLDER, SavedRecogniser, load_recogniser
 from cpcscale.serve.recogniser import COLUMNS, TEXT_COLUMNS
 from cpcscale.storage.marked_folder import MARKER
 from cpcscale.tracking import run_note
@@ -21,12 +20,14 @@ from cpcscale.tracking.store import TrackingConfig
 # What `predict` imports, of all that cpcscale requires; an environment for it needs no Ray.
 PACKAGES = (
     *("torch", "numpy", "scipy", "scikit-learn", "safetensors", "soundfile", "soxr", "kaldi-native-fbank", "pyarrow"),
+    "onnxruntime",
     *("fsspec", "s3fs", "omegaconf", "pyyaml", "psutil", "tqdm", "xxhash"),
 )
 
 
-def tracked_model(url: str, name: str, fitted: FittedRecogniser, scores: Mapping[str, Any]) -> TrackedModel:
+def tracked_model(url: str, name: str, saved: SavedRecogniser) -> TrackedModel:
     """The recogniser saved in the folder `url`, as MLflow is to have it under `name`."""
+    fitted, scores = saved.fitted, saved.scores
     marker = storage.read(storage.join(url, MARKER))
     digests, kind = scores["digests"], fitted.description()["features"]["kind"]
     return TrackedModel(
@@ -51,18 +52,26 @@ def tracked_model(url: str, name: str, fitted: FittedRecogniser, scores: Mapping
     )
 
 
-def register_recogniser(url: str, name: str, alias: str, *, share_training_rows: bool, force: bool) -> dict[str, Any]:
+def register_recogniser(
+    url: str, name: str, alias: str, *, share_training_rows: bool, accept_licence: bool, force: bool
+) -> dict[str, Any]:
     """Registers the recogniser in the folder `url`, as `tracking.registry.register` does, and returns what it returns.
 
     In the experiment of its run, if the folder is that of a run. Raises UserError where there is none, where it holds
-    rows of training data that may not be shared, and for an alias that would move to a worse one.
+    rows of training data that may not be shared or that limit its use, and for an alias that would move to a worse one.
     """
-    fitted, scores = load_recogniser(url)
-    if fitted.training_rows and not share_training_rows:
+    saved = load_recogniser(url)
+    if (rows := saved.fitted.training_rows) and not share_training_rows:
         raise UserError(
-            f"{url} holds {fitted.training_rows} rows of its training data as support vectors: pass "
-            "--share-training-rows if all who read the store may have them, or fit head=attention, which holds none"
+            f"{url} holds {rows} rows of its training data as support vectors: pass --share-training-rows if all who "
+            "read the store may have them, or fit head=ridge or head=attention, which hold none"
+        )
+    limits = [mark for mark in saved.scores["marks"] if mark in LICENCE_MARKS]
+    if limits and not accept_licence:
+        raise UserError(
+            f"{url} is marked {' and '.join(limits)} (its README.md lists the licences): pass --accept-licence if all "
+            "who read the store may use it so"
         )
     run = run_note.read(storage.absolute(url).rpartition("/recogniser")[0] or url)
     tracking = TrackingConfig(experiment=str(run.get("experiment") or TrackingConfig.experiment))
-    return register(tracking, tracked_model(url, "recogniser", fitted, scores), name, alias, force=force)
+    return register(tracking, tracked_model(url, "recogniser", saved), name, alias, force=force)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cpcscale.model import attention
 from cpcscale.model.context import Context, ContextConfig
 from cpcscale.model.encoder import ConvEncoder, EncoderConfig
+from cpcscale.model.layers import Layer, LayeredNetwork
 from cpcscale.model.predictor import Predictor, PredictorConfig
 from cpcscale.model.presets import Size, fill_defaults, preset
 
@@ -39,16 +41,17 @@ class ModelConfig:
             attention.check_heads("model.predictor", heads, self.context.width, positions)
 
 
-Layer = Literal["c", "z", "both"]
-
-
-class CPC(nn.Module):
+class CPC(LayeredNetwork):
     """waveform -> latents z and contexts c.
 
     `offset` and `gain` bring the training corpus to zero mean and unit variance. They are one pair for the whole
     corpus, so the loudness of each utterance is kept, and are buffers, so checkpoints hold them.
     """
 
+    kind = "cpc"
+    unused: ClassVar[str] = "predictor."
+    # Results of all releases know a CPC network by its weights alone.
+    digests_settings = False
     offset: Tensor
     gain: Tensor
 
@@ -67,6 +70,10 @@ class CPC(nn.Module):
         return self.config.encoder.hop_samples
 
     @property
+    def least_samples(self) -> int:
+        return self.hop_samples
+
+    @property
     def channels(self) -> int:
         """C, the width of z."""
         return self.config.encoder.channels
@@ -75,6 +82,17 @@ class CPC(nn.Module):
     def context_width(self) -> int:
         """D, the width of c."""
         return self.config.context.width
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.config)
+
+    def frames(self, samples_B: Tensor) -> Tensor:
+        return samples_B // self.hop_samples
+
+    def widths(self, name: Layer) -> tuple[int, ...]:
+        z, c = self.channels, self.context_width
+        return {"c": (c,), "z": (z,)}.get(name, (z, c))
 
     def features(self, wave_BS: Tensor, past_BS: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(z_BTC, c_BTD) of float waveforms in [-1, 1) at 16 kHz; T = S // hop_samples.
@@ -85,16 +103,23 @@ class CPC(nn.Module):
         z_BTC = self._latents(wave_BS)
         return z_BTC, self.context(z_BTC if past_BS is None else self._latents(past_BS))
 
-    def layer(self, wave_BS: Tensor, name: Layer) -> Tensor:
-        """[B, T, width]: the contexts c, the latents z, or both concatenated, as features for later use."""
+    def layer(self, wave_BS: Tensor, name: Layer, samples_B: Tensor | None = None) -> Tensor:
         z_BTC, c_BTD = self.features(wave_BS)
         match name:
             case "c":
                 return c_BTD
             case "z":
                 return z_BTC
-            case "both":
+            case _:
                 return torch.cat([z_BTC, c_BTD], dim=2)
+
+    def freeze_unused(self, name: Layer) -> None:
+        self.predictor.requires_grad_(False)
+        if name == "z":
+            self.context.requires_grad_(False)
+
+    def untrained(self, seed: int, level: tuple[float, float]) -> CPC:
+        return build(self.config, seed, offset=level[0], gain=level[1])
 
     def _latents(self, wave_BS: Tensor) -> Tensor:
         return cast(Tensor, self.encoder((wave_BS - self.offset) * self.gain))

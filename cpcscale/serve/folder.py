@@ -2,8 +2,9 @@
 
     config.json         what it is, in plain values: all that it is made again from, with the arrays
     model.safetensors   the arrays: encoder, head, what it standardises by; support vectors as float64
+    residuals.safetensors  sizes of errors on held-out speakers, on which intervals rest; absent where there are none
     scores.json         where its figures come from: protocol, CCC with intervals, marks, digests, versions
-    README.md           the model card
+    README.md           the model card, made of the others
     COMPLETE.json       size and sha256 of each, written last
 
 Nothing in it is code, and nothing is unpickled. The folder alone is enough to apply the recogniser.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,26 +23,50 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from cpcscale import config, storage
+from cpcscale.emotion.encoders.networks import is_network
 from cpcscale.emotion.fitted import FittedRecogniser, fitted_from
+from cpcscale.emotion.held_out import HeldOut
 from cpcscale.errors import UserError
+from cpcscale.serve.card import card, intervals
 from cpcscale.storage.marked_folder import MARKER, FolderFormat, TornError
 
 CONFIG, MODEL, SCORES, CARD = "config.json", "model.safetensors", "scores.json", "README.md"
+RESIDUALS = "residuals.safetensors"
 FOLDER = FolderFormat("recogniser", 1, CONFIG, re.compile(r"[A-Za-z][A-Za-z0-9_]*\.(safetensors|json|md)"))
 
 
-def save_recogniser(url: str, recogniser: FittedRecogniser, scores: Mapping[str, Any], card: str) -> None:
+@dataclass(frozen=True)
+class SavedRecogniser:
+    """What a folder holds: a recogniser, the content of scores.json, and what its intervals rest on, if they can."""
+
+    fitted: FittedRecogniser
+    scores: Mapping[str, Any]
+    held_out: HeldOut | None = None
+
+
+def save_recogniser(url: str, saved: SavedRecogniser) -> None:
     """Writes the folder `url`, its marker last. What is there of another recogniser is removed first."""
     if is_recogniser(url):
         storage.remove(storage.join(url, MARKER))
-    arrays = {name: np.array(array, order="C") for name, array in recogniser.arrays().items()}
     contents = {
-        CONFIG: _json(recogniser.description()),
-        MODEL: save(arrays),
-        SCORES: _json(scores),
-        CARD: card.encode(),
+        CONFIG: _json(saved.fitted.description()),
+        MODEL: _tensors(saved.fitted.arrays()),
+        SCORES: _json(saved.scores),
+        CARD: card(saved.scores, intervals(saved.held_out, saved.fitted.scale)).encode(),
     }
+    if saved.held_out is not None:
+        contents[RESIDUALS] = _tensors(saved.held_out.arrays())
     FOLDER.write(url, contents)
+
+
+def copy_recogniser(url: str, target: str) -> None:
+    """Copies the folder `url` to `target`, its marker last. Raises UserError where another recogniser stands."""
+    files = _whole(url)
+    if is_recogniser(target):
+        if FOLDER.read_marker(target) == FOLDER.read_marker(url):
+            return
+        raise UserError(f"{target} holds another recogniser: remove it, or name another folder")
+    FOLDER.write(target, files)
 
 
 def is_recogniser(url: str) -> bool:
@@ -48,32 +74,46 @@ def is_recogniser(url: str) -> bool:
     return storage.exists(storage.join(url, MARKER))
 
 
-def load_recogniser(url: str) -> tuple[FittedRecogniser, dict[str, Any]]:
-    """(the recogniser in the folder `url`, its scores). Each file is checked against the marker.
+def is_taken(url: str) -> bool:
+    """Whether there is a file at `url`, or a folder with any."""
+    if not storage.exists(url):
+        return False
+    try:
+        return bool(storage.list_files(url))
+    except storage.NotFoundError:
+        return True
+
+
+def load_recogniser(url: str) -> SavedRecogniser:
+    """The recogniser in the folder `url`. Each file is checked against the marker.
 
     Raises UserError where there is none, for a folder that is torn or changed, and for a newer format.
     """
     files = _whole(url)
     try:
         description, scores = config.read_json(files[CONFIG]), config.read_json(files[SCORES])
-        return fitted_from(description, load(files[MODEL])), dict(scores)
+        held_out = HeldOut.from_arrays(load(files[RESIDUALS])) if RESIDUALS in files else None
+        return SavedRecogniser(fitted_from(description, load(files[MODEL])), dict(scores), held_out)
     except UserError as error:
         raise UserError(f"{url}: {error}") from None
-    except (KeyError, ValueError, TypeError, SafetensorError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{url} is no recogniser ({type(error).__name__}): fit it again") from None
 
 
 def describe_recogniser(url: str) -> dict[str, Any]:
     """What `cpcscale recogniser show` says of the folder `url`."""
-    fitted, scores = load_recogniser(url)
+    saved = load_recogniser(url)
+    fitted = saved.fitted
     return {
         "path": storage.absolute(url),
         "system": fitted.system,
         "head": fitted.head.description()["kind"],
         "scale": list(fitted.scale),
+        "classes": list(fitted.classifier.classes) if fitted.classifier is not None else [],
         "parameters": sum(array.size for array in fitted.arrays().values()),
         "bytes": sum(file.bytes for file in FOLDER.read_marker(url).values()),
-        "scores": scores,
+        "intervals": intervals(saved.held_out, fitted.scale),
+        "scores": saved.scores,
     }
 
 
@@ -87,6 +127,11 @@ def verify_recogniser(url: str) -> dict[str, Any]:
 
 def _whole(url: str) -> dict[str, bytes]:
     """The files of the folder. Raises UserError with the way out for what is none."""
+    if is_network(url):
+        raise UserError(
+            f"{url} is a pretrained encoder, no recogniser: fit one with `cpcscale finetune CONFIG publish=final "
+            f"encoder.checkpoint={url}`"
+        )
     try:
         return FOLDER.read_files(url)
     except TornError as error:
@@ -101,6 +146,10 @@ def _whole(url: str) -> dict[str, bytes]:
             "have one"
         )
     raise UserError(f"no recogniser at {url}: name the folder of one, such as RUN_DIR/recogniser")
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> bytes:
+    return save({name: np.array(array, order="C") for name, array in arrays.items()})
 
 
 def _json(values: Mapping[str, Any]) -> bytes:

@@ -11,19 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from cpcscale import audio, storage
 from cpcscale.emotion.audio.labelled_file import LEAST_S
-from cpcscale.emotion.fitted import FittedRecogniser
+from cpcscale.emotion.encoders.networks import WindowEncoder
 from cpcscale.emotion.scores.ccc import PRIMITIVES
-from cpcscale.errors import UserError
+from cpcscale.errors import UserError, nearest
 from cpcscale.progress import Progress
-from cpcscale.serve.folder import load_recogniser
+from cpcscale.serve.encoder import Encoder
+from cpcscale.serve.folder import SavedRecogniser, is_taken, load_recogniser, save_recogniser
+from cpcscale.serve.given_audio import array_as_file
+from cpcscale.serve.quality import QualityMeter
 
-COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, "reason", "marks")
+BOUNDS = tuple(f"{name}_{bound}" for name in PRIMITIVES for bound in ("low", "high"))
+COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, *BOUNDS, "speech_share", "reason", "flags", "marks")
 # Those that are no numbers.
-TEXT_COLUMNS = ("file", "reason", "marks")
+TEXT_COLUMNS = ("file", "reason", "flags", "marks")
+_NONE = (math.nan, math.nan, math.nan)
+# An utterance further from those of training than 99 of 100 held-out ones.
+UNLIKE = "unlike_training"
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,9 @@ class Prediction:
     """What a recogniser says of one file or array.
 
     `activation`, `valence` and `dominance` are on the scale of the corpus that it was fitted to, `unit` the same three
-    on [-1, 1]; NaN where `reason` says why there is none. `marks` are those of the recogniser's scores.
+    on [-1, 1]; NaN where `reason` says why there is none. `category` is empty where the recogniser has no classifier.
+    `speech_share` is how much of the audio is speech, 0 to 1. `flags` say what makes the values doubtful: those of
+    `cpcscale.serve.quality`, and unlike_training. `marks` are those of the recogniser's scores.
     """
 
     file: str
@@ -42,17 +50,45 @@ class Prediction:
     unit: tuple[float, float, float]
     reason: str = ""
     marks: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    speech_share: float = math.nan
+    category: str = ""
+    # The lower and upper ends of the intervals, by primitive; NaN where the recogniser gives none.
+    low: tuple[float, float, float] = _NONE
+    high: tuple[float, float, float] = _NONE
+
+    def strict(self) -> Prediction:
+        """Itself; without its values if it has flags, which are the reason then."""
+        if self.reason or not self.flags:
+            return self
+        reason = " ".join(self.flags)
+        return Prediction(self.file, self.seconds, *_NONE, _NONE, reason, self.marks, self.flags, self.speech_share)
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """(low, high) of activation, valence or dominance, in its units; NaN where there is none.
+
+        Over new speakers like those of its corpus, the label lies within it with the probability
+        `Recogniser.interval_level`, on average, not for each speaker. Raises UserError for another name.
+        """
+        if name not in PRIMITIVES:
+            raise UserError(f"{name!r} is not one of {', '.join(PRIMITIVES)}{nearest(name, list(PRIMITIVES))}")
+        place = PRIMITIVES.index(name)
+        return self.low[place], self.high[place]
 
     def row(self) -> dict[str, Any]:
         """Its row in a table, by COLUMNS."""
         values = {name: _cell(getattr(self, name)) for name in PRIMITIVES}
+        ends = [end for pair in zip(self.low, self.high, strict=True) for end in pair]
         end_s = _cell(self.seconds, 3)
         return {
             "file": self.file,
             "start_s": 0.0 if end_s else "",
             "end_s": end_s,
             **values,
+            **{name: _cell(end) for name, end in zip(BOUNDS, ends, strict=True)},
+            "speech_share": _cell(self.speech_share, 3),
             "reason": self.reason,
+            "flags": " ".join(self.flags),
             "marks": " ".join(self.marks),
         }
 
@@ -85,52 +121,94 @@ class Predictions(Sequence[Prediction]):
 
 
 class Recogniser:
-    """A recogniser of activation, valence and dominance, from a folder that a fine-tuning published."""
+    """A recogniser of activation, valence and dominance, from a folder that a fine-tuning published, or from `fit`.
 
-    def __init__(self, fitted: FittedRecogniser, scores: dict[str, Any]) -> None:
-        """Use `cpcscale.load`. `scores` is the content of scores.json."""
-        self._fitted, self.scores = fitted, scores
+    >>> from cpcscale.emotion.fitted import FittedRecogniser, MeanHead
+    >>> head = MeanHead(np.array([0.5, 0.0, -0.5]))
+    >>> fitted = FittedRecogniser(system="mean", features=None, head=head, max_s=10.0, scale=(1.0, 5.0))
+    >>> model = Recogniser(SavedRecogniser(fitted, {"corpus": "calls", "marks": ["PROXY"]}))
+    >>> model
+    <Recogniser mean of calls, marks PROXY>
+    >>> one = model.predict(np.sin(np.arange(44_100) / 9), rate=44_100)
+    >>> one.activation, one.valence, one.dominance, one.seconds
+    (4.0, 3.0, 2.0, 1.0)
+    >>> one.unit
+    (0.5, 0.0, -0.5)
+    >>> [each.reason for each in model.predict_many(["gone.wav"])]
+    ['missing']
+    """
+
+    def __init__(self, saved: SavedRecogniser) -> None:
+        """Use `cpcscale.load`."""
+        self._saved = saved
+        # The content of scores.json.
+        self.scores = dict(saved.scores)
 
     @property
     def system(self) -> str:
         """Its system, such as precpc."""
-        return self._fitted.system
+        return self._saved.fitted.system
 
     @property
     def scale(self) -> tuple[float, float]:
         """(least, greatest) of the labels that it was fitted to."""
-        return self._fitted.scale
+        return self._saved.fitted.scale
 
     @property
     def marks(self) -> tuple[str, ...]:
         """What has to be said with every figure and value of it."""
         return tuple(self.scores.get("marks", ()))
 
-    def predict(self, source: str | Path | bytes | np.ndarray, rate: int = 0) -> Prediction:
+    @property
+    def interval_level(self) -> float:
+        """The probability of its intervals, .9 or .8; 0 where it gives none."""
+        known = self._saved.held_out
+        return known.level if known is not None else 0.0
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """Its encoder, as it is after the fit; None for systems without one, such as functionals."""
+        features = self._saved.fitted.features
+        if not isinstance(features, WindowEncoder):
+            return None
+        return Encoder(features, self.scores.get("encoder", {}), self._saved.fitted.max_s)
+
+    def save(self, url: str | Path, force: bool = False) -> None:
+        """Writes it to a folder, local or s3://, from which `cpcscale.load` has it again.
+
+        Raises UserError if there is something already, unless `force`.
+        """
+        if not force and is_taken(str(url)):
+            raise UserError(f"{url} exists: save to another folder, or pass force=True to replace it")
+        save_recogniser(str(url), self._saved)
+
+    def predict(self, source: str | Path | bytes | np.ndarray, rate: int = 0, *, strict: bool = False) -> Prediction:
         """What it says of a file (a path or s3:// URL, or its bytes), or of an array [S] or [S, channels] at `rate` Hz.
 
         Arrays are floats in [-1, 1] or int16. Any rate and number of channels: they come through the door that files
-        come through. Audio that is no speech has NaN and a reason. Raises UserError for a file that is not there, and
-        for an array without a rate.
+        come through. Audio that is no speech has NaN and a reason, with `strict` all audio with flags too. Raises
+        UserError for a file that is not there, and for an array without a rate.
         """
         if isinstance(source, np.ndarray):
-            return self._of_bytes("", _as_file(source, rate))
-        if isinstance(source, bytes):
-            return self._of_bytes("", source)
-        found = self._of_file(str(source))
-        if found.reason == "missing":
-            raise UserError(f"no file at {source}: check the path")
-        return found
+            found = self._of_bytes("", array_as_file(source, rate))
+        elif isinstance(source, bytes):
+            found = self._of_bytes("", source)
+        else:
+            found = self._of_file(str(source))
+            if found.reason == "missing":
+                raise UserError(f"no file at {source}: check the path")
+        return found.strict() if strict else found
 
-    def predict_many(self, sources: Iterable[str | Path]) -> Predictions:
+    def predict_many(self, sources: Iterable[str | Path], *, strict: bool = False) -> Predictions:
         """What it says of each file, in order; one that cannot be read has its reason."""
-        return Predictions(self.stream([str(each) for each in sources]))
+        return Predictions(self.stream([str(each) for each in sources], strict=strict))
 
-    def stream(self, sources: Sequence[str]) -> Iterator[Prediction]:
+    def stream(self, sources: Sequence[str], *, strict: bool = False) -> Iterator[Prediction]:
         """As `predict_many`, one after the other, so that many take no more memory than one."""
         with Progress("predicting", len(sources), "files") as progress:
             for done, source in enumerate(sources, 1):
-                yield self._of_file(source)
+                found = self._of_file(source)
+                yield found.strict() if strict else found
                 progress.update(done)
 
     def __repr__(self) -> str:
@@ -154,42 +232,48 @@ class Recogniser:
             seconds = len(wave_S) / audio.RATE_HZ
             if seconds < LEAST_S:
                 return self._none(name, "short", seconds)
-            audio.check_sound(wave_S, audio.SoundLimits())
         except audio.AudioError as error:
             return self._none(name, error.cause, math.nan)
-        [unit_P] = self._fitted.predict([wave_S])
-        activation, valence, dominance = (float(value) for value in self._fitted.in_units(unit_P))
-        unit = (float(unit_P[0]), float(unit_P[1]), float(unit_P[2]))
-        return Prediction(name, seconds, activation, valence, dominance, unit, "", self.marks)
+        meter = QualityMeter()
+        samples_S = meter.add(wave_S)
+        quality = meter.quality()
+        if quality.reason:
+            return self._none(name, quality.reason, seconds, quality.speech_share)
+        output = self._saved.fitted.predict([samples_S])
+        [unit_P] = output.unit_UP
+        known, low, high, flags = self._saved.held_out, _NONE, _NONE, quality.flags
+        if known is not None:
+            low, high = (self._units(np.clip(unit_P + side * known.half_P, -1, 1)) for side in (-1, 1))
+            if len(output.distance_U) and output.distance_U[0] > known.limit:
+                flags += (UNLIKE,)
+        return Prediction(
+            name,
+            seconds,
+            *self._units(unit_P),
+            _three(unit_P),
+            marks=self.marks,
+            flags=flags,
+            speech_share=quality.speech_share,
+            category=output.classes_U[0] if output.classes_U else "",
+            low=low,
+            high=high,
+        )
 
-    def _none(self, name: str, reason: str, seconds: float) -> Prediction:
-        none = math.nan
-        return Prediction(name, seconds, none, none, none, (none, none, none), reason, self.marks)
+    def _units(self, unit_P: np.ndarray) -> tuple[float, float, float]:
+        return _three(self._saved.fitted.in_units(unit_P))
+
+    def _none(self, name: str, reason: str, seconds: float, speech_share: float = math.nan) -> Prediction:
+        return Prediction(name, seconds, *_NONE, _NONE, reason, self.marks, speech_share=speech_share)
 
 
 def load(url: str | Path) -> Recogniser:
     """The recogniser in a folder, local or s3://. Raises UserError where there is none, or a torn or newer one."""
-    return Recogniser(*load_recogniser(str(url)))
+    return Recogniser(load_recogniser(str(url)))
 
 
-def _as_file(wave: np.ndarray, rate: int) -> bytes:
-    """An array as a WAV file. Raises UserError for what is no audio."""
-    if rate <= 0:
-        raise UserError(f"rate={rate}: an array has no sampling rate of its own: pass it, as predict(array, 16000)")
-    if wave.ndim not in (1, 2) or not (np.issubdtype(wave.dtype, np.floating) or wave.dtype == np.int16):
-        raise UserError(
-            f"an array of shape {wave.shape} and type {wave.dtype} is no audio: pass float or int16 values [samples] "
-            "or [samples, channels]"
-        )
-    out, kind = io.BytesIO(), "PCM_16" if wave.dtype == np.int16 else "FLOAT"
-    try:
-        soundfile.write(out, wave if kind == "PCM_16" else wave.astype(np.float32), int(rate), kind, format="WAV")
-    except (soundfile.SoundFileError, OverflowError):
-        raise UserError(
-            f"an array of shape {wave.shape} at {rate} Hz is no audio: pass [samples] or [samples, channels], of at "
-            "most 1,024 channels, and the rate in Hz"
-        ) from None
-    return out.getvalue()
+def _three(values_P: np.ndarray) -> tuple[float, float, float]:
+    activation, valence, dominance = map(float, values_P)
+    return activation, valence, dominance
 
 
 def _cell(value: float, digits: int = 4) -> Any:

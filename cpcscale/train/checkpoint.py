@@ -182,6 +182,12 @@ def load_encoder(url: str, which: Literal["newest", "best"] = "newest") -> tuple
     return model, {"url": restored.url, **facts, "chosen": chosen, "probe_set": restored.probe_set}
 
 
+def is_pretraining(url: str) -> bool:
+    """Whether the folder `url` is the run_dir of a pretraining, or one of its checkpoints."""
+    ledger = Ledger(url)
+    return any(storage.exists(place) for place in (storage.join(url, STATE), ledger.folder, ledger.checkpoints))
+
+
 def _chosen(url: str, which: Literal["newest", "best"]) -> tuple[RestoredCheckpoint | None, str]:
     """The checkpoint that `url` and `which` name, and how it was chosen."""
     if storage.exists(storage.join(url, checkpoint_files.MARKER)):

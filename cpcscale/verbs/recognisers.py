@@ -1,4 +1,4 @@
-"""`corpus`, `finetune`, and what is done with the recogniser that it makes: `recogniser`, `register`, `predict`."""
+"""`corpus`, `finetune`, and what is done with what it makes: `recogniser`, `register`, `predict`, `features`."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ def recogniser(options: argparse.Namespace) -> int:
     from cpcscale.serve.folder import describe_recogniser, verify_recogniser
     from cpcscale.tracking.registry import opened
 
+    if options.what == "fit":
+        return _fit(options)
     refuse_settings(options, f"recogniser {options.what}")
     with opened(options.path) as folder:
         if options.what == "show":
@@ -64,6 +66,7 @@ def register(options: argparse.Namespace) -> None:
         options.name,
         options.alias,
         share_training_rows=options.share_training_rows,
+        accept_licence=options.accept_licence,
         force=options.force,
     )
     address = f"{values['name']}@{values['alias']}" if values["alias"] else f"{values['name']}/{values['version']}"
@@ -71,9 +74,37 @@ def register(options: argparse.Namespace) -> None:
     show(options, values, [f"models:/{address} is version {values['version']}{before}"])
 
 
+def _fit(options: argparse.Namespace) -> int:
+    from cpcscale import config, storage
+    from cpcscale.experiments.finetune import FinetuneConfig, finetune, recogniser_url
+    from cpcscale.report.terminal.recogniser import show_lines
+    from cpcscale.serve.folder import copy_recogniser, describe_recogniser
+
+    outs = [text.removeprefix("out=") for text in options.overrides if text.startswith("out=")]
+    if len(outs) != 1 or not outs[0]:
+        raise UserError("`recogniser fit CONFIG` needs one out=FOLDER, where the recogniser is to be")
+    overrides = [text for text in options.overrides if not text.startswith("out=")]
+    settings = config.load(FinetuneConfig, options.path, overrides)
+    if settings.publish == "none":
+        settings = config.load(FinetuneConfig, options.path, [*overrides, "publish=final"])
+    finetune(settings)
+    copy_recogniser(recogniser_url(settings.run_dir), storage.absolute(outs[0]))
+    values = describe_recogniser(outs[0])
+    show(options, values, show_lines(values))
+    return 0
+
+
 def predict(options: argparse.Namespace) -> int:
     from cpcscale.serve.predict import predict_files
     from cpcscale.tracking.registry import opened
 
     with opened(options.model) as model:
-        return predict_files(model, options.audio, options.out, as_json=options.json)
+        return predict_files(model, options.audio, options.out, as_json=options.json, strict=options.strict)
+
+
+def features(options: argparse.Namespace) -> int:
+    from cpcscale.serve.features import write_features
+    from cpcscale.tracking.registry import opened
+
+    with opened(options.model) as model:
+        return write_features(model, options.audio, options.out, layer=options.layer, force=options.force)

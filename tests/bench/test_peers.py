@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import long
 
 from cpcscale import audio
 from cpcscale.bench import peers
@@ -98,7 +99,9 @@ def _sources(windows: np.ndarray, waves: np.ndarray) -> list[tuple[int, int]]:
     return found
 
 
-CASES = [(name, 1) for name in MODULES] + [(name, 2) for name in MODULES if name != "ray.data"]
+# The peer of Ray Data starts a Ray, for a minute.
+CASES = [pytest.param(name, 1, marks=long if name == "ray.data" else ()) for name in MODULES]
+CASES += [(name, 2) for name in MODULES if name != "ray.data"]
 
 
 @pytest.mark.parametrize(("name", "workers"), CASES)

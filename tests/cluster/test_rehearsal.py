@@ -15,6 +15,7 @@ from cpcscale.errors import UserError
 from cpcscale.train.ranks import Ranks
 
 
+@long
 def test_all_workers_do_it_whatever_cluster_is_named_and_the_first_one_answers(monkeypatch, tmp_path):
     # Within the test, for workers cannot import it.
     def counted(ranks: Ranks) -> dict[str, float]:

@@ -11,18 +11,35 @@ import speech
 from made_voices import put_checkpoint, put_corpus, recipe
 
 from cpcscale.emotion.corpora import open_corpus
+from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import run_fold
 from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.protocol.folds import FINAL, final_split, fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.systems import SYSTEMS
-from cpcscale.serve.folder import load_recogniser, save_recogniser
+from cpcscale.serve.folder import SavedRecogniser, load_recogniser, save_recogniser
 
 # Each valid system and head; an encoder that is trained, too.
 GRID = [
-    (name, head) for name, system in SYSTEMS.items() for head in system.regressors if (name, head) != ("raw", "svr")
+    (name, head)
+    for name, system in SYSTEMS.items()
+    for head in system.regressors
+    if name != "raw" or head == "attention"
 ]
 GRID.append(("precpc", "trained"))
+SCORES = {
+    "system": "any",
+    "corpus": "tones",
+    "protocol": "speakers3",
+    "marks": [],
+    "interval": None,
+    "versions": {},
+    "ccc": {"activation": 0.0, "valence": 0.0, "dominance": 0.0, "mean": 0.0},
+    "learnt_from": {"utterances": 1, "speakers": 1},
+    "tested_on": {"utterances": 1, "speakers": 1},
+    "licences": {"corpus tones": "unknown"},
+    "training_rows": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,28 +57,43 @@ def made(place, system: str, head: str) -> EmotionRecipe:
         base = replace(base, encoder=replace(base.encoder, checkpoint=""))
     if head == "trained":
         return replace(base, encoder=replace(base.encoder, frozen=False))
-    return replace(base, head="svr" if head != SYSTEMS[system].regressors[0] else "auto")
+    return replace(base, head=head if head != "mean" else "auto")
 
 
-def check(of: EmotionRecipe, folder: Path) -> None:
+def recipe_without_refit(of: EmotionRecipe) -> EmotionRecipe:
+    return replace(of, fit=replace(of.fit, refit=False))
+
+
+def check(of: EmotionRecipe, folder: Path, corpus: Corpus | None = None) -> None:
     """The first fold's recogniser, saved and loaded, predicts its test rows as it did, together and alone."""
-    prepared = prepare(of, open_corpus(of.corpus))
+    prepared = prepare(of, corpus or open_corpus(of.corpus))
     fold = run_fold(of, prepared, 0, keep=True)
     url = str(folder / "recogniser")
-    save_recogniser(url, fold.recogniser, {"protocol": "speakers3"}, "# a card\n")
-    loaded, scores = load_recogniser(url)
-    assert scores == {"protocol": "speakers3"}
+    save_recogniser(url, SavedRecogniser(fold.recogniser, SCORES))
+    saved = load_recogniser(url)
+    loaded = saved.fitted
+    assert saved.scores == SCORES
     waves = [prepared.waves.whole(row) if prepared.waves else np.zeros(1, np.int16) for row in fold.split.test_rows]
-    in_memory = fold.recogniser.predict(waves)
-    np.testing.assert_allclose(loaded.predict(waves), in_memory, atol=1e-6)
-    np.testing.assert_allclose(loaded.in_units(in_memory), fold.guess_UP, atol=1e-5)
-    alone = np.concatenate([loaded.predict([wave]) for wave in waves])
-    np.testing.assert_allclose(alone, in_memory, atol=1e-5)
+    in_memory, again = fold.recogniser.predict(waves), loaded.predict(waves)
+    np.testing.assert_allclose(again.unit_UP, in_memory.unit_UP, atol=1e-6)
+    np.testing.assert_allclose(loaded.in_units(in_memory.unit_UP), fold.guess_UP, atol=1e-5)
+    np.testing.assert_allclose(again.distance_U, fold.distance_U, rtol=1e-4)
+    assert again.classes_U == in_memory.classes_U == fold.classes_U
+    alone = [loaded.predict([wave]) for wave in waves]
+    np.testing.assert_allclose(np.concatenate([each.unit_UP for each in alone]), in_memory.unit_UP, atol=1e-5)
 
 
 @pytest.mark.parametrize(("system", "head"), GRID, ids=lambda each: each)
 def test_what_is_saved_and_loaded_predicts_the_test_rows_of_its_fold(place, tmp_path, system, head):
     check(made(place, system, head), tmp_path)
+
+
+def test_the_classifier_is_saved_with_its_classes(place, tmp_path):
+    of = replace(made(place, "precpc", "attention"), classify=True, svm_search=False)
+    corpus = open_corpus(of.corpus)
+    utterances = [replace(one, category="abc"[row % 3]) for row, one in enumerate(corpus.utterances)]
+    check(of, tmp_path, replace(corpus, utterances=tuple(utterances)))
+    assert load_recogniser(str(tmp_path / "recogniser")).fitted.classifier.classes == ("a", "b", "c")
 
 
 @pytest.mark.parametrize("layer", ["c", "mix"])
@@ -99,7 +131,15 @@ def test_official_publishes_the_very_recogniser_that_was_scored(place):
     utterances = [replace(one, partition=parts[int(one.speaker[-1]) % 4]) for one in corpus.utterances]
     of = replace(of, protocol=replace(of.protocol, split="official"))
     prepared = prepare(of, replace(corpus, utterances=tuple(utterances)))
-    scored, final = (run_fold(of, prepared, fold, keep=True) for fold in (0, FINAL))
+    scored, final = (run_fold(of, prepared, fold, keep=True, publish=True) for fold in (0, FINAL))
+    # What its intervals rest on: the development speakers, by a fit that has not learnt from them.
+    apart = final.calibration
+    assert apart.split.test_rows == scored.split.dev_rows and apart.split.train_rows == scored.split.train_rows
+    assert len(apart.distance_U) == len(apart.guess_UP) == len(scored.split.dev_rows) and scored.calibration is None
+    same = run_fold(recipe_without_refit(of), prepared, 0, keep=True).recogniser.predict(
+        [prepared.waves.whole(row) for row in scored.split.dev_rows]
+    )
+    np.testing.assert_allclose(prepared.corpus.from_unit(same.unit_UP), apart.guess_UP, atol=1e-5)
     assert (final.split.fold, len(final.guess_UP)) == (FINAL, 0)
     for name, array in scored.recogniser.arrays().items():
         np.testing.assert_array_equal(final.recogniser.arrays()[name], array)

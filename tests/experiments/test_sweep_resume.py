@@ -275,10 +275,12 @@ def interrupt(number: signal.Signals = signal.SIGINT) -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
+# A sweep whose driver is killed goes on likewise, in every run of the tests (test_sweep_killed.py).
+@long
 # Tune has a handler of SIGUSR1 that cannot be turned off.
 @pytest.mark.parametrize(
     ("where", "number"),
-    [pytest.param("local", signal.SIGUSR1, marks=long, id="local"), pytest.param("s3", signal.SIGINT, id="s3")],
+    [pytest.param("local", signal.SIGUSR1, id="local"), pytest.param("s3", signal.SIGINT, id="s3")],
 )
 def test_a_sweep_that_is_interrupted_goes_on_with_the_trials_that_are_left(one_ray, s3, tmp_path, where, number, capfd):
     put_corpus(tmp_path / "tones")

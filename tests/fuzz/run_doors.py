@@ -17,9 +17,10 @@ from cpcscale import config
 from cpcscale.cluster.audit import AuditConfig
 from cpcscale.cluster.pretrain_config import PretrainConfig
 from cpcscale.emotion.corpora.corpus import CorpusConfig
-from cpcscale.emotion.fitted import FittedRecogniser, NetworkHead, SVRHead
+from cpcscale.emotion.fitted import FittedClassifier, FittedRecogniser, NetworkHead, VectorHead
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig
-from cpcscale.emotion.heads.svm import SupportVectors
+from cpcscale.emotion.heads.svm import SupportClasses, SupportVectors
+from cpcscale.emotion.held_out import HeldOut, Reference
 from cpcscale.emotion.systems import SYSTEMS
 from cpcscale.experiments.evaluate.config import EvaluateConfig
 from cpcscale.experiments.finetune import FinetuneConfig
@@ -27,7 +28,7 @@ from cpcscale.experiments.sweep.config import SweepConfig
 from cpcscale.report.terminal import checkpoints as report
 from cpcscale.runs import inspect
 from cpcscale.runs.probe_log import Probe, Probes, ProbeSet
-from cpcscale.serve.folder import CONFIG, FOLDER, MODEL, SCORES
+from cpcscale.serve.folder import CONFIG, FOLDER, MODEL, RESIDUALS, SCORES
 from cpcscale.shards.adoption.read_tar import IndexConfig
 from cpcscale.shards.pack import PackConfig
 from cpcscale.train.checkpoint import load_encoder
@@ -132,12 +133,26 @@ def saved_recogniser() -> dict[str, bytes]:
     torch.manual_seed(0)
     head = AttentionHead(AttentionHeadConfig(heads=2, hidden=4, dense=4), 40)
     network = FittedRecogniser("mfcc", SYSTEMS["mfcc"].features(), NetworkHead(head), 10.0, (1.0, 5.0))
-    one = SupportVectors(*(np.full(shape, 0.5) for shape in ((66,), (66,), (3, 66), (3,), (), ())))
-    vectors = FittedRecogniser("functionals", SYSTEMS["functionals"].features(), SVRHead((one,) * 3), 10.0, (1.0, 5.0))
+    parts = [np.full(shape, 0.5) for shape in ((66,), (66,), (3, 66), ())]
+    one = SupportVectors(*parts, np.full(3, 0.5), np.array(0.5))
+    classes = SupportClasses(*parts, np.array([0, 1, 2]), np.full((2, 3), 0.5), np.full(3, 0.5))
+    vectors = FittedRecogniser(
+        "functionals",
+        SYSTEMS["functionals"].features(),
+        VectorHead("svr", (one,) * 3),
+        10.0,
+        (1.0, 5.0),
+        Reference(*parts[:2]),
+        FittedClassifier(classes, ("a", "b", "c")),
+    )
     found = {}
     for name, made in (("network", network), ("vectors", vectors)):
         found[f"{name}.json"] = json.dumps(made.description()).encode()
         found[f"{name}.safetensors"] = save(made.arrays())
+    errors = np.linspace(-0.5, 0.5, 30, dtype=np.float32).reshape(10, 3)
+    held_out = HeldOut.of(errors, errors * 2, np.arange(10.0), [f"speaker {row // 2}" for row in range(10)], 0)
+    assert held_out is not None
+    found["residuals.safetensors"] = save(held_out.arrays())
     return found
 
 
@@ -150,12 +165,15 @@ class _Saved:
 
     def enter(self, target: str, data: bytes, done: str) -> bool:
         files = self._files | {target: data}
-        name = target.partition(".")[0]
+        name = target.partition(".")[0].replace("residuals", "vectors")
         contents = {CONFIG: files[f"{name}.json"], MODEL: files[f"{name}.safetensors"], SCORES: b"{}"}
+        contents[RESIDUALS] = files[RESIDUALS]
         FOLDER.write(str(emptied(self._folder)), contents)
         found = cpcscale.load(self._folder).predict(self._wave, 16_000)
         if not np.isfinite(found.unit).all():
             raise WrongSuccess(f"it was loaded and says {found.unit}")
+        if not all(low <= high for low, high in zip(found.low, found.high, strict=True)):
+            raise WrongSuccess(f"it was loaded and says from {found.low} to {found.high}")
         return True
 
 

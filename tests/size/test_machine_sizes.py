@@ -110,7 +110,7 @@ def test_machines_that_cannot_be_are_refused_with_the_way_out(shards, capsys):
         replace(ONE, cores_per_node=0)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=long), 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=long)])
 def test_it_measures_what_it_was_not_given_and_leaves_nothing_behind(shards, tmp_path, monkeypatch, capsys, workers):
     monkeypatch.chdir(tmp_path)
     config = Path(__file__).parents[2] / "configs" / "pretrain" / "quickstart.yaml"

@@ -51,7 +51,7 @@ def test_a_model_that_the_store_could_not_take_is_sent_by_the_next_process_and_r
     assert run.data.tags["cpcscale.late"] == "kept"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", remote.uri)
     with opened(f"models:/{made.model_id}") as folder:
-        assert load_recogniser(folder)[1]["ccc"]["mean"] == 0.5
+        assert load_recogniser(folder).scores["ccc"]["mean"] == 0.5
     assert not Path(folder).exists()
 
 

@@ -83,6 +83,14 @@ def test_rows_of_training_data_are_shared_only_when_a_person_says_so(place, caps
     assert register(url, "--share-training-rows") == 0
 
 
+def test_what_was_made_under_a_research_licence_is_registered_only_when_a_person_says_so(place, capsys, monkeypatch):
+    url = put_recogniser(place / "limited", 0.5, marks=["RESEARCH-ONLY"])
+    assert register(url) == 2
+    assert "is marked RESEARCH-ONLY" in capsys.readouterr().err
+    assert client().search_registered_models() == []
+    assert register(url, "--accept-licence") == 0
+
+
 def test_a_registered_recogniser_is_predicted_with_and_shown_by_its_address(place, capsys):
     url = put_recogniser(place / "one", 0.5)
     soundfile.write(place / "tone.wav", 0.1 * np.sin(np.arange(RATE) / 9), RATE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 from cpcscale import storage
@@ -11,6 +12,16 @@ from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig, is_file, requi
 from cpcscale.errors import UserError
 
 log = logging.getLogger(__name__)
+
+# What the owners of corpora give them under.
+_LICENCES = {
+    "emodb": "CC0-1.0",
+    "crema-d": "ODbL-1.0",
+    "ravdess": "CC BY-NC-SA 4.0",
+    "iemocap": "research only (release form of SAIL, University of Southern California)",
+    "msp-podcast": "research only (academic licence of UT Dallas)",
+    "msp-improv": "research only (academic licence of UT Dallas)",
+}
 
 
 def open_corpus(settings: CorpusConfig) -> Corpus:
@@ -24,7 +35,13 @@ def open_corpus(settings: CorpusConfig) -> Corpus:
     ...     print(open_corpus(CorpusConfig(path=folder)).labels_UP)
     [[4. 2. 3.]]
     """
-    match settings.kind if settings.kind != "auto" else detect_kind(settings):
+    kind = detect_kind(settings) if settings.kind == "auto" else settings.kind
+    licence = settings.licence or _LICENCES.get(kind, Corpus.licence)
+    return dataclasses.replace(_read(kind, settings), licence=licence)
+
+
+def _read(kind: str, settings: CorpusConfig) -> Corpus:
+    match kind:
         case "iemocap":
             return iemocap.read(settings)
         case "msp-podcast":

@@ -46,6 +46,8 @@ class CorpusConfig:
     # if an audio file is missing, empty or unreadable. stop: end with one line. skip: leave out its row, with a log
     # line
     on_bad: str = "stop"
+    # what it may be used under, for the card of a recogniser; empty: what its owners say, if its kind is known
+    licence: str = field(default="", metadata=config.PLACE)
 
     def __post_init__(self) -> None:
         config.check_choice("corpus.kind", self.kind, KINDS)
@@ -116,6 +118,7 @@ class Corpus:
     dropped: tuple[DroppedRow, ...] = ()
     notes: tuple[str, ...] = ()
     shards: str = ""
+    licence: str = "unknown"
 
     @cached_property
     def labels_UP(self) -> np.ndarray:
@@ -223,7 +226,8 @@ def _without_missing(corpus: Corpus, settings: CorpusConfig, listed: Collection[
     missing = [row for row in corpus.utterances if _is_missing(row.path, listed)]
     if not missing:
         return corpus
-    nearest = _nearest(missing[0].path, settings.path, listed)
+    # A table in memory lies in no folder.
+    nearest = _nearest(missing[0].path, settings.path, listed) if settings.path else ""
     if settings.on_bad == "skip":
         return drop_utterances(corpus, [DroppedRow(row.key, NO_AUDIO) for row in missing], nearest)
     raise UserError(

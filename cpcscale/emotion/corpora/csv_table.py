@@ -9,9 +9,12 @@ A table with synthesiser settings (columns `set_...`) is of synthetic speech, so
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from cpcscale import storage
 from cpcscale.emotion.corpora import vocabulary
@@ -44,18 +47,36 @@ def read(settings: CorpusConfig) -> Corpus:
     Raises UserError for a missing file or column, a cell that is not understood, or what `checked` refuses.
     """
     file = table_file(require_path(settings))
-    table = Table(file)
+    return _of_table(Table(file), folder_of(file), settings.name or stem(folder_of(file)).replace("_", "-"), settings)
+
+
+def read_columns(columns: Mapping[str, Sequence[Any]], settings: CorpusConfig) -> Corpus:
+    """The corpus of a table in memory, from the cells of its columns; paths are relative to the current folder.
+
+    Raises UserError as `read`.
+    """
+    if len(set(map(len, columns.values()))) > 1:
+        lengths = ", ".join(f"{name} {len(cells)}" for name, cells in columns.items())
+        raise UserError(f"the columns of the table have different lengths: {lengths}")
+    text = io.StringIO()
+    # A cell in quotation marks is a cell, whatever is in it.
+    rows = csv.writer(text, quoting=csv.QUOTE_ALL)
+    rows.writerow(columns)
+    rows.writerows(zip(*columns.values(), strict=True))
+    table = Table("the table", text.getvalue().encode(errors="backslashreplace"))
+    return _of_table(table, storage.absolute("."), settings.name or "table", settings)
+
+
+def _of_table(table: Table, folder: str, name: str, settings: CorpusConfig) -> Corpus:
     path = path_column(table)
     table.require(path, *_REQUIRED)
     part = _part_columns(table)
-    folder = folder_of(file)
     place = (lambda path: storage.join(folder, path)) if settings.shards else _finder(folder)
     utterances = tuple(_utterance(row, path, part, place) for row in table.rows())
     made = any(column.startswith("set_") for column in table.columns)
     known = {"", path, *_REQUIRED, *_OPTIONAL, *part}
     unused = [column for column in table.columns if column not in known and not column.startswith("set_")]
     notes = (f"columns that are not used: {', '.join(unused)}",) if unused else ()
-    name = settings.name or stem(folder).replace("_", "-")
     scale = settings.scale[0], settings.scale[1]
     return checked(Corpus(name, ("MADE",) if made else (), scale, utterances, notes=notes), settings)
 

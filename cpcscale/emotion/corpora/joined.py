@@ -23,6 +23,7 @@ def join_corpora(corpora: Mapping[str, Corpus], train: str) -> Corpus:
         scale=UNIT_SCALE,
         utterances=tuple(row for name, corpus in corpora.items() for row in _renamed(name, corpus, name == train)),
         dropped=tuple(one for corpus in corpora.values() for one in corpus.dropped),
+        licence="; ".join(dict.fromkeys(corpus.licence for corpus in corpora.values())),
     )
 
 

@@ -6,12 +6,14 @@ They take audio at 16 kHz and give 50 frames/s. B rows, S samples, T frames, C f
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from cpcscale import audio, storage
 from cpcscale.errors import UserError
+from cpcscale.model.layers import Layer, LayeredNetwork
 
 PREFIX = "hf:"
 # Random parts of these networks in training, switched off: they would make the gradient of a batch depend on how it is
@@ -39,68 +42,74 @@ _DETERMINISTIC = {
 _PLACES = ("_name_or_path", "transformers_version", "architectures", "dtype")
 
 
-class HFEncoder(nn.Module):
+class HFEncoder(LayeredNetwork):
     """A network of the transformers library as an encoder, from waveforms to the frames of one of its layers.
 
     `z` is the output of its convolutions, `c` its last hidden state, `both` the two side by side, and `mix` all L + 1
     hidden states side by side, each frame normalised to zero mean and unit variance as in SUPERB (Yang et al. 2021,
-    arXiv 2105.01051). `normalises`: it was pretrained on windows of zero mean and unit variance.
+    arXiv 2105.01051).
     """
 
+    kind = "hf"
+    layers: ClassVar[tuple[Layer, ...]] = ("c", "z", "both", "mix")
     network: Any
 
     def __init__(self, network: nn.Module, normalises: bool) -> None:
         super().__init__()
         self.network, self.normalises = network, normalises
+        self.offset, self.gain = 0.0, 1.0
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides its output besides the weights: the network's config and `normalises`."""
         values = {name: value for name, value in self._config.to_dict().items() if name not in _PLACES}
         return json.loads(json.dumps({"normalises": self.normalises, **values}, default=str))
 
     @property
     def least_samples(self) -> int:
-        """The receptive field of a frame in samples, 400: the fewest that give a frame."""
+        """The receptive field of a frame in samples, 400."""
         samples = 1
         for kernel, stride in reversed(list(zip(self._config.conv_kernel, self._config.conv_stride, strict=True))):
             samples = (samples - 1) * stride + kernel
         return samples
 
     def frames(self, samples_B: Tensor) -> Tensor:
-        """The number of frames, [B], of rows with so many samples; the convolutions are not padded."""
+        # The convolutions are not padded.
         for kernel, stride in zip(self._config.conv_kernel, self._config.conv_stride, strict=True):
             samples_B = (samples_B - kernel) // stride + 1
         return samples_B
 
     @property
-    def channels(self) -> int:
-        """The width of z."""
-        return int(self._config.conv_dim[-1])
+    def hop_samples(self) -> int:
+        return math.prod(self._config.conv_stride)
 
-    @property
-    def context_width(self) -> int:
-        """The width of c, and of each hidden state."""
-        return int(self._config.hidden_size)
+    def widths(self, name: Layer) -> tuple[int, ...]:
+        z, c = int(self._config.conv_dim[-1]), int(self._config.hidden_size)
+        states = int(self._config.num_hidden_layers) + 1
+        return {"z": (z,), "c": (c,), "both": (z, c), "mix": (c,) * states}[name]
 
-    @property
-    def hidden_states(self) -> int:
-        """The number of hidden states, with the input of the first layer: L + 1."""
-        return int(self._config.num_hidden_layers) + 1
-
-    def freeze_unused(self, name: Literal["c", "z", "both", "mix"]) -> None:
-        """Switches off gradients of the parts that this layer does not depend on."""
+    def freeze_unused(self, name: Layer) -> None:
         if name == "z":
             for part, module in self.network.named_children():
                 module.requires_grad_(part == "feature_extractor")
 
-    def layer(self, wave_BS: Tensor, samples_B: Tensor, name: Literal["c", "z", "both", "mix"]) -> Tensor:
-        """Features [B, T, C]; the first `frames` of each row are those of the row alone, up to rounding.
+    @property
+    def library(self) -> str:
+        return f"transformers {version('transformers')}"
 
-        `wave_BS` must be 0 from `samples_B` on. Networks whose first convolution is normalised over time
-        (wav2vec2-base, hubert-base) take no mask, so padding would change their output: rows of each length are
-        computed without it.
+    def untrained(self, seed: int, level: tuple[float, float]) -> HFEncoder:
+        """A network of the same architecture with new weights that depend on `seed` alone; it has no level."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return HFEncoder(_classes()[self._config.model_type](self._config), self.normalises).eval()
+
+    def layer(self, wave_BS: Tensor, name: Layer, samples_B: Tensor | None = None) -> Tensor:
+        """Features [B, T, C] of the layer.
+
+        Networks whose first convolution is normalised over time (wav2vec2-base, hubert-base) take no mask, so padding
+        would change their output: rows of each length are computed without it.
         """
+        if samples_B is None:
+            samples_B = torch.full((len(wave_BS),), wave_BS.shape[1], device=wave_BS.device)
         if self._config.feat_extract_norm == "layer":
             valid_BS = torch.arange(wave_BS.shape[1], device=wave_BS.device)[None] < samples_B[:, None]
             return self._layer(wave_BS, valid_BS.long(), name)
@@ -131,7 +140,7 @@ class HFEncoder(nn.Module):
     def __reduce__(self) -> tuple[Callable[..., HFEncoder], tuple[Any, ...]]:
         """Pickles weights and config: torch cannot pickle weights computed from others, as the positional ones here."""
         weights = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
-        return rebuilt_hf, (self._config.to_dict(), self.normalises, weights)
+        return _rebuilt, (self._config.to_dict(), self.normalises, weights)
 
 
 def open_hf(url: str) -> tuple[HFEncoder, dict[str, Any]]:
@@ -173,23 +182,10 @@ def open_hf(url: str) -> tuple[HFEncoder, dict[str, Any]]:
     return HFEncoder(network, bool(extractor.do_normalize)).eval(), {"url": url, "fingerprint": "unknown"}
 
 
-def untrained_hf(known: HFEncoder, seed: int) -> HFEncoder:
-    """A network of the same architecture with new weights that depend on `seed` alone."""
-    config = known.network.config
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return HFEncoder(_classes()[config.model_type](config), known.normalises).eval()
-
-
 def absolute_hf(url: str) -> str:
     """The URL with a local folder made absolute; a name on the hub stays as it is."""
     name = url.removeprefix(PREFIX)
     return PREFIX + storage.absolute(name) if Path(name).expanduser().is_dir() else url
-
-
-def library_version() -> str:
-    """The version of transformers; part of the cache key, as it may change the output of networks."""
-    return f"transformers {version('transformers')}"
 
 
 def _classes() -> dict[str, Any]:
@@ -207,8 +203,13 @@ def _without_randomness(config: Any) -> Any:
     return config
 
 
-def rebuilt_hf(values: dict[str, Any], normalises: bool, weights: dict[str, Tensor]) -> HFEncoder:
-    """The network of a config, as plain values, with these weights. Raises UserError without the extra `hf`."""
+def rebuilt_hf(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> HFEncoder:
+    """The network of its settings and arrays. Raises UserError without the extra `hf`."""
+    weights = {name.removeprefix("network."): torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    return _rebuilt(dict(settings), bool(settings["normalises"]), weights)
+
+
+def _rebuilt(values: dict[str, Any], normalises: bool, weights: dict[str, Tensor]) -> HFEncoder:
     made = _classes()[values["model_type"]]
     with torch.random.fork_rng(devices=[]):
         network = made(made.config_class.from_dict(values))

@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -20,15 +21,17 @@ from cpcscale.emotion.audio.labelled_file import read_file
 from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.batching import collate, group_by_length
 from cpcscale.emotion.corpora.corpus import Corpus, Utterance
-from cpcscale.emotion.encoders.huggingface import PREFIX, HFEncoder, absolute_hf, library_version, open_hf, untrained_hf
-from cpcscale.emotion.encoders.layer import Encoder, EncoderLayer, LayerFeatures, WaveNorm
+from cpcscale.emotion.encoders.arrays import Arrays, arrays_of, filled
+from cpcscale.emotion.encoders.huggingface import PREFIX, HFEncoder, absolute_hf, open_hf, rebuilt_hf
+from cpcscale.emotion.encoders.layer import VERSION, LayerFeatures, WaveNorm
 from cpcscale.emotion.heads.training import fit_device
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, ModelConfig, build
+from cpcscale.model.layers import Layer, LayeredNetwork
 from cpcscale.progress import note
 from cpcscale.shards.pack import TRAIN, PackConfig, pack_sources
 from cpcscale.shards.packing.sources import AudioFile as AudioFile
-from cpcscale.train.checkpoint import load_encoder
+from cpcscale.train.checkpoint import is_pretraining, load_encoder
 from cpcscale.train.loop import pretrain
 from cpcscale.train.observer import SilentObserver
 from cpcscale.train.ranks import Ranks
@@ -49,20 +52,15 @@ class WindowEncoder:
     `name` is that of the features in the cache.
     """
 
-    encoder: Encoder
-    layer: EncoderLayer
+    encoder: LayeredNetwork
+    layer: Layer
     where: torch.device
     wave_norm: WaveNorm = "corpus"
     name: str = ""
 
     @property
-    def layer_features(self) -> LayerFeatures:
-        """The layer that it takes of the encoder."""
-        return LayerFeatures(self.encoder, self.layer, self.wave_norm)
-
-    @property
     def digest(self) -> str:
-        return features_digest(self.layer_features)
+        return features_digest(self.encoder, self.layer, self.wave_norm)
 
     @property
     def whole(self) -> bool:
@@ -70,30 +68,59 @@ class WindowEncoder:
 
     @property
     def least_samples(self) -> int:
-        return self.layer_features.least_samples
+        return self.encoder.least_samples
 
     def __call__(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         self.encoder.to(self.where).eval()
-        layer_features = self.layer_features
+        layer_features = LayerFeatures(self.encoder, self.layer, self.wave_norm)
         found: dict[int, np.ndarray] = {}
         with torch.inference_mode():
             for rows in group_by_length(waves):
                 wave_BS, samples_B = collate([waves[row] for row in rows], self.where)
                 x_BTC = layer_features(wave_BS, samples_B).float().cpu().numpy()
-                frames = layer_features.frames(samples_B).tolist()
+                frames = self.encoder.frames(samples_B).tolist()
                 # Copies: a slice would keep the padded batch alive.
                 found.update({row: x_BTC[place, : frames[place]].copy() for place, row in enumerate(rows)})
         return [found[row] for row in range(len(waves))]
 
+    def description(self) -> dict[str, Any]:
+        layer = {"name": self.name, "layer": self.layer, "wave_norm": self.wave_norm}
+        return {"kind": self.encoder.kind, "network": self.encoder.settings, **layer}
 
-def encoder_features(recipe: EmotionRecipe, encoder: Encoder) -> WindowEncoder:
+    def arrays(self) -> Arrays:
+        return arrays_of(self.encoder, left_out=self.encoder.unused)
+
+
+def rebuilt_cpc(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> CPC:
+    """The network of its settings and arrays, with predictors of one step that nothing was learnt by."""
+    model = config.build(ModelConfig, dict(settings))
+    model = dataclasses.replace(model, predictor=dataclasses.replace(model.predictor, steps=1))
+    return filled(partial(CPC, model), arrays, CPC.unused)
+
+
+# How a saved network of each kind is made again from its settings and arrays.
+REBUILT: dict[str, Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], LayeredNetwork]] = {
+    CPC.kind: rebuilt_cpc,
+    HFEncoder.kind: rebuilt_hf,
+}
+
+
+def encoder_from(found: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> WindowEncoder:
+    """The features of a `description` and `arrays`."""
+    if found["layer"] not in get_args(Layer) or found["wave_norm"] not in get_args(WaveNorm):
+        raise ValueError(f"layer={found['layer']}, wave_norm={found['wave_norm']}")
+    network = REBUILT[found["kind"]](found["network"], arrays)
+    return WindowEncoder(network, found["layer"], torch.device("cpu"), found["wave_norm"], found["name"])
+
+
+def encoder_features(recipe: EmotionRecipe, encoder: LayeredNetwork) -> WindowEncoder:
     """The features of a system with this encoder."""
     place = fit_device(recipe.fit)
     return WindowEncoder(encoder, recipe.encoder.layer, place, recipe.encoder.wave_norm, f"{recipe.system} features")
 
 
 # (encoder or None, metadata), see `open_encoder`.
-OpenedEncoder: TypeAlias = "tuple[Encoder | None, dict[str, Any]]"
+OpenedEncoder: TypeAlias = "tuple[LayeredNetwork | None, dict[str, Any]]"
 
 
 def open_encoder(recipe: EmotionRecipe) -> OpenedEncoder:
@@ -110,16 +137,24 @@ def open_encoder(recipe: EmotionRecipe) -> OpenedEncoder:
                 f"system={system.name} needs encoder.checkpoint=RUN_DIR, the folder of a `cpcscale pretrain` run"
             )
         return None, {}
-    if url.startswith(PREFIX):
-        return open_hf(url)
-    if not storage.exists(url):
+    if not url.startswith(PREFIX) and not storage.exists(url):
         way_out = (
             "" if system.needs_checkpoint else ', or pass encoder.checkpoint="" to use the network of pretraining.model'
         )
         raise UserError(
             f"no pretraining at encoder.checkpoint={url}: run `cpcscale pretrain` with run_dir={url} first{way_out}"
         )
-    return load_encoder(url, recipe.encoder.which)
+    return open_network(url, recipe.encoder.which)
+
+
+def open_network(url: str, which: Literal["newest", "best"] = "newest") -> tuple[LayeredNetwork, dict[str, Any]]:
+    """(network, metadata) of a pretraining run, one of its checkpoints, or hf:NAME."""
+    return open_hf(url) if url.startswith(PREFIX) else load_encoder(url, which)
+
+
+def is_network(url: str) -> bool:
+    """Whether `open_network` is to open this: hf:NAME, or a folder with a pretraining or a checkpoint."""
+    return url.startswith(PREFIX) or is_pretraining(url)
 
 
 def open_encoders(recipes: Mapping[str, EmotionRecipe]) -> dict[str, OpenedEncoder]:
@@ -141,17 +176,17 @@ def absolute_checkpoint(url: str) -> str:
     return storage.absolute(url) if url else ""
 
 
-def untrained_encoder(recipe: EmotionRecipe, known: Encoder | None, level: tuple[float, float]) -> Encoder:
+def untrained_encoder(
+    recipe: EmotionRecipe, known: LayeredNetwork | None, level: tuple[float, float]
+) -> LayeredNetwork:
     """A new network with the architecture of `known`, else of `pretraining.model`; `level`: (offset, gain) of a CPC."""
-    if isinstance(known, HFEncoder):
-        return untrained_hf(known, recipe.seed)
-    return build(_model(recipe, known), recipe.seed, offset=level[0], gain=level[1])
+    if known is not None:
+        return known.untrained(recipe.seed, level)
+    return build(recipe.pretraining.model, recipe.seed, offset=level[0], gain=level[1])
 
 
-def input_level(encoder: Encoder) -> tuple[float, float]:
+def input_level(encoder: LayeredNetwork) -> tuple[float, float]:
     """The (offset, gain) that an encoder applies to its input; (0, 1) for networks other than CPC."""
-    if isinstance(encoder, HFEncoder):
-        return 0.0, 1.0
     return float(encoder.offset), float(encoder.gain)
 
 
@@ -183,7 +218,7 @@ def pretrain_on(sources: Sequence[AudioFile], recipe: Recipe, folder: str) -> CP
     return load_encoder(run_dir)[0]
 
 
-def pretrain_on_rows(recipe: EmotionRecipe, corpus: Corpus, known: Encoder | None, rows: Sequence[int]) -> CPC:
+def pretrain_on_rows(recipe: EmotionRecipe, corpus: Corpus, known: LayeredNetwork | None, rows: Sequence[int]) -> CPC:
     """Pretrains a network on these utterances alone, in this process."""
     # Other folds run at the same time: use the threads that torch has here, not all cores.
     train = dataclasses.replace(
@@ -207,7 +242,7 @@ def _source(one: Utterance, part: str) -> AudioFile:
     return AudioFile(path=path, name=f"{one.key}{PurePosixPath(path).suffix}", group=one.speaker, language=one.language)
 
 
-def pretrain_on_corpus(recipe: EmotionRecipe, waves: Waves, known: Encoder | None) -> CPC:
+def pretrain_on_corpus(recipe: EmotionRecipe, waves: Waves, known: LayeredNetwork | None) -> CPC:
     """A network pretrained on all usable utterances, also of test speakers: results are marked TRANSDUCTIVE.
 
     It is kept in the audio cache by its config and audio, so runs with another head, layer or protocol share it. If
@@ -241,27 +276,29 @@ def pretrain_on_corpus(recipe: EmotionRecipe, waves: Waves, known: Encoder | Non
     return blank
 
 
-def encoder_digest(encoder: Encoder | None) -> str:
+def encoder_digest(encoder: LayeredNetwork | None) -> str:
     """sha256 of a network's weights (and its settings, if it is not CPC); "" without a network."""
     if encoder is None:
         return ""
     digest = hashlib.sha256()
-    if isinstance(encoder, HFEncoder):
+    if encoder.digests_settings:
         digest.update(json.dumps(encoder.settings, sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def features_digest(layer_features: LayerFeatures) -> str:
+def features_digest(encoder: LayeredNetwork, layer: Layer, wave_norm: WaveNorm) -> str:
     """A text that changes when the same waveform may give other features; part of their cache key."""
-    library = library_version() if isinstance(layer_features.encoder, HFEncoder) else ""
-    return f"{encoder_digest(layer_features.encoder)} {layer_features.identity} torch {torch.__version__} {library}"
+    settings = hashlib.sha256(json.dumps(encoder.settings, sort_keys=True).encode()).hexdigest()
+    rest = f"{VERSION} {layer} {wave_norm} torch {torch.__version__} {encoder.library}"
+    return f"{encoder_digest(encoder)} {settings} {rest}"
 
 
 def _refuse_corrupt() -> np.ndarray:
     raise UserError("the network of minicpc in the audio cache was corrupt, and is removed: start again")
 
 
-def _model(recipe: EmotionRecipe, known: Encoder | None) -> ModelConfig:
-    return known.config if isinstance(known, CPC) else recipe.pretraining.model
+def _model(recipe: EmotionRecipe, known: LayeredNetwork | None) -> ModelConfig:
+    assert known is None or isinstance(known, CPC), "minicpc takes no other network"
+    return recipe.pretraining.model if known is None else known.config

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cpcscale import config
-from cpcscale.emotion.encoders.layer import Encoder, EncoderLayer, LayerFeatures, WaveNorm
+from cpcscale.emotion.encoders.layer import LayerFeatures, WaveNorm
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
+from cpcscale.model.layers import Layer, LayeredNetwork
 from cpcscale.objective.hash_random import hashed, uniform
 
 # Added to variances before the root, whose gradient at 0 is infinite; features are standardised, so it is small.
@@ -166,19 +167,19 @@ class EncoderWithHead(nn.Module):
     """An encoder and an attention head on one of its layers, trained together on waveforms."""
 
     def __init__(
-        self, encoder: Encoder, recogniser: AttentionHead, layer: EncoderLayer = "c", wave_norm: WaveNorm = "corpus"
+        self, encoder: LayeredNetwork, recogniser: AttentionHead, layer: Layer = "c", wave_norm: WaveNorm = "corpus"
     ) -> None:
         super().__init__()
         self.encoder, self.recogniser = encoder, recogniser
         self.layer_features = LayerFeatures(encoder, layer, wave_norm)
-        self.layer_features.freeze_unused()
+        encoder.freeze_unused(layer)
 
     def forward(self, wave_BS: Tensor, samples_B: Tensor, key_B: Tensor | None = None) -> Tensor:
         """[B, P] for waveforms in [-1, 1) with `samples_B` valid samples a row.
 
-        Each row has at least `layer_features.least_samples`. `key_B` keys the recogniser's dropout.
+        Each row has at least `encoder.least_samples`. `key_B` keys the recogniser's dropout.
         """
-        return self.recogniser(self.layer_features(wave_BS, samples_B), self.layer_features.frames(samples_B), key_B)
+        return self.recogniser(self.layer_features(wave_BS, samples_B), self.encoder.frames(samples_B), key_B)
 
 
 def learnt_mix(network: nn.Module) -> list[float]:

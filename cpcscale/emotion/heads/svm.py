@@ -8,24 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
-from typing import Any
+from itertools import combinations, product
 
 import numpy as np
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC, SVR
 
 from cpcscale import config
-from cpcscale.emotion.protocol.splits import speaker_folds
-from cpcscale.emotion.scores.ccc_intervals import scores, unweighted_average_recall
+from cpcscale.emotion.heads.vectors import INNER_FOLDS, inner_folds, standardised, with_scaler
+from cpcscale.emotion.scores.ccc_intervals import unweighted_average_recall
 from cpcscale.errors import UserError
 
 KERNELS = ("rbf", "linear")
-INNER_FOLDS = 4
-# Standardised features are clipped to +-_REACH: one outlier (eGeMAPS has some at 20 deviations) would put its utterance
-# far from all others, where a radial kernel predicts the mean.
-_REACH = 3.0
 
 
 @dataclass(kw_only=True)
@@ -48,6 +42,18 @@ class SVMConfig:
             if value == 0:
                 raise UserError(f"{name}=0 fits nothing: give a value above 0, such as 1")
 
+    def regressor(self, features: int) -> SVR:
+        """An unfitted regression on vectors of so many features."""
+        return SVR(epsilon=self.epsilon, C=self.C, kernel=self.kernel, gamma=self.gamma / features)
+
+    def classifier(self, features: int) -> SVC:
+        """An unfitted classifier in which all classes weigh the same."""
+        return SVC(C=self.C, kernel=self.kernel, gamma=self.gamma / features, class_weight="balanced")
+
+    def fitted(self, machine: Pipeline) -> SupportVectors:
+        """What a fitted regression is."""
+        return SupportVectors.of(machine)
+
 
 # 16 configs. On a tie the first wins, so smoother machines come first.
 GRID = tuple(
@@ -57,64 +63,97 @@ GRID = tuple(
 
 
 @dataclass(frozen=True)
-class SupportVectors:
-    """A fitted support vector regression with what it standardises by, as float64 arrays: V vectors of F features.
-
-    The prediction for x is sum_v dual_v k(v, s) + intercept of s, x standardised and clipped (Smola and Schoelkopf
-    2004, Statistics and Computing 14, eq. 12), where k is the product of two vectors, or exp(-gamma |v - s|^2).
-    """
+class _Vectors:
+    """What a fitted machine standardises by, and its V support vectors of F features, as float64 arrays."""
 
     mean_F: np.ndarray
     deviation_F: np.ndarray
     vector_VF: np.ndarray
-    dual_V: np.ndarray
-    intercept: np.ndarray
     # Negative: the kernel is linear.
     gamma: np.ndarray
 
-    @classmethod
-    def of(cls, machine: Pipeline) -> SupportVectors:
-        """Those of a fitted machine."""
-        scaler, _, svr = (step for _, step in machine.steps)
-        gamma = np.array(svr.gamma if svr.kernel == "rbf" else -1.0)
-        duals, intercept = svr.dual_coef_[0], svr.intercept_[0]
-        return cls(scaler.mean_, scaler.scale_, svr.support_vectors_, duals, np.array(intercept), gamma)
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that it is made again from."""
+        return dict(vars(self))
 
-    def predict(self, x_UF: np.ndarray) -> np.ndarray:
-        """Predictions float64 [U]."""
-        x_UF = np.clip((x_UF - self.mean_F) / self.deviation_F, -_REACH, _REACH).astype(np.float64)
+    def kernel(self, x_UF: np.ndarray) -> np.ndarray:
+        """[U, V]: the kernel of each x, standardised and clipped, with each support vector."""
+        x_UF = standardised(x_UF, self.mean_F, self.deviation_F)
         kernel_UV = x_UF @ self.vector_VF.T
         if self.gamma >= 0:
             squares_UV = (x_UF**2).sum(axis=1)[:, None] + (self.vector_VF**2).sum(axis=1) - 2 * kernel_UV
             kernel_UV = np.exp(-self.gamma * np.maximum(squares_UV, 0))
-        return np.asarray(kernel_UV @ self.dual_V + self.intercept)
+        return np.asarray(kernel_UV)
 
 
-class Regressor:
-    """A support vector regression for each primitive, on features standardised by the training rows."""
+@dataclass(frozen=True)
+class SupportVectors(_Vectors):
+    """A fitted support vector regression.
 
-    def __init__(self, settings: SVMConfig) -> None:
-        self._settings = settings
-        self._machines: list[Pipeline] = []
+    The prediction for x is sum_v dual_v k(v, x) + intercept (Smola and Schoelkopf 2004, Statistics and Computing 14,
+    eq. 12), where k is the product of two vectors, or exp(-gamma |v - x|^2).
+    """
 
-    @property
-    def support_vectors(self) -> tuple[SupportVectors, ...]:
-        """What was fitted, for each primitive."""
-        return tuple(SupportVectors.of(machine) for machine in self._machines)
+    dual_V: np.ndarray
+    intercept: np.ndarray
 
-    def fit(self, x_UF: np.ndarray, truth_UP: np.ndarray) -> Regressor:
-        """Fits to labels [U, P] on [-1, 1] and returns itself. Raises ValueError for values that are not finite."""
-        gamma = self._settings.gamma / x_UF.shape[1]
-        options: dict[str, Any] = {"C": self._settings.C, "kernel": self._settings.kernel, "gamma": gamma}
-        self._machines = [
-            _standardised(SVR(epsilon=self._settings.epsilon, **options)).fit(x_UF, truth_U) for truth_U in truth_UP.T
-        ]
-        return self
+    @classmethod
+    def of(cls, machine: Pipeline) -> SupportVectors:
+        """Those of a fitted machine."""
+        svr = machine[-1]
+        return cls(**_vectors_of(machine), dual_V=svr.dual_coef_[0], intercept=np.array(svr.intercept_[0]))
 
     def predict(self, x_UF: np.ndarray) -> np.ndarray:
-        """Predictions float64 [U, P] on [-1, 1], not clipped."""
-        assert self._machines, "predict before fit"
-        return np.stack([machine.predict(x_UF) for machine in self._machines], axis=1)
+        """Predictions float64 [U]."""
+        return np.asarray(self.kernel(x_UF) @ self.dual_V + self.intercept)
+
+
+@dataclass(frozen=True)
+class SupportClasses(_Vectors):
+    """A fitted support vector classifier of N classes: each pair of classes votes, and most votes win.
+
+    `class_V` is the class of each support vector, `dual_NV` its coefficient against each other class: against class n
+    in row n, where n is below its own, else in row n - 1 (Chang and Lin 2011, LIBSVM, section 7). `intercept_Q` has
+    one of each pair, (0, 1), (0, 2) ...
+    """
+
+    class_V: np.ndarray
+    dual_NV: np.ndarray
+    intercept_Q: np.ndarray
+
+    @classmethod
+    def of(cls, machine: Pipeline) -> SupportClasses:
+        """Those of a fitted machine."""
+        svc = machine[-1]
+        # scikit-learn turns the sign where there are two classes.
+        sign = -1 if len(svc.classes_) == 2 else 1
+        class_V = np.repeat(np.arange(len(svc.classes_)), svc.n_support_)
+        return cls(
+            **_vectors_of(machine), class_V=class_V, dual_NV=sign * svc.dual_coef_, intercept_Q=sign * svc.intercept_
+        )
+
+    def predict(self, x_UF: np.ndarray) -> np.ndarray:
+        """The number of the class of each row, int64 [U]; of equally many votes the first class."""
+        kernel_UV = self.kernel(x_UF)
+        count = len(self.dual_NV) + 1
+        votes_UN = np.zeros((len(x_UF), count), int)
+        for pair, (first, second) in enumerate(combinations(range(count), 2)):
+            dual_V = np.where(self.class_V == first, self.dual_NV[second - 1], 0)
+            dual_V = np.where(self.class_V == second, self.dual_NV[first], dual_V)
+            wins_U = kernel_UV @ dual_V + self.intercept_Q[pair] > 0
+            votes_UN[np.arange(len(x_UF)), np.where(wins_U, first, second)] += 1
+        return votes_UN.argmax(axis=1)
+
+
+def _vectors_of(machine: Pipeline) -> dict[str, np.ndarray]:
+    scaler, vectors = machine[0], machine[-1]
+    gamma = np.array(vectors.gamma if vectors.kernel == "rbf" else -1.0)
+    return {
+        "mean_F": scaler.mean_,
+        "deviation_F": scaler.scale_,
+        "vector_VF": vectors.support_vectors_,
+        "gamma": gamma,
+    }
 
 
 class Classifier:
@@ -131,43 +170,26 @@ class Classifier:
                 f"the {len(classes_U)} training rows have {len(set(classes_U))} class, and a classifier needs 2: use a "
                 "corpus with more, or fewer folds"
             )
-        gamma = self._settings.gamma / x_UF.shape[1]
-        machine = SVC(C=self._settings.C, kernel=self._settings.kernel, gamma=gamma, class_weight="balanced")
-        self._machine = _standardised(machine).fit(x_UF, np.asarray(classes_U))
+        machine = self._settings.classifier(x_UF.shape[1])
+        self._machine = with_scaler(machine).fit(x_UF, np.asarray(classes_U))
         return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that it knows, sorted."""
+        assert self._machine is not None, "classes before fit"
+        return tuple(map(str, self._machine.classes_))
+
+    @property
+    def support_vectors(self) -> SupportClasses:
+        """What was fitted."""
+        assert self._machine is not None, "support_vectors before fit"
+        return SupportClasses.of(self._machine)
 
     def predict(self, x_UF: np.ndarray) -> np.ndarray:
         """The class of each row, [U] of str."""
         assert self._machine is not None, "predict before fit"
         return self._machine.predict(x_UF)
-
-
-def choose_regressor_config(
-    x_UF: np.ndarray,
-    truth_UP: np.ndarray,
-    groups: Sequence[str],
-    grid: Sequence[SVMConfig] = GRID,
-    folds: int = INNER_FOLDS,
-    key: str = "0",
-) -> SVMConfig:
-    """The config of `grid` with the highest mean CCC in cross-validation over whole groups, predictions pooled.
-
-    Pass only the training rows of an outer fold, so that test speakers play no part in the choice. `groups` is the
-    speaker of each row ("" leaves the row out). The inner folds are those of splits.speaker_folds for this `key`, at
-    most one for each group. A grid of one is returned untried. Raises UserError for fewer than two groups.
-    """
-
-    def score(settings: SVMConfig) -> float:
-        guess_UP = np.full(truth_UP.shape, np.nan)
-        for train, test in parts:
-            guess_UP[test] = Regressor(settings).fit(x_UF[train], truth_UP[train]).predict(x_UF[test])
-        judged_U = ~np.isnan(guess_UP[:, 0])
-        return scores(truth_UP[judged_U], guess_UP[judged_U])["mean"]
-
-    if len(grid) == 1:
-        return grid[0]
-    parts = _inner(groups, folds, key)
-    return max(grid, key=score)
 
 
 def choose_classifier_config(
@@ -190,45 +212,24 @@ def choose_classifier_config(
 
     if len(grid) == 1:
         return grid[0]
-    parts = _inner(groups, folds, key)
+    parts = inner_folds(groups, folds, key)
     distinct = {(one.C, one.kernel, one.gamma): one for one in reversed(grid)}
     return max(reversed(distinct.values()), key=score)
 
 
-def classify(
+def chosen_classifier(
     x_UF: np.ndarray,
     classes_U: Sequence[str],
     groups: Sequence[str],
-    x_VF: np.ndarray,
     grid: Sequence[SVMConfig] = GRID,
     folds: int = INNER_FOLDS,
     key: str = "0",
-) -> list[str]:
-    """The predicted class of each of V test rows, by a classifier fitted to the training rows whose class is not "".
+) -> Classifier:
+    """A classifier fitted to the rows whose class is not "".
 
-    Its config is that of `choose_classifier_config` on the training rows. Raises UserError for a single class.
+    Its config is that of `choose_classifier_config` on them. Raises UserError for a single class.
     """
     rows = [row for row, name in enumerate(classes_U) if name]
     known, speakers = [classes_U[row] for row in rows], [groups[row] for row in rows]
     settings = choose_classifier_config(x_UF[rows], known, speakers, grid, folds, key)
-    return [str(name) for name in Classifier(settings).fit(x_UF[rows], known).predict(x_VF)]
-
-
-def _standardised(machine: SVR | SVC) -> Pipeline:
-    return make_pipeline(
-        StandardScaler(), FunctionTransformer(np.clip, kw_args={"a_min": -_REACH, "a_max": _REACH}), machine
-    )
-
-
-def _inner(groups: Sequence[str], folds: int, key: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(training rows, test rows) of each inner fold."""
-    known = [group for group in groups if group]
-    count = len(set(known))
-    if count < 2:
-        raise UserError(
-            f"the {len(groups)} training rows have {count} known speaker, and choosing a config needs 2, one to fit "
-            "and one to judge: use a corpus with more speakers, or svm_search=false"
-        )
-    names = np.asarray(groups)
-    held = [np.isin(names, part) for part in speaker_folds(known, min(folds, count), key)]
-    return [(np.flatnonzero((names != "") & ~inside), np.flatnonzero(inside)) for inside in held]
+    return Classifier(settings).fit(x_UF[rows], known)

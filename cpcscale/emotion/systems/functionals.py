@@ -15,7 +15,7 @@ class Functionals(HandmadeSystem):
     """A vector an utterance, of the spectrum."""
 
     name = "functionals"
-    regressors: ClassVar[tuple[Regressor, ...]] = ("svr",)
+    regressors: ClassVar[tuple[Regressor, ...]] = ("svr", "ridge")
     not_swept = SEARCHED_ALREADY
 
     def features(self, kind: str = "") -> HandmadeFeatures:

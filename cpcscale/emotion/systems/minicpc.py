@@ -15,10 +15,10 @@ from cpcscale.errors import UserError
 
 if TYPE_CHECKING:
     from cpcscale.emotion.audio.windows import Waves
-    from cpcscale.emotion.encoders.layer import Encoder
     from cpcscale.emotion.inputs import PreparedCorpus
     from cpcscale.emotion.protocol.splits import Split
     from cpcscale.emotion.recipe import EmotionRecipe
+    from cpcscale.model.layers import LayeredNetwork
 
 
 class MiniCPC(System):
@@ -48,10 +48,10 @@ class MiniCPC(System):
     def marks(self, recipe: EmotionRecipe) -> list[str]:
         return ["TRANSDUCTIVE"] * (recipe.pretraining_on == "corpus") + super().marks(recipe)
 
-    def pretrain(self, recipe: EmotionRecipe, waves: Waves, encoder: Encoder | None) -> Encoder | None:
+    def pretrain(self, recipe: EmotionRecipe, waves: Waves, encoder: LayeredNetwork | None) -> LayeredNetwork | None:
         return pretrain_on_corpus(recipe, waves, encoder) if recipe.pretraining_on == "corpus" else encoder
 
-    def shared_features(self, recipe: EmotionRecipe, encoder: Encoder | None) -> Features | None:
+    def shared_features(self, recipe: EmotionRecipe, encoder: LayeredNetwork | None) -> Features | None:
         if encoder is None or recipe.pretraining_on == "fold" or self.trains_encoder(recipe):
             return None
         return encoder_features(recipe, encoder)

@@ -9,10 +9,10 @@ from cpcscale.emotion.encoders.networks import encoder_features
 from cpcscale.emotion.systems.system import Features, System
 
 if TYPE_CHECKING:
-    from cpcscale.emotion.encoders.layer import Encoder
     from cpcscale.emotion.inputs import PreparedCorpus
     from cpcscale.emotion.protocol.splits import Split
     from cpcscale.emotion.recipe import EmotionRecipe
+    from cpcscale.model.layers import LayeredNetwork
 
 
 class Pretrained(System):
@@ -26,7 +26,7 @@ class Pretrained(System):
     def trains_encoder(self, recipe: EmotionRecipe) -> bool:
         return not recipe.encoder.frozen
 
-    def shared_features(self, recipe: EmotionRecipe, encoder: Encoder | None) -> Features | None:
+    def shared_features(self, recipe: EmotionRecipe, encoder: LayeredNetwork | None) -> Features | None:
         return None if encoder is None or self.trains_encoder(recipe) else encoder_features(recipe, encoder)
 
     def fold_features(self, recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> Features:

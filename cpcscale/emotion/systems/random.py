@@ -9,10 +9,10 @@ from cpcscale.emotion.encoders.networks import encoder_features, input_level, me
 from cpcscale.emotion.systems.system import Features, System
 
 if TYPE_CHECKING:
-    from cpcscale.emotion.encoders.layer import Encoder
     from cpcscale.emotion.inputs import PreparedCorpus
     from cpcscale.emotion.protocol.splits import Split
     from cpcscale.emotion.recipe import EmotionRecipe
+    from cpcscale.model.layers import LayeredNetwork
 
 
 class Random(System):
@@ -22,7 +22,7 @@ class Random(System):
     takes_network = True
     draws_weights = True
 
-    def shared_features(self, recipe: EmotionRecipe, encoder: Encoder | None) -> Features | None:
+    def shared_features(self, recipe: EmotionRecipe, encoder: LayeredNetwork | None) -> Features | None:
         if encoder is None:
             return None
         return encoder_features(recipe, untrained_encoder(recipe, encoder, input_level(encoder)))

@@ -8,10 +8,10 @@ from cpcscale.emotion.systems.random import untrained_features
 from cpcscale.emotion.systems.system import Features, System
 
 if TYPE_CHECKING:
-    from cpcscale.emotion.encoders.layer import Encoder
     from cpcscale.emotion.inputs import PreparedCorpus
     from cpcscale.emotion.protocol.splits import Split
     from cpcscale.emotion.recipe import EmotionRecipe
+    from cpcscale.model.layers import LayeredNetwork
 
 
 class Raw(System):
@@ -27,7 +27,7 @@ class Raw(System):
     def encoder_rate(self, recipe: EmotionRecipe) -> float:
         return recipe.fit.learning_rate
 
-    def shared_features(self, recipe: EmotionRecipe, encoder: Encoder | None) -> None:
+    def shared_features(self, recipe: EmotionRecipe, encoder: LayeredNetwork | None) -> None:
         return None
 
     def fold_features(self, recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> Features:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     from cpcscale.emotion.audio.windows import Waves
-    from cpcscale.emotion.encoders.layer import Encoder
+    from cpcscale.emotion.encoders.arrays import Arrays
     from cpcscale.emotion.inputs import PreparedCorpus
     from cpcscale.emotion.protocol.splits import Split
     from cpcscale.emotion.recipe import EmotionRecipe
+    from cpcscale.model.layers import LayeredNetwork
 
-Regressor = Literal["mean", "svr", "attention"]
+Regressor = Literal["mean", "svr", "ridge", "attention"]
 
 
 class Features(Protocol):
@@ -37,6 +38,11 @@ class Features(Protocol):
     def __call__(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         """One array for each waveform [S] of at least `least_samples`."""
 
+    def description(self) -> dict[str, Any]:
+        """What they are, in plain values; with `arrays`, all that they are made again from."""
+
+    def arrays(self) -> Arrays: ...
+
 
 class System:
     """A system, by its `system=` in a config. A new one is a subclass in a file of its own, and a line in SYSTEMS."""
@@ -44,7 +50,7 @@ class System:
     # Its `system=`.
     name: ClassVar[str]
     # The regressors that it can have; the first is that of head=auto.
-    regressors: ClassVar[tuple[Regressor, ...]] = ("attention", "svr")
+    regressors: ClassVar[tuple[Regressor, ...]] = ("attention", "svr", "ridge")
     # Whether it takes the network of encoder.checkpoint, or of pretraining.model where none is given.
     takes_network: ClassVar[bool] = False
     # Whether encoder.checkpoint must be given.
@@ -73,11 +79,11 @@ class System:
         """The marks of a result that used audio of test speakers before testing."""
         return ["SPEAKER-ADAPTED"] * recipe.speaker_norm
 
-    def pretrain(self, recipe: EmotionRecipe, waves: Waves, encoder: Encoder | None) -> Encoder | None:
+    def pretrain(self, recipe: EmotionRecipe, waves: Waves, encoder: LayeredNetwork | None) -> LayeredNetwork | None:
         """The network that all folds share, in place of `encoder`, the one of the checkpoint."""
         return encoder
 
-    def shared_features(self, recipe: EmotionRecipe, encoder: Encoder | None) -> Features | None:
+    def shared_features(self, recipe: EmotionRecipe, encoder: LayeredNetwork | None) -> Features | None:
         """The features that are the same in all folds; None: each fold makes its own."""
         raise NotImplementedError
 

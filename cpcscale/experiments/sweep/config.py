@@ -48,9 +48,9 @@ class SweepConfig(EmotionRecipe):
         configs.at_least(-1, max_failures=self.max_failures)
         if why := self.definition.not_swept:
             raise UserError(f"system={self.system} cannot be swept: {why}; sweep another system")
-        if self.head == "svr":
+        if self.head in ("svr", "ridge"):
             raise UserError(
-                "head=svr cannot be swept: its settings are chosen on inner folds already (svm_search); leave head out"
+                f"head={self.head} cannot be swept: its settings are chosen on inner folds already; leave head out"
             )
         if self.fit_search:
             raise UserError(

@@ -26,6 +26,16 @@ def show_lines(values: Mapping[str, Any]) -> Iterator[str]:
     )
     yield f"CCC         {', '.join(figures)}"
     yield f"            of the procedure that made it, under {scores['protocol']}, on speakers that it did not know"
+    if values["classes"]:
+        yield f"categories  {', '.join(values['classes'])}"
+    if (found := values["intervals"]) is None:
+        yield "intervals   none: they need 4 speakers that no fold has learnt from"
+        return
+    halves = (
+        f"{name} +-{half:.2f}{'' if found['informative'][name] else ' (uninformative)'}"
+        for name, half in found["half_width"].items()
+    )
+    yield f"intervals   {found['level']:.0%}, approximate: {', '.join(halves)}"
 
 
 def verify_lines(values: Mapping[str, Any]) -> Iterator[str]:

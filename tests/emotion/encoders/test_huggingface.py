@@ -19,7 +19,7 @@ from made_voices import put_corpus, recipe
 from cpcscale import config
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import run_fold, start_fit
-from cpcscale.emotion.encoders.huggingface import HFEncoder, open_hf, untrained_hf
+from cpcscale.emotion.encoders.huggingface import HFEncoder, open_hf
 from cpcscale.emotion.encoders.layer import LayerFeatures
 from cpcscale.emotion.encoders.networks import WindowEncoder, absolute_checkpoint, encoder_digest, features_digest
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
@@ -62,10 +62,10 @@ def test_a_padded_batch_equals_its_rows_one_by_one(networks, layer, wave_norm):
     wave_BS, samples_B = waves()
     for name, encoder in networks.items():
         hearing = LayerFeatures(encoder, layer, wave_norm)
-        assert hearing.widths == WIDTHS[layer]
+        assert encoder.widths(layer) == WIDTHS[layer]
         with torch.inference_mode():
             together = hearing(wave_BS, samples_B)
-            assert hearing.frames(samples_B).tolist() == list(FRAMES), name
+            assert encoder.frames(samples_B).tolist() == list(FRAMES), name
             for row, count in enumerate(SAMPLES):
                 alone = hearing(wave_BS[row : row + 1, :count], samples_B[row : row + 1])
                 assert alone.shape == (1, FRAMES[row], sum(WIDTHS[layer]))
@@ -144,22 +144,22 @@ def test_a_network_survives_a_copy_and_a_pickle(networks):
 def test_the_digests_differ_where_weights_settings_or_what_is_heard_do(tmp_path, networks, url):
     encoder, _ = open_hf(url)
     plain, _ = open_hf(put_network(tmp_path / "plain", normalises=False))
-    other = untrained_hf(encoder, seed=1)
+    other = encoder.untrained(1, (0.0, 1.0))
     assert len({encoder_digest(each) for each in (encoder, plain, other, *networks.values())}) == 7
     assert encoder_digest(open_hf(url)[0]) == encoder_digest(encoder)
-    hearings = [
-        LayerFeatures(encoder, layer, norm) for layer in ("z", "c", "both", "mix") for norm in ("corpus", "none")
+    digests = [
+        features_digest(encoder, layer, norm) for layer in ("z", "c", "both", "mix") for norm in ("corpus", "none")
     ]
-    assert len({features_digest(hearing) for hearing in hearings}) == 8
-    assert all("transformers 5" in features_digest(hearing) for hearing in hearings)
+    assert len(set(digests)) == 8
+    assert all("transformers 5" in each for each in digests)
 
 
 def test_untrained_networks_follow_from_their_seed_alone(networks):
     known = networks["hubert", "layer"]
     torch.manual_seed(3)
-    first = encoder_digest(untrained_hf(known, seed=0))
-    assert encoder_digest(untrained_hf(known, seed=0)) == first
-    assert len({first, encoder_digest(untrained_hf(known, seed=1)), encoder_digest(known)}) == 3
+    first = encoder_digest(known.untrained(0, (0.0, 1.0)))
+    assert encoder_digest(known.untrained(0, (0.0, 1.0))) == first
+    assert len({first, encoder_digest(known.untrained(1, (0.0, 1.0))), encoder_digest(known)}) == 3
 
 
 @pytest.mark.parametrize(("system", "frozen"), [("precpc", True), ("precpc", False), ("random", True), ("raw", True)])

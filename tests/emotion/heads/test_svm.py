@@ -5,15 +5,9 @@ from hypothesis import strategies as st
 from made_corpora import speaker_splits
 
 from cpcscale.emotion.handmade.statistics import summarise
-from cpcscale.emotion.heads.svm import (
-    GRID,
-    Classifier,
-    Regressor,
-    SVMConfig,
-    choose_classifier_config,
-    choose_regressor_config,
-    classify,
-)
+from cpcscale.emotion.heads import ridge
+from cpcscale.emotion.heads.svm import GRID, Classifier, SVMConfig, choose_classifier_config, chosen_classifier
+from cpcscale.emotion.heads.vectors import Regressor, choose_regressor_config
 from cpcscale.emotion.protocol.splits import inner_splits
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.ccc_intervals import scores, unweighted_average_recall
@@ -164,7 +158,7 @@ def test_rows_without_a_speaker_have_no_say_in_the_choice():
 def test_one_voice_is_too_few_to_choose_by_and_one_config_needs_no_choice():
     x_UF, truth_UP = made(20)
     with pytest.raises(UserError, match="20 training rows have 1 known speaker"):
-        choose_regressor_config(x_UF, truth_UP, ["s0"] * 20)
+        choose_regressor_config(x_UF, truth_UP, ["s0"] * 20, GRID)
     only = SVMConfig(C=3)
     assert choose_regressor_config(x_UF, truth_UP, ["s0"] * 20, [only]) == only
     assert choose_regressor_config(x_UF, truth_UP, ["s0"] * 10 + ["s1"] * 10, GRID[:2]) in GRID
@@ -176,7 +170,8 @@ def test_classes_are_guessed_for_new_speakers():
     for split in speaker_splits(SPEAKERS, 3, 0.25, seed=0):
         train, _, test = split.rows()
         known = [classes[row] for row in train]
-        found = classify(x_UF[train], known, [SPEAKERS[row] for row in train], x_UF[test], GRID[:4], folds=3)
+        machine = chosen_classifier(x_UF[train], known, [SPEAKERS[row] for row in train], GRID[:4], folds=3)
+        found = machine.predict(x_UF[test])
         for row, guess in zip(test, found, strict=True):
             guesses[row] = guess
     assert set(guesses) == set(CLASSES)
@@ -188,9 +183,32 @@ def test_rows_of_unknown_class_are_not_trained_on():
     partly = ["" if row % 10 == 0 else one for row, one in enumerate(classes)]
     kept = [row for row, one in enumerate(partly) if one]
     voices = [SPEAKERS[row] for row in kept]
-    guesses = classify(x_UF, partly, SPEAKERS, x_UF, GRID[:1])
-    assert guesses == classify(x_UF[kept], [partly[row] for row in kept], voices, x_UF, GRID[:1])
+    guesses = chosen_classifier(x_UF, partly, SPEAKERS, GRID[:1]).predict(x_UF)
+    without = chosen_classifier(x_UF[kept], [partly[row] for row in kept], voices, GRID[:1])
+    assert list(guesses) == list(without.predict(x_UF))
     assert "" not in guesses
+
+
+@pytest.mark.parametrize("grid", [GRID[:2], ridge.GRID], ids=["svr", "ridge"])
+def test_the_arrays_of_a_regression_say_what_scikit_learn_says(grid):
+    x_UF, truth_UP = made(noise=0.3)
+    settings = choose_regressor_config(x_UF, truth_UP, SPEAKERS, grid)
+    known = Regressor(settings).fit(x_UF[:100], truth_UP[:100])
+    new_UF = np.concatenate([x_UF[100:], x_UF[100:] * 50])
+    again = np.stack([machine.predict(new_UF) for machine in known.fitted], axis=1)
+    np.testing.assert_allclose(again, known.predict(new_UF), atol=1e-6)
+
+
+@given(st.integers(2, 5), st.sampled_from(["rbf", "linear"]), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_the_arrays_of_a_classifier_say_what_scikit_learn_says(count, kernel, seed):
+    draw = np.random.default_rng(seed)
+    x_UF, classes = draw.standard_normal((60, 4)), [f"class {row % count}" for row in range(60)]
+    x_UF[:, 0] += np.arange(60) % count
+    machine = Classifier(SVMConfig(kernel=kernel)).fit(x_UF, classes)
+    new_UF = draw.standard_normal((200, 4)) * 2
+    found = [machine.classes[number] for number in machine.support_vectors.predict(new_UF)]
+    assert found == list(machine.predict(new_UF))
 
 
 def test_a_rare_class_weighs_as_much_as_a_common_one():

@@ -1,0 +1,57 @@
+"""Ridge regression on one standardised vector an utterance: a head that keeps no row of its training.
+
+U utterances, F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import Pipeline
+
+from cpcscale.emotion.heads.vectors import standardised
+
+
+@dataclass(frozen=True)
+class RidgeConfig:
+    """A ridge regression: `alpha` is the weight of the squared weights, for each feature of the vector."""
+
+    alpha: float = 1.0
+
+    def regressor(self, features: int) -> Ridge:
+        """An unfitted one for vectors of so many features."""
+        return Ridge(alpha=self.alpha * features)
+
+    def fitted(self, machine: Pipeline) -> LinearWeights:
+        """What a fitted one is."""
+        return LinearWeights.of(machine)
+
+
+# On a tie the first wins, so smoother ones come first.
+GRID = tuple(RidgeConfig(alpha) for alpha in (10.0, 3.0, 1.0, 0.3, 0.1))
+
+
+@dataclass(frozen=True)
+class LinearWeights:
+    """A fitted ridge regression with what it standardises by, as float64 arrays."""
+
+    mean_F: np.ndarray
+    deviation_F: np.ndarray
+    weight_F: np.ndarray
+    intercept: np.ndarray
+
+    @classmethod
+    def of(cls, machine: Pipeline) -> LinearWeights:
+        """That of a fitted machine."""
+        scaler, ridge = machine[0], machine[-1]
+        return cls(scaler.mean_, scaler.scale_, ridge.coef_, np.array(ridge.intercept_))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that it is made again from."""
+        return dict(vars(self))
+
+    def predict(self, x_UF: np.ndarray) -> np.ndarray:
+        """Predictions float64 [U]."""
+        return np.asarray(standardised(x_UF, self.mean_F, self.deviation_F) @ self.weight_F + self.intercept)

@@ -1,0 +1,125 @@
+"""Heads on one standardised vector an utterance: what they share, and the choice of a config on inner folds.
+
+U utterances, F features, P primitives. Pure and deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from cpcscale.emotion.protocol.splits import speaker_folds
+from cpcscale.emotion.scores.ccc_intervals import scores
+from cpcscale.errors import UserError
+
+INNER_FOLDS = 4
+# Standardised features are clipped to +-_REACH: one outlier (eGeMAPS has some at 20 deviations) would put its utterance
+# far from all others, where a radial kernel predicts the mean.
+_REACH = 3.0
+
+
+class Fitted(Protocol):
+    """A regression of one primitive that was fitted, as arrays."""
+
+    def predict(self, x_UF: np.ndarray) -> np.ndarray:
+        """Predictions float64 [U]."""
+
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """All that it is made again from."""
+
+
+class Settings(Protocol):
+    """The settings of a kind of regression."""
+
+    def regressor(self, features: int) -> BaseEstimator:
+        """An unfitted one for vectors of so many features."""
+
+    def fitted(self, machine: Pipeline) -> Fitted:
+        """That of a fitted machine."""
+
+
+Config = TypeVar("Config", bound=Settings)
+
+
+class Regressor:
+    """A regression for each primitive, on features standardised by the training rows."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._machines: list[Pipeline] = []
+
+    @property
+    def fitted(self) -> tuple[Fitted, ...]:
+        """What was fitted, for each primitive."""
+        return tuple(self._settings.fitted(machine) for machine in self._machines)
+
+    def fit(self, x_UF: np.ndarray, truth_UP: np.ndarray) -> Regressor:
+        """Fits to labels [U, P] on [-1, 1] and returns itself. Raises ValueError for values that are not finite."""
+        self._machines = [
+            with_scaler(self._settings.regressor(x_UF.shape[1])).fit(x_UF, truth_U) for truth_U in truth_UP.T
+        ]
+        return self
+
+    def predict(self, x_UF: np.ndarray) -> np.ndarray:
+        """Predictions float64 [U, P] on [-1, 1], not clipped."""
+        assert self._machines, "predict before fit"
+        return np.stack([machine.predict(x_UF) for machine in self._machines], axis=1)
+
+
+def choose_regressor_config(
+    x_UF: np.ndarray,
+    truth_UP: np.ndarray,
+    groups: Sequence[str],
+    grid: Sequence[Config],
+    folds: int = INNER_FOLDS,
+    key: str = "0",
+) -> Config:
+    """The config of `grid` with the highest mean CCC in cross-validation over whole groups, predictions pooled.
+
+    Pass only the training rows of an outer fold, so that test speakers play no part in the choice. `groups` is the
+    speaker of each row ("" leaves the row out). The inner folds are those of splits.speaker_folds for this `key`, at
+    most one for each group. A grid of one is returned untried. Raises UserError for fewer than two groups.
+    """
+
+    def score(settings: Config) -> float:
+        guess_UP = np.full(truth_UP.shape, np.nan)
+        for train, test in parts:
+            guess_UP[test] = Regressor(settings).fit(x_UF[train], truth_UP[train]).predict(x_UF[test])
+        judged_U = ~np.isnan(guess_UP[:, 0])
+        return scores(truth_UP[judged_U], guess_UP[judged_U])["mean"]
+
+    if len(grid) == 1:
+        return grid[0]
+    parts = inner_folds(groups, folds, key)
+    return max(grid, key=score)
+
+
+def with_scaler(machine: BaseEstimator) -> Pipeline:
+    """The machine behind a scaler that clips."""
+    return make_pipeline(
+        StandardScaler(), FunctionTransformer(np.clip, kw_args={"a_min": -_REACH, "a_max": _REACH}), machine
+    )
+
+
+def standardised(x_UF: np.ndarray, mean_F: np.ndarray, deviation_F: np.ndarray) -> np.ndarray:
+    """What a fitted scaler with these values makes of vectors; float64."""
+    return np.clip((x_UF - mean_F) / deviation_F, -_REACH, _REACH).astype(np.float64)
+
+
+def inner_folds(groups: Sequence[str], folds: int, key: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(training rows, test rows) of each inner fold."""
+    known = [group for group in groups if group]
+    count = len(set(known))
+    if count < 2:
+        raise UserError(
+            f"the {len(groups)} training rows have {count} known speaker, and choosing a config needs 2, one to fit "
+            "and one to judge: use a corpus with more speakers, or svm_search=false"
+        )
+    names = np.asarray(groups)
+    held = [np.isin(names, part) for part in speaker_folds(known, min(folds, count), key)]
+    return [(np.flatnonzero((names != "") & ~inside), np.flatnonzero(inside)) for inside in held]

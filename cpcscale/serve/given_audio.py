@@ -1,0 +1,46 @@
+"""The audio that people give to a recogniser or an encoder: a file, or an array, through one door."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from cpcscale import audio, storage
+from cpcscale.emotion.audio.labelled_file import LEAST_S
+from cpcscale.errors import AudioError, UserError
+
+
+def read_wave(source: str | Path | np.ndarray, rate: int = 0) -> np.ndarray:
+    """int16 [S] at 16 kHz of a file (a path or s3:// URL), or of an array [S] or [S, channels] at `rate` Hz.
+
+    Raises UserError for a file that is not there and an array without a rate, AudioError for what is no sound.
+    """
+    data = array_as_file(source, rate) if isinstance(source, np.ndarray) else storage.read(str(source))
+    wave_S = audio.decode_checked(data)[1]
+    seconds = len(wave_S) / audio.RATE_HZ
+    if seconds < LEAST_S:
+        raise AudioError("short", f"it lasts {seconds:.3f} s, too short for speech (at least {LEAST_S} s)", seconds)
+    return audio.check_sound(wave_S, audio.SoundLimits())[0]
+
+
+def array_as_file(wave: np.ndarray, rate: int) -> bytes:
+    """An array as a WAV file. Raises UserError for what is no audio."""
+    if rate <= 0:
+        raise UserError(f"rate={rate}: an array has no sampling rate of its own: pass it, as rate=16000")
+    if wave.ndim not in (1, 2) or not (np.issubdtype(wave.dtype, np.floating) or wave.dtype == np.int16):
+        raise UserError(
+            f"an array of shape {wave.shape} and type {wave.dtype} is no audio: pass float or int16 values [samples] "
+            "or [samples, channels]"
+        )
+    out, kind = io.BytesIO(), "PCM_16" if wave.dtype == np.int16 else "FLOAT"
+    try:
+        soundfile.write(out, wave if kind == "PCM_16" else wave.astype(np.float32), int(rate), kind, format="WAV")
+    except (soundfile.SoundFileError, OverflowError):
+        raise UserError(
+            f"an array of shape {wave.shape} at {rate} Hz is no audio: pass [samples] or [samples, channels], of at "
+            "most 1,024 channels, and the rate in Hz"
+        ) from None
+    return out.getvalue()
