@@ -195,9 +195,10 @@ def _about(config: FinetuneConfig, corpus: Corpus, source: dict[str, Any]) -> Ab
         for url in [str(learnt.get("url", ""))]
         if url
     ]
-    name, seed = config.name or config.system, f"seed {config.seed}"
-    what = f"Fine-tuning of {config.system} with {config.regressor} and {seed}"
-    return about_recognisers(f"{name} on {corpus.name}, {seed}", what, config, {config.corpus.path: corpus}, pretrained)
+    name, seed = config.name or config.system, f"seed{config.seed}"
+    title = f"{name if seed in name else f'{name}-{seed}'} on {corpus.name}"
+    what = f"Fine-tuning of {config.system} with {config.regressor}, seed {config.seed},"
+    return about_recognisers(title, what, config, {config.corpus.path: corpus}, pretrained)
 
 
 def run_result(

@@ -109,7 +109,7 @@ def _tracked(
     of = f"{train.count:,} utterances, {counts['hours']:.2f} h"
     name = storage.shown(config.data.shards)
     about = About(
-        f"{config.name} on {name}, seed {config.seed}",
+        f"{config.name}-seed{config.seed} on {name}",
         f"Pretraining of the {config.model.size} network on {name}: {of}; seed {config.seed}",
         (DataInput(name, train.fingerprint, train.base, "training", counts),),
     )

@@ -268,7 +268,7 @@ def test_a_run_shows_in_mlflow_what_it_is_its_data_and_a_model_for_each_recognis
     (run,) = [each for each in read_runs(TrackingConfig(uri=store(place))) if each.name == "precpc"]
     client = mlflow.MlflowClient(store(place))
     seen = client.get_run(run.run_id)
-    assert seen.info.run_name == "precpc on tones, seed 0, speakers3"
+    assert seen.info.run_name == "precpc-seed0 on tones, speakers3"
     what, where, came = seen.data.tags["mlflow.note.content"].splitlines()
     assert "precpc" in what and "36 utterances of 6 speakers" in what and str(place / "precpc") in where
     assert came.startswith("CCC on speakers it did not know: activation ")
