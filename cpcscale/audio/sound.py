@@ -55,9 +55,14 @@ def check_sound(wave: np.ndarray, limits: SoundLimits) -> tuple[np.ndarray, Leve
     `constant` (it has next to nothing but an offset).
     """
     samples = to_int16(wave)
-    level, seconds = measure(samples), len(samples) / RATE_HZ
+    level = measure(samples)
+    check_level(level, float(np.abs(wave).max()), len(samples) / RATE_HZ, limits)
+    return samples, level
+
+
+def check_level(level: Level, peak: float, seconds: float, limits: SoundLimits) -> None:
+    """Raises AudioError as `check_sound` does, for int16 samples of this level; `peak`: of the floats before."""
     if not level.mean_square:
-        peak = float(np.abs(wave).max())
         if not peak:
             raise AudioError("silent", "every sample is zero", seconds)
         raise AudioError(
@@ -67,7 +72,6 @@ def check_sound(wave: np.ndarray, limits: SoundLimits) -> tuple[np.ndarray, Leve
             seconds,
         )
     if level.clipped > limits.clipped:
-        peak = float(np.abs(wave).max())
         scale = f", with samples of up to {peak:.3g} where 1 is full scale" if peak > 2 else ""
         why = f"{level.clipped:.0%} of its samples are at full scale{scale} (limit {limits.clipped:g})"
         raise AudioError("clipped", why, seconds)
@@ -77,7 +81,6 @@ def check_sound(wave: np.ndarray, limits: SoundLimits) -> tuple[np.ndarray, Leve
             f"{level.mean**2 / level.mean_square:.1%} of its power is a constant offset (limit {limits.offset:g})",
             seconds,
         )
-    return samples, level
 
 
 def to_int16(wave: np.ndarray) -> np.ndarray:

@@ -21,12 +21,12 @@ from torch import nn
 from cpcscale import audio, config
 from cpcscale.emotion.audio.labelled_file import LEAST_S
 from cpcscale.emotion.audio.windows import window_shares, window_spans
-from cpcscale.emotion.batching import predict
+from cpcscale.emotion.batching import forward_by_length
 from cpcscale.emotion.corpora.corpus import in_units
 from cpcscale.emotion.encoders.huggingface import rebuilt_hf
 from cpcscale.emotion.encoders.layer import Encoder
 from cpcscale.emotion.encoders.networks import WindowEncoder
-from cpcscale.emotion.handmade.statistics import summarise_windows
+from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
 from cpcscale.emotion.heads.svm import SupportVectors
 from cpcscale.emotion.scores.ccc import PRIMITIVES
@@ -41,16 +41,21 @@ log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 # Samples of the audio by which a recogniser that is loaded is tried.
 _TRIED = 8000
+# Samples whose windows are encoded together, a minute.
+_TOGETHER = 60 * audio.RATE_HZ
 Network = TypeVar("Network", bound=nn.Module)
 # Arrays by name, as a safetensors file has them.
 Arrays = dict[str, np.ndarray]
 
 
 class Head(Protocol):
-    """Predicts from what `Features` made."""
+    """Predicts from what `Features` made, window by window, so that no length of audio fills the memory."""
 
-    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
-        """float64 [U, P] on [-1, 1] for the windows of each utterance, with their weights [W]."""
+    def read(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+        """float64 [W, R]: the readout of each window."""
+
+    def predict(self, readout_UR: np.ndarray) -> np.ndarray:
+        """float64 [U, P] on [-1, 1] for utterances, each the mean of its windows' readouts, by their weights."""
 
     def description(self) -> dict[str, Any]:
         """What it is, in plain values; with `arrays`, all that it is made again from."""
@@ -64,8 +69,11 @@ class MeanHead:
 
     mean_P: np.ndarray
 
-    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
-        return np.tile(self.mean_P, (len(inputs), 1))
+    def read(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+        return np.zeros((len(windows), 0))
+
+    def predict(self, readout_UR: np.ndarray) -> np.ndarray:
+        return np.tile(self.mean_P, (len(readout_UR), 1))
 
     def description(self) -> dict[str, Any]:
         return {"kind": "mean"}
@@ -80,9 +88,12 @@ class SVRHead:
 
     machines: tuple[SupportVectors, ...]
 
-    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
-        x_UF = np.stack([_vector(parts, share_W) for parts, share_W in zip(inputs, shares, strict=True)])
-        return np.stack([machine.predict(x_UF) for machine in self.machines], axis=1)
+    def read(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+        vectors = [each if each.ndim == 1 else summarise(each) for each in windows]
+        return np.stack(vectors).astype(np.float64)
+
+    def predict(self, readout_UR: np.ndarray) -> np.ndarray:
+        return np.stack([machine.predict(readout_UR) for machine in self.machines], axis=1)
 
     def description(self) -> dict[str, Any]:
         return {"kind": "svr"}
@@ -98,9 +109,13 @@ class NetworkHead:
 
     network: AttentionHead
 
-    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
+    def read(self, windows: Sequence[np.ndarray]) -> np.ndarray:
         where = next(self.network.parameters()).device
-        return predict(self.network, inputs, where, shares=shares)
+        with torch.inference_mode():
+            return forward_by_length(self.network.eval(), windows, where).double().cpu().numpy()
+
+    def predict(self, readout_UR: np.ndarray) -> np.ndarray:
+        return readout_UR
 
     def description(self) -> dict[str, Any]:
         layers = self.network.layer_mix.widths if self.network.layer_mix is not None else []
@@ -136,24 +151,30 @@ class FittedRecogniser:
         assert isinstance(network, AttentionHead)
         return cls(system, features, NetworkHead(network), max_s, scale)
 
-    def predict(self, waves: Sequence[np.ndarray]) -> np.ndarray:
+    def predict(self, waves: Sequence[audio.Sliced]) -> np.ndarray:
         """float64 [U, P] on [-1, 1] for whole utterances, int16 [S] at 16 kHz.
 
-        In the windows that it was fitted on, so an utterance has the same result alone and among others, to 1e-5.
+        In the windows that it was fitted on, each utterance by itself: it has the same result alone and among others.
+        A few windows are in memory at a time.
         """
+        return self.head.predict(np.stack([self._readout(wave) for wave in waves]))
+
+    def _readout(self, wave: audio.Sliced) -> np.ndarray:
+        """[R] of one utterance: the mean over its windows, by their weights."""
         if self.features is None:
-            return self.head.predict([()] * len(waves), [np.ones(0)] * len(waves))
-        most = max(map(len, waves), default=1) if self.features.whole else round(self.max_s * audio.RATE_HZ)
-        spans = [window_spans(len(wave), most) for wave in waves]
-        least = self.features.least_samples
-        windows = [
-            wave[start:stop] if stop - start >= least else np.resize(wave[start:stop], least)
-            for wave, parts in zip(waves, spans, strict=True)
-            for start, stop in parts
-        ]
-        made = iter(self.features(windows))
-        inputs = [tuple(next(made) for _ in parts) for parts in spans]
-        return self.head.predict(inputs, [window_shares(parts) for parts in spans])
+            return self.head.read([np.zeros(0)])[0]
+        least, size = self.features.least_samples, len(wave)
+        if self.features.whole:
+            return self.head.read(self.features([wave if size >= least else np.resize(wave[:], least)]))[0]
+        most = round(self.max_s * audio.RATE_HZ)
+        spans = window_spans(size, most)
+        together = max(1, _TOGETHER // most)
+        found = []
+        for at in range(0, len(spans), together):
+            windows = [wave[start:stop] for start, stop in spans[at : at + together]]
+            windows = [each if len(each) >= least else np.resize(each, least) for each in windows]
+            found.append(self.head.read(self.features(windows)))
+        return np.asarray(window_shares(spans) @ np.concatenate(found))
 
     def on_cpu(self) -> FittedRecogniser:
         """Itself, its networks moved there, as it is saved and sent to processes without a GPU."""
@@ -207,13 +228,6 @@ def fitted_from(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
             f"its description and its arrays do not fit ({type(error).__name__}: {error}): it "
             "was changed, or made by another version of cpcscale"
         ) from None
-
-
-def _vector(parts: Sequence[np.ndarray], share_W: np.ndarray) -> np.ndarray:
-    """[F]: the vector of an utterance, or statistics of its windows' frames, averaged."""
-    if parts[0].ndim == 1:
-        return parts[0]
-    return summarise_windows(parts, share_W)
 
 
 def _features_description(features: Features | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Nothing in it is code, and nothing is unpickled. The folder alone is enough to a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -63,11 +64,17 @@ def load_recogniser(url: str) -> tuple[FittedRecogniser, dict[str, Any]]:
         raise UserError(f"{url} is no recogniser ({type(error).__name__}): fit it again") from None
 
 
+def recogniser_digest(url: str) -> str:
+    """sha256 of the marker of the folder `url`, which lists the hash of each file: it names exactly this recogniser."""
+    return hashlib.sha256(storage.read(storage.join(url, MARKER))).hexdigest()
+
+
 def describe_recogniser(url: str) -> dict[str, Any]:
     """What `cpcscale recogniser show` says of the folder `url`."""
     fitted, scores = load_recogniser(url)
     return {
         "path": storage.absolute(url),
+        "digest": recogniser_digest(url),
         "system": fitted.system,
         "head": fitted.head.description()["kind"],
         "scale": list(fitted.scale),

@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
-from sklearn.svm import SVC, SVR
 
 from cpcscale import config
 from cpcscale.emotion.protocol.splits import speaker_folds
 from cpcscale.emotion.scores.ccc_intervals import scores, unweighted_average_recall
 from cpcscale.errors import UserError
+
+# Imported where something is fitted: it takes seconds and 100 MB, which applying a recogniser does without.
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+    from sklearn.svm import SVC, SVR
 
 KERNELS = ("rbf", "linear")
 INNER_FOLDS = 4
@@ -104,6 +106,8 @@ class Regressor:
 
     def fit(self, x_UF: np.ndarray, truth_UP: np.ndarray) -> Regressor:
         """Fits to labels [U, P] on [-1, 1] and returns itself. Raises ValueError for values that are not finite."""
+        from sklearn.svm import SVR
+
         gamma = self._settings.gamma / x_UF.shape[1]
         options: dict[str, Any] = {"C": self._settings.C, "kernel": self._settings.kernel, "gamma": gamma}
         self._machines = [
@@ -131,6 +135,8 @@ class Classifier:
                 f"the {len(classes_U)} training rows have {len(set(classes_U))} class, and a classifier needs 2: use a "
                 "corpus with more, or fewer folds"
             )
+        from sklearn.svm import SVC
+
         gamma = self._settings.gamma / x_UF.shape[1]
         machine = SVC(C=self._settings.C, kernel=self._settings.kernel, gamma=gamma, class_weight="balanced")
         self._machine = _standardised(machine).fit(x_UF, np.asarray(classes_U))
@@ -215,6 +221,9 @@ def classify(
 
 
 def _standardised(machine: SVR | SVC) -> Pipeline:
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
     return make_pipeline(
         StandardScaler(), FunctionTransformer(np.clip, kw_args={"a_min": -_REACH, "a_max": _REACH}), machine
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -34,8 +34,8 @@ class Features(Protocol):
     def least_samples(self) -> int:
         """Shorter audio is repeated up to this."""
 
-    def __call__(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """One array for each waveform [S] of at least `least_samples`."""
+    def __call__(self, waves: Sequence[Any]) -> list[np.ndarray]:
+        """One array for each waveform [S] of at least `least_samples`; if `whole`, they are audio.Sliced."""
 
 
 class System:
