@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from cpcscale import audio, config
 from cpcscale.emotion.audio.labelled_file import LEAST_S
@@ -296,7 +297,7 @@ def _head_from(found: Mapping[str, Any], arrays: Arrays) -> Head:
 
 def _filled(build: Callable[[], Network], arrays: Arrays, left_out: str = "") -> Network:
     """The network with these arrays. Raises ValueError unless they are its own, before it takes memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutDraws():
         blank = build().state_dict()
     expected = {name: tuple(tensor.shape) for name, tensor in blank.items()}
     if left_out:
@@ -306,6 +307,13 @@ def _filled(build: Callable[[], Network], arrays: Arrays, left_out: str = "") ->
     network = build()
     network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, strict=False)
     return network
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Leaves out `normal_`, which has nothing to do on meta and imports torch's compiler for it: 2 s and 100 MB."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is torch.Tensor.normal_ else func(*args, **(kwargs or {}))
 
 
 def _arrays_of(network: nn.Module) -> Arrays:

@@ -170,7 +170,7 @@ def _job(out: str, model: str, digest: str, sources: Sequence[str], found: Input
     identity = {
         "version": __version__,
         "model": digest,
-        "inputs": found.digest,
+        "audio": found.digest,
         "segments_s": asked.segments,
         "plots": asked.plots,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -106,7 +107,8 @@ def test_a_job_that_is_killed_goes_on_and_does_no_part_twice(shard_set, tmp_path
     predict_files(model, [str(shard_set)], str(tmp_path / "undisturbed.csv"))
     assert out.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
     manifest = json.loads(Path(f"{out}.manifest.json").read_text())
-    assert manifest["model"] == cpcscale.load(model).digest and manifest["inputs"] == 24
+    assert manifest["model"] == cpcscale.load(model).digest and len(manifest["audio"]) == 64
+    assert manifest["inputs"] == 24 and manifest["output"] == hashlib.sha256(out.read_bytes()).hexdigest()
     # What is complete is not going on: another start has to say that it replaces it.
     with pytest.raises(UserError, match="exists: give --force"):
         predict_files(model, [str(shard_set)], str(out))
