@@ -32,6 +32,8 @@ from cpcscale.serve.recogniser import COLUMNS
 from cpcscale.shards.index import Index
 
 RATE = 16_000
+# Each takes a fifth of a second to seconds, and up to 100 MB.
+FITTING = ("sklearn", "scipy", "torch._dynamo", "pandas", "matplotlib", "ray", "mlflow")
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +215,12 @@ def test_an_output_that_cannot_be_is_one_line_and_leaves_nothing(model, long, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken.csv", "theirs.csv.parts"]
     assert main(["predict", model, str(long), "--out", str(taken), "--force"]) == 0
     assert len(rows_of(taken.read_text())) == 1
+
+
+def test_applying_a_recogniser_loads_nothing_that_only_fitting_needs(model, long):
+    code = (
+        f"import sys, cpcscale; cpcscale.load({model!r}).predict({str(long)!r}); "
+        f"print([name for name in {FITTING!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
