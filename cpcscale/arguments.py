@@ -163,6 +163,7 @@ def _recognisers(verbs: Verbs) -> None:
     predict.add_argument("model", help=address)
     predict.add_argument("audio", nargs="+", help="files, folders, patterns in quotes, @LIST (a file a line), s3://")
     predict.add_argument("--out", metavar="FILE.csv", default="", help="write there, not to stdout")
+    predict.add_argument("--strict", action="store_true", help="no values for audio with flags, such as clipped")
     predict.set_defaults(overrides=[])
     predict.add_argument("--json", action="store_true", help="one JSON object a line, not CSV")
 

@@ -22,7 +22,7 @@ TINY = ModelConfig(encoder=EncoderConfig(channels=6), context=ContextConfig(widt
 
 
 def put_corpus(folder: Path, speakers: int = 6, each: int = 6) -> Path:
-    """Activation is loudness, valence is pitch and dominance is noise, on 1 to 5."""
+    """Activation is loudness, valence is pitch and dominance is noise, on 1 to 5; they swell as syllables do."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     lines = ["path,speaker,activation,valence,dominance"]
@@ -31,6 +31,8 @@ def put_corpus(folder: Path, speakers: int = 6, each: int = 6) -> Path:
         samples = int(rng.integers(4000, 9000))
         tone = np.sin(np.arange(samples) * (0.05 + 0.05 * labels[1]))
         wave = 0.02 * labels[0] ** 1.5 * (tone + 0.2 * labels[2] * rng.normal(0, 1, samples))
+        # A level that stays the same is no speech to a recogniser.
+        wave *= 1 + 0.8 * np.sin(2 * np.pi * 6 * np.arange(samples) / 16_000)
         soundfile.write(folder / f"{number:02}.wav", wave.clip(-1, 1), 16_000)
         lines.append(f"{number:02}.wav,voice{number % speakers}," + ",".join(f"{value:.3f}" for value in labels))
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # What takes longest to load, of all that cpcscale rests on.
 HEAVY = {"torch", "ray", "mlflow", "sqlalchemy", "sklearn", "scipy", "pandas", "pyarrow", "matplotlib", "transformers"}
-HEAVY |= {"soundfile", "fsspec", "s3fs", "aiobotocore", "optuna", "omegaconf", "numpy", "webdataset"}
+HEAVY |= {"onnxruntime", "soundfile", "fsspec", "s3fs", "aiobotocore", "optuna", "omegaconf", "numpy", "webdataset"}
 LOADED = """
 import contextlib, io, json, sys
 with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):

@@ -20,7 +20,7 @@ from cpcscale.audio.files import (
     slack_samples,
 )
 from cpcscale.audio.slices import check_slices, decode_slice
-from cpcscale.audio.sound import Level, SoundLimits, check_sound, measure, to_int16
+from cpcscale.audio.sound import Level, SoundLimits, SoundMeter, check_sound, measure, to_int16
 from cpcscale.errors import AudioError
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "AudioInfo",
     "Level",
     "SoundLimits",
+    "SoundMeter",
     "Source",
     "check_slices",
     "check_sound",

@@ -40,12 +40,49 @@ class SoundLimits:
                 raise UserError(f"{name}={getattr(self, name)} is not a share between 0 and 1")
 
 
+class SoundMeter:
+    """The level of a signal that comes in blocks of any length, and whether it can be speech."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._sums, self._peak = np.zeros(3), 0.0
+
+    def add(self, wave: np.ndarray) -> np.ndarray:
+        """The next samples of the signal, float32 [S], as int16."""
+        samples = to_int16(wave)
+        self.samples += len(samples)
+        self._sums += _sums(samples)
+        self._peak = max(self._peak, float(np.abs(wave).max(initial=0)))
+        return samples
+
+    def check(self, limits: SoundLimits) -> Level:
+        """The level so far. Raises AudioError as `check_sound` does."""
+        level, seconds = Level(*self._sums / self.samples), self.samples / RATE_HZ
+        if not level.mean_square:
+            if not self._peak:
+                raise AudioError("silent", "every sample is zero", seconds)
+            raise AudioError(
+                "quiet",
+                f"its loudest sample is {self._peak:.1g} of full scale, less than a step of 16 bits: if these are "
+                "16-bit samples in a 32-bit file, scale them",
+                seconds,
+            )
+        if level.clipped > limits.clipped:
+            scale = f", with samples of up to {self._peak:.3g} where 1 is full scale" if self._peak > 2 else ""
+            why = f"{level.clipped:.0%} of its samples are at full scale{scale} (limit {limits.clipped:g})"
+            raise AudioError("clipped", why, seconds)
+        if level.mean**2 > limits.offset * level.mean_square:
+            raise AudioError(
+                "constant",
+                f"{level.mean**2 / level.mean_square:.1%} of its power is a constant offset (limit {limits.offset:g})",
+                seconds,
+            )
+        return level
+
+
 def measure(samples: np.ndarray) -> Level:
     """The level of an int16 signal [S]."""
-    clipped = np.count_nonzero((samples >= _HIGHEST) | (samples < -_HIGHEST)) / len(samples)
-    # Not a dot product: BLAS would start threads in every worker.
-    scaled = samples.astype(np.float64) / 32768
-    return Level(float(scaled.mean()), float(np.square(scaled).mean()), clipped)
+    return Level(*_sums(samples) / len(samples))
 
 
 def check_sound(wave: np.ndarray, limits: SoundLimits) -> tuple[np.ndarray, Level]:
@@ -54,32 +91,18 @@ def check_sound(wave: np.ndarray, limits: SoundLimits) -> tuple[np.ndarray, Leve
     Raises AudioError with cause `silent` (every sample is zero), `quiet` (every sample rounds to zero), `clipped` or
     `constant` (it has next to nothing but an offset).
     """
-    samples = to_int16(wave)
-    level, seconds = measure(samples), len(samples) / RATE_HZ
-    if not level.mean_square:
-        peak = float(np.abs(wave).max())
-        if not peak:
-            raise AudioError("silent", "every sample is zero", seconds)
-        raise AudioError(
-            "quiet",
-            f"its loudest sample is {peak:.1g} of full scale, less than a step of 16 bits: if these are 16-bit samples "
-            "in a 32-bit file, scale them",
-            seconds,
-        )
-    if level.clipped > limits.clipped:
-        peak = float(np.abs(wave).max())
-        scale = f", with samples of up to {peak:.3g} where 1 is full scale" if peak > 2 else ""
-        why = f"{level.clipped:.0%} of its samples are at full scale{scale} (limit {limits.clipped:g})"
-        raise AudioError("clipped", why, seconds)
-    if level.mean**2 > limits.offset * level.mean_square:
-        raise AudioError(
-            "constant",
-            f"{level.mean**2 / level.mean_square:.1%} of its power is a constant offset (limit {limits.offset:g})",
-            seconds,
-        )
-    return samples, level
+    meter = SoundMeter()
+    return meter.add(wave), meter.check(limits)
 
 
 def to_int16(wave: np.ndarray) -> np.ndarray:
     """float samples as int16: clip(rint(wave * 32768))."""
     return np.clip(np.rint(wave * np.float32(32768)), -32768, 32767).astype(np.int16)
+
+
+def _sums(samples: np.ndarray) -> np.ndarray:
+    """The sums of what `Level` has the means of."""
+    # Not a dot product: BLAS would start threads in every worker.
+    scaled = samples.astype(np.float64) / 32768
+    clipped = np.count_nonzero((samples >= _HIGHEST) | (samples < -_HIGHEST))
+    return np.array([scaled.sum(), np.square(scaled).sum(), clipped])

@@ -30,6 +30,7 @@ from cpcscale.experiments.published import tracked_model
 from cpcscale.experiments.tracked_run import about_recognisers, tracked_run
 from cpcscale.serve.card import recogniser_scores
 from cpcscale.serve.folder import SavedRecogniser, is_recogniser, save_recogniser
+from cpcscale.serve.shift import measure_shift
 from cpcscale.storage.marked_folder import MARKER
 from cpcscale.tracking.about import About, DataInput
 from cpcscale.tracking.store import TrackingConfig
@@ -235,6 +236,8 @@ def kept_recognisers(
             licences=_licences(recipe, prepared),
             training_rows=each.recogniser.training_rows,
         )
+        if each.split.fold == FINAL and prepared.waves is not None:
+            scores["shift"] = measure_shift(each.recogniser, prepared.waves)
         yield each.split.fold, SavedRecogniser(each.recogniser, scores, known)
 
 

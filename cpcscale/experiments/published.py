@@ -20,6 +20,7 @@ from cpcscale.tracking.store import TrackingConfig
 # What `predict` imports, of all that cpcscale requires; an environment for it needs no Ray.
 PACKAGES = (
     *("torch", "numpy", "scipy", "scikit-learn", "safetensors", "soundfile", "soxr", "kaldi-native-fbank", "pyarrow"),
+    "onnxruntime",
     *("fsspec", "s3fs", "omegaconf", "pyyaml", "psutil", "tqdm", "xxhash"),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ The concordance correlation (CCC) of the procedure that made it, on speakers tha
 The recogniser itself has learnt from {learnt_utterances} utterances of {learnt_speakers} speakers, so a score on them
 would say nothing.
 
-## Marks
+{shift}## Marks
 
 {marks}
 
@@ -56,6 +56,18 @@ be told (Art. 50(3)).
 
 {versions}
 """
+_SHIFT = """\
+## Other levels, and the telephone
+
+What the same audio gets when it is louder, quieter or cut to the telephone band, less what it gets as it is: mean and
+deviation over utterances, in the units of the labels.
+
+| | {names} |
+|---|---|---|---|
+{rows}
+
+"""
+_CHANGES = {"gain+12": "12 dB louder", "gain-12": "12 dB quieter", "telephone": "300 to 3400 Hz"}
 _MEANING = {
     "PROXY": "the labels are stand-ins, one point for each acted category, not ratings",
     "MADE": "speech and labels are synthetic: its figures show that the software works, nothing about emotion",
@@ -176,6 +188,7 @@ def card(scores: Mapping[str, Any], found: Mapping[str, Any] | None) -> str:
         utterances=f"{tested['utterances']:,}",
         speakers=tested["speakers"],
         rows="\n".join(rows),
+        shift=_shift(scores["shift"]) if "shift" in scores else "",
         intervals=_intervals_text(found),
         learnt_utterances=f"{learnt['utterances']:,}",
         learnt_speakers=learnt["speakers"],
@@ -183,3 +196,12 @@ def card(scores: Mapping[str, Any], found: Mapping[str, Any] | None) -> str:
         licences=_licences_text(scores),
         versions=", ".join(f"{name} {version}" for name, version in scores["versions"].items()),
     )
+
+
+def _shift(shifts: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """The section on the result of `measure_shift`."""
+    rows = []
+    for name, found in shifts.items():
+        cells = (f"{mean:+.2f} ± {deviation:.2f}" for mean, deviation in (found[each] for each in PRIMITIVES))
+        rows.append(f"| {_CHANGES[name]} | {' | '.join(cells)} |")
+    return _SHIFT.format(names=" | ".join(PRIMITIVES), rows="\n".join(rows))

@@ -17,18 +17,20 @@ from cpcscale.progress import note
 from cpcscale.serve.recogniser import COLUMNS, Prediction, load
 
 
-def predict_files(model: str, sources: Sequence[str], out: str = "", *, as_json: bool = False) -> int:
+def predict_files(
+    model: str, sources: Sequence[str], out: str = "", *, as_json: bool = False, strict: bool = False
+) -> int:
     """Writes a row for each file to the file `out`, or to stdout; returns 1 if any has no value, else 0.
 
-    `sources` as `listed_files` takes them. CSV, or with `as_json` an object a line. Raises UserError for a model or
-    audio that is not there, and for an `out` that exists.
+    `sources` as `listed_files` takes them. CSV, or with `as_json` an object a line. With `strict`, what has flags has
+    no value. Raises UserError for a model or audio that is not there, and for an `out` that exists.
     """
     if out and storage.exists(out):
         raise UserError(f"{out} exists: remove it, or give --out another name")
     recogniser, files = load(model), list(listed_files(sources))
     text = io.StringIO()
     failed = 0
-    for found in _written(recogniser.stream(files), text if out else sys.stdout, as_json):
+    for found in _written(recogniser.stream(files, strict=strict), text if out else sys.stdout, as_json):
         failed += bool(found.reason)
     if out:
         storage.write(out, text.getvalue().encode())

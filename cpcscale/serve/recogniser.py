@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,9 +21,10 @@ from cpcscale.progress import Progress
 from cpcscale.serve.encoder import Encoder
 from cpcscale.serve.folder import SavedRecogniser, is_taken, load_recogniser, save_recogniser
 from cpcscale.serve.given_audio import array_as_file
+from cpcscale.serve.quality import QualityMeter
 
 BOUNDS = tuple(f"{name}_{bound}" for name in PRIMITIVES for bound in ("low", "high"))
-COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, *BOUNDS, "reason", "flags", "marks")
+COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, *BOUNDS, "speech_share", "reason", "flags", "marks")
 # Those that are no numbers.
 TEXT_COLUMNS = ("file", "reason", "flags", "marks")
 _NONE = (math.nan, math.nan, math.nan)
@@ -38,7 +38,8 @@ class Prediction:
 
     `activation`, `valence` and `dominance` are on the scale of the corpus that it was fitted to, `unit` the same three
     on [-1, 1]; NaN where `reason` says why there is none. `category` is empty where the recogniser has no classifier.
-    `flags` name doubts: unlike_training. `marks` are those of the recogniser's scores.
+    `speech_share` is how much of the audio is speech, 0 to 1. `flags` say what makes the values doubtful: those of
+    `cpcscale.serve.quality`, and unlike_training. `marks` are those of the recogniser's scores.
     """
 
     file: str
@@ -50,10 +51,18 @@ class Prediction:
     reason: str = ""
     marks: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    speech_share: float = math.nan
     category: str = ""
     # The lower and upper ends of the intervals, by primitive; NaN where the recogniser gives none.
     low: tuple[float, float, float] = _NONE
     high: tuple[float, float, float] = _NONE
+
+    def strict(self) -> Prediction:
+        """Itself; without its values if it has flags, which are the reason then."""
+        if self.reason or not self.flags:
+            return self
+        reason = " ".join(self.flags)
+        return Prediction(self.file, self.seconds, *_NONE, _NONE, reason, self.marks, self.flags, self.speech_share)
 
     def interval(self, name: str) -> tuple[float, float]:
         """(low, high) of activation, valence or dominance, in its units; NaN where there is none.
@@ -77,6 +86,7 @@ class Prediction:
             "end_s": end_s,
             **values,
             **{name: _cell(end) for name, end in zip(BOUNDS, ends, strict=True)},
+            "speech_share": _cell(self.speech_share, 3),
             "reason": self.reason,
             "flags": " ".join(self.flags),
             "marks": " ".join(self.marks),
@@ -172,31 +182,33 @@ class Recogniser:
             raise UserError(f"{url} exists: save to another folder, or pass force=True to replace it")
         save_recogniser(str(url), self._saved)
 
-    def predict(self, source: str | Path | bytes | np.ndarray, rate: int = 0) -> Prediction:
+    def predict(self, source: str | Path | bytes | np.ndarray, rate: int = 0, *, strict: bool = False) -> Prediction:
         """What it says of a file (a path or s3:// URL, or its bytes), or of an array [S] or [S, channels] at `rate` Hz.
 
         Arrays are floats in [-1, 1] or int16. Any rate and number of channels: they come through the door that files
-        come through. Audio that is no speech has NaN and a reason. Raises UserError for a file that is not there, and
-        for an array without a rate.
+        come through. Audio that is no speech has NaN and a reason, with `strict` all audio with flags too. Raises
+        UserError for a file that is not there, and for an array without a rate.
         """
         if isinstance(source, np.ndarray):
-            return self._of_bytes("", array_as_file(source, rate))
-        if isinstance(source, bytes):
-            return self._of_bytes("", source)
-        found = self._of_file(str(source))
-        if found.reason == "missing":
-            raise UserError(f"no file at {source}: check the path")
-        return found
+            found = self._of_bytes("", array_as_file(source, rate))
+        elif isinstance(source, bytes):
+            found = self._of_bytes("", source)
+        else:
+            found = self._of_file(str(source))
+            if found.reason == "missing":
+                raise UserError(f"no file at {source}: check the path")
+        return found.strict() if strict else found
 
-    def predict_many(self, sources: Iterable[str | Path]) -> Predictions:
+    def predict_many(self, sources: Iterable[str | Path], *, strict: bool = False) -> Predictions:
         """What it says of each file, in order; one that cannot be read has its reason."""
-        return Predictions(self.stream([str(each) for each in sources]))
+        return Predictions(self.stream([str(each) for each in sources], strict=strict))
 
-    def stream(self, sources: Sequence[str]) -> Iterator[Prediction]:
+    def stream(self, sources: Sequence[str], *, strict: bool = False) -> Iterator[Prediction]:
         """As `predict_many`, one after the other, so that many take no more memory than one."""
         with Progress("predicting", len(sources), "files") as progress:
             for done, source in enumerate(sources, 1):
-                yield self._of_file(source)
+                found = self._of_file(source)
+                yield found.strict() if strict else found
                 progress.update(done)
 
     def __repr__(self) -> str:
@@ -220,27 +232,38 @@ class Recogniser:
             seconds = len(wave_S) / audio.RATE_HZ
             if seconds < LEAST_S:
                 return self._none(name, "short", seconds)
-            wave_S = audio.check_sound(wave_S, audio.SoundLimits())[0]
         except audio.AudioError as error:
             return self._none(name, error.cause, math.nan)
-        output = self._saved.fitted.predict([wave_S])
+        meter = QualityMeter()
+        samples_S = meter.add(wave_S)
+        quality = meter.quality()
+        if quality.reason:
+            return self._none(name, quality.reason, seconds, quality.speech_share)
+        output = self._saved.fitted.predict([samples_S])
         [unit_P] = output.unit_UP
-        activation, valence, dominance = self._units(unit_P)
-        found = Prediction(name, seconds, activation, valence, dominance, _three(unit_P), "", self.marks)
-        if output.classes_U:
-            found = dataclasses.replace(found, category=output.classes_U[0])
-        known = self._saved.held_out
-        if known is None:
-            return found
-        ends = [self._units(np.clip(unit_P + side * known.half_P, -1, 1)) for side in (-1, 1)]
-        unlike = len(output.distance_U) > 0 and output.distance_U[0] > known.limit
-        return dataclasses.replace(found, low=ends[0], high=ends[1], flags=(UNLIKE,) if unlike else ())
+        known, low, high, flags = self._saved.held_out, _NONE, _NONE, quality.flags
+        if known is not None:
+            low, high = (self._units(np.clip(unit_P + side * known.half_P, -1, 1)) for side in (-1, 1))
+            if len(output.distance_U) and output.distance_U[0] > known.limit:
+                flags += (UNLIKE,)
+        return Prediction(
+            name,
+            seconds,
+            *self._units(unit_P),
+            _three(unit_P),
+            marks=self.marks,
+            flags=flags,
+            speech_share=quality.speech_share,
+            category=output.classes_U[0] if output.classes_U else "",
+            low=low,
+            high=high,
+        )
 
     def _units(self, unit_P: np.ndarray) -> tuple[float, float, float]:
         return _three(self._saved.fitted.in_units(unit_P))
 
-    def _none(self, name: str, reason: str, seconds: float) -> Prediction:
-        return Prediction(name, seconds, *_NONE, _NONE, reason, self.marks)
+    def _none(self, name: str, reason: str, seconds: float, speech_share: float = math.nan) -> Prediction:
+        return Prediction(name, seconds, *_NONE, _NONE, reason, self.marks, speech_share=speech_share)
 
 
 def load(url: str | Path) -> Recogniser:

@@ -99,7 +99,7 @@ def predict(options: argparse.Namespace) -> int:
     from cpcscale.tracking.registry import opened
 
     with opened(options.model) as model:
-        return predict_files(model, options.audio, options.out, as_json=options.json)
+        return predict_files(model, options.audio, options.out, as_json=options.json, strict=options.strict)
 
 
 def features(options: argparse.Namespace) -> int:

@@ -44,6 +44,12 @@ def arguments(folder: Path, system: str, *more: str) -> list[str]:
     return ["finetune", str(folder / f"{system}.yaml"), *more]
 
 
+def beats(kind: type = np.float64) -> np.ndarray:
+    """A second of a tone that comes and goes, which is no speech, but might be sobs."""
+    time_S = np.arange(RATE) / RATE
+    return (np.sin(2 * np.pi * 440 * time_S) * (1 + np.sin(2 * np.pi * 4 * time_S)) / 9).astype(kind)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a corpus and the published run `precpc`, its folds kept too."""
@@ -93,7 +99,7 @@ def test_a_value_has_an_interval_and_the_folder_tells_no_speaker(place):
     for name in ("activation", "valence", "dominance"):
         low, high = one.interval(name)
         assert 1 <= low <= np.clip(getattr(one, name), 1, 5) <= high <= 5 and low < high
-    assert one.row()["valence_low"] == round(one.interval("valence")[0], 4) and one.row()["flags"] == ""
+    assert one.row()["valence_low"] == round(one.interval("valence")[0], 4) and one.row()["flags"] == "non_speech"
     with pytest.raises(UserError, match="did you mean valence"):
         one.interval("valance")
     card = (folder / "README.md").read_text()
@@ -110,9 +116,9 @@ def test_fit_puts_the_recogniser_where_it_is_asked_for_and_it_doubts_audio_unlik
     scores = json.loads((tmp_path / "mine" / "scores.json").read_text())
     assert scores["training_rows"] == 0
     model = cpcscale.load(tmp_path / "mine")
-    assert model.predict(place / "tones" / "00.wav").flags == ()
+    assert model.predict(place / "tones" / "00.wav").flags == ("non_speech",)
     clicks = np.where(np.arange(RATE) % 4000 == 0, 30_000, 0).astype(np.int16)
-    assert model.predict(clicks, RATE).flags == ("unlike_training",)
+    assert model.predict(clicks, RATE).flags[-1] == "unlike_training"
     assert main([*command, f"out={tmp_path}/mine"]) == 0
     capsys.readouterr()
     shutil.copytree(place / "precpc" / "recogniser", tmp_path / "other")
@@ -144,7 +150,37 @@ def test_what_is_no_speech_has_a_reason_and_no_value(place, tmp_path):
         with pytest.raises(UserError, match="is no audio"):
             model.predict(array, rate)
     assert model.predict(np.full(RATE, np.nan), RATE).reason and model.predict(np.zeros(0), RATE).reason
-    assert np.isfinite(model.predict(np.sin(np.arange(RATE) / 9).astype(np.float16), RATE).unit).all()
+    assert np.isfinite(model.predict(beats(np.float16), RATE).unit).all()
+
+
+def test_what_has_flags_has_a_value_and_with_strict_none(place, tmp_path, capsys):
+    model = cpcscale.load(place / "precpc" / "recogniser")
+    found = model.predict(beats(), RATE)
+    assert found.reason == "" and found.flags[:2] == ("non_speech", "bandwidth") and found.speech_share == 0
+    strict = model.predict(beats(), RATE, strict=True)
+    assert strict.reason == " ".join(found.flags) and strict.flags == found.flags
+    assert np.isnan([strict.activation, *strict.unit, *strict.interval("valence")]).all()
+    # A level that stays the same has neither.
+    tone = model.predict(np.sin(np.arange(RATE) / 9), RATE)
+    assert tone.reason == "no_speech" and tone.flags == () and np.isnan(tone.valence) and tone.seconds == 1
+    soundfile.write(tmp_path / "loud.wav", (beats(np.float32) * 20).clip(-1, 1), RATE)
+    soundfile.write(tmp_path / "tone.wav", np.sin(np.arange(RATE) / 9) / 2, RATE)
+    command = ["predict", str(place / "precpc" / "recogniser"), str(tmp_path)]
+    assert main(command) == 1
+    loud, tone = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert loud["flags"].split()[:3] == ["non_speech", "clipped", "level"] and loud["reason"] == "" and loud["valence"]
+    assert tone["reason"] == "no_speech" and tone["speech_share"] == "0.0" and tone["flags"] == tone["valence"] == ""
+    assert main([*command, "--strict"]) == 1
+    loud, _ = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert loud["reason"] == loud["flags"] and loud["valence"] == ""
+
+
+def test_the_card_says_how_far_other_levels_and_the_telephone_shift_the_values(place):
+    scores = cpcscale.load(place / "precpc" / "recogniser").scores
+    assert scores["shift"].keys() == {"gain+12", "gain-12", "telephone"}
+    mean, deviation = scores["shift"]["gain+12"]["activation"]
+    card = (place / "precpc" / "recogniser" / "README.md").read_text()
+    assert f"| 12 dB louder | {mean:+.2f} ± {deviation:.2f} |" in card and deviation > 0
 
 
 def test_the_command_prints_a_row_a_file_and_its_status_says_whether_all_have_a_value(place, tmp_path, capsys):
