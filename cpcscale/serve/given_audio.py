@@ -12,6 +12,9 @@ from cpcscale import audio, storage
 from cpcscale.emotion.audio.labelled_file import LEAST_S
 from cpcscale.errors import AudioError, UserError
 
+# Audio that is clipped or has an offset has frames and values, as it has a flag; silence has none.
+_SOUND = audio.SoundLimits(clipped=1.0, offset=1.0)
+
 
 def read_wave(source: str | Path | bytes | np.ndarray, rate: int = 0) -> np.ndarray:
     """int16 [S] at 16 kHz of a file (path, s3:// URL or its bytes), or of an array [S] or [S, channels] at `rate` Hz.
@@ -25,7 +28,7 @@ def read_wave(source: str | Path | bytes | np.ndarray, rate: int = 0) -> np.ndar
     seconds = len(wave_S) / audio.RATE_HZ
     if seconds < LEAST_S:
         raise AudioError("short", f"it lasts {seconds:.3f} s, too short for speech (at least {LEAST_S} s)", seconds)
-    return audio.check_sound(wave_S, audio.SoundLimits())[0]
+    return audio.check_sound(wave_S, _SOUND)[0]
 
 
 def array_as_file(wave: np.ndarray, rate: int) -> bytes:

@@ -149,7 +149,7 @@ class Recogniser:
     >>> model = Recogniser(SavedRecogniser(fitted, {"corpus": "calls", "marks": ["PROXY"]}))
     >>> model
     <Recogniser mean of calls, marks PROXY>
-    >>> one = model.predict(np.sin(np.arange(44_100) / 9), rate=44_100)
+    >>> one = model.predict(np.sin(np.arange(44_100) / 9) * np.linspace(0, 1, 44_100), rate=44_100)
     >>> one.activation, one.valence, one.dominance, one.seconds
     (4.0, 3.0, 2.0, 1.0)
     >>> one.unit

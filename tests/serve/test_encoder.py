@@ -67,6 +67,7 @@ def test_a_file_and_an_array_of_any_form_give_the_same_frames_and_times(place, t
     np.testing.assert_array_equal(encoder.encode(file.read_bytes()).frames, expected.frames)
     other = encoder.encode(np.repeat(wave, 3), 48_000)
     assert len(other.frames) == pytest.approx(len(expected.frames), abs=1)
+    assert len(encoder.encode(np.sign(speechlike(1)), RATE).frames) == 100, "clipped audio has frames, as it has values"
     for wrong, message in (
         (lambda: encoder.encode(wave), "has no sampling rate of its own"),
         (lambda: encoder.encode(tmp_path / "gone.wav"), "gone.wav"),
