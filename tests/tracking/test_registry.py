@@ -158,15 +158,21 @@ def test_the_packages_that_a_model_names_are_those_that_a_prediction_imports(tmp
     assert needed <= {*PACKAGES}
 
 
-def test_the_wheel_of_a_model_is_one_and_its_code_is_this(tmp_path):
+def test_the_wheel_of_a_model_installs_every_file_of_the_package_as_it_is(tmp_path):
     name, data = own_wheel()
     assert re.fullmatch(r"cpcscale-[\d.]+\+[0-9a-f]{12}-py3-none-any\.whl", name)
     (tmp_path / name).write_bytes(data)
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--disable-pip-version-check"]
     subprocess.run([*install, "--target", str(tmp_path / "made"), str(tmp_path / name)], check=True)
-    for module in ("serve/recogniser.py", "tracking/served_model.py", "py.typed"):
-        of = Path(cpcscale.__file__).with_name("__init__.py").parent / module
-        assert (tmp_path / "made" / "cpcscale" / module).read_bytes() == of.read_bytes()
+    here, there = (
+        {
+            path.relative_to(top): path.read_bytes()
+            for path in top.rglob("*")
+            if path.is_file() and path.suffix != ".pyc"
+        }
+        for top in (Path(cpcscale.__file__).parent, tmp_path / "made" / "cpcscale")
+    )
+    assert here == there
 
 
 @pytest.fixture
