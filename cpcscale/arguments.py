@@ -161,11 +161,22 @@ def _recognisers(verbs: Verbs) -> None:
     )
     predict = verbs.add_parser("predict", help="saved recogniser and audio -> activation, valence and dominance")
     predict.add_argument("model", help=address)
-    predict.add_argument("audio", nargs="+", help="files, folders, patterns in quotes, @LIST (a file a line), s3://")
-    predict.add_argument("--out", metavar="FILE.csv", default="", help="write there, not to stdout")
+    predict.add_argument(
+        "audio", nargs="+", help="files, folders, shard sets, patterns in quotes, @LIST (a file a line), s3://"
+    )
+    predict.add_argument(
+        "--out", metavar="FILE", default="", help="write there, not to stdout: .csv, .jsonl or .parquet; local or s3://"
+    )
+    predict.add_argument("--segments", metavar="10s", default="", help="a row for each segment of so long: 10s, 500ms")
     predict.add_argument("--strict", action="store_true", help="no values for audio with flags, such as clipped")
+    predict.add_argument("--plot", metavar="PATH", default="", help="draw it: a PNG of one file, or a folder for many")
+    predict.add_argument("--force", action="store_true", help="replace an output or plots that exist")
+    predict.add_argument("--workers", type=int, default=0, metavar="N", help="work on N parts at a time")
+    predict.add_argument("--ray", action="store_true", help="run on Ray, here if RAY_ADDRESS is unset")
     predict.set_defaults(overrides=[])
-    predict.add_argument("--json", action="store_true", help="one JSON object a line, not CSV")
+    predict.add_argument(
+        "--json", action="store_true", help="one JSON object a line, not CSV; with --out, one on what was written"
+    )
 
     features = verbs.add_parser("features", help="encoder and audio -> its frames, as arrays or one table")
     features.add_argument("model", help="run_dir of a pretraining, a checkpoint, a recogniser, or hf:NAME")

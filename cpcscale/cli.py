@@ -29,6 +29,7 @@ _GOES_ON = {
     "sweep": "goes on with the trials that are left",
     "reproduce": "goes on with the runs that are left",
     "evaluate": "goes on with the runs that are left",
+    "predict": "goes on with the parts that are left, if it has an --out",
 }
 
 

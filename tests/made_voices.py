@@ -5,19 +5,29 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 
+from cpcscale.emotion.batching import seeded
 from cpcscale.emotion.corpora.corpus import CorpusConfig
-from cpcscale.emotion.heads.attention import AttentionHeadConfig
+from cpcscale.emotion.encoders.networks import WindowEncoder
+from cpcscale.emotion.fitted import FittedRecogniser, NetworkHead, SVRHead
+from cpcscale.emotion.handmade import functionals
+from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig
+from cpcscale.emotion.heads.svm import SupportVectors
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.recipe import EmotionRecipe, PretrainedConfig, ProtocolConfig
+from cpcscale.emotion.systems import SYSTEMS
 from cpcscale.model.context import ContextConfig
 from cpcscale.model.cpc import ModelConfig, build
 from cpcscale.model.encoder import EncoderConfig
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.publisher import Publisher
+from cpcscale.serve.folder import save_recogniser
 from cpcscale.train.checkpoint import RunPosition, checkpoint_files_of
 from cpcscale.train.recipe import Recipe
 
+# The intercept and gamma of a support vector machine.
+SCALARS = (np.array(0.1), np.array(0.02))
 TINY = ModelConfig(encoder=EncoderConfig(channels=6), context=ContextConfig(width=8))
 
 
@@ -47,6 +57,31 @@ def put_checkpoint(run_dir: Path, seed: int = 7) -> str:
     publisher = Publisher(ledger, ledger.head(), 0, keep=1)
     publisher.publish(1, None, checkpoint_files_of({"model": network.state_dict()}, position, Recipe(model=TINY)))
     return str(run_dir)
+
+
+def recogniser(system: str = "precpc", model: ModelConfig = TINY, seed: int = 0, max_s: float = 0.5):
+    """A recogniser of random numbers, in windows of `max_s`: precpc with an attention head, or functionals."""
+    rng = np.random.default_rng(seed)
+    if system == "functionals":
+        width = len(functionals.NAMES)
+        machines = tuple(
+            SupportVectors(
+                np.zeros(width), np.full(width, 50.0), rng.normal(0, 1, (9, width)), rng.normal(0, 1, 9), *SCALARS
+            )
+            for _ in range(3)
+        )
+        return FittedRecogniser(system, SYSTEMS[system].features(), SVRHead(machines), max_s, (1.0, 5.0))
+    encoder = build(model, seed, offset=0.01, gain=3.0).eval()
+    with seeded(seed, "head"):
+        head = AttentionHead(AttentionHeadConfig(heads=2, hidden=16, dense=16), encoder.context_width)
+    features = WindowEncoder(encoder, "c", torch.device("cpu"))
+    return FittedRecogniser(system, features, NetworkHead(head.eval()), max_s, (1.0, 5.0))
+
+
+def put_recogniser(folder: Path, **made) -> str:
+    """The folder of a `recogniser`."""
+    save_recogniser(str(folder), recogniser(**made), {"corpus": "none", "marks": ["MADE"]}, "# A card\n")
+    return str(folder)
 
 
 def recipe(corpus: Path, system: str, checkpoint: str = "", **fit) -> EmotionRecipe:

@@ -41,7 +41,7 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ONLY = {
     "tracking": {"errors", "machine", "config", "storage"},
     "runs": {"errors", "machine", "config", "storage", "progress"},
-    "serve": {"errors", "config", "storage", "audio", "progress", "model", "emotion"},
+    "serve": {"errors", "config", "storage", "audio", "progress", "shards", "model", "emotion"},
 }
 # The one place for each outside world; the feed's bench has a door of its own to a peer.
 DOORS = {

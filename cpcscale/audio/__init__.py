@@ -19,6 +19,7 @@ from cpcscale.audio.files import (
     read_header,
     slack_samples,
 )
+from cpcscale.audio.samples import Samples, Sliced, open_samples
 from cpcscale.audio.slices import check_slices, decode_slice
 from cpcscale.audio.sound import Level, SoundLimits, SoundMeter, check_sound, measure, to_int16
 from cpcscale.errors import AudioError
@@ -30,6 +31,8 @@ __all__ = [
     "AudioError",
     "AudioInfo",
     "Level",
+    "Samples",
+    "Sliced",
     "SoundLimits",
     "SoundMeter",
     "Source",
@@ -42,6 +45,7 @@ __all__ = [
     "decode_slice",
     "encode",
     "measure",
+    "open_samples",
     "read_header",
     "slack_samples",
     "to_int16",

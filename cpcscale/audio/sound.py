@@ -41,34 +41,31 @@ class SoundLimits:
 
 
 class SoundMeter:
-    """The level of a signal that comes in blocks of any length, and whether it can be speech."""
+    """The level of an int16 signal that comes in blocks of any length, and whether it can be speech."""
 
     def __init__(self) -> None:
         self.samples = 0
-        self._sums, self._peak = np.zeros(3), 0.0
+        self._sums = np.zeros(3)
 
-    def add(self, wave: np.ndarray) -> np.ndarray:
-        """The next samples of the signal, float32 [S], as int16."""
-        samples = to_int16(wave)
+    def add(self, samples: np.ndarray) -> None:
+        """The next samples of the signal, int16 [S]."""
         self.samples += len(samples)
         self._sums += _sums(samples)
-        self._peak = max(self._peak, float(np.abs(wave).max(initial=0)))
-        return samples
 
-    def check(self, limits: SoundLimits) -> Level:
-        """The level so far. Raises AudioError as `check_sound` does."""
+    def check(self, limits: SoundLimits, peak: float) -> Level:
+        """The level so far; `peak` is of the floats that became int16. Raises AudioError as `check_sound` does."""
         level, seconds = Level(*self._sums / self.samples), self.samples / RATE_HZ
         if not level.mean_square:
-            if not self._peak:
+            if not peak:
                 raise AudioError("silent", "every sample is zero", seconds)
             raise AudioError(
                 "quiet",
-                f"its loudest sample is {self._peak:.1g} of full scale, less than a step of 16 bits: if these are "
-                "16-bit samples in a 32-bit file, scale them",
+                f"its loudest sample is {peak:.1g} of full scale, less than a step of 16 bits: if these are 16-bit "
+                "samples in a 32-bit file, scale them",
                 seconds,
             )
         if level.clipped > limits.clipped:
-            scale = f", with samples of up to {self._peak:.3g} where 1 is full scale" if self._peak > 2 else ""
+            scale = f", with samples of up to {peak:.3g} where 1 is full scale" if peak > 2 else ""
             why = f"{level.clipped:.0%} of its samples are at full scale{scale} (limit {limits.clipped:g})"
             raise AudioError("clipped", why, seconds)
         if level.mean**2 > limits.offset * level.mean_square:
@@ -91,8 +88,9 @@ def check_sound(wave: np.ndarray, limits: SoundLimits) -> tuple[np.ndarray, Leve
     Raises AudioError with cause `silent` (every sample is zero), `quiet` (every sample rounds to zero), `clipped` or
     `constant` (it has next to nothing but an offset).
     """
-    meter = SoundMeter()
-    return meter.add(wave), meter.check(limits)
+    meter, samples = SoundMeter(), to_int16(wave)
+    meter.add(samples)
+    return samples, meter.check(limits, float(np.abs(wave).max(initial=0)))
 
 
 def to_int16(wave: np.ndarray) -> np.ndarray:

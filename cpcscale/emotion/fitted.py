@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -21,16 +21,16 @@ from torch import nn
 from cpcscale import audio, config
 from cpcscale.emotion.audio.labelled_file import LEAST_S
 from cpcscale.emotion.audio.windows import window_shares, window_spans
-from cpcscale.emotion.batching import predict
+from cpcscale.emotion.batching import forward_by_length
 from cpcscale.emotion.corpora.corpus import in_units
 from cpcscale.emotion.encoders.arrays import Arrays, arrays_of, below, filled
 from cpcscale.emotion.encoders.networks import REBUILT, WindowEncoder, encoder_from
-from cpcscale.emotion.handmade.statistics import summarise_windows
+from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
 from cpcscale.emotion.heads.ridge import LinearWeights
 from cpcscale.emotion.heads.svm import SupportClasses, SupportVectors
 from cpcscale.emotion.heads.vectors import Fitted
-from cpcscale.emotion.held_out import Reference, readout
+from cpcscale.emotion.held_out import Reference, readout, window_means
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.systems import SYSTEMS
 from cpcscale.emotion.systems.handmade import HandmadeSystem
@@ -42,13 +42,22 @@ log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 # Samples of the audio by which a recogniser that is loaded is tried.
 _TRIED = 8000
+# Samples whose windows are encoded together, a minute.
+_TOGETHER = 60 * audio.RATE_HZ
+
+
+# Makes [W, R] of what features made of W windows.
+Reader: TypeAlias = "Callable[[Sequence[np.ndarray]], np.ndarray]"
 
 
 class Head(Protocol):
-    """Predicts from what `Features` made."""
+    """Predicts from what `Features` made, window by window, so that no length of audio fills the memory."""
 
-    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
-        """float64 [U, P] on [-1, 1] for the windows of each utterance, with their weights [W]."""
+    def read(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+        """float64 [W, R]: the readout of each window."""
+
+    def predict(self, readout_UR: np.ndarray) -> np.ndarray:
+        """float64 [U, P] on [-1, 1] for utterances, each the mean of its windows' readouts, by their weights."""
 
     def description(self) -> dict[str, Any]:
         """What it is, in plain values; with `arrays`, all that it is made again from."""
@@ -62,8 +71,11 @@ class MeanHead:
 
     mean_P: np.ndarray
 
-    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
-        return np.tile(self.mean_P, (len(inputs), 1))
+    def read(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+        return np.zeros((len(windows), 0))
+
+    def predict(self, readout_UR: np.ndarray) -> np.ndarray:
+        return np.tile(self.mean_P, (len(readout_UR), 1))
 
     def description(self) -> dict[str, Any]:
         return {"kind": "mean"}
@@ -79,9 +91,11 @@ class VectorHead:
     kind: str
     machines: tuple[Fitted, ...]
 
-    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
-        x_UF = np.stack([_vector(parts, share_W) for parts, share_W in zip(inputs, shares, strict=True)])
-        return np.stack([machine.predict(x_UF) for machine in self.machines], axis=1)
+    def read(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+        return window_vectors(windows)
+
+    def predict(self, readout_UR: np.ndarray) -> np.ndarray:
+        return np.stack([machine.predict(readout_UR) for machine in self.machines], axis=1)
 
     def description(self) -> dict[str, Any]:
         return {"kind": self.kind}
@@ -97,9 +111,13 @@ class NetworkHead:
 
     network: AttentionHead
 
-    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> np.ndarray:
+    def read(self, windows: Sequence[np.ndarray]) -> np.ndarray:
         where = next(self.network.parameters()).device
-        return predict(self.network, inputs, where, shares=shares)
+        with torch.inference_mode():
+            return forward_by_length(self.network.eval(), windows, where).double().cpu().numpy()
+
+    def predict(self, readout_UR: np.ndarray) -> np.ndarray:
+        return readout_UR
 
     def description(self) -> dict[str, Any]:
         layers = self.network.layer_mix.widths if self.network.layer_mix is not None else []
@@ -117,9 +135,8 @@ class FittedClassifier:
     machine: SupportClasses
     classes: tuple[str, ...]
 
-    def predict(self, inputs: Sequence[tuple[np.ndarray, ...]], shares: Sequence[np.ndarray]) -> list[str]:
-        """The class of each utterance."""
-        x_UF = np.stack([_vector(parts, share_W) for parts, share_W in zip(inputs, shares, strict=True)])
+    def predict(self, x_UF: np.ndarray) -> list[str]:
+        """The class of each utterance, of the means of what `window_vectors` gives."""
         return [self.classes[number] for number in self.machine.predict(x_UF)]
 
 
@@ -164,30 +181,45 @@ class FittedRecogniser:
         assert isinstance(network, AttentionHead)
         return cls(system, features, NetworkHead(network), max_s, scale)
 
-    def predict(self, waves: Sequence[np.ndarray]) -> Output:
+    def predict(self, waves: Sequence[audio.Sliced]) -> Output:
         """What it says of whole utterances, int16 [S] at 16 kHz.
 
-        In the windows that it was fitted on, so an utterance has the same result alone and among others, to 1e-5.
-        Raises TypeError for samples of another type, of which features would be others.
+        In the windows that it was fitted on, each utterance by itself: it has the same result alone and among others.
+        A few windows are in memory at a time. Raises TypeError for samples of another type, of which features would be
+        others.
         """
-        if any(wave.dtype != np.int16 for wave in waves):
+        readers = [self.head.read]
+        if self.reference is not None:
+            readers.append(window_means)
+        if self.classifier is not None:
+            readers.append(window_vectors)
+        readouts = [np.stack(parts) for parts in zip(*(self._read(wave, readers) for wave in waves), strict=True)]
+        unit_UP = self.head.predict(readouts.pop(0))
+        distances = [self.reference.distance(mean_F) for mean_F in readouts.pop(0)] if self.reference else []
+        classes = self.classifier.predict(readouts.pop(0)) if self.classifier else []
+        return Output(unit_UP, np.array(distances), tuple(classes))
+
+    def _read(self, wave: audio.Sliced, readers: Sequence[Reader]) -> list[np.ndarray]:
+        """What each reader makes of one utterance: [R], the mean over its windows by their weights."""
+        if wave[:1].dtype != np.int16:
             raise TypeError("a recogniser takes int16 samples")
         if self.features is None:
-            return Output(self.head.predict([()] * len(waves), [np.ones(0)] * len(waves)), np.zeros(0))
-        most = max(map(len, waves), default=1) if self.features.whole else round(self.max_s * audio.RATE_HZ)
-        spans = [window_spans(len(wave), most) for wave in waves]
-        least = self.features.least_samples
-        windows = [
-            wave[start:stop] if stop - start >= least else np.resize(wave[start:stop], least)
-            for wave, parts in zip(waves, spans, strict=True)
-            for start, stop in parts
-        ]
-        made = iter(self.features(windows))
-        inputs = [tuple(next(made) for _ in parts) for parts in spans]
-        shares = [window_shares(parts) for parts in spans]
-        distances = self.distances(inputs, shares) if self.reference is not None else []
-        classes = self.classifier.predict(inputs, shares) if self.classifier is not None else []
-        return Output(self.head.predict(inputs, shares), np.array(distances), tuple(classes))
+            return [read([np.zeros(0)])[0] for read in readers]
+        least, size = self.features.least_samples, len(wave)
+        if self.features.whole:
+            made = self.features([wave if size >= least else np.resize(wave[:], least)])
+            return [read(made)[0] for read in readers]
+        most = round(self.max_s * audio.RATE_HZ)
+        spans = window_spans(size, most)
+        together = max(1, _TOGETHER // most)
+        found: list[list[np.ndarray]] = []
+        for at in range(0, len(spans), together):
+            windows = [wave[start:stop] for start, stop in spans[at : at + together]]
+            windows = [each if len(each) >= least else np.resize(each, least) for each in windows]
+            made = self.features(windows)
+            found.append([read(made) for read in readers])
+        share_W = window_shares(spans)
+        return [np.asarray(share_W @ np.concatenate(parts)) for parts in zip(*found, strict=True)]
 
     def distances(self, inputs: Iterable[tuple[np.ndarray, ...]], shares: Iterable[np.ndarray]) -> list[float]:
         """How unlike those of training the utterances are whose windows its features turned into `inputs`."""
@@ -269,11 +301,9 @@ def fitted_from(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
         ) from None
 
 
-def _vector(parts: Sequence[np.ndarray], share_W: np.ndarray) -> np.ndarray:
-    """[F]: the vector of an utterance, or statistics of its windows' frames, averaged."""
-    if parts[0].ndim == 1:
-        return parts[0]
-    return summarise_windows(parts, share_W)
+def window_vectors(windows: Sequence[np.ndarray]) -> np.ndarray:
+    """float64 [W, F]: the vector of each window, or the statistics of its frames."""
+    return np.stack([each if each.ndim == 1 else summarise(each) for each in windows]).astype(np.float64)
 
 
 def _features_from(description: Mapping[str, Any], arrays: Arrays) -> Features | None:

@@ -40,11 +40,14 @@ class Reference:
         return float(np.sqrt(np.mean(((readout_F - self.mean_F) / self.deviation_F) ** 2)))
 
 
+def window_means(windows: Sequence[np.ndarray]) -> np.ndarray:
+    """float64 [W, F]: the vector of each window, or the mean over time of its frames."""
+    return np.stack([each if each.ndim == 1 else each.mean(axis=0, dtype=np.float64) for each in windows])
+
+
 def readout(parts: Sequence[np.ndarray], share_W: np.ndarray) -> np.ndarray:
     """[F]: the vector of an utterance, or the mean over time of the frames [T, C] of its windows."""
-    if parts[0].ndim == 1:
-        return parts[0]
-    return np.asarray(share_W @ np.stack([x_TC.mean(axis=0, dtype=np.float64) for x_TC in parts]))
+    return parts[0] if parts[0].ndim == 1 else np.asarray(share_W @ window_means(parts))
 
 
 @dataclass(frozen=True)

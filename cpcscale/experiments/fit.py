@@ -19,7 +19,7 @@ from cpcscale.emotion.corpora.csv_table import read_columns
 from cpcscale.emotion.crossval import run_fold
 from cpcscale.emotion.encoders.networks import OpenedEncoder, encoder_digest, open_encoder
 from cpcscale.emotion.inputs import prepare
-from cpcscale.emotion.protocol.folds import FINAL
+from cpcscale.emotion.protocol.folds import FINAL, fold_splits
 from cpcscale.errors import UserError
 from cpcscale.experiments.finetune import (
     FinetuneConfig,
@@ -132,6 +132,8 @@ def _corpus(table: Any, settings: CorpusConfig) -> Corpus:
 
 def _fitted(config: FinetuneConfig, corpus: Corpus, opened: OpenedEncoder) -> Recogniser:
     """What `finetune` does, without its folder, its tracked run and, of one worker, its processes."""
+    # A protocol that does not fit is said before all audio is read.
+    fold_splits(config, corpus)
     started, identity = time.monotonic(), identify(config, corpus) | {"encoder": encoder_digest(opened[0])}
     with tempfile.TemporaryDirectory(prefix="cpcscale-") as place:
         if config.audio_cache == AudioCacheConfig():

@@ -10,7 +10,8 @@ from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
 from cpcscale.serve.card import LICENCE_MARKS
 from cpcscale.serve.folder import FOLDER, SavedRecogniser, load_recogniser
-from cpcscale.serve.recogniser import COLUMNS, TEXT_COLUMNS
+from cpcscale.serve.recogniser import COLUMNS
+from cpcscale.serve.table import TEXTS
 from cpcscale.storage.marked_folder import MARKER
 from cpcscale.tracking import run_note
 from cpcscale.tracking.model_folder import TrackedModel
@@ -47,7 +48,7 @@ def tracked_model(url: str, name: str, saved: SavedRecogniser) -> TrackedModel:
         scores={f"ccc_{key}": float(scores["ccc"][key]) for key in (*PRIMITIVES, "mean")},
         corpus=(str(scores["corpus"]), str(digests["corpus"])),
         packages=(*PACKAGES, *(["transformers"] if kind == "hf" else [])),
-        columns={column: "string" if column in TEXT_COLUMNS else "double" for column in COLUMNS},
+        columns={column: "string" if column in TEXTS else "double" for column in COLUMNS},
         training_rows=fitted.training_rows,
     )
 

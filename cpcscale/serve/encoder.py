@@ -90,8 +90,8 @@ class Encoder:
         features = dataclasses.replace(self._features, where=torch.device(device))
         return Encoder(features, self.source, self.max_s)
 
-    def encode(self, source: str | Path | np.ndarray, rate: int = 0, layer: str = "c") -> Frames:
-        """The frames of a file (a path or s3:// URL), or of an array [S] or [S, channels] at `rate` Hz.
+    def encode(self, source: str | Path | bytes | np.ndarray, rate: int = 0, layer: str = "c") -> Frames:
+        """The frames of a file (a path or s3:// URL, or its bytes), or of an array [S] or [S, channels] at `rate` Hz.
 
         Arrays are floats in [-1, 1] or int16. Any rate and number of channels: they come through the door that files
         come through. Up to `max_s` seconds, the frames are those that a recogniser takes. Longer audio is encoded in

@@ -16,8 +16,8 @@ from cpcscale.errors import AudioError, UserError
 from cpcscale.progress import Progress, note
 from cpcscale.serve.encoder import Encoder, Frames
 from cpcscale.serve.folder import is_taken
+from cpcscale.serve.inputs import listed_files
 from cpcscale.serve.models import load_encoder
-from cpcscale.serve.predict import listed_files
 
 TABLE = ".parquet"
 INDEX = "index.csv"

@@ -12,6 +12,7 @@ Nothing in it is code, and nothing is unpickled. The folder alone is enough to a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -37,11 +38,15 @@ FOLDER = FolderFormat("recogniser", 1, CONFIG, re.compile(r"[A-Za-z][A-Za-z0-9_]
 
 @dataclass(frozen=True)
 class SavedRecogniser:
-    """What a folder holds: a recogniser, the content of scores.json, and what its intervals rest on, if they can."""
+    """What a folder holds: a recogniser, the content of scores.json, and what its intervals rest on, if they can.
+
+    `digest` is the sha256 of the folder's marker, which lists the hash of each file: it names exactly this recogniser.
+    """
 
     fitted: FittedRecogniser
     scores: Mapping[str, Any]
     held_out: HeldOut | None = None
+    digest: str = ""
 
 
 def save_recogniser(url: str, saved: SavedRecogniser) -> None:
@@ -93,7 +98,8 @@ def load_recogniser(url: str) -> SavedRecogniser:
     try:
         description, scores = config.read_json(files[CONFIG]), config.read_json(files[SCORES])
         held_out = HeldOut.from_arrays(load(files[RESIDUALS])) if RESIDUALS in files else None
-        return SavedRecogniser(fitted_from(description, load(files[MODEL])), dict(scores), held_out)
+        digest = hashlib.sha256(storage.read(storage.join(url, MARKER))).hexdigest()
+        return SavedRecogniser(fitted_from(description, load(files[MODEL])), dict(scores), held_out, digest)
     except UserError as error:
         raise UserError(f"{url}: {error}") from None
     except (KeyError, ValueError, TypeError, AttributeError, SafetensorError) as error:
@@ -106,6 +112,7 @@ def describe_recogniser(url: str) -> dict[str, Any]:
     fitted = saved.fitted
     return {
         "path": storage.absolute(url),
+        "digest": saved.digest,
         "system": fitted.system,
         "head": fitted.head.description()["kind"],
         "scale": list(fitted.scale),

@@ -12,18 +12,23 @@ from cpcscale import audio, storage
 from cpcscale.emotion.audio.labelled_file import LEAST_S
 from cpcscale.errors import AudioError, UserError
 
+# Audio that is clipped or has an offset has frames and values, as it has a flag; silence has none.
+_SOUND = audio.SoundLimits(clipped=1.0, offset=1.0)
 
-def read_wave(source: str | Path | np.ndarray, rate: int = 0) -> np.ndarray:
-    """int16 [S] at 16 kHz of a file (a path or s3:// URL), or of an array [S] or [S, channels] at `rate` Hz.
+
+def read_wave(source: str | Path | bytes | np.ndarray, rate: int = 0) -> np.ndarray:
+    """int16 [S] at 16 kHz of a file (path, s3:// URL or its bytes), or of an array [S] or [S, channels] at `rate` Hz.
 
     Raises UserError for a file that is not there and an array without a rate, AudioError for what is no sound.
     """
-    data = array_as_file(source, rate) if isinstance(source, np.ndarray) else storage.read(str(source))
+    if isinstance(source, np.ndarray):
+        source = array_as_file(source, rate)
+    data = source if isinstance(source, bytes) else storage.read(str(source))
     wave_S = audio.decode_checked(data)[1]
     seconds = len(wave_S) / audio.RATE_HZ
     if seconds < LEAST_S:
         raise AudioError("short", f"it lasts {seconds:.3f} s, too short for speech (at least {LEAST_S} s)", seconds)
-    return audio.check_sound(wave_S, audio.SoundLimits())[0]
+    return audio.check_sound(wave_S, _SOUND)[0]
 
 
 def array_as_file(wave: np.ndarray, rate: int) -> bytes:

@@ -1,92 +1,219 @@
-"""`cpcscale predict MODEL AUDIO...`: a table with a row for each file."""
+"""`cpcscale predict MODEL AUDIO...`: a table with a row for each file, utterance or segment, made part by part."""
 
 from __future__ import annotations
 
-import csv
-import glob
-import io
+import contextlib
+import dataclasses
 import json
+import posixpath
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TextIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, TypeAlias
 
-from cpcscale import audio, storage
+import torch
+
+from cpcscale import __version__, audio, storage
 from cpcscale.errors import UserError
-from cpcscale.progress import note
-from cpcscale.serve.recogniser import COLUMNS, Prediction, load
+from cpcscale.progress import Progress, note
+from cpcscale.serve.inputs import Inputs, Part, find_inputs, read_part
+from cpcscale.serve.job import Job
+from cpcscale.serve.recogniser import COLUMNS, Prediction, Recogniser, load
+from cpcscale.serve.table import Row, check_suffix, csv_lines, json_lines
+from cpcscale.shards.index import Index
+from cpcscale.shards.tasks import RunTasks
+
+# Draws the predictions of one input: draw(url of the PNG, its name, samples, predictions).
+Draw: TypeAlias = "Callable[[str, str, audio.Samples, list[Prediction]], None]"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be done with each input: `segments` are the seconds of each; `plots` a PNG, or a folder of them.
+
+    `strict`: what has flags has no value.
+    """
+
+    segments: float | None = None
+    strict: bool = False
+    plots: str = ""
+    draw: Draw | None = None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """How many inputs there were, and how many of them have no value at all."""
+
+    inputs: int
+    without_value: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all tasks share. `folder` is where parts are published; without one, tasks return their rows."""
+
+    model: str
+    digest: str
+    asked: Asked
+    sets: Mapping[str, Index]
+    folder: str
 
 
 def predict_files(
-    model: str, sources: Sequence[str], out: str = "", *, as_json: bool = False, strict: bool = False
-) -> int:
-    """Writes a row for each file to the file `out`, or to stdout; returns 1 if any has no value, else 0.
+    model: str,
+    sources: Sequence[str],
+    out: str = "",
+    *,
+    asked: Asked | None = None,
+    run: RunTasks | None = None,
+    force: bool = False,
+    as_json: bool = False,
+) -> Predicted:
+    """Writes the table of all inputs to the file `out` as its suffix says, or to stdout as CSV or JSON lines.
 
-    `sources` as `listed_files` takes them. CSV, or with `as_json` an object a line. With `strict`, what has flags has
-    no value. Raises UserError for a model or audio that is not there, and for an `out` that exists.
+    `sources` as `listed_files` takes them. `run` works on several parts at a time; the bytes are the same however many.
+    With `out` the job goes on after any end. Raises UserError for a model or audio that is not there, and for an `out`
+    or plots that exist, unless `force` is given.
     """
-    if out and storage.exists(out):
-        raise UserError(f"{out} exists: remove it, or give --out another name")
-    recogniser, files = load(model), list(listed_files(sources))
-    text = io.StringIO()
-    failed = 0
-    for found in _written(recogniser.stream(files, strict=strict), text if out else sys.stdout, as_json):
-        failed += bool(found.reason)
+    asked = asked or Asked()
+    if asked.plots:
+        asked = dataclasses.replace(asked, plots=storage.absolute(asked.plots))
     if out:
-        storage.write(out, text.getvalue().encode())
-    if failed:
-        note(f"{failed} of {len(files)} files have no value: the column `reason` says why")
-    return 1 if failed else 0
+        check_suffix(out)
+    model = storage.absolute(model)
+    _loaded.cache_clear()
+    digest = _loaded(model).digest
+    run = run or _in_turn
+    found = find_inputs(sources, run)
+    if found.excluded:
+        note(f"{found.excluded:,} utterances that their index excludes are left out")
+    job = _job(out, model, digest, sources, found, asked) if out else None
+    if asked.draw and not force and not (job and job.goes_on):
+        _check_plots(asked.plots, found.count)
+    done = job.begin(force=force) if job else set()
+    todo = [part for part in found.parts if _part_name(part) not in done]
+    folder = storage.absolute(job.parts) if job else ""
+    work = _Work(model, digest, asked, found.sets, folder)
+    made = run(predict_part, todo, what="predicting", unit="parts", shared=(work,)) if todo else ()
+    if job is None:
+        counted = _print(made, as_json)
+    else:
+        for _ in made:
+            pass
+        counted = Predicted(**job.end(COLUMNS, [_part_name(part) for part in found.parts]))
+    if counted.without_value:
+        note(f"{counted.without_value} of {counted.inputs} files have no value: the column `reason` says why")
+    return counted
 
 
-def listed_files(sources: Sequence[str]) -> Iterator[str]:
-    """The audio files that a person names: files, folders (all audio below), patterns, @LIST with a file a line.
-
-    Raises UserError for a folder without audio, a pattern that fits nothing and a list that is not there.
-    """
-    for source in sources:
-        if source.startswith("@"):
-            yield from listed_files(_lines(source[1:]))
-        elif glob.has_magic(source) and storage.local_path(source) is not None and not Path(source).exists():
-            root = Path(Path(source).anchor)
-            try:
-                found = sorted(map(str, root.glob(str(Path(source).relative_to(root)))))
-            except ValueError as error:
-                raise UserError(f"{source} is no pattern ({error})") from None
-            if not found:
-                raise UserError(f"no file fits the pattern {source}")
-            yield from listed_files(found)
-        elif source.lower().endswith(audio.SUFFIXES) or _is_file(source):
-            yield source
-        elif below := [name for name in storage.list_files(source) if name.lower().endswith(audio.SUFFIXES)]:
-            yield from (storage.join(source, name) for name in below)
-        else:
-            raise UserError(f"no audio at {source}: expected files ending in {', '.join(audio.SUFFIXES)}")
+def predict_part(part: Part, work: _Work, seen: Callable[[], None] = lambda: None) -> list[list[Row]]:
+    """The rows of each input of a part; none if they are published. `seen` is called after each input."""
+    recogniser = _recogniser(work.model, work.digest)
+    asked = work.asked
+    found: list[list[Row]] = []
+    # On one thread: sums in another order have other last bits.
+    with _one_thread():
+        for number, (name, path, data) in enumerate(read_part(part, work.sets.get(part.base)), part.first):
+            look = partial(asked.draw, _plot_url(asked.plots, number, name), name) if asked.draw else None
+            predictions = recogniser.rows(path, data, strict=asked.strict, segments=asked.segments, look=look)
+            found.append([dataclasses.replace(each, file=name).row() for each in predictions])
+            seen()
+    if not work.folder:
+        return found
+    lines = "".join(f"{json.dumps(rows)}\n" for rows in found)
+    storage.write(storage.join(work.folder, _part_name(part)), lines.encode())
+    return []
 
 
-def _is_file(source: str) -> bool:
-    local = storage.local_path(source)
-    return local is not None and local.is_file()
+def _in_turn(
+    function: Callable[..., Any], items: Sequence[Any], *, what: str, unit: str, shared: tuple[Any, ...] = ()
+) -> Iterator[Any]:
+    """The RunTasks of this process alone, whose progress of parts is that of their inputs."""
+    if not shared:
+        yield from map(function, items)
+        return
+    done, total = 0, sum(part.count for part in items)
+    with Progress(what, total, "files") as progress:
+
+        def seen() -> None:
+            nonlocal done
+            done += 1
+            progress.update(done)
+
+        for item in items:
+            yield function(item, *shared, seen)
 
 
-def _lines(path: str) -> list[str]:
-    """The names in a list; a list in a list is refused, for it may be the same one."""
+# Once in each process.
+_loaded = lru_cache(maxsize=1)(load)
+
+
+def _recogniser(model: str, digest: str) -> Recogniser:
+    """The recogniser of this digest. Raises UserError if there is another one by now."""
+    if _loaded(model).digest != digest:
+        # This process may have served an earlier job.
+        _loaded.cache_clear()
+        if _loaded(model).digest != digest:
+            raise UserError(f"{model} was changed while it is applied: start again")
+    return _loaded(model)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        lines = [line.strip() for line in storage.read(path).decode("utf-8").splitlines()]
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no list of files in UTF-8: write one name a line") from None
-    if inner := next((line for line in lines if line.startswith("@")), ""):
-        raise UserError(f"{path} names another list, {inner}: give both to the command")
-    return [line for line in lines if line]
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _written(found: Iterator[Prediction], out: TextIO, as_json: bool) -> Iterator[Prediction]:
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-    if not as_json:
-        writer.writeheader()
-    for each in found:
-        if as_json:
-            out.write(json.dumps({name: None if cell == "" else cell for name, cell in each.row().items()}) + "\n")
-        else:
-            writer.writerow(each.row())
-        yield each
+def _job(out: str, model: str, digest: str, sources: Sequence[str], found: Inputs, asked: Asked) -> Job:
+    identity = {
+        "version": __version__,
+        "model": digest,
+        "audio": found.digest,
+        "segments_s": asked.segments,
+        "strict": asked.strict,
+        "plots": asked.plots,
+    }
+    return Job(out, identity, {"model_path": model, "sources": list(sources), "parts": len(found.parts)})
+
+
+def _print(made: Any, as_json: bool) -> Predicted:
+    inputs = without_value = rows = 0
+
+    def flat() -> Iterator[Row]:
+        nonlocal inputs, without_value, rows
+        for part in made:
+            for found in part:
+                inputs += 1
+                without_value += all(row["reason"] for row in found)
+                rows += len(found)
+                yield from found
+
+    for line in json_lines(flat()) if as_json else csv_lines(COLUMNS, flat()):
+        sys.stdout.write(line)
+    return Predicted(inputs, without_value, rows)
+
+
+def _part_name(part: Part) -> str:
+    return f"{part.number:06d}.jsonl"
+
+
+def _check_plots(plots: str, count: int) -> None:
+    """Raises UserError for a PNG of several inputs, and for plots that exist."""
+    if _is_png(plots) and count != 1:
+        raise UserError(f"--plot {plots} is one PNG, and there are {count} inputs: name a folder")
+    if storage.exists(plots) and (_is_png(plots) or storage.list_files(plots)):
+        raise UserError(f"--plot {plots} exists: give --force to replace what is there, or another name")
+
+
+def _plot_url(plots: str, number: int, name: str) -> str:
+    return plots if _is_png(plots) else storage.join(plots, f"{number:06d}-{posixpath.basename(name)}.png")
+
+
+def _is_png(plots: str) -> bool:
+    return plots.lower().endswith(".png")

@@ -61,23 +61,24 @@ class QualityMeter:
         self._level_sums = np.zeros(2)
         self._power_F = np.zeros(len(_HZ))
 
-    def add(self, wave_S: np.ndarray) -> np.ndarray:
-        """The next samples, float32 [S] at 16 kHz, as the int16 that recognisers take."""
-        samples_S = np.empty(len(wave_S), np.int16)
-        for start in range(0, len(wave_S), _BLOCK):
-            part_S = self._sound.add(wave_S[start : start + _BLOCK])
-            samples_S[start : start + len(part_S)] = part_S
+    def add(self, samples_S: np.ndarray) -> None:
+        """The next samples, int16 [S] at 16 kHz."""
+        for start in range(0, len(samples_S), _BLOCK):
+            part_S = samples_S[start : start + _BLOCK]
+            self._sound.add(part_S)
             known_S = np.concatenate([self._rest_S, part_S])
             whole = len(known_S) // FRAME * FRAME
             self._rest_S = known_S[whole:]
             if whole:
                 self._add_frames(known_S[:whole].reshape(-1, FRAME) / np.float32(32768))
-        return samples_S
 
-    def quality(self) -> Quality:
-        """That of all that was added. What is left of a frame at the end counts for the level alone."""
+    def quality(self, peak: float = 0.0) -> Quality:
+        """That of all that was added; `peak` is of the floats that became int16.
+
+        What is left of a frame at the end counts for the level alone.
+        """
         try:
-            level = self._sound.check(_LIMITS)
+            level = self._sound.check(_LIMITS, peak)
         except audio.AudioError as error:
             return Quality(0.0, reason=error.cause)
         if not self._frames:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
+import dataclasses
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -16,30 +18,37 @@ from cpcscale import audio, storage
 from cpcscale.emotion.audio.labelled_file import LEAST_S
 from cpcscale.emotion.encoders.networks import WindowEncoder
 from cpcscale.emotion.scores.ccc import PRIMITIVES
-from cpcscale.errors import UserError, nearest
+from cpcscale.errors import UserError, nearest, shown_name
 from cpcscale.progress import Progress
 from cpcscale.serve.encoder import Encoder
 from cpcscale.serve.folder import SavedRecogniser, is_taken, load_recogniser, save_recogniser
 from cpcscale.serve.given_audio import array_as_file
 from cpcscale.serve.quality import QualityMeter
+from cpcscale.serve.table import csv_text
+from cpcscale.shards.packing import fetch
 
 BOUNDS = tuple(f"{name}_{bound}" for name in PRIMITIVES for bound in ("low", "high"))
-COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, *BOUNDS, "speech_share", "reason", "flags", "marks")
-# Those that are no numbers.
-TEXT_COLUMNS = ("file", "reason", "flags", "marks")
+COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, *BOUNDS, "speech_share", "reason", "flags", "marks", "model")
 _NONE = (math.nan, math.nan, math.nan)
 # An utterance further from those of training than 99 of 100 held-out ones.
 UNLIKE = "unlike_training"
+# Is shown the samples of a file while they are there, and what was predicted.
+Look: TypeAlias = "Callable[[audio.Samples, list[Prediction]], None]"
+# [start, stop) of each part of so many samples that is predicted.
+Spans: TypeAlias = "Callable[[int], list[tuple[int, int]]]"
+# Letters of a digest that tell recognisers apart.
+_DIGEST_SHOWN = 16
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a recogniser says of one file or array.
+    """What a recogniser says of one file or array, or of the `seconds` from `start_s` on that are a segment of it.
 
     `activation`, `valence` and `dominance` are on the scale of the corpus that it was fitted to, `unit` the same three
     on [-1, 1]; NaN where `reason` says why there is none. `category` is empty where the recogniser has no classifier.
     `speech_share` is how much of the audio is speech, 0 to 1. `flags` say what makes the values doubtful: those of
-    `cpcscale.serve.quality`, and unlike_training. `marks` are those of the recogniser's scores.
+    `cpcscale.serve.quality`, and unlike_training. `marks` are those of the recogniser's scores, `model` is its digest.
+    `segments` are there if they were asked for and the file can be read.
     """
 
     file: str
@@ -56,13 +65,27 @@ class Prediction:
     # The lower and upper ends of the intervals, by primitive; NaN where the recogniser gives none.
     low: tuple[float, float, float] = _NONE
     high: tuple[float, float, float] = _NONE
+    model: str = ""
+    start_s: float = 0.0
+    segments: tuple[Prediction, ...] = ()
 
     def strict(self) -> Prediction:
         """Itself; without its values if it has flags, which are the reason then."""
+        segments = tuple(each.strict() for each in self.segments)
         if self.reason or not self.flags:
-            return self
-        reason = " ".join(self.flags)
-        return Prediction(self.file, self.seconds, *_NONE, _NONE, reason, self.marks, self.flags, self.speech_share)
+            return dataclasses.replace(self, segments=segments)
+        return dataclasses.replace(
+            self,
+            activation=math.nan,
+            valence=math.nan,
+            dominance=math.nan,
+            unit=_NONE,
+            low=_NONE,
+            high=_NONE,
+            category="",
+            reason=" ".join(self.flags),
+            segments=segments,
+        )
 
     def interval(self, name: str) -> tuple[float, float]:
         """(low, high) of activation, valence or dominance, in its units; NaN where there is none.
@@ -79,10 +102,10 @@ class Prediction:
         """Its row in a table, by COLUMNS."""
         values = {name: _cell(getattr(self, name)) for name in PRIMITIVES}
         ends = [end for pair in zip(self.low, self.high, strict=True) for end in pair]
-        end_s = _cell(self.seconds, 3)
+        end_s = _cell(self.start_s + self.seconds, 3)
         return {
-            "file": self.file,
-            "start_s": 0.0 if end_s else "",
+            "file": shown_name(self.file),
+            "start_s": "" if end_s == "" else _cell(self.start_s, 3),
             "end_s": end_s,
             **values,
             **{name: _cell(end) for name, end in zip(BOUNDS, ends, strict=True)},
@@ -90,6 +113,7 @@ class Prediction:
             "reason": self.reason,
             "flags": " ".join(self.flags),
             "marks": " ".join(self.marks),
+            "model": self.model,
         }
 
 
@@ -107,11 +131,7 @@ class Predictions(Sequence[Prediction]):
 
     def to_csv(self) -> str:
         """A table with the columns COLUMNS, a row for each prediction."""
-        out = io.StringIO()
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(each.row() for each in self._found)
-        return out.getvalue()
+        return csv_text(COLUMNS, (each.row() for each in self._found))
 
     def to_pandas(self) -> Any:
         """The same as a pandas DataFrame."""
@@ -129,7 +149,7 @@ class Recogniser:
     >>> model = Recogniser(SavedRecogniser(fitted, {"corpus": "calls", "marks": ["PROXY"]}))
     >>> model
     <Recogniser mean of calls, marks PROXY>
-    >>> one = model.predict(np.sin(np.arange(44_100) / 9), rate=44_100)
+    >>> one = model.predict(np.sin(np.arange(44_100) / 9) * np.linspace(0, 1, 44_100), rate=44_100)
     >>> one.activation, one.valence, one.dominance, one.seconds
     (4.0, 3.0, 2.0, 1.0)
     >>> one.unit
@@ -141,8 +161,8 @@ class Recogniser:
     def __init__(self, saved: SavedRecogniser) -> None:
         """Use `cpcscale.load`."""
         self._saved = saved
-        # The content of scores.json.
-        self.scores = dict(saved.scores)
+        # The content of scores.json, and what names exactly this recogniser: sha256 of the marker of its folder.
+        self.scores, self.digest = dict(saved.scores), saved.digest
 
     @property
     def system(self) -> str:
@@ -182,64 +202,93 @@ class Recogniser:
             raise UserError(f"{url} exists: save to another folder, or pass force=True to replace it")
         save_recogniser(str(url), self._saved)
 
-    def predict(self, source: str | Path | bytes | np.ndarray, rate: int = 0, *, strict: bool = False) -> Prediction:
+    def predict(
+        self,
+        source: str | Path | bytes | np.ndarray,
+        rate: int = 0,
+        *,
+        strict: bool = False,
+        segments: float | None = None,
+    ) -> Prediction:
         """What it says of a file (a path or s3:// URL, or its bytes), or of an array [S] or [S, channels] at `rate` Hz.
 
         Arrays are floats in [-1, 1] or int16. Any rate and number of channels: they come through the door that files
-        come through. Audio that is no speech has NaN and a reason, with `strict` all audio with flags too. Raises
-        UserError for a file that is not there, and for an array without a rate.
+        come through. Audio that is no speech has NaN and a reason, with `strict` all audio with flags too. `segments`:
+        the seconds of each of its segments, which then have their own values. Raises UserError for a file that is not
+        there, and for an array without a rate.
         """
+        name, data = "", None
         if isinstance(source, np.ndarray):
-            found = self._of_bytes("", array_as_file(source, rate))
+            data = array_as_file(source, rate)
         elif isinstance(source, bytes):
-            found = self._of_bytes("", source)
+            data = source
         else:
-            found = self._of_file(str(source))
-            if found.reason == "missing":
-                raise UserError(f"no file at {source}: check the path")
+            name = str(source)
+        whole, *parts = self._judged(name, data, _spans(segments, whole=True))
+        if whole.reason == "missing":
+            raise UserError(f"no file at {source!s}: check the path")
+        found = dataclasses.replace(whole, segments=tuple(parts))
         return found.strict() if strict else found
 
-    def predict_many(self, sources: Iterable[str | Path], *, strict: bool = False) -> Predictions:
-        """What it says of each file, in order; one that cannot be read has its reason."""
-        return Predictions(self.stream([str(each) for each in sources], strict=strict))
-
-    def stream(self, sources: Sequence[str], *, strict: bool = False) -> Iterator[Prediction]:
-        """As `predict_many`, one after the other, so that many take no more memory than one."""
-        with Progress("predicting", len(sources), "files") as progress:
-            for done, source in enumerate(sources, 1):
-                found = self._of_file(source)
-                yield found.strict() if strict else found
+    def predict_many(
+        self, sources: Iterable[str | Path], *, strict: bool = False, segments: float | None = None
+    ) -> Predictions:
+        """What it says of each file, in order, or of each segment; one that cannot be read has its reason."""
+        found: list[Prediction] = []
+        names = [str(each) for each in sources]
+        with Progress("predicting", len(names), "files") as progress:
+            for done, name in enumerate(names, 1):
+                found += self.rows(name, strict=strict, segments=segments)
                 progress.update(done)
+        return Predictions(found)
+
+    def rows(
+        self,
+        name: str,
+        data: bytes | None = None,
+        *,
+        strict: bool = False,
+        segments: float | None = None,
+        look: Look | None = None,
+    ) -> list[Prediction]:
+        """What it says of one file, which is read unless `data` has its bytes: one prediction, or one a segment.
+
+        What can not be read is one prediction with its reason.
+        """
+        found = self._judged(name, data, _spans(segments), look)
+        return [each.strict() for each in found] if strict else found
 
     def __repr__(self) -> str:
         marks = f", marks {' '.join(self.marks)}" if self.marks else ""
         return f"<Recogniser {self.system} of {self.scores.get('corpus', 'an unknown corpus')}{marks}>"
 
-    def _of_file(self, source: str) -> Prediction:
+    def _judged(self, name: str, data: bytes | None, spans: Spans, look: Look | None = None) -> list[Prediction]:
+        """What it says of each of the spans of a file."""
         try:
-            return self._of_bytes(source, storage.read(source))
+            opened = fetch.opened(name, fetch.STREAM_BYTES) if data is None else contextlib.nullcontext(data)
+            with opened as source, audio.open_samples(source) as samples:
+                found = [self._of(name, samples, *span) for span in spans(len(samples))]
+                if look:
+                    look(samples, found)
+                return found
         except storage.NotFoundError:
-            return self._none(source, "missing", math.nan)
-        except UserError:
-            # A store that fails is no matter of one file.
-            if storage.local_path(source) is None:
-                raise
-            return self._none(source, "unreadable", math.nan)
-
-    def _of_bytes(self, name: str, data: bytes) -> Prediction:
-        try:
-            wave_S = audio.decode_checked(data)[1]
-            seconds = len(wave_S) / audio.RATE_HZ
-            if seconds < LEAST_S:
-                return self._none(name, "short", seconds)
+            return [self._none(name, "missing")]
         except audio.AudioError as error:
-            return self._none(name, error.cause, math.nan)
+            local = storage.local_path(name) if data is None else None
+            gone = local is not None and not os.path.lexists(local)
+            return [self._none(name, "missing" if gone else error.cause)]
+
+    def _of(self, name: str, samples: audio.Samples, start: int, stop: int) -> Prediction:
+        part, start_s, seconds = samples.part(start, stop), start / audio.RATE_HZ, (stop - start) / audio.RATE_HZ
+        if seconds < LEAST_S:
+            return self._none(name, "short", seconds, start_s)
         meter = QualityMeter()
-        samples_S = meter.add(wave_S)
-        quality = meter.quality()
+        for block_S in part.blocks():
+            meter.add(block_S)
+        quality = meter.quality(part.peak)
         if quality.reason:
-            return self._none(name, quality.reason, seconds, quality.speech_share)
-        output = self._saved.fitted.predict([samples_S])
+            return self._none(name, quality.reason, seconds, start_s, quality.speech_share)
+        output = self._saved.fitted.predict([part])
         [unit_P] = output.unit_UP
         known, low, high, flags = self._saved.held_out, _NONE, _NONE, quality.flags
         if known is not None:
@@ -257,18 +306,54 @@ class Recogniser:
             category=output.classes_U[0] if output.classes_U else "",
             low=low,
             high=high,
+            model=self.digest[:_DIGEST_SHOWN],
+            start_s=start_s,
         )
 
     def _units(self, unit_P: np.ndarray) -> tuple[float, float, float]:
         return _three(self._saved.fitted.in_units(unit_P))
 
-    def _none(self, name: str, reason: str, seconds: float, speech_share: float = math.nan) -> Prediction:
-        return Prediction(name, seconds, *_NONE, _NONE, reason, self.marks, speech_share=speech_share)
+    def _none(
+        self,
+        name: str,
+        reason: str,
+        seconds: float = math.nan,
+        start_s: float = 0.0,
+        speech_share: float = math.nan,
+    ) -> Prediction:
+        shown = self.digest[:_DIGEST_SHOWN]
+        return Prediction(
+            name, seconds, *_NONE, _NONE, reason, self.marks, speech_share=speech_share, model=shown, start_s=start_s
+        )
 
 
 def load(url: str | Path) -> Recogniser:
     """The recogniser in a folder, local or s3://. Raises UserError where there is none, or a torn or newer one."""
     return Recogniser(load_recogniser(str(url)))
+
+
+def _spans(segments: float | None, *, whole: bool = False) -> Spans:
+    """The spans of a file that are asked for: `whole`, segments of so many seconds, or both.
+
+    Raises UserError for segments that are too short for speech.
+    """
+    if segments is None:
+        return lambda samples: [(0, samples)]
+    if not LEAST_S <= segments < math.inf:
+        raise UserError(f"segments of {segments:g} s are too short for speech: give at least {LEAST_S} s")
+    size, least = round(segments * audio.RATE_HZ), round(LEAST_S * audio.RATE_HZ)
+    return lambda samples: [(0, samples)] * whole + segment_spans(samples, size, least)
+
+
+def segment_spans(samples: int, size: int, least: int) -> list[tuple[int, int]]:
+    """[start, stop) of consecutive segments of `size`; a rest of under `least` samples belongs to the last one.
+
+    >>> segment_spans(25, 10, 5), segment_spans(24, 10, 5), segment_spans(4, 10, 5)
+    ([(0, 10), (10, 20), (20, 25)], [(0, 10), (10, 24)], [(0, 4)])
+    """
+    count = max(1, (samples + size - least) // size)
+    edges = [*range(0, count * size, size), samples]
+    return list(itertools.pairwise(edges))
 
 
 def _three(values_P: np.ndarray) -> tuple[float, float, float]:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 
 from cpcscale import audio
@@ -211,6 +210,9 @@ def band_stop(low_B: Tensor, high_B: Tensor, taps: int) -> Tensor:
 
 def _convolved(wave_BS: Tensor, response_BL: Tensor) -> Tensor:
     """float64 [B, S]: the first S samples of each row convolved with its own causal response."""
+    # Takes a fifth of a second, which what does not augment need not wait for.
+    from scipy.fft import next_fast_len
+
     size = next_fast_len(wave_BS.shape[1] + response_BL.shape[1] - 1, real=True)
     product = torch.fft.rfft(wave_BS.double(), size) * torch.fft.rfft(response_BL, size)
     return torch.fft.irfft(product, size)[:, : wave_BS.shape[1]]

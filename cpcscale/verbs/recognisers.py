@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
+from functools import partial
 
 from cpcscale.errors import UserError
 from cpcscale.verbs.printed import emit, refuse_settings, show
@@ -95,11 +97,31 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def predict(options: argparse.Namespace) -> int:
-    from cpcscale.serve.predict import predict_files
+    from cpcscale.cluster import session
+    from cpcscale.cluster.tasks import cpus_each, stream_tasks
+    from cpcscale.serve.predict import Asked, Draw, predict_files
     from cpcscale.tracking.registry import opened
 
+    draw: Draw | None = None
+    if options.plot:
+        # matplotlib takes a second to import.
+        from cpcscale.report.plots.prediction import draw_predictions
+
+        draw = draw_predictions
+    workers = options.workers
+    if workers < 0:
+        raise UserError(f"--workers {workers} is no number of workers: give 1 or more")
+    run = None
+    if workers > 1 or session.uses_ray():
+        run = partial(stream_tasks, cpus=cpus_each(workers) if workers else 1)
+    asked = Asked(_seconds(options.segments), options.strict, options.plot, draw)
     with opened(options.model) as model:
-        return predict_files(model, options.audio, options.out, as_json=options.json, strict=options.strict)
+        done = predict_files(
+            model, options.audio, options.out, asked=asked, run=run, force=options.force, as_json=options.json
+        )
+    if options.out and options.json:
+        emit({"out": options.out, **dataclasses.asdict(done)})
+    return 1 if done.without_value else 0
 
 
 def features(options: argparse.Namespace) -> int:
@@ -108,3 +130,13 @@ def features(options: argparse.Namespace) -> int:
 
     with opened(options.model) as model:
         return write_features(model, options.audio, options.out, layer=options.layer, force=options.force)
+
+
+def _seconds(text: str) -> float | None:
+    """`10s`, `2.5s` and `500ms` in seconds; None for an empty text. Raises UserError for anything else."""
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(ms|s)", text, re.ASCII)
+    if not found:
+        raise UserError(f"--segments {text} is no duration: write seconds or milliseconds, as 10s, 2.5s or 500ms")
+    return float(found[1]) / (1000 if found[2] == "ms" else 1)

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Modules whose main functions must have an example.
 NEEDED = {
+    "cpcscale",
     "cpcscale.audio.encoding",
     "cpcscale.config",
     "cpcscale.emotion.scores.ccc",
@@ -18,7 +19,6 @@ NEEDED = {
     "cpcscale.objective.infonce",
     "cpcscale.objective.negatives",
     "cpcscale.serve.encoder",
-    "cpcscale.serve.models",
     "cpcscale.serve.recogniser",
     "cpcscale.shards.packing.sources",
     "cpcscale.stream.epoch_order",

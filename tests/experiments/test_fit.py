@@ -79,7 +79,7 @@ def test_it_has_the_scores_and_gives_the_predictions_of_the_same_finetune(place,
         assert model.predict(file).unit == pytest.approx(theirs.predict(file).unit, abs=1e-5)
 
 
-def test_every_form_of_a_table_gives_the_same(place, table, monkeypatch):
+def test_every_form_of_a_table_gives_the_same_and_so_do_two_processes(place, table, monkeypatch):
     monkeypatch.chdir(place / "tones")
     relative = pandas.read_csv("manifest.csv")
     part = relative.assign(file=relative.pop("path"), start=0.0, end=np.nan).set_index(["file", "start", "end"])
@@ -88,6 +88,8 @@ def test_every_form_of_a_table_gives_the_same(place, table, monkeypatch):
     found = [cpcscale.fit(form, **KEYS).scores for form in (*forms, Path("manifest.csv"))]
     assert all(each["ccc"] == found[0]["ccc"] for each in found)
     assert [each["corpus"] for each in found] == ["table", "table", "table", "tones"]
+    side_by_side = cpcscale.fit(whole, workers=2, **KEYS)
+    assert side_by_side.scores["ccc"] == pytest.approx(found[0]["ccc"], abs=1e-6)
 
 
 def test_what_is_saved_is_what_was_fitted(place, table, tmp_path):
@@ -139,7 +141,7 @@ def test_nothing_is_left_on_the_disk_and_neither_ray_nor_mlflow_is_loaded(place,
         (lambda table: table.assign(valence=None), {}, "the table line 2, column valence: '' is not a number"),
         (lambda table: {"path": ["a.wav"], "speaker": []}, {}, "have different lengths: path 1, speaker 0"),
         (lambda table: table.assign(path="gone.wav", utterance=range(36)), {}, "gone.wav"),
-        (lambda table: table.assign(speaker="ann"), {}, "speaker"),
+        (lambda table: table.assign(speaker="ann"), {}, "1 speakers cannot fill 5 folds"),
         (lambda table: table, {"fit": {"epoch": 3}}, r"unknown key fit.epoch \(did you mean fit.epochs\?\)"),
         (lambda table: table, {"protocol": "loso"}, "protocol is a group of keys"),
         (lambda table: table, {"encoder": "pretrained", "system": "functionals"}, "takes no encoder"),

@@ -64,8 +64,10 @@ def test_a_file_and_an_array_of_any_form_give_the_same_frames_and_times(place, t
     np.testing.assert_allclose(expected.times_s, 0.005 + 0.01 * np.arange(len(wave) // 160))
     for array in (wave, wave.astype(np.float32) / 32768, np.stack([wave, wave], axis=1)):
         np.testing.assert_array_equal(encoder.encode(array, RATE).frames, expected.frames)
+    np.testing.assert_array_equal(encoder.encode(file.read_bytes()).frames, expected.frames)
     other = encoder.encode(np.repeat(wave, 3), 48_000)
     assert len(other.frames) == pytest.approx(len(expected.frames), abs=1)
+    assert len(encoder.encode(np.sign(speechlike(1)), RATE).frames) == 100, "clipped audio has frames, as it has values"
     for wrong, message in (
         (lambda: encoder.encode(wave), "has no sampling rate of its own"),
         (lambda: encoder.encode(tmp_path / "gone.wav"), "gone.wav"),

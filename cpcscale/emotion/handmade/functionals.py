@@ -26,7 +26,7 @@ NAMES = (
 )
 
 
-def functionals(wave_S: np.ndarray) -> np.ndarray:
+def functionals(wave_S: audio.Sliced) -> np.ndarray:
     """The features named by NAMES, float32 [66], of a float waveform in [-1, 1) at 16 kHz.
 
     The deltas are Kaldi's: the slope of a line through five frames. Raises UserError for less than 0.1 s.

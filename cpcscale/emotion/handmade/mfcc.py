@@ -12,11 +12,13 @@ from cpcscale.errors import UserError
 # values change and VERSION does not.
 VERSION = 1
 _MELS = 80
+# Samples that Kaldi is given at a time: it takes them as Python's floats.
+_PIECE = 60 * audio.RATE_HZ
 # Shorter speech has too few frames for percentiles and rates.
 LEAST_S = 0.1
 
 
-def mfcc(wave_S: np.ndarray, coefficients: int = 40) -> np.ndarray:
+def mfcc(wave_S: audio.Sliced, coefficients: int = 40) -> np.ndarray:
     """Kaldi's MFCC, float32 [T, coefficients], of a float waveform in [-1, 1): 25 ms windows every 10 ms, no dither.
 
     T = S // 160, as for the CPC encoder: each frame is centred on its 10 ms, and the ends are mirrored.
@@ -28,7 +30,7 @@ def mfcc(wave_S: np.ndarray, coefficients: int = 40) -> np.ndarray:
     return _frames(knf.OnlineMfcc(options), wave_S, coefficients)
 
 
-def log_mel(wave_S: np.ndarray, bands: int = 40) -> np.ndarray:
+def log_mel(wave_S: audio.Sliced, bands: int = 40) -> np.ndarray:
     """Kaldi's log mel filterbank energies, float32 [T, bands], of a float waveform in [-1, 1); frames as in `mfcc`."""
     options = knf.FbankOptions()
     _shared(options)
@@ -36,7 +38,7 @@ def log_mel(wave_S: np.ndarray, bands: int = 40) -> np.ndarray:
     return _frames(knf.OnlineFbank(options), wave_S, bands)
 
 
-def refuse_short(wave_S: np.ndarray) -> None:
+def refuse_short(wave_S: audio.Sliced) -> None:
     """Raises UserError for a waveform at 16 kHz shorter than LEAST_S seconds."""
     if len(wave_S) < LEAST_S * audio.RATE_HZ:
         raise UserError(
@@ -58,10 +60,16 @@ def _shared(options: knf.MfccOptions | knf.FbankOptions) -> None:
     options.mel_opts.num_bins = _MELS
 
 
-def _frames(computer: knf.OnlineMfcc | knf.OnlineFbank, wave_S: np.ndarray, width: int) -> np.ndarray:
-    # Kaldi's scale is that of 16-bit integers; its energy floor assumes it.
-    computer.accept_waveform(audio.RATE_HZ, (wave_S * 32768).tolist())
-    computer.input_finished()
-    whole = len(wave_S) // (audio.RATE_HZ // 100)
-    frames = [computer.get_frame(number) for number in range(min(whole, computer.num_frames_ready))]
-    return np.stack(frames).astype(np.float32) if frames else np.zeros((0, width), np.float32)
+def _frames(computer: knf.OnlineMfcc | knf.OnlineFbank, wave_S: audio.Sliced, width: int) -> np.ndarray:
+    found_TC = np.empty((len(wave_S) // (audio.RATE_HZ // 100), width), np.float32)
+    known = 0
+    for start in range(0, len(wave_S), _PIECE):
+        # Kaldi's scale is that of 16-bit integers; its energy floor assumes it.
+        computer.accept_waveform(audio.RATE_HZ, (wave_S[start : start + _PIECE] * 32768).tolist())
+        if start + _PIECE >= len(wave_S):
+            computer.input_finished()
+        ready = min(len(found_TC), computer.num_frames_ready)
+        for number in range(known, ready):
+            found_TC[number] = computer.get_frame(number)
+        known = ready
+    return found_TC[:known]

@@ -16,7 +16,6 @@ from typing import Any
 
 import kaldi_native_fbank as knf
 import numpy as np
-from scipy.signal import find_peaks
 
 from cpcscale import audio, config
 from cpcscale.emotion.handmade.mfcc import refuse_short
@@ -146,6 +145,9 @@ def count_syllables(energy_T: np.ndarray, voiced_T: np.ndarray) -> int:
 
     After de Jong & Wempe 2009, Behavior Research Methods 41.
     """
+    # Takes a while, which other systems need not wait for.
+    from scipy.signal import find_peaks
+
     window = np.hanning(11)
     smooth_T = np.convolve(np.pad(energy_T, 5, mode="edge"), window / window.sum(), mode="valid")
     peaks, _ = find_peaks(smooth_T, prominence=2)

@@ -6,12 +6,16 @@ U utterances, F features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.linear_model import Ridge
-from sklearn.pipeline import Pipeline
 
 from cpcscale.emotion.heads.vectors import standardised
+
+# Imported where something is fitted, as in svm.py.
+if TYPE_CHECKING:
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class RidgeConfig:
 
     def regressor(self, features: int) -> Ridge:
         """An unfitted one for vectors of so many features."""
+        from sklearn.linear_model import Ridge
+
         return Ridge(alpha=self.alpha * features)
 
     def fitted(self, machine: Pipeline) -> LinearWeights:

@@ -9,15 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.pipeline import Pipeline
-from sklearn.svm import SVC, SVR
 
 from cpcscale import config
 from cpcscale.emotion.heads.vectors import INNER_FOLDS, inner_folds, standardised, with_scaler
 from cpcscale.emotion.scores.ccc_intervals import unweighted_average_recall
 from cpcscale.errors import UserError
+
+# Imported where something is fitted: it takes seconds and 100 MB, which applying a recogniser does without.
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+    from sklearn.svm import SVC, SVR
 
 KERNELS = ("rbf", "linear")
 
@@ -44,10 +48,14 @@ class SVMConfig:
 
     def regressor(self, features: int) -> SVR:
         """An unfitted regression on vectors of so many features."""
+        from sklearn.svm import SVR
+
         return SVR(epsilon=self.epsilon, C=self.C, kernel=self.kernel, gamma=self.gamma / features)
 
     def classifier(self, features: int) -> SVC:
         """An unfitted classifier in which all classes weigh the same."""
+        from sklearn.svm import SVC
+
         return SVC(C=self.C, kernel=self.kernel, gamma=self.gamma / features, class_weight="balanced")
 
     def fitted(self, machine: Pipeline) -> SupportVectors:

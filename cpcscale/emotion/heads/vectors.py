@@ -6,16 +6,18 @@ U utterances, F features, P primitives. Pure and deterministic.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
-from sklearn.base import BaseEstimator
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from cpcscale.emotion.protocol.splits import speaker_folds
 from cpcscale.emotion.scores.ccc_intervals import scores
 from cpcscale.errors import UserError
+
+# Imported where something is fitted: it takes seconds and 100 MB, which applying a recogniser does without.
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
+    from sklearn.pipeline import Pipeline
 
 INNER_FOLDS = 4
 # Standardised features are clipped to +-_REACH: one outlier (eGeMAPS has some at 20 deviations) would put its utterance
@@ -101,6 +103,9 @@ def choose_regressor_config(
 
 def with_scaler(machine: BaseEstimator) -> Pipeline:
     """The machine behind a scaler that clips."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
     return make_pipeline(
         StandardScaler(), FunctionTransformer(np.clip, kw_args={"a_min": -_REACH, "a_max": _REACH}), machine
     )

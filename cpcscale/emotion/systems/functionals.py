@@ -19,4 +19,5 @@ class Functionals(HandmadeSystem):
     not_swept = SEARCHED_ALREADY
 
     def features(self, kind: str = "") -> HandmadeFeatures:
-        return HandmadeFeatures(self.name, functionals.version(), functionals.functionals, whole=True)
+        measure = functionals.functionals
+        return HandmadeFeatures(self.name, functionals.version(), measure, whole=True, by_slices=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cpcscale import audio
 from cpcscale.emotion.systems.system import Features, System
 
 if TYPE_CHECKING:
@@ -21,25 +22,41 @@ class HandmadeFeatures:
     """Features (see system.py) that `measure` makes of a float waveform in [-1, 1).
 
     `kind` is which of a system's formulas it is, where the system has several; `licence` is that of the library behind
-    it, where it limits what the features may be used for.
+    it, where it limits what the features may be used for. `by_slices`: `measure` takes anything that gives slices, so
+    that hours of audio need not lie in memory; else an array.
     """
 
     name: str
     digest: str
-    measure: Callable[[np.ndarray], np.ndarray]
+    measure: Callable[..., np.ndarray]
     whole: bool = False
     kind: str = ""
+    by_slices: bool = False
     least_samples: int = 1
     licence: str = ""
 
-    def __call__(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [self.measure(wave.astype(np.float32) / 32768) for wave in waves]
+    def __call__(self, waves: Sequence[audio.Sliced]) -> list[np.ndarray]:
+        floats = map(_Floats, waves)
+        return [self.measure(each if self.by_slices else each[:]) for each in floats]
 
     def description(self) -> dict[str, Any]:
         return {"kind": "handmade", "which": self.kind, "digest": self.digest}
 
     def arrays(self) -> Arrays:
         return {}
+
+
+class _Floats:
+    """int16 audio as floats in [-1, 1), made slice by slice."""
+
+    def __init__(self, wave_S: audio.Sliced) -> None:
+        self._wave_S = wave_S
+
+    def __len__(self) -> int:
+        return len(self._wave_S)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self._wave_S[part].astype(np.float32) / 32768
 
 
 class HandmadeSystem(System):

@@ -35,8 +35,8 @@ class Features(Protocol):
     def least_samples(self) -> int:
         """Shorter audio is repeated up to this."""
 
-    def __call__(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """One array for each waveform [S] of at least `least_samples`."""
+    def __call__(self, waves: Sequence[Any]) -> list[np.ndarray]:
+        """One array for each waveform [S] of at least `least_samples`; if `whole`, they are audio.Sliced."""
 
     def description(self) -> dict[str, Any]:
         """What they are, in plain values; with `arrays`, all that they are made again from."""

@@ -14,6 +14,7 @@ def show_lines(values: Mapping[str, Any]) -> Iterator[str]:
     scores = values["scores"]
     low, high = values["scale"]
     yield f"recogniser  {storage.shown(values['path'])}, {values['bytes'] / 1e6:.1f} MB"
+    yield f"model       {values['digest'][:16]}, its name in what it predicts"
     yield f"system      {values['system']}, head {values['head']}, {values['parameters']:,} numbers"
     yield f"values      activation, valence and dominance from {low:g} to {high:g}"
     learnt = scores["learnt_from"]
