@@ -17,8 +17,6 @@ from pathlib import Path
 from cpcscale import __version__
 
 _PACKAGE = Path(__file__).parents[1]
-# Code, and the network that finds voices with its licence.
-_SHIPPED = (".py", ".onnx", ".txt")
 # The oldest time that a zip file can name, so that the same code gives the same bytes.
 _WHEN = (1980, 1, 1, 0, 0, 0)
 
@@ -29,7 +27,7 @@ def own_wheel() -> tuple[str, bytes]:
     files = {
         f"{_PACKAGE.name}/{path.relative_to(_PACKAGE).as_posix()}": path.read_bytes()
         for path in sorted(_PACKAGE.rglob("*"))
-        if path.suffix in _SHIPPED or path.name == "py.typed"
+        if path.is_file() and path.suffix != ".pyc"
     }
     code = hashlib.sha256(b"".join(name.encode() + hashlib.sha256(data).digest() for name, data in files.items()))
     version = f"{__version__}+{code.hexdigest()[:12]}"

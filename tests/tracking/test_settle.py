@@ -21,16 +21,17 @@ import pytest
 from cpcscale.errors import UserError
 from cpcscale.tracking import outbox
 from cpcscale.tracking.runs import TrackedRun, read_runs
-from cpcscale.tracking.store import TrackingConfig, sqlite_path, store_uri
+from cpcscale.tracking.store import TrackingConfig, connect, sqlite_path, store_uri
 from cpcscale.tracking.tracker import Tracker, settle
 
 ROOT = Path(__file__).parents[2]
 # A driver that is killed while it works, with a run below its own.
 KILLED = """
 import os, sys
+from cpcscale.tracking.about import About
 from cpcscale.tracking.store import TrackingConfig
 from cpcscale.tracking.tracker import Tracker
-config, more = TrackingConfig(sys.argv[3], sys.argv[1]), {"tags": {}, "params": {}}
+config, more = TrackingConfig(sys.argv[3], sys.argv[1]), {"tags": {}, "params": {}, "about": About(what="A sweep")}
 sweep = Tracker.start(config, kind="sweep", name="s", run_dir=sys.argv[2], **more)
 trial = Tracker.start(config, kind="trial", name="t", run_dir=sys.argv[2] + "/t", parent=sweep.run_id, **more)
 sweep.log(1, {"loss": 2.0})
@@ -73,6 +74,9 @@ def test_a_run_whose_driver_was_killed_ends_at_the_next_start_with_those_below_i
     }
     settle(config, str(tmp_path / "s"), "sweep")
     assert {run.kind: run.status for run in read_runs(config, children=True)} == {"sweep": "KILLED", "trial": "KILLED"}
+    for run in read_runs(config, children=True):
+        note = connect(config).get_run(run.run_id).data.tags["mlflow.note.content"].splitlines()
+        assert (note[0].strip(), note[2]) == ("A sweep", "It was stopped before its end.")
     # It goes on in the same run.
     again = start(config, tmp_path / "s", "sweep")
     assert only_run(config).status == "RUNNING"
