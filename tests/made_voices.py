@@ -26,7 +26,6 @@ from cpcscale.runs.publisher import Publisher
 from cpcscale.train.checkpoint import RunPosition, checkpoint_files_of
 from cpcscale.train.recipe import Recipe
 
-# The intercept and gamma of a support vector machine.
 TINY = ModelConfig(encoder=EncoderConfig(channels=6), context=ContextConfig(width=8))
 
 

@@ -164,6 +164,7 @@ def _intervals_text(found: Mapping[str, Any] | None) -> str:
 
 def _licences_text(scores: Mapping[str, Any]) -> str:
     lines = [f"- {what}: {licence}" for what, licence in scores["licences"].items()]
+    lines.append("- the network that finds speech, silero-vad: MIT")
     if rows := scores["training_rows"]:
         lines.append(
             f"- training rows: contains {rows:,}, for support vectors are features of real utterances, from which "
