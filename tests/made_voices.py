@@ -4,13 +4,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import saved_recognisers
 import soundfile
 import torch
 
 from cpcscale.emotion.batching import seeded
 from cpcscale.emotion.corpora.corpus import CorpusConfig
 from cpcscale.emotion.encoders.networks import WindowEncoder
-from cpcscale.emotion.fitted import FittedRecogniser, NetworkHead, SVRHead
+from cpcscale.emotion.fitted import FittedRecogniser, NetworkHead, VectorHead
 from cpcscale.emotion.handmade import functionals
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig
 from cpcscale.emotion.heads.svm import SupportVectors
@@ -22,12 +23,10 @@ from cpcscale.model.cpc import ModelConfig, build
 from cpcscale.model.encoder import EncoderConfig
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.publisher import Publisher
-from cpcscale.serve.folder import save_recogniser
 from cpcscale.train.checkpoint import RunPosition, checkpoint_files_of
 from cpcscale.train.recipe import Recipe
 
 # The intercept and gamma of a support vector machine.
-SCALARS = (np.array(0.1), np.array(0.02))
 TINY = ModelConfig(encoder=EncoderConfig(channels=6), context=ContextConfig(width=8))
 
 
@@ -66,11 +65,16 @@ def recogniser(system: str = "precpc", model: ModelConfig = TINY, seed: int = 0,
         width = len(functionals.NAMES)
         machines = tuple(
             SupportVectors(
-                np.zeros(width), np.full(width, 50.0), rng.normal(0, 1, (9, width)), rng.normal(0, 1, 9), *SCALARS
+                mean_F=np.zeros(width),
+                deviation_F=np.full(width, 50.0),
+                vector_VF=rng.normal(0, 1, (9, width)),
+                dual_V=rng.normal(0, 1, 9),
+                intercept=np.array(0.1),
+                gamma=np.array(0.02),
             )
             for _ in range(3)
         )
-        return FittedRecogniser(system, SYSTEMS[system].features(), SVRHead(machines), max_s, (1.0, 5.0))
+        return FittedRecogniser(system, SYSTEMS[system].features(), VectorHead("svr", machines), max_s, (1.0, 5.0))
     encoder = build(model, seed, offset=0.01, gain=3.0).eval()
     with seeded(seed, "head"):
         head = AttentionHead(AttentionHeadConfig(heads=2, hidden=16, dense=16), encoder.context_width)
@@ -80,8 +84,7 @@ def recogniser(system: str = "precpc", model: ModelConfig = TINY, seed: int = 0,
 
 def put_recogniser(folder: Path, **made) -> str:
     """The folder of a `recogniser`."""
-    save_recogniser(str(folder), recogniser(**made), {"corpus": "none", "marks": ["MADE"]}, "# A card\n")
-    return str(folder)
+    return saved_recognisers.put_recogniser(folder, 0.5, recogniser(**made), marks=["MADE"])
 
 
 def recipe(corpus: Path, system: str, checkpoint: str = "", **fit) -> EmotionRecipe:
