@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import sklearn
 import torch
 
 from cpcscale import __version__
-from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.held_out import HeldOut
 from cpcscale.emotion.scores.ccc import PRIMITIVES
+
+if TYPE_CHECKING:
+    from cpcscale.emotion.finetune_result import FinetuneResult
 
 _MADE = "The speech and the labels of its corpus are synthetic: what it gives means nothing about emotion."
 _CARD = """\
@@ -111,7 +113,7 @@ def recogniser_scores(
             "cpcscale": __version__,
             "python": sys.version.split()[0],
             "torch": torch.__version__,
-            "scikit-learn": sklearn.__version__,
+            "scikit-learn": version("scikit-learn"),
             "numpy": np.__version__,
         },
     }
