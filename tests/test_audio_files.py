@@ -293,27 +293,12 @@ def test_samples_that_are_opened_are_those_of_the_whole_file_or_are_refused_alik
                 whole = audio.to_int16(audio.decode_checked(given_data)[1])
                 np.testing.assert_array_equal(samples[:], whole)
                 np.testing.assert_array_equal(samples.part(100, 4000)[50:99], whole[150:199])
-                samples.check()
+                np.testing.assert_array_equal(np.concatenate(list(samples.blocks())), whole)
+                assert samples.peak >= np.abs(whole / 32768.0).max() - 2**-15 and samples.part(1, 9).peak == 0
         except AudioError as error:
             assert error.cause == expected
         else:
             assert expected == ""
-
-
-@pytest.mark.parametrize(
-    ("level", "expected"), [(0.0, "silent"), (1e-6, "quiet"), (0.1, ""), (1.0, "constant"), (30.0, "clipped")]
-)
-def test_samples_that_are_opened_are_judged_as_an_array_is(level, expected):
-    out, wave = io.BytesIO(), noise(0.5) / np.float32(32768) if level != 1 else np.full(8000, 0.5, np.float32)
-    soundfile.write(out, wave * level, 16_000, format="WAV", subtype="FLOAT")
-    for judge in (lambda whole: whole.check(), lambda whole: audio.check_sound(wave * level, audio.SoundLimits())):
-        with audio.open_samples(out.getvalue()) as samples:
-            try:
-                judge(samples)
-            except AudioError as error:
-                assert error.cause == expected
-            else:
-                assert expected == ""
 
 
 def test_a_link_to_a_file_that_was_not_fetched_is_a_pointer(tmp_path: Path):
