@@ -1,4 +1,4 @@
-"""Damaged audio files against pack, index, describe and fine-tuning."""
+"""Damaged audio files against pack, index, describe, fine-tuning and predict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from trees import noise
 from cpcscale import audio
 from cpcscale.emotion.audio.labelled_file import UnusableAudio, read_file
 from cpcscale.emotion.corpora.corpus import Utterance
+from cpcscale.emotion.fitted import FittedRecogniser, MeanHead
 from cpcscale.errors import AudioError
+from cpcscale.serve.folder import SavedRecogniser
+from cpcscale.serve.recogniser import Recogniser
 from cpcscale.shards.adoption.read_tar import measure_member
 from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack
@@ -57,6 +60,8 @@ class _Reading:
 
     def __init__(self, folder: Path, whole: dict[str, int]) -> None:
         self._folder, self._whole = folder, whole
+        constant = FittedRecogniser("mean", None, MeanHead(np.zeros(3)), 10.0, (1.0, 5.0))
+        self._recogniser = Recogniser(SavedRecogniser(constant, {}))
 
     def enter(self, target: str, data: bytes, done: str) -> bool:
         path = self._folder / target
@@ -70,7 +75,9 @@ class _Reading:
             samples, _ = audio.check_sound(wave, audio.SoundLimits())
         except AudioError as error:
             self._refused_by_all(path, data, error.cause)
+            self._predicted(path, error.cause, 0)
             raise
+        self._predicted(path, "", len(samples))
         self._check(target, data, info, wave, done)
         used = read_file(Utterance("a", str(path), "", (0, 0, 0)))[1]
         if isinstance(used, UnusableAudio):
@@ -109,6 +116,16 @@ class _Reading:
         expected = samples[len(samples) // 3 :][: len(part)]
         if np.abs(part.astype(float) - expected).mean() > 2000:
             raise WrongSuccess("training decodes other samples than describe")
+
+    def _predicted(self, path: Path, cause: str, samples: int) -> None:
+        [one] = self._recogniser.rows(str(path))
+        if np.isnan(one.unit).any() == (one.reason == ""):
+            raise WrongSuccess(f"predict says {one.unit} for the reason {one.reason!r}")
+        # It judges by the level and by voices, too, and lets clipped audio and offsets pass with a flag.
+        if cause not in ("", "clipped", "constant", "quiet", "silent") and not one.reason:
+            raise WrongSuccess(f"describe refuses it ({cause}) and predict does not")
+        if samples and round(one.seconds * audio.RATE_HZ) != samples:
+            raise WrongSuccess(f"predict takes {one.seconds} s of {samples} samples")
 
     def _refused_by_all(self, path: Path, data: bytes, cause: str) -> None:
         used = read_file(Utterance("a", str(path), "", (0, 0, 0)))[1]
