@@ -118,7 +118,9 @@ def _corpus(table: Any, settings: CorpusConfig) -> Corpus:
         columns = table.to_pydict()
     elif hasattr(table, "reset_index"):
         # audformat's tables have the file and its part as their index.
-        named = any(name is not None for name in table.index.names)
+        named = [name for name in table.index.names if name is not None]
+        if twice := next((name for name in named if name in table.columns), None):
+            raise UserError(f"the table has {twice} as a column and in its index: pass table.reset_index(drop=True)")
         columns = (table.reset_index() if named else table).to_dict("list")
     elif isinstance(table, Mapping):
         columns = dict(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cpcscale.errors import AudioError, UserError
 from cpcscale.progress import Progress, note
 from cpcscale.serve.encoder import Encoder, Frames
 from cpcscale.serve.folder import is_taken
-from cpcscale.serve.inputs import listed_files
+from cpcscale.serve.inputs import is_set, listed_files
 from cpcscale.serve.models import load_encoder
 
 TABLE = ".parquet"
@@ -36,7 +37,12 @@ def write_features(model: str, sources: Sequence[str], out: str, *, layer: str =
     encoder = load_encoder(model)
     encoder.width(layer)
     files = list(dict.fromkeys(listed_files(sources)))
+    if found := next(filter(is_set, files), ""):
+        raise UserError(f"{found} is a shard set, and `features` takes files: name the audio that it was packed from")
     as_table = out.lower().endswith(TABLE)
+    local = storage.local_path(out)
+    if as_table and local is not None and local.is_dir():
+        raise UserError(f"{out} is a folder: name a file for the table, or a folder that does not end in {TABLE}")
     if not force and is_taken(out):
         raise UserError(f"{out} exists: give --out another name, or replace it with --force")
     write = _write_table if as_table else _write_arrays
@@ -104,6 +110,6 @@ def _write_table(encoder: Encoder, files: Sequence[str], layer: str, out: str) -
 
 def _names(files: Sequence[str]) -> dict[str, str]:
     """The name of the array of each file: its path below the folder that all have in common, with .npy behind."""
-    places = {file: storage.absolute(file).replace("://", "/") for file in files}
+    places = {file: re.sub("^s3://", "/s3/", storage.absolute(file)) for file in files}
     above = os.path.commonpath([str(Path(place).parent) for place in places.values()])
     return {file: f"{Path(place).relative_to(above).as_posix()}.npy" for file, place in places.items()}

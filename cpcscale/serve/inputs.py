@@ -20,7 +20,6 @@ from cpcscale.shards.tasks import RunTasks
 # A part of files ends after ten minutes of audio, or so many files.
 _PART_SAMPLES, _PART_FILES = 600 * audio.RATE_HZ, 500
 _MEASURED_TOGETHER, _AHEAD = 64, 8
-_SET = f"/{MARKER}"
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,10 @@ class Inputs:
 def find_inputs(sources: Sequence[str], run: RunTasks) -> Inputs:
     """What is named by `sources`, as `listed_files` takes them. `run` reads the headers of files."""
     names = list(listed_files(sources))
-    files = [name for name in names if not _is_set(name)]
-    groups = [files[at : at + _MEASURED_TOGETHER] for at in range(0, len(files), _MEASURED_TOGETHER)]
+    files = [name for name in names if not is_set(name)]
+    # Processes of a cluster run in other folders.
+    places = list(map(storage.absolute, files))
+    groups = [places[at : at + _MEASURED_TOGETHER] for at in range(0, len(places), _MEASURED_TOGETHER)]
     read = run(_measure_all, groups, what="reading headers", unit="groups") if groups else ()
     measured = iter([each for group in read for each in group])
     parts: list[Part] = []
@@ -79,9 +80,9 @@ def find_inputs(sources: Sequence[str], run: RunTasks) -> Inputs:
         samples = 0
 
     for name in names:
-        if _is_set(name):
+        if is_set(name):
             end_part()
-            base = name.removesuffix(_SET) or "."
+            base = posixpath.dirname(name) or "."
             index = sets[base] = sets.get(base) or Index.load(storage.absolute(base))
             excluded += len(index.excluded)
             digest.update(f"set {base}\0{index.fingerprint}\n".encode())
@@ -167,8 +168,9 @@ def _next(parts: Sequence[Part]) -> int:
     return parts[-1].first + parts[-1].count if parts else 0
 
 
-def _is_set(name: str) -> bool:
-    return name == MARKER or name.endswith(_SET)
+def is_set(name: str) -> bool:
+    """Whether `listed_files` names a shard set by this, not a file of audio."""
+    return posixpath.basename(name) == MARKER
 
 
 def _is_file(source: str) -> bool:
@@ -179,11 +181,13 @@ def _is_file(source: str) -> bool:
 def _lines(path: str) -> list[str]:
     """The names in a list; a list in a list is refused, for it may be the same one."""
     try:
-        lines = [line.strip() for line in storage.read(path).decode("utf-8").splitlines()]
+        lines = [line.strip() for line in storage.read(path).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise UserError(f"{path} is no list of files in UTF-8: write one name a line") from None
     if inner := next((line for line in lines if line.startswith("@")), ""):
         raise UserError(f"{path} names another list, {inner}: give both to the command")
+    if not any(lines):
+        raise UserError(f"{path} names no file: write one name a line")
     return [line for line in lines if line]
 
 

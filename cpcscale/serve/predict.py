@@ -19,8 +19,8 @@ from cpcscale.errors import UserError
 from cpcscale.progress import Progress, note
 from cpcscale.serve.inputs import Inputs, Part, find_inputs, read_part
 from cpcscale.serve.job import Job
-from cpcscale.serve.recogniser import COLUMNS, Prediction, Recogniser, load
-from cpcscale.serve.table import Row, check_suffix, csv_lines, json_lines
+from cpcscale.serve.recogniser import COLUMNS, Prediction, Recogniser, load, spans_asked
+from cpcscale.serve.table import Row, check_place, csv_lines, json_lines
 from cpcscale.shards.index import Index
 from cpcscale.shards.tasks import RunTasks
 
@@ -78,10 +78,12 @@ def predict_files(
     or plots that exist, unless `force` is given.
     """
     asked = asked or Asked()
+    # A mistake is said before a job begins.
+    spans_asked(asked.segments)
     if asked.plots:
         asked = dataclasses.replace(asked, plots=storage.absolute(asked.plots))
     if out:
-        check_suffix(out)
+        check_place(out)
     model = storage.absolute(model)
     _loaded.cache_clear()
     digest = _loaded(model).digest
@@ -90,8 +92,8 @@ def predict_files(
     if found.excluded:
         note(f"{found.excluded:,} utterances that their index excludes are left out")
     job = _job(out, model, digest, sources, found, asked) if out else None
-    if asked.draw and not force and not (job and job.goes_on):
-        _check_plots(asked.plots, found.count)
+    if asked.draw:
+        _check_plots(asked.plots, found.count, may_exist=force or (job is not None and job.goes_on))
     done = job.begin(force=force) if job else set()
     todo = [part for part in found.parts if _part_name(part) not in done]
     folder = storage.absolute(job.parts) if job else ""
@@ -203,11 +205,11 @@ def _part_name(part: Part) -> str:
     return f"{part.number:06d}.jsonl"
 
 
-def _check_plots(plots: str, count: int) -> None:
-    """Raises UserError for a PNG of several inputs, and for plots that exist."""
+def _check_plots(plots: str, count: int, *, may_exist: bool) -> None:
+    """Raises UserError for a PNG of several inputs, and for plots that exist, unless they may."""
     if _is_png(plots) and count != 1:
         raise UserError(f"--plot {plots} is one PNG, and there are {count} inputs: name a folder")
-    if storage.exists(plots) and (_is_png(plots) or storage.list_files(plots)):
+    if not may_exist and storage.exists(plots) and (_is_png(plots) or storage.list_files(plots)):
         raise UserError(f"--plot {plots} exists: give --force to replace what is there, or another name")
 
 

@@ -24,7 +24,7 @@ from cpcscale.serve.encoder import Encoder
 from cpcscale.serve.folder import SavedRecogniser, is_taken, load_recogniser, save_recogniser
 from cpcscale.serve.given_audio import array_as_file
 from cpcscale.serve.quality import QualityMeter
-from cpcscale.serve.table import csv_text
+from cpcscale.serve.table import TEXTS, csv_text
 from cpcscale.shards.packing import fetch
 
 BOUNDS = tuple(f"{name}_{bound}" for name in PRIMITIVES for bound in ("low", "high"))
@@ -127,17 +127,22 @@ class Predictions(Sequence[Prediction]):
         return len(self._found)
 
     def __getitem__(self, place: Any) -> Any:
-        return self._found[place]
+        found = self._found[place]
+        return Predictions(found) if isinstance(place, slice) else found
 
     def to_csv(self) -> str:
         """A table with the columns COLUMNS, a row for each prediction."""
         return csv_text(COLUMNS, (each.row() for each in self._found))
 
     def to_pandas(self) -> Any:
-        """The same as a pandas DataFrame."""
+        """The same as a pandas DataFrame; NaN where there is no number."""
         import pandas
 
-        return pandas.DataFrame([each.row() for each in self._found], columns=list(COLUMNS))
+        rows = [
+            {name: math.nan if cell == "" and name not in TEXTS else cell for name, cell in each.row().items()}
+            for each in self._found
+        ]
+        return pandas.DataFrame(rows, columns=list(COLUMNS))
 
 
 class Recogniser:
@@ -224,7 +229,7 @@ class Recogniser:
             data = source
         else:
             name = str(source)
-        whole, *parts = self._judged(name, data, _spans(segments, whole=True))
+        whole, *parts = self._judged(name, data, spans_asked(segments, whole=True))
         if whole.reason == "missing":
             raise UserError(f"no file at {source!s}: check the path")
         found = dataclasses.replace(whole, segments=tuple(parts))
@@ -233,7 +238,12 @@ class Recogniser:
     def predict_many(
         self, sources: Iterable[str | Path], *, strict: bool = False, segments: float | None = None
     ) -> Predictions:
-        """What it says of each file, in order, or of each segment; one that cannot be read has its reason."""
+        """What it says of each file, in order, or of each segment; one that cannot be read has its reason.
+
+        Raises UserError for a single path.
+        """
+        if isinstance(sources, str | Path):
+            raise UserError(f"{sources} is one path, and predict_many takes a list of them: pass [{str(sources)!r}]")
         found: list[Prediction] = []
         names = [str(each) for each in sources]
         with Progress("predicting", len(names), "files") as progress:
@@ -255,7 +265,7 @@ class Recogniser:
 
         What can not be read is one prediction with its reason.
         """
-        found = self._judged(name, data, _spans(segments), look)
+        found = self._judged(name, data, spans_asked(segments), look)
         return [each.strict() for each in found] if strict else found
 
     def __repr__(self) -> str:
@@ -332,7 +342,7 @@ def load(url: str | Path) -> Recogniser:
     return Recogniser(load_recogniser(str(url)))
 
 
-def _spans(segments: float | None, *, whole: bool = False) -> Spans:
+def spans_asked(segments: float | None, *, whole: bool = False) -> Spans:
     """The spans of a file that are asked for: `whole`, segments of so many seconds, or both.
 
     Raises UserError for segments that are too short for speech.

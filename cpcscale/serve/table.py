@@ -20,10 +20,13 @@ TEXTS = ("file", "reason", "flags", "marks", "model")
 _ROW_GROUP = 65_536
 
 
-def check_suffix(url: str) -> None:
+def check_place(url: str) -> None:
     """Raises UserError for a file that `write_table` cannot write."""
     if not url.lower().endswith(SUFFIXES):
         raise UserError(f"--out {url} is no kind of table that is written: end its name in {', '.join(SUFFIXES)}")
+    local = storage.local_path(url)
+    if local is not None and local.is_dir():
+        raise UserError(f"--out {url} is a folder: name a file, such as {storage.join(url, 'values.csv')}")
 
 
 def write_table(url: str, columns: Sequence[str], rows: Iterable[Row]) -> None:

@@ -21,6 +21,8 @@ _SCHEME = "models:/"
 # NAME@ALIAS, NAME/VERSION, or the id of a model that was logged and has no name.
 _ADDRESS = re.compile(r"(?P<id>m-[0-9a-f]{32})|(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<version>\d+))")
 _NAME = re.compile(r"[A-Za-z][\w.-]*")
+# Aliases that MLflow refuses, and only after the version is there.
+_RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 _VERSIONS_TAG = "mlflow.modelVersions"
 DIGEST, TRAINING_ROWS = "cpcscale.digest", "cpcscale.training_rows"
 # Two scores are of the same thing if these are equal.
@@ -77,6 +79,8 @@ def register(
     """
     if not _NAME.fullmatch(name) or (alias and not _NAME.fullmatch(alias)):
         raise UserError(f"{name}@{alias} is no name: begin with a letter and go on with letters, digits, _, - or .")
+    if _RESERVED.fullmatch(alias):
+        raise UserError(f"MLflow keeps the alias {alias} to itself: choose another one, such as champion")
     client, experiment_id = prepare(config)
     with store_errors(config):
         holder = _with_alias(client, name, alias) if alias else None

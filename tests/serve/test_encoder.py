@@ -18,6 +18,7 @@ from cpcscale.cli import main
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.inputs import prepare
 from cpcscale.errors import UserError
+from cpcscale.serve.features import _names
 from cpcscale.serve.folder import load_recogniser
 
 RATE = 16_000
@@ -148,13 +149,30 @@ def test_features_are_written_as_one_table(place, tmp_path):
     assert set(table["file"].to_pylist()) == {str(place / "tones" / name) for name in ("00.wav", "01.wav")}
 
 
-def test_features_refuses_what_it_cannot_do_in_one_line(place, tmp_path, capsys):
+def test_files_of_a_store_and_of_the_disk_have_names_of_their_own():
+    assert _names(["s3://bucket/a.wav", "/here/a.wav"]) == {
+        "s3://bucket/a.wav": "s3/bucket/a.wav.npy",
+        "/here/a.wav": "here/a.wav.npy",
+    }
+
+
+def test_features_refuses_what_it_cannot_do_in_one_line(place, tmp_path, tmp_path_factory, capsys):
     model, file = str(place / "pretrained"), str(place / "tones" / "00.wav")
+    given = tmp_path_factory.mktemp("given")
+    empty, shards, folder = given / "empty.txt", given / "set", given / "folder.parquet"
+    empty.write_text("")
+    shards.mkdir()
+    (shards / "index.json").write_text("{}")
+    (shards / "shard-000000.tar").write_text("")
+    folder.mkdir()
     for words, message in (
         ([str(tmp_path), file, "--out", str(tmp_path / "x")], "no recogniser at"),
         ([model, file, "--out", str(tmp_path / "x"), "--layer", "mix"], "layer=mix is not one"),
         ([model, str(place / "pretrained"), "--out", str(tmp_path / "x")], "no audio at"),
         ([model, file, "--out", file], "exists"),
+        ([model, f"@{empty}", "--out", str(tmp_path / "x")], "names no file"),
+        ([model, str(shards), "--out", str(tmp_path / "x")], "is a shard set"),
+        ([model, file, "--out", str(folder), "--force"], "is a folder"),
     ):
         assert main(["features", *words]) == 2
         error = capsys.readouterr().err

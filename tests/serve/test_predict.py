@@ -28,6 +28,7 @@ from cpcscale.cli import main
 from cpcscale.emotion.handmade import mfcc
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import ModelConfig
+from cpcscale.serve.inputs import find_inputs
 from cpcscale.serve.predict import Asked, predict_files
 from cpcscale.serve.recogniser import COLUMNS
 from cpcscale.shards.index import Index
@@ -216,22 +217,27 @@ def test_a_plot_shows_the_file_and_is_not_replaced_unsaid(model, long, tmp_path,
         assert main(["predict", model, *files, "--plot", str(plot)]) == 2
         assert message in capsys.readouterr().err
     predicted(capsys, model, long, "--plot", png, "--force")
+    assert main(["predict", model, str(long), str(long), "--plot", str(png), "--force"]) == 2
+    assert "name a folder" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_is_one_line_and_leaves_nothing(model, long, tmp_path, capsys):
     taken = tmp_path / "taken.csv"
     taken.write_text("mine")
     (tmp_path / "theirs.csv.parts").mkdir()
+    (tmp_path / "folder.csv").mkdir()
     for words, message in (
         (["--out", f"{tmp_path}/a.xlsx"], ".csv, .jsonl, .parquet"),
         (["--out", str(taken)], "exists: give --force"),
         (["--out", f"{tmp_path}/theirs.csv", "--force"], "is not of a job"),
         (["--workers", "-1"], "give 1 or more"),
+        (["--out", f"{tmp_path}/folder.csv", "--force"], "is a folder: name a file"),
+        (["--out", f"{tmp_path}/short.csv", "--segments", "50ms"], "too short for speech"),
     ):
         assert main(["predict", model, str(long), *words]) == 2
         captured = capsys.readouterr()
         assert message in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["taken.csv", "theirs.csv.parts"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.csv", "taken.csv", "theirs.csv.parts"]
     assert main(["predict", model, str(long), "--out", str(taken), "--force"]) == 0
     assert len(rows_of(taken.read_text())) == 1
 
@@ -243,3 +249,39 @@ def test_applying_a_recogniser_loads_nothing_that_only_fitting_needs(model, long
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_files_by_relative_names_are_measured_in_a_process_that_runs_elsewhere(long, tmp_path, monkeypatch):
+    monkeypatch.chdir(long.parent)
+    here = find_inputs([long.name], lambda function, items, **_: map(function, items))
+
+    def elsewhere(function, items, **_):
+        os.chdir(tmp_path)
+        yield from map(function, items)
+
+    assert find_inputs([long.name], elsewhere).digest == here.digest
+
+
+def test_a_shard_set_is_taken_by_its_index_where_one_stands_and_a_list_as_spreadsheets_save_it(
+    model, long, shard_set, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "list.txt").write_text(f"{long}\n", encoding="utf-8-sig")
+    assert predicted(capsys, model, f"@{tmp_path}/list.txt")[0]["file"] == str(long)
+    (tmp_path / "empty.txt").write_text("\n")
+    assert main(["predict", model, f"@{tmp_path}/empty.txt"]) == 2
+    assert "names no file" in capsys.readouterr().err
+    monkeypatch.chdir(shard_set)
+    sets = [find_inputs([word], lambda *_: ()) for word in (".", "index.json")]
+    assert sets[0].digest == sets[1].digest and sets[0].count == sets[1].count > 0
+
+
+def test_a_table_for_pandas_has_numbers_and_a_path_by_itself_is_no_list(model, long):
+    recogniser = cpcscale.load(model)
+    found = recogniser.predict_many([long, "gone.wav"])
+    table = found.to_pandas()
+    assert table["activation"].mean() == pytest.approx(found[0].activation, abs=1e-4)
+    assert np.isnan(table["valence_low"]).all() and list(table["reason"]) == ["", "missing"]
+    assert found[1:].to_csv().count("missing") == 1
+    for path in (str(long), long):
+        with pytest.raises(UserError, match="is one path"):
+            recogniser.predict_many(path)

@@ -72,6 +72,9 @@ def test_an_alias_moves_to_a_model_that_is_as_good_and_to_any_other_only_by_forc
     for message, url in refused.items():
         assert register(url) == 2
         assert message in capsys.readouterr().err
+    for alias in ("latest", "v7"):
+        assert main(["register", refused["differ in corpus"], "--name", "emotion", "--alias", alias]) == 2
+        assert "keeps the alias" in capsys.readouterr().err
     # What was refused has left nothing.
     assert [each.version for each in client().search_model_versions("name = 'emotion'")] == [2, 1]
     assert cpcscale.load("models:/emotion@champion").scores["ccc"]["mean"] == 0.6
@@ -208,4 +211,4 @@ def test_a_served_recogniser_answers_the_request_of_the_page_as_the_page_shows(s
     (row,) = json.loads(said)["predictions"]
     assert (row["activation"], row["end_s"], row["reason"]) == (3.2, 0.5, None)
     shown = json.loads(re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)[0])["predictions"][0]
-    assert {*shown} <= {*row}
+    assert list(shown) == list(row)

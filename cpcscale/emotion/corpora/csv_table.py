@@ -55,6 +55,8 @@ def read_columns(columns: Mapping[str, Sequence[Any]], settings: CorpusConfig) -
 
     Raises UserError as `read`.
     """
+    if single := [name for name, cells in columns.items() if isinstance(cells, str) or not hasattr(cells, "__len__")]:
+        raise UserError(f"column {single[0]} of the table is one value: pass a list with a cell for each row")
     if len(set(map(len, columns.values()))) > 1:
         lengths = ", ".join(f"{name} {len(cells)}" for name, cells in columns.items())
         raise UserError(f"the columns of the table have different lengths: {lengths}")
