@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ from cpcscale.progress import Progress
 from cpcscale.serve.encoder import Encoder
 from cpcscale.serve.folder import is_taken, load_recogniser
 from cpcscale.serve.recogniser import Recogniser
+
+log = logging.getLogger(__name__)
 
 # As in the shipped configs, in this process.
 _DEFAULTS = ("publish=final", "fit.refit=true", "workers=1")
@@ -81,7 +84,11 @@ activation, valence, dominance, and has path, speaker
     else:
         model = _fitted(config, corpus, opened)
     if out is not None:
-        model.save(out)
+        try:
+            model.save(out)
+        except (UserError, OSError) as error:
+            # What took hours to fit is given all the same.
+            log.warning("the recogniser is not saved to %s: %s; save it with model.save(FOLDER)", out, error)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 from cpcscale import storage
@@ -50,6 +51,7 @@ def tracked_model(url: str, name: str, saved: SavedRecogniser) -> TrackedModel:
         packages=(*PACKAGES, *(["transformers"] if kind == "hf" else [])),
         columns={column: "string" if column in TEXTS else "double" for column in COLUMNS},
         training_rows=fitted.training_rows,
+        limits=tuple(mark for mark in scores["marks"] if mark in LICENCE_MARKS),
     )
 
 
@@ -61,18 +63,21 @@ def register_recogniser(
     In the experiment of its run, if the folder is that of a run. Raises UserError where there is none, where it holds
     rows of training data that may not be shared or that limit its use, and for an alias that would move to a worse one.
     """
+    if url.startswith("models:/"):
+        raise UserError(f"{url} is registered already: name the folder of a recogniser, such as RUN_DIR/recogniser")
     saved = load_recogniser(url)
     if (rows := saved.fitted.training_rows) and not share_training_rows:
         raise UserError(
             f"{url} holds {rows} rows of its training data as support vectors: pass --share-training-rows if all who "
             "read the store may have them, or fit head=ridge or head=attention, which hold none"
         )
-    limits = [mark for mark in saved.scores["marks"] if mark in LICENCE_MARKS]
-    if limits and not accept_licence:
+    model = tracked_model(url, "recogniser", saved)
+    if model.limits and not accept_licence:
         raise UserError(
-            f"{url} is marked {' and '.join(limits)} (its README.md lists the licences): pass --accept-licence if all "
-            "who read the store may use it so"
+            f"{url} is marked {' and '.join(model.limits)} (its README.md lists the licences): pass --accept-licence "
+            "if all who read the store may use it so"
         )
-    run = run_note.read(storage.absolute(url).rpartition("/recogniser")[0] or url)
+    run_dir = re.sub(r"/recogniser(/fold-\d+)?/?$", "", storage.absolute(url))
+    run = run_note.read(run_dir)
     tracking = TrackingConfig(experiment=str(run.get("experiment") or TrackingConfig.experiment))
-    return register(tracking, tracked_model(url, "recogniser", saved), name, alias, force=force)
+    return register(tracking, model, name, alias, force=force)

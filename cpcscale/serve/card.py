@@ -125,9 +125,9 @@ LICENCE_MARKS = ("NON-COMMERCIAL", "RESEARCH-ONLY")
 
 def licence_marks(licences: Mapping[str, str]) -> list[str]:
     """What has to be said with every value of what was made under these licences."""
-    words = {word for licence in licences.values() for word in re.split(r"[^a-z]+", licence.lower())}
-    holds = (bool({"nc", "commercial", "noncommercial"} & words), "research" in words)
-    return [mark for mark, held in zip(LICENCE_MARKS, holds, strict=True) if held]
+    text = "; ".join(licences.values())
+    limits = (r"\bnc\b|non.?commercial|(not for|no) commercial", r"\b(research|academic)\b")
+    return [mark for mark, limit in zip(LICENCE_MARKS, limits, strict=True) if re.search(limit, text, re.IGNORECASE)]
 
 
 def intervals(held_out: HeldOut | None, scale: tuple[float, float]) -> dict[str, Any] | None:

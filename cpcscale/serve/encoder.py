@@ -87,7 +87,11 @@ class Encoder:
 
     def to(self, device: str) -> Encoder:
         """The same on another device, such as cuda."""
-        features = dataclasses.replace(self._features, where=torch.device(device))
+        try:
+            where = torch.device(device)
+        except RuntimeError as error:
+            raise UserError(f"{device} is no device ({str(error).splitlines()[0]}): give cpu, cuda or cuda:0") from None
+        features = dataclasses.replace(self._features, where=where)
         return Encoder(features, self.source, self.max_s)
 
     def encode(self, source: str | Path | bytes | np.ndarray, rate: int = 0, layer: str = "c") -> Frames:

@@ -64,14 +64,24 @@ def save_recogniser(url: str, saved: SavedRecogniser) -> None:
     FOLDER.write(url, contents)
 
 
+def is_free_for(target: str, url: str) -> bool:
+    """Whether the recogniser `url`, which may not be there yet, may be copied to `target`; False: it is there already.
+
+    Raises UserError where another one stands, or anything else.
+    """
+    if not is_taken(target):
+        return True
+    if is_recogniser(target) and is_recogniser(url) and FOLDER.read_marker(target) == FOLDER.read_marker(url):
+        return False
+    what = "another recogniser" if is_recogniser(target) else "other files"
+    raise UserError(f"{target} holds {what}: remove it, or name another folder")
+
+
 def copy_recogniser(url: str, target: str) -> None:
-    """Copies the folder `url` to `target`, its marker last. Raises UserError where another recogniser stands."""
+    """Copies the folder `url` to `target`, its marker last. Raises UserError as `is_free_for` does."""
     files = _whole(url)
-    if is_recogniser(target):
-        if FOLDER.read_marker(target) == FOLDER.read_marker(url):
-            return
-        raise UserError(f"{target} holds another recogniser: remove it, or name another folder")
-    FOLDER.write(target, files)
+    if is_free_for(target, url):
+        FOLDER.write(target, files)
 
 
 def is_recogniser(url: str) -> bool:

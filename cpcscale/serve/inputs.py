@@ -195,13 +195,19 @@ def _measure_all(names: Sequence[str]) -> list[tuple[int, str]]:
     return list(read_ahead(_measure, names, _MEASURED_TOGETHER))
 
 
+def _times(local: Path) -> str:
+    """When the file was written, and when it was changed in any way, such as who may read it."""
+    found = local.stat()
+    return f"{found.st_mtime_ns} {found.st_ctime_ns}"
+
+
 def _measure(name: str) -> tuple[int, str]:
     """(samples by the header, what changes with the file); (0, ...) where it cannot be read, which its row will say."""
     stamp = ""
     try:
         size, etag = storage.stat(name)
         local = storage.local_path(name)
-        stamp = f"{size} {local.stat().st_mtime_ns if local else etag}"
+        stamp = f"{size} {_times(local) if local else etag}"
         with fetch.opened(name, fetch.HEADER_BYTES) as source:
             return audio.read_header(source).length, stamp
     except (UserError, OSError):

@@ -302,7 +302,9 @@ class Recogniser:
         [unit_P] = output.unit_UP
         known, low, high, flags = self._saved.held_out, _NONE, _NONE, quality.flags
         if known is not None:
-            low, high = (self._units(np.clip(unit_P + side * known.half_P, -1, 1)) for side in (-1, 1))
+            # Labels lie on the scale, values may lie outside; an interval has its value.
+            low = self._units(np.minimum(np.clip(unit_P - known.half_P, -1, 1), unit_P))
+            high = self._units(np.maximum(np.clip(unit_P + known.half_P, -1, 1), unit_P))
             if len(output.distance_U) and output.distance_U[0] > known.limit:
                 flags += (UNLIKE,)
         return Prediction(
@@ -349,6 +351,8 @@ def spans_asked(segments: float | None, *, whole: bool = False) -> Spans:
     """
     if segments is None:
         return lambda samples: [(0, samples)]
+    if not isinstance(segments, int | float):
+        raise UserError(f"segments={segments!r} is no number of seconds: give one, such as 10.0")
     if not LEAST_S <= segments < math.inf:
         raise UserError(f"segments of {segments:g} s are too short for speech: give at least {LEAST_S} s")
     size, least = round(segments * audio.RATE_HZ), round(LEAST_S * audio.RATE_HZ)

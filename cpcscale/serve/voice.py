@@ -7,11 +7,15 @@ asks for PyTorch, and brings nine times as much. T frames, S samples.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 # Samples of a frame at 16 kHz, and how many before them the network sees too.
 FRAME = 512
@@ -40,6 +44,10 @@ class VoiceActivity:
 @cache
 def _session() -> onnxruntime.InferenceSession:
     """One for the process. It has one thread: the network is too small for more, and callers run side by side."""
+    # Else it gives this machine a number in ~/.cache, and reports to its makers (from 1.30 on).
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
     # Else it warns of hardware that it does not use.
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
     options = onnxruntime.SessionOptions()

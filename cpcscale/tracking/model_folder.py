@@ -54,6 +54,8 @@ class TrackedModel:
     columns: dict[str, str]
     # Rows of training data in it, as a support vector machine holds them.
     training_rows: int
+    # The marks of licences that limit what it may be used for.
+    limits: tuple[str, ...] = ()
 
 
 def write_model_folder(folder: Path, model: TrackedModel, *, run_id: str | None, model_id: str) -> None:

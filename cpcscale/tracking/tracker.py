@@ -219,11 +219,14 @@ class _MlflowSink:
     def send_model(self, model: TrackedModel) -> None:
         try:
             info = self._client.get_run(self._run_id).info
-            if model.training_rows and not is_local(info.artifact_uri):
+            holds = [f"holds {model.training_rows} rows of training data"] * bool(model.training_rows)
+            if model.limits:
+                holds.append(f"is marked {' and '.join(model.limits)}")
+            if holds and not is_local(info.artifact_uri):
                 logger.warning(
-                    "%s holds %d rows of training data, and %s is not on this machine: it is not logged; `cpcscale "
-                    "register %s --name NAME --share-training-rows` sends it",
-                    *(model.url, model.training_rows, redact(info.artifact_uri), model.url),
+                    "%s %s, and %s is not on this machine: it is not logged; `cpcscale register %s --name NAME` says "
+                    "how it can be",
+                    *(model.url, " and ".join(holds), redact(info.artifact_uri), model.url),
                 )
                 return
             log_model(self._client, info.experiment_id, self._run_id, model)

@@ -80,7 +80,7 @@ def _fit(options: argparse.Namespace) -> int:
     from cpcscale import config, storage
     from cpcscale.experiments.finetune import FinetuneConfig, finetune, recogniser_url
     from cpcscale.report.terminal.recogniser import show_lines
-    from cpcscale.serve.folder import copy_recogniser, describe_recogniser
+    from cpcscale.serve.folder import copy_recogniser, describe_recogniser, is_free_for
 
     outs = [text.removeprefix("out=") for text in options.overrides if text.startswith("out=")]
     if len(outs) != 1 or not outs[0]:
@@ -89,9 +89,12 @@ def _fit(options: argparse.Namespace) -> int:
     settings = config.load(FinetuneConfig, options.path, overrides)
     if settings.publish == "none":
         settings = config.load(FinetuneConfig, options.path, [*overrides, "publish=final"])
+    out, made = storage.absolute(outs[0]), recogniser_url(storage.absolute(settings.run_dir))
+    # Before hours of fitting.
+    is_free_for(out, made)
     finetune(settings)
-    copy_recogniser(recogniser_url(settings.run_dir), storage.absolute(outs[0]))
-    values = describe_recogniser(outs[0])
+    copy_recogniser(made, out)
+    values = describe_recogniser(out)
     show(options, values, show_lines(values))
     return 0
 

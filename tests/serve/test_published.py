@@ -122,7 +122,14 @@ def test_fit_puts_the_recogniser_where_it_is_asked_for_and_it_doubts_audio_unlik
     assert main([*command, f"out={tmp_path}/mine"]) == 0
     capsys.readouterr()
     shutil.copytree(place / "precpc" / "recogniser", tmp_path / "other")
-    for wrong, message in (([], "needs one out=FOLDER"), ([f"out={tmp_path}/other"], "holds another recogniser")):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").touch()
+    for wrong, message in (
+        ([], "needs one out=FOLDER"),
+        ([f"out={tmp_path}/other"], "holds another recogniser"),
+        # Before anything is fitted.
+        ([f"out={tmp_path}/taken", "run_dir=/proc/none"], "holds other files"),
+    ):
         assert main([*command, *wrong]) == 2
         assert message in capsys.readouterr().err
 

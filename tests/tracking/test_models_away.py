@@ -55,12 +55,14 @@ def test_a_model_that_the_store_could_not_take_is_sent_by_the_next_process_and_r
     assert not Path(folder).exists()
 
 
-def test_rows_of_training_data_do_not_leave_this_machine_by_a_run(
+def test_rows_of_training_data_and_what_a_licence_limits_do_not_leave_this_machine_by_a_run(
     remote: TrackingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = start(remote, tmp_path)
     tracker.model(model_of(put_recogniser(tmp_path / "recogniser", 0.5, support_vectors())))
+    tracker.model(model_of(put_recogniser(tmp_path / "limited", 0.5, marks=["PROXY", "NON-COMMERCIAL"])))
     tracker.finish("FINISHED")
     assert connect(remote).get_run(tracker.run_id).outputs.model_outputs == []
-    assert "holds 3 rows of training data" in caplog.text and "--share-training-rows" in caplog.text
+    assert "holds 3 rows of training data" in caplog.text and "says how it can be" in caplog.text
+    assert "limited is marked NON-COMMERCIAL, and" in caplog.text
     assert not (tmp_path / "unsent.json").exists()
