@@ -34,6 +34,7 @@ from cpcscale.experiments.sweep.tune import make_scheduler
 from cpcscale.runs.lease import HeldError, LeaseConfig, hold
 from cpcscale.signals import handlers_restored
 from cpcscale.tracking import run_note
+from cpcscale.tracking.about import About
 from cpcscale.tracking.outbox import always
 from cpcscale.tracking.tracker import Tracker
 
@@ -169,9 +170,21 @@ def test_a_second_driver_of_a_sweep_that_lives_is_refused(tmp_path):
         sweep(config)
 
 
+class Untagged:
+    """A sweep of which nothing is said."""
+
+    name = "s"
+
+    def tags(self, values=None) -> dict[str, str]:
+        return {}
+
+    def about(self, title: str, what: str) -> About:
+        return About(title, what)
+
+
 def tracked(config, journal: Journal) -> tuple[Tracker, TrackedTrials]:
     parent = Tracker.start(config.tracking, kind="sweep", name="s", run_dir=config.run_dir, tags={}, params={})
-    return parent, TrackedTrials(config.tracking, parent.run_id, journal, lambda _: {}, 3, always)
+    return parent, TrackedTrials(config.tracking, parent.run_id, journal, Untagged(), 3, always)
 
 
 def begun(config) -> tuple[Journal, Tracker, TrackedTrials]:

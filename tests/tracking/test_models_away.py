@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,8 @@ def test_rows_of_training_data_and_what_a_licence_limits_do_not_leave_this_machi
 ) -> None:
     tracker = start(remote, tmp_path)
     tracker.model(model_of(put_recogniser(tmp_path / "recogniser", 0.5, support_vectors())))
-    tracker.model(model_of(put_recogniser(tmp_path / "limited", 0.5, marks=["PROXY", "NON-COMMERCIAL"])))
+    limited = model_of(put_recogniser(tmp_path / "limited", 0.5, marks=["PROXY", "NON-COMMERCIAL"]))
+    tracker.model(replace(limited, name="limited"))
     tracker.finish("FINISHED")
     assert connect(remote).get_run(tracker.run_id).outputs.model_outputs == []
     assert "holds 3 rows of training data" in caplog.text and "says how it can be" in caplog.text
