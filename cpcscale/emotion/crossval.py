@@ -91,7 +91,7 @@ def run_fold(
     if folds.protocol == "official" and publish:
         # The test part is for figures alone: intervals come from the owner's development part.
         apart = dataclasses.replace(split, test=split.dev, test_rows=split.dev_rows, leaky=True)
-        without = dataclasses.replace(recipe, fit=dataclasses.replace(recipe.fit, refit=False))
+        without = dataclasses.replace(recipe, fit=dataclasses.replace(recipe.fit, refit=False), classify=False)
         alone = dataclasses.replace(prepared, conditions={})
         result = dataclasses.replace(result, calibration=_run_split(without, alone, apart, ranks, publish=True))
     # Under official the final split is that of fold 0, by which its fit is keyed.

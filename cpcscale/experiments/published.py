@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from typing import Any
 
@@ -10,7 +9,7 @@ from cpcscale import storage
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.errors import UserError
 from cpcscale.serve.card import LICENCE_MARKS
-from cpcscale.serve.folder import FOLDER, SavedRecogniser, load_recogniser
+from cpcscale.serve.folder import FOLDER, SavedRecogniser, load_recogniser, recogniser_digest
 from cpcscale.serve.recogniser import COLUMNS
 from cpcscale.serve.table import TEXTS
 from cpcscale.storage.marked_folder import MARKER
@@ -30,13 +29,12 @@ PACKAGES = (
 def tracked_model(url: str, name: str, saved: SavedRecogniser) -> TrackedModel:
     """The recogniser saved in the folder `url`, as MLflow is to have it under `name`."""
     fitted, scores = saved.fitted, saved.scores
-    marker = storage.read(storage.join(url, MARKER))
     digests, kind = scores["digests"], fitted.description()["features"]["kind"]
     return TrackedModel(
         name=name,
         url=url,
         files=(*FOLDER.read_marker(url), MARKER),
-        digest=hashlib.sha256(marker).hexdigest(),
+        digest=recogniser_digest(url),
         tags={
             **{f"cpcscale.{key}": str(scores[key]) for key in ("system", "corpus", "protocol")},
             "cpcscale.marks": ",".join(scores["marks"]),

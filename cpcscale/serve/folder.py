@@ -108,12 +108,17 @@ def load_recogniser(url: str) -> SavedRecogniser:
     try:
         description, scores = config.read_json(files[CONFIG]), config.read_json(files[SCORES])
         held_out = HeldOut.from_arrays(load(files[RESIDUALS])) if RESIDUALS in files else None
-        digest = hashlib.sha256(storage.read(storage.join(url, MARKER))).hexdigest()
-        return SavedRecogniser(fitted_from(description, load(files[MODEL])), dict(scores), held_out, digest)
+        fitted = fitted_from(description, load(files[MODEL]))
+        return SavedRecogniser(fitted, dict(scores), held_out, recogniser_digest(url))
     except UserError as error:
         raise UserError(f"{url}: {error}") from None
     except (KeyError, ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{url} is no recogniser ({type(error).__name__}): fit it again") from None
+
+
+def recogniser_digest(url: str) -> str:
+    """The digest of the recogniser in the folder `url`, as `SavedRecogniser` has it."""
+    return hashlib.sha256(storage.read(storage.join(url, MARKER))).hexdigest()
 
 
 def describe_recogniser(url: str) -> dict[str, Any]:

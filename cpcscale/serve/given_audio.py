@@ -21,14 +21,23 @@ def read_wave(source: str | Path | bytes | np.ndarray, rate: int = 0) -> np.ndar
 
     Raises UserError for a file that is not there and an array without a rate, AudioError for what is no sound.
     """
-    if isinstance(source, np.ndarray):
-        source = array_as_file(source, rate)
-    data = source if isinstance(source, bytes) else storage.read(str(source))
-    wave_S = audio.decode_checked(data)[1]
+    name, data = given_audio(source, rate)
+    wave_S = audio.decode_checked(storage.read(name) if data is None else data)[1]
     seconds = len(wave_S) / audio.RATE_HZ
     if seconds < LEAST_S:
         raise AudioError("short", f"it lasts {seconds:.3f} s, too short for speech (at least {LEAST_S} s)", seconds)
     return audio.check_sound(wave_S, _SOUND)[0]
+
+
+def given_audio(source: str | Path | bytes | np.ndarray, rate: int = 0) -> tuple[str, bytes | None]:
+    """(the name of a file, None), or ("", the bytes of one). Raises UserError for anything else, such as a list."""
+    if isinstance(source, np.ndarray):
+        return "", array_as_file(source, rate)
+    if isinstance(source, bytes):
+        return "", source
+    if isinstance(source, str | Path):
+        return str(source), None
+    raise UserError(f"a {type(source).__name__} is no audio: pass a path, the bytes of a file, or a NumPy array")
 
 
 def array_as_file(wave: np.ndarray, rate: int) -> bytes:

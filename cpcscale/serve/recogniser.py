@@ -22,7 +22,7 @@ from cpcscale.errors import UserError, nearest, shown_name
 from cpcscale.progress import Progress
 from cpcscale.serve.encoder import Encoder
 from cpcscale.serve.folder import SavedRecogniser, is_taken, load_recogniser, save_recogniser
-from cpcscale.serve.given_audio import array_as_file
+from cpcscale.serve.given_audio import given_audio
 from cpcscale.serve.quality import QualityMeter
 from cpcscale.serve.table import TEXTS, csv_text
 from cpcscale.shards.packing import fetch
@@ -222,16 +222,10 @@ class Recogniser:
         the seconds of each of its segments, which then have their own values. Raises UserError for a file that is not
         there, and for an array without a rate.
         """
-        name, data = "", None
-        if isinstance(source, np.ndarray):
-            data = array_as_file(source, rate)
-        elif isinstance(source, bytes):
-            data = source
-        else:
-            name = str(source)
+        name, data = given_audio(source, rate)
         whole, *parts = self._judged(name, data, spans_asked(segments, whole=True))
         if whole.reason == "missing":
-            raise UserError(f"no file at {source!s}: check the path")
+            raise UserError(f"no file at {name}: check the path")
         found = dataclasses.replace(whole, segments=tuple(parts))
         return found.strict() if strict else found
 

@@ -147,6 +147,8 @@ def test_what_is_no_speech_has_a_reason_and_no_value(place, tmp_path):
     assert list(table["reason"]) == [one.reason for one in found] and table["activation"].isna().all()
     with pytest.raises(UserError, match="no file at"):
         model.predict(tmp_path / "gone.wav")
+    with pytest.raises(UserError, match="a list is no audio"):
+        model.predict([0.1, 0.2])
     with pytest.raises(UserError, match="pass it, as rate=16000"):
         model.predict(np.zeros(10))
     for array, rate in (

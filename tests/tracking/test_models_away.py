@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mlflow_server import Server, running_server
+from mlflow_server import Server
 from saved_recognisers import model_of, put_recogniser, support_vectors
 
 from cpcscale.serve.folder import load_recogniser
@@ -16,17 +15,6 @@ from cpcscale.tracking import outbox
 from cpcscale.tracking.registry import opened
 from cpcscale.tracking.store import TrackingConfig, connect
 from cpcscale.tracking.tracker import Tracker
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_server(tmp_path_factory.mktemp("server")) as running:
-        yield running
-
-
-@pytest.fixture
-def remote(server: Server, request: pytest.FixtureRequest) -> TrackingConfig:
-    return TrackingConfig(request.node.name, f"http://127.0.0.1:{server.port}")
 
 
 def start(config: TrackingConfig, run_dir: Path) -> Tracker:

@@ -7,11 +7,10 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mlflow_server import Server, free_port, running_server
+from mlflow_server import Server, free_port
 
 from cpcscale.errors import UserError
 from cpcscale.tracking import outbox
@@ -31,17 +30,6 @@ def config(place: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     """A local store, an experiment of its own for each test."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return TrackingConfig(request.node.name, f"sqlite:///{place}/mlflow.db")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_server(tmp_path_factory.mktemp("server")) as running:
-        yield running
-
-
-@pytest.fixture
-def remote(server: Server, request: pytest.FixtureRequest) -> TrackingConfig:
-    return TrackingConfig(request.node.name, f"http://127.0.0.1:{server.port}")
 
 
 def start(config: TrackingConfig, run_dir: Path | None = None, **other: object) -> Tracker:
