@@ -62,7 +62,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --maxprocesses 4 --dist load
 # Tests of clusters mostly wait, so all tests together keep one process more than there are cores busy.
 PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 # The rooms that need no Ray, but for one file.
-QUICK := tests/stream tests/model tests/objective tests/emotion tests/report --ignore tests/emotion/heads/test_from_raw.py
+QUICK := tests/stream tests/model tests/objective tests/handmade tests/emotion tests/report --ignore tests/emotion/heads/test_from_raw.py
 QUICK += tests/test_architecture.py tests/test_audio.py tests/test_config.py tests/test_requirements.py
 
 check: lint

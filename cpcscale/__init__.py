@@ -29,8 +29,9 @@ def load(model: str | Path) -> Any:
 
     A folder that `finetune publish=final`, `fit` or `save` wrote gives a Recogniser, and so do models:/NAME@ALIAS and
     models:/NAME/VERSION of the registry of MLFLOW_TRACKING_URI, else of runs/mlflow.db. The run_dir of a `cpcscale
-    pretrain` gives the Encoder of its newest checkpoint, the folder of a checkpoint that one; hf:NAME and hf:FOLDER are
-    networks of the transformers library. Raises UserError where there is none, or a torn or newer one.
+    pretrain` gives the Encoder of its newest checkpoint, the folder of a checkpoint that one, and so does models:/ of
+    one that was registered; hf:NAME and hf:FOLDER are networks of the transformers library. Raises UserError where
+    there is none, or a torn or newer one.
 
     >>> load("runs/none")
     Traceback (most recent call last):
@@ -40,7 +41,7 @@ def load(model: str | Path) -> Any:
     from cpcscale.tracking.registry import opened
 
     with opened(str(model)) as place:
-        return opened_model(place)
+        return opened_model(place, str(model))
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ _EXAMPLES = {
     "sweep": "trials=8",
     "evaluate": "seeds=[0,1]",
     "size": "train.batch=64",
+    "checkpoint": "utterances=200",
     "reproduce": "seeds=[0,1]",
     "corpus": "kind=csv",
     "compare": "experiment=NAME",
@@ -122,14 +123,16 @@ def _of_runs(verbs: Verbs) -> None:
         "--take-over", action="store_true", help="continue a run that another driver holds, and stop that driver"
     )
     _size(verbs)
-    checkpoint = verbs.add_parser("checkpoint", help="pretraining -> its checkpoints: list, show or verify them")
+    checkpoint = verbs.add_parser("checkpoint", help="pretraining -> its checkpoints: what is in them, what they know")
     checkpoint.add_argument(
         "what",
-        choices=("ls", "show", "verify"),
-        help="ls: list them; show: what is in one, or in the newest; verify: read every byte",
+        choices=("ls", "show", "verify", "acoustics"),
+        help="ls: list them; show: what is in one, or in the newest; verify: read every byte; acoustics: what they "
+        "keep of speech, without labels (takes overrides)",
     )
     checkpoint.add_argument("path", help="run_dir of a pretraining, or one of its checkpoints/step-* folders")
     _recognisers(verbs)
+    _features(verbs)
     reproduce = verbs.add_parser("reproduce", help="labelled corpus -> the table of all systems over several seeds")
     reproduce.add_argument(
         "config",
@@ -148,8 +151,10 @@ def _recognisers(verbs: Verbs) -> None:
     )
     address = "folder of a recogniser, such as RUN_DIR/recogniser; local, s3:// or models:/NAME@ALIAS"
     recogniser.add_argument("path", help=f"fit: YAML file of `finetune`; else the {address}")
-    register = verbs.add_parser("register", help="saved recogniser -> a version of a registered model of MLflow")
-    register.add_argument("model", help="folder of a recogniser, such as RUN_DIR/recogniser; local or s3://")
+    register = verbs.add_parser("register", help="recogniser or encoder -> a version of a registered model of MLflow")
+    register.add_argument(
+        "model", help="folder of a recogniser, such as RUN_DIR/recogniser, or of a pretraining; local or s3://"
+    )
     register.add_argument("--name", required=True, help="name of the registered model")
     register.add_argument("--alias", default="", help="also let this alias, such as champion, name it")
     register.add_argument("--force", action="store_true", help="even if the alias names a better or another one now")
@@ -172,14 +177,24 @@ def _recognisers(verbs: Verbs) -> None:
     predict.add_argument("--plot", metavar="PATH", default="", help="draw it: a PNG of one file, or a folder for many")
     predict.add_argument("--force", action="store_true", help="replace an output or plots that exist")
     predict.add_argument("--workers", type=int, default=0, metavar="N", help="work on N parts at a time")
+    predict.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: networks run on GPUs, of this machine or of the cluster",
+    )
     predict.add_argument("--ray", action="store_true", help="run on Ray, here if RAY_ADDRESS is unset")
     predict.set_defaults(overrides=[])
     predict.add_argument(
         "--json", action="store_true", help="one JSON object a line, not CSV; with --out, one on what was written"
     )
 
+
+def _features(verbs: Verbs) -> None:
     features = verbs.add_parser("features", help="encoder and audio -> its frames, as arrays or one table")
-    features.add_argument("model", help="run_dir of a pretraining, a checkpoint, a recogniser, or hf:NAME")
+    features.add_argument(
+        "model", help="run_dir of a pretraining, a checkpoint, a recogniser, hf:NAME or models:/NAME@ALIAS"
+    )
     features.add_argument("audio", nargs="+", help="files, folders, patterns in quotes, @LIST (a file a line), s3://")
     features.add_argument(
         "--out", required=True, metavar="FOLDER|FILE.parquet", help="an .npy for each file in a folder, or one table"

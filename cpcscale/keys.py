@@ -50,6 +50,10 @@ def config_classes(verb: str) -> tuple[type, ...]:
             from cpcscale.cluster.pretrain_config import PretrainConfig
 
             return (PretrainConfig,)
+        case "checkpoint":
+            from cpcscale.experiments.acoustics import AcousticsConfig
+
+            return (AcousticsConfig,)
         case "corpus":
             from cpcscale.emotion.corpora.corpus import CorpusConfig
 

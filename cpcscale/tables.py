@@ -82,9 +82,9 @@ class Table:
     Raises TableError, also while rows are read, for text that does not keep the rules of this module.
     """
 
-    def __init__(self, url: str, data: bytes | None = None) -> None:
-        """The table at `url`; with `data`, of that text, which `url` then only names."""
-        self.url, self._data = url, data
+    def __init__(self, url: str, data: bytes | None = None, names: Sequence[Any] = ()) -> None:
+        """The table at `url`; with `data`, of that text, which `url` then only names. `names`: of its rows, if any."""
+        self.url, self._data, self._names = url, data, names
         with _lines(url, data) as lines:
             first = next((line for line in lines if line.strip()), "")
         self._json = first.lstrip().startswith(("{", "["))
@@ -107,10 +107,11 @@ class Table:
 
     def rows(self) -> Iterator[Row]:
         """The rows, one by one."""
+        places = (f"{self.url} row {name}" for name in self._names)
         for lines, rows in self._batches():
             for line, row in zip(lines, rows, strict=True):
                 cells: Mapping[str, Any] = row if self._json else dict(zip(self.columns, row, strict=True))
-                yield Row(f"{self.url} line {line}", cells)
+                yield Row(next(places, f"{self.url} line {line}"), cells)
 
     def batches(self, columns: Sequence[str]) -> Iterator[list[list[str]]]:
         """The cells of these columns, as lists of some rows; "" where the table has no such column.

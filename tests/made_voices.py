@@ -12,12 +12,12 @@ from cpcscale.emotion.batching import seeded
 from cpcscale.emotion.corpora.corpus import CorpusConfig
 from cpcscale.emotion.encoders.networks import WindowEncoder
 from cpcscale.emotion.fitted import FittedRecogniser, NetworkHead, VectorHead
-from cpcscale.emotion.handmade import functionals
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig
 from cpcscale.emotion.heads.svm import SupportVectors
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.recipe import EmotionRecipe, PretrainedConfig, ProtocolConfig
 from cpcscale.emotion.systems import SYSTEMS
+from cpcscale.handmade import functionals
 from cpcscale.model.context import ContextConfig
 from cpcscale.model.cpc import ModelConfig, build
 from cpcscale.model.encoder import EncoderConfig

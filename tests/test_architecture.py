@@ -20,6 +20,7 @@ ORDER = (
     ("tables",),
     ("shards",),
     ("stream",),
+    ("handmade",),
     ("model", "objective"),
     ("runs",),
     ("train",),
@@ -69,6 +70,8 @@ PURE_ROOMS = (
     "cpcscale.stream.epoch_order",
     "cpcscale.objective",
     "cpcscale.audio",
+    "cpcscale.handmade.statistics",
+    "cpcscale.handmade.targets",
 )
 IMPURE_PARTS = ("torch.distributed", "torch.load", "torch.save", "torch.random", "torch.manual_seed", "numpy.random")
 IMPURE_PARTS += ("numpy.load", "numpy.save", "numpy.savez", "numpy.fromfile", "numpy.memmap", "numpy.loadtxt")

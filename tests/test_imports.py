@@ -70,8 +70,8 @@ def test_checkpoints_are_listed_from_their_files_alone(tmp_path):
     ("module", "needs"),
     [
         ("cpcscale.emotion.scores.ccc", {"numpy"}),
-        ("cpcscale.emotion.handmade.statistics", {"numpy"}),
-        ("cpcscale.emotion.handmade.functionals", {"numpy", "soundfile"}),
+        ("cpcscale.handmade.statistics", {"numpy"}),
+        ("cpcscale.handmade.functionals", {"numpy", "soundfile"}),
         ("cpcscale.config", {"omegaconf"}),
     ],
 )

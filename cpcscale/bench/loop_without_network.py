@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from cpcscale.bench.updates import UpdateMeasurement
-from cpcscale.objective.infonce import LossSums
 from cpcscale.shards.index import Index
 from cpcscale.stream.feed import FeedSource
 from cpcscale.train.device import Timeline, make_timeline
@@ -22,6 +21,7 @@ from cpcscale.train.loop import pretrain, thread_feed
 from cpcscale.train.observer import SilentObserver
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
+from cpcscale.train.scores import ObjectiveSums
 from cpcscale.train.setup import Data
 from cpcscale.train.step import TrainStep
 from cpcscale.train.time_account import HIDDEN, PHASES, TimeTotals
@@ -34,14 +34,13 @@ _MARKS, _TIMES = 5_000, 20
 class StepWithoutNetwork(TrainStep):
     """An update that only copies its batch to the device, sums its counts over ranks and marks its time."""
 
-    def _with_content(self, rows: Any, whole_BS: Tensor) -> Any:
-        return rows
+    def _with_content(self, piece: Any, int_BS: Tensor) -> Any:
+        return piece
 
-    def _with_own_negatives(self, rows: Any, weight_K: Tensor) -> Iterator[LossSums]:
-        zero_K = torch.zeros_like(weight_K, dtype=torch.float32)
-        yield LossSums(zero_K, zero_K.long(), zero_K.double())
+    def _piece_by_piece(self, whole: Any, weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        yield [ObjectiveSums.zero(objective, self.ranks.device).sums_MN for objective in self.objectives]
 
-    _with_pooled_negatives = _with_own_negatives
+    _together = _piece_by_piece
 
     def _update(self, step: int) -> None:
         pass

@@ -20,6 +20,8 @@ from cpcscale.train.ranks import join_ranks
 from cpcscale.train.recipe import Recipe
 
 _END_S = 5.0
+# So long a rank whose pipe is closed may take to end with its error, on a machine that is busy.
+_FAILURE_S = 60
 
 
 def refuse_without_gpus(counts: list[int]) -> None:
@@ -95,7 +97,7 @@ class RankGroup:
     def _raise_failure(self) -> None:
         """Raises the error of a rank whose process has ended; UserErrors come as answers instead."""
         try:
-            self._context.join(timeout=_END_S)
+            self._context.join(timeout=_FAILURE_S)
         except mp.ProcessExitedException as exited:
             raise UserError(
                 f"one of {self._world} ranks has ended ({exited}), most likely out of memory: lower train.batch or "

@@ -28,6 +28,7 @@ from cpcscale.bench.updates import UpdateBench, UpdateMeasurement
 from cpcscale.errors import UserError
 from cpcscale.model.cost import NetworkCost, network_cost
 from cpcscale.objective.infonce import ScoredRows, count_predictions, prepare_vectors
+from cpcscale.objective.objectives import chosen
 from cpcscale.progress import note
 from cpcscale.shards.index import Index
 from cpcscale.stream.lanes import Lanes
@@ -80,17 +81,21 @@ class TrainBenchConfig(Recipe):
     def _refuse_unlike_plain(self) -> None:
         model = self.model
         kind = (
+            model.encoder.kind,
             model.encoder.norm,
             model.context.kind,
             model.context.layers,
             model.predictor.kind,
             self.objective.scope,
         )
-        if self.plain and kind != ("none", "gru", 1, "linear", "utterance"):
+        if self.plain and kind != ("conv", "none", "gru", 1, "linear", "utterance"):
             raise UserError(
-                "the plain network is of the paper's kind (no norm, one GRU, linear predictors, negatives from the "
-                f"utterance) and this config is not ({', '.join(map(str, kind))}): add plain=false"
+                "the plain network is of the paper's kind (convolutions of the waveform, no norm, one GRU, linear "
+                f"predictors, negatives from the utterance) and this config is not ({', '.join(map(str, kind))}): add "
+                "plain=false"
             )
+        if self.plain and len(chosen(self.objective, model.predictor.steps)) > 1:
+            raise UserError("the plain network minimises InfoNCE alone, and this config more: add plain=false")
 
 
 def bench_train(spec: TrainBenchConfig, profile: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,8 +10,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from cpcscale.machine import usable_cores
-from cpcscale.model.cpc import CPC, build
-from cpcscale.objective.infonce import InfoNCEConfig
+from cpcscale.model.cpc import CPC
+from cpcscale.objective.objectives import ObjectiveConfig
 from cpcscale.shards.index import Index
 from cpcscale.stream.batch import Batch
 from cpcscale.stream.feed import FeedSource
@@ -20,6 +21,7 @@ from cpcscale.train.log_metrics import feed_seconds
 from cpcscale.train.loop import thread_feed
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
+from cpcscale.train.setup import new_network
 from cpcscale.train.step import TrainStep
 from cpcscale.train.time_account import HiddenSeconds, TimeAccount, TimeTotals, memory_peak_bytes
 
@@ -47,11 +49,12 @@ class UpdateBench:
     """
 
     def __init__(self, recipe: Recipe, index: Index, ranks: Ranks, count: int) -> None:
-        self.recipe, self.ranks, self._scale, self._count = recipe, ranks, index.wave_scale(), count
+        self.recipe, self.ranks, self._count = recipe, ranks, count
         # As the training loop does.
         torch.set_num_threads(recipe.train.threads or max(1, usable_cores() // ranks.on_node))
         order = RunOrder(shard_windows(index, recipe.window), recipe.seed, recipe.train.lanes, recipe.train.batch)
-        self.source = FeedSource(index, order, recipe.window, recipe.feed)
+        self.source = FeedSource(index, order, recipe.window, recipe.feed, recipe.measures)
+        self._new = new_network(recipe, self.source, ranks)
         feed = thread_feed(self.source, ranks, 0)
         self.batch = feed.next()
         feed.close()
@@ -60,7 +63,7 @@ class UpdateBench:
         # Before anything else is measured in this process.
         self.peak_mib = memory_peak_bytes(ranks.device) / 2**20
 
-    def measure_memory(self, objective: InfoNCEConfig | None = None) -> UpdateMeasurement:
+    def measure_memory(self, objective: ObjectiveConfig | None = None) -> UpdateMeasurement:
         """Measures updates on the batch in memory; another objective than the recipe's gets its own network."""
         return self._updated(self._step(objective or self.recipe.objective), lambda: self.batch, dict, self._count)
 
@@ -75,8 +78,7 @@ class UpdateBench:
 
     def new_model(self) -> CPC:
         """A new network on the device, with the same weights every time."""
-        offset, gain = self._scale
-        return build(self.recipe.model, self.recipe.seed, offset=offset, gain=gain).to(self.ranks.device)
+        return copy.deepcopy(self._new).to(self.ranks.device)
 
     def now_s(self) -> float:
         """The time in seconds, after waiting for a GPU to finish its work."""
@@ -103,7 +105,7 @@ class UpdateBench:
         lap = meter.lap(beside() - before, "unattributed")
         return UpdateMeasurement(lap.audio_s, lap.wall_s, lap, count)
 
-    def _step(self, objective: InfoNCEConfig) -> TrainStep:
+    def _step(self, objective: ObjectiveConfig) -> TrainStep:
         """A TrainStep for this objective with its own network, after a first update as a warm-up."""
         name = f"{objective.scope} {objective.draw}"
         if name not in self._steps:

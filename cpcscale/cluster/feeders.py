@@ -201,7 +201,7 @@ class _Remote:
 
 def _joined(parts: list[Batch]) -> Batch:
     """Concatenates batches into new arrays; arrays from Ray's object store are read-only and would stay in it."""
-    names = ("wave_BS", "samples_B", "key_B", "group_B", "utterance_B", "number_B")
+    names = [name for name, value in vars(parts[0]).items() if isinstance(value, np.ndarray)]
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     bad = tuple(sorted((bad for part in parts for bad in part.bad), key=lambda bad: (bad.utterance, bad.number)))
     return Batch(parts[0].step, parts[0].epoch, **arrays, bad=bad)

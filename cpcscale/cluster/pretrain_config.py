@@ -70,6 +70,8 @@ class PretrainConfig(Recipe):
     name: str = field(default="pretrain", metadata=configs.PLACE)
     # The folder (or s3:// prefix) of the run; a start with the same folder resumes the run.
     run_dir: str = field(default="runs/pretrain", metadata=configs.PLACE)
+    # Whether the encoder is logged to MLflow as a model when the run is finished: final, or none.
+    publish: Literal["none", "final"] = field(default="none", metadata=configs.PLACE)
     # The number of workers, or [least, most]: then as many as fit, chosen again when a worker dies or a node joins.
     workers: Any = field(default=1, metadata=configs.PLACE)
     # auto: a GPU for each worker if the cluster has enough of them at the start, else cores.

@@ -10,7 +10,7 @@ from cpcscale.progress import note
 from cpcscale.shards import cache
 from cpcscale.shards.index import MARKER, Index
 from cpcscale.shards.pack import HELDOUT, TRAIN, UNSEEN, pack_sources
-from cpcscale.shards.packing.sources import find_audio
+from cpcscale.shards.packing.sources import AudioFiles, find_audio
 from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train import resume
 from cpcscale.train.checkpoint import RestoredCheckpoint
@@ -32,14 +32,21 @@ def open_data(config: PretrainConfig) -> Data:
     return Data(Index.load(storage.join(base, TRAIN)), present, config.data.append)
 
 
-def pack_if_missing(config: PretrainConfig) -> None:
-    """Packs `data.audio` into `data.shards` if there is no shard set yet."""
+def audio_to_pack(config: PretrainConfig) -> AudioFiles | None:
+    """The audio below `data.audio` where there is no shard set at `data.shards` yet, else None."""
     base = config.data.shards
     if not config.data.audio or any(storage.exists(storage.join(base, *at, MARKER)) for at in ((), (TRAIN,))):
-        return
-    sources = find_audio(config.data.audio, config.data.pack)
-    note(f"pretrain: no shard set at {storage.shown(base)} yet, packing {storage.shown(config.data.audio)} into it")
-    pack_sources(sources, base, config.data.pack, stream_tasks)
+        return None
+    return find_audio(config.data.audio, config.data.pack)
+
+
+def pack_audio(config: PretrainConfig, audio: AudioFiles) -> None:
+    """Packs this audio into `data.shards`."""
+    note(
+        f"pretrain: no shard set at {storage.shown(config.data.shards)} yet, packing "
+        f"{storage.shown(config.data.audio)} into it"
+    )
+    pack_sources(audio, config.data.shards, config.data.pack, stream_tasks)
 
 
 def checked_data(config: PretrainConfig, restored: RestoredCheckpoint | None) -> Data:

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cpcscale import freed_memory
 from cpcscale.cluster import ray_loss
@@ -28,8 +29,10 @@ _HERE = "local"
 _OBJECT_STORE_BYTES = 256 * 2**20
 # JobSupervisor.DEFAULT_RAY_JOB_STOP_WAIT_TIME_S
 _RAY_STOP_WAIT_S = 3
-# How often a local Ray is started before giving up; each start waits for 30 s.
+# How often a local Ray is started before giving up; each start waits for its node for 30 s, or for so long while the
+# process of the node lives.
 _STARTS = 3
+_START_WAIT_S = 600.0
 # A socket's path has at most 107 bytes, of which Ray needs about 65 below its folder.
 _LONGEST_FOLDER = 40
 # A head that restarts is back by then.
@@ -121,11 +124,16 @@ def _connect(workers: int, address: str) -> None:
         ("RAY_AUTH_MODE", "disabled"),
         ("RAY_USAGE_STATS_ENABLED", "0"),
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
+        # Ray's workers have the lowest priority but one, and come to nothing beside other work of the machine.
+        ("RAY_worker_niceness", "0"),
+        # A busy machine takes minutes to start a process of Python; the worker would be started over and over.
+        ("RAY_worker_register_timeout_seconds", "600"),
+        ("RAY_agent_register_timeout_ms", "600000"),
         *freed_memory.environment().items(),
     ):
         os.environ.setdefault(name, value)
     _refuse_without_loopback()
-    with _in_folder(_ray_folder()) as folder:
+    with _in_folder(_ray_folder()) as folder, _patience():
         for left in reversed(range(_STARTS)):
             try:
                 ray.init(
@@ -148,6 +156,44 @@ def _connect(workers: int, address: str) -> None:
                         "fewer processes"
                     ) from None
                 log.warning("Ray did not start (is the machine very busy?): trying again")
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Within the block a node that starts here has _START_WAIT_S to appear: a busy machine needs more than Ray's 30 s.
+
+    Ray has no setting for it. Its question for the node is a private function, which is left alone where it is missing.
+    """
+    import psutil
+    from ray._private import services
+
+    def is_living_raylet(process: psutil.Process) -> bool:
+        try:
+            return process.name() == "raylet" and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    ask = getattr(services, "get_node", None)
+    if ask is None:
+        yield
+        return
+
+    def ask_patiently(*arguments: Any) -> Any:
+        until = time.monotonic() + _START_WAIT_S
+        while True:
+            try:
+                return ask(*arguments)
+            except RuntimeError:
+                # The node is not there yet.
+                if time.monotonic() > until or not any(map(is_living_raylet, psutil.Process().children())):
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = ask_patiently
+    try:
+        yield
+    finally:
+        services.get_node = ask
 
 
 def _ray_folder() -> str:

@@ -7,8 +7,8 @@ do. Results, errors and the answer to a stop are the same both ways.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import re
 import signal
 import sys
 import threading
@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from cpcscale import freed_memory
 from cpcscale.cluster import session
+from cpcscale.cluster.ray_tasks import RayPool, RayTasks, process_died
 from cpcscale.errors import UserError
 from cpcscale.machine import usable_cores
 from cpcscale.progress import Progress
@@ -68,16 +69,21 @@ def stream_tasks(
     what: str,
     unit: str = "tasks",
     cpus: float = 1,
+    gpus: float = 0,
+    most_processes: int = 0,
     shared: tuple[Any, ...] = (),
 ) -> Iterator[Any]:
     """Yields `function(item, *shared)` of every item in order, each with `cpus` cores.
 
-    `shared` is sent to each process or node once. Only a few tasks for each core are submitted at a time; those that
-    have not ended when the caller stops early are cancelled. A task's UserError is raised as it is.
+    With `gpus` (of `gpus_each`), in at most `most_processes` processes of Ray that hold so many each. `shared` is sent
+    to each process or node once. Only a few tasks for each core are submitted at a time; those that have not ended when
+    the caller stops early are cancelled. A task's UserError is raised as it is.
     """
     run: _Executor
-    if session.uses_ray():
-        run = _RayTasks(function, shared, cpus)
+    if gpus:
+        run = RayPool(function, shared, cpus, gpus, min(len(items), most_processes or len(items)))
+    elif session.uses_ray():
+        run = RayTasks(function, shared, cpus)
     else:
         run = _LocalTasks(function, shared, cpus, len(items))
     most = max(8, 4 * run.width)
@@ -114,54 +120,17 @@ def cpus_each(workers: int) -> float:
     return float(int(share)) if share >= 1 else share
 
 
-class _RayTasks:
-    """Tasks of the Ray that this process has joined or started."""
+def gpus_each(workers: int) -> float:
+    """The GPUs for each task so that `workers` tasks run at a time, one or a share of one; joins or starts Ray.
 
-    def __init__(self, function: Callable[..., Any], shared: tuple[Any, ...], cpus: float) -> None:
-        session.connect()
-        import ray
-
-        everywhere, here = ray.put(shared), tuple(session.versions().items())
-
-        def call(item: Any) -> Any:
-            session.refuse_other_versions(*here)
-            return function(item, *ray.get(everywhere))
-
-        self._task = ray.remote(num_cpus=cpus)(call)
-        self.width = int(ray.cluster_resources().get("CPU", 1))
-
-    def submit(self, item: Any) -> Any:
-        return self._task.remote(item)
-
-    def wait(self, references: set[Any]) -> Sequence[Any]:
-        import ray
-
-        done: list[Any]
-        done, _ = ray.wait(list(references), num_returns=1)
-        return done
-
-    def result(self, reference: Any) -> Any:
-        import ray
-
-        try:
-            return ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            # Ray cannot unpickle the function there, and has only this text for it.
-            if "failed to import" in str(error) and (lacks := re.search(r"No module named '([^']+)'", str(error))):
-                raise UserError(f"a node has no package {lacks[1]}: install the same packages on every node") from None
-            raise
-        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-            raise _process_died(str(error).splitlines()[0]) from None
-
-    def close(self, unfinished: set[Any], *, interrupted: bool) -> None:
-        import ray
-
-        # At a stop Ray ends the tasks with this process, and Ray 2.60 aborts a process at an answer from a cancelled
-        # task.
-        for reference in () if interrupted else unfinished:
-            ray.cancel(reference)
+    Raises UserError where that has no GPU.
+    """
+    session.connect(workers)
+    have = sum(node.get("GPU", 0.0) for node in session.live_nodes())
+    if not have:
+        raise UserError("device=cuda, and Ray has no GPU: use the CPU, or add a node with a GPU")
+    # Ray counts in 10,000ths.
+    return 10_000 // math.ceil(max(workers, 1) / have) / 10_000
 
 
 class _LocalTasks:
@@ -219,7 +188,7 @@ class _LocalTasks:
         except UserError as error:
             raise error from None
         except BrokenProcessPool as error:
-            raise _process_died(_exit_codes(error)) from None
+            raise process_died(_exit_codes(error)) from None
 
     def close(self, unfinished: set[Future[Any]], *, interrupted: bool) -> None:
         if interrupted or unfinished:
@@ -275,10 +244,3 @@ def _run(call: str, shared: tuple[Any, ...] | None, function: Callable[..., Any]
 
 def _exit_codes(error: BrokenProcessPool) -> str:
     return f"exit status {str(error).partition('{')[2].partition('}')[0] or 'unknown'}"
-
-
-def _process_died(why: str) -> UserError:
-    return UserError(
-        f"a process died at its task ({why}): it may have run out of memory; give it more, or fewer tasks at a time "
-        "(workers, num_cpus), and run again"
-    )

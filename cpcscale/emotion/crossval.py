@@ -18,15 +18,16 @@ import numpy as np
 
 from cpcscale.emotion.batching import derive_seed, predict, seeded
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.fitted import FittedClassifier, FittedRecogniser, MeanHead, VectorHead
+from cpcscale.emotion.fitted import CPU, FittedClassifier, FittedRecogniser, MeanHead, VectorHead
 from cpcscale.emotion.heads import ridge
 from cpcscale.emotion.heads.attention import learnt_mix
+from cpcscale.emotion.heads.blocks import BlockScale
 from cpcscale.emotion.heads.halving import best_fit, candidates, searched_settings, successive_halving
-from cpcscale.emotion.heads.svm import GRID, Classifier, chosen_classifier
+from cpcscale.emotion.heads.svm import COMPONENTS_GRID, GRID, Classifier, SVMConfig, chosen_classifier
 from cpcscale.emotion.heads.training import EpochResult, HeadTraining, TrainingExamples
 from cpcscale.emotion.heads.vectors import Regressor, Settings, choose_regressor_config
-from cpcscale.emotion.held_out import Reference, readout
-from cpcscale.emotion.inputs import FoldInputs, PreparedCorpus, fold_inputs
+from cpcscale.emotion.held_out import Reference
+from cpcscale.emotion.inputs import FoldInputs, FusedInputs, PreparedCorpus, fold_inputs
 from cpcscale.emotion.protocol.folds import FINAL, final_split
 from cpcscale.emotion.protocol.splits import Folds, Split
 from cpcscale.emotion.recipe import EmotionRecipe
@@ -36,7 +37,7 @@ from cpcscale.train.ranks import Ranks
 log = logging.getLogger(__name__)
 
 # Predicts the test rows of a fold, guess_UP in the corpus's units, from clean or degraded inputs.
-_Guess = Callable[[FoldInputs], np.ndarray]
+_Guess = Callable[["FoldInputs | FusedInputs"], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class FoldResult:
 def start_fit(recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> tuple[FoldInputs, HeadTraining]:
     """(the inputs of a fold, an untrained fit on its training part); uses no test utterance."""
     source = fold_inputs(recipe, prepared, split)
+    assert isinstance(source, FoldInputs)
     return source, _fits([recipe], prepared.corpus, source, split)[0]
 
 
@@ -126,19 +128,21 @@ def _run_split(
         if recipe.regressor != "attention":
             guess, recogniser, chosen = _train_on_vectors(recipe, corpus, source, folds, split)
         else:
+            assert isinstance(source, FoldInputs), "the attention head has frames of one system"
             guess, recogniser, curve, chosen = _train_head(recipe, corpus, source, split, ranks)
         guess_UP = guess(source) if split.test_rows else np.zeros((0, len(PRIMITIVES)))
         degraded = prepared.conditions if split.test_rows else {}
         conditions = {name: guess(source.with_audio(other)) for name, other in degraded.items()}
         if recipe.classify and (split.test_rows or keep):
             classifier = _train_classifier(recipe, corpus, source, folds, split)
-            recogniser = dataclasses.replace(
-                recogniser, classifier=FittedClassifier(classifier.support_vectors, classifier.classes)
+            fitted = FittedClassifier(
+                classifier.support_vectors, classifier.classes, recipe.vector_readout, classifier.scale
             )
+            recogniser = dataclasses.replace(recogniser, classifier=fitted)
             classes = _classes(corpus, classifier, source, split)
         if (keep or publish) and not recipe.speaker_norm:
             recogniser, distance_U = _with_reference(recogniser, source, split)
-    kept = recogniser.on_cpu() if keep else None
+    kept = recogniser.on(CPU) if keep else None
     spent = time.monotonic() - started
     return FoldResult(split, guess_UP, spent, curve, chosen, tuple(classes), conditions, kept, distance_U)
 
@@ -149,16 +153,14 @@ def known_rows(split: Split) -> list[int]:
 
 
 def _with_reference(
-    recogniser: FittedRecogniser, source: FoldInputs, split: Split
+    recogniser: FittedRecogniser, source: FoldInputs | FusedInputs, split: Split
 ) -> tuple[FittedRecogniser, np.ndarray]:
     """(the recogniser, knowing what it has learnt from; how unlike that the test rows are)."""
     features, known = recogniser.features, known_rows(split)
     assert features is not None
-    pairs = zip(source.head_inputs(features, known), source.shares(known), strict=True)
-    reference = Reference.of(readout(parts, share_W) for parts, share_W in pairs)
-    recogniser = dataclasses.replace(recogniser, reference=reference)
-    tested = source.head_inputs(features, split.test_rows)
-    return recogniser, np.array(recogniser.distances(tested, source.shares(split.test_rows)))
+    reference = Reference.of(source.means(features, known))
+    distances = [reference.distance(mean_F) for mean_F in source.means(features, split.test_rows)]
+    return dataclasses.replace(recogniser, reference=reference), np.array(distances)
 
 
 def _fits(
@@ -212,7 +214,8 @@ def _train_head(
             pass
     network = fit.finish()
 
-    def guess(inputs: FoldInputs) -> np.ndarray:
+    def guess(inputs: FoldInputs | FusedInputs) -> np.ndarray:
+        assert isinstance(inputs, FoldInputs)
         return corpus.from_unit(predict(network, inputs.inputs(rows), fit.device, fit.ranks, inputs.shares(rows)))
 
     mix = learnt_mix(network)
@@ -224,37 +227,49 @@ def _train_head(
 
 
 def _train_on_vectors(
-    recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, folds: Folds, split: Split
+    recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs | FusedInputs, folds: Folds, split: Split
 ) -> tuple[_Guess, FittedRecogniser, dict[str, Any]]:
     """Fits a regression on training and development rows: (predictor of the test rows, recogniser, config)."""
     known = known_rows(split)
     x_UF, truth_UP = source.vectors(known), corpus.to_unit(corpus.labels_UP[known])
-    grid: Sequence[Settings] = ridge.GRID
+    reduced = any(block.reduced for block in source.blocks)
+    grid: Sequence[Settings] = ridge.COMPONENTS_GRID if reduced else ridge.GRID
     if recipe.regressor == "svr":
-        grid = GRID if recipe.svm_search else (recipe.svm,)
+        grid = _svm_grid(recipe, reduced)
     speakers = [folds.groups[row] for row in known]
-    settings = choose_regressor_config(x_UF, truth_UP, speakers, grid, key=_inner_key(recipe, split))
-    machine = Regressor(settings).fit(x_UF, truth_UP)
-    head = VectorHead(recipe.regressor, machine.fitted)
+    settings = choose_regressor_config(
+        x_UF, truth_UP, speakers, grid, key=_inner_key(recipe, split), blocks=source.blocks
+    )
+    scale = BlockScale.of(x_UF, source.blocks, settings.components)
+    machine = Regressor(settings, scale).fit(x_UF, truth_UP)
+    head = VectorHead(recipe.regressor, machine.fitted, recipe.vector_readout, scale)
     recogniser = FittedRecogniser(recipe.system, source.features, head, recipe.corpus.max_s, corpus.scale)
 
-    def guess(inputs: FoldInputs) -> np.ndarray:
+    def guess(inputs: FoldInputs | FusedInputs) -> np.ndarray:
         return corpus.from_unit(machine.predict(inputs.vectors(split.test_rows)))
 
-    return guess, recogniser, dict(vars(settings))
+    return guess, recogniser, {key: value for key, value in vars(settings).items() if reduced or key != "components"}
+
+
+def _svm_grid(recipe: EmotionRecipe, reduced: bool) -> Sequence[SVMConfig]:
+    """The configs among which one is chosen; `reduced`: of principal components."""
+    if not recipe.svm_search:
+        return (recipe.svm,)
+    return COMPONENTS_GRID if reduced else GRID
 
 
 def _train_classifier(
-    recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs, folds: Folds, split: Split
+    recipe: EmotionRecipe, corpus: Corpus, source: FoldInputs | FusedInputs, folds: Folds, split: Split
 ) -> Classifier:
     """A classifier of the corpus's categories, fitted on training and development rows."""
     known = known_rows(split)
     names, speakers = [corpus.utterances[row].category for row in known], [folds.groups[row] for row in known]
-    grid = GRID if recipe.svm_search else (recipe.svm,)
-    return chosen_classifier(source.vectors(known), names, speakers, grid, key=_inner_key(recipe, split))
+    grid = _svm_grid(recipe, any(block.reduced for block in source.blocks))
+    key = _inner_key(recipe, split)
+    return chosen_classifier(source.vectors(known), names, speakers, grid, key=key, blocks=source.blocks)
 
 
-def _classes(corpus: Corpus, classifier: Classifier, source: FoldInputs, split: Split) -> list[str]:
+def _classes(corpus: Corpus, classifier: Classifier, source: FoldInputs | FusedInputs, split: Split) -> list[str]:
     """The predicted category of each test row; "" if the corpus has none for it."""
     if not split.test_rows:
         return []

@@ -16,6 +16,7 @@ from cpcscale.emotion.crossval import FoldResult, known_rows
 from cpcscale.emotion.heads.training import EpochResult
 from cpcscale.emotion.held_out import HeldOut
 from cpcscale.emotion.inputs import PreparedCorpus
+from cpcscale.emotion.probe_selection import SELECTED_ON_TEST
 from cpcscale.emotion.protocol.folds import FINAL, marks
 from cpcscale.emotion.protocol.splits import LEAKY
 from cpcscale.emotion.recipe import EmotionRecipe
@@ -71,6 +72,8 @@ class FinetuneResult:
     predictions_csv: str = ""
     # id of the tracked run, if there is one
     run_id: str = ""
+    # the system and which of its features it has, where there are several
+    shown: str = ""
     # digests of the config and data that it was computed from
     identity: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -105,6 +108,7 @@ def combine_folds(recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequ
     lost = {"no speaker and no recording": len(folds.dropped)} if folds.dropped else {}
     return FinetuneResult(
         system=recipe.system,
+        shown=recipe.definition.shown(recipe),
         corpus=corpus.name,
         protocol=folds.protocol,
         marks=marks(recipe, corpus, folds),
@@ -132,13 +136,17 @@ def combine_folds(recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequ
     )
 
 
+# Marks of results whose folds had learnt something of test speakers: their errors are not those of new speakers.
+_KNOWN = {LEAKY, "SPEAKER-ADAPTED", "TRANSDUCTIVE", SELECTED_ON_TEST}
+
+
 def held_out(recipe: EmotionRecipe, prepared: PreparedCorpus, results: Sequence[FoldResult]) -> HeldOut | None:
     """What the intervals of the published recogniser rest on: the test rows, or the calibration rows under official.
 
-    None where no speaker is unknown to the folds (LEAKY, SPEAKER-ADAPTED), and for too few speakers.
+    None where the folds knew something of the speakers that they tested (_KNOWN), and for too few speakers.
     """
     corpus, folds = prepared.corpus, prepared.folds
-    if {LEAKY, "SPEAKER-ADAPTED"} & set(marks(recipe, corpus, folds)):
+    if _KNOWN & set(marks(recipe, corpus, folds)):
         return None
     apart = [each.calibration for each in results if each.calibration is not None]
     judged = apart or [each for each in results if each.split.fold != FINAL]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -25,17 +26,19 @@ from cpcscale.emotion.batching import forward_by_length
 from cpcscale.emotion.corpora.corpus import in_units
 from cpcscale.emotion.encoders.arrays import Arrays, arrays_of, below, filled
 from cpcscale.emotion.encoders.networks import REBUILT, WindowEncoder, encoder_from
-from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
+from cpcscale.emotion.heads.blocks import UNSCALED, BlockScale, scale_from
 from cpcscale.emotion.heads.ridge import LinearWeights
 from cpcscale.emotion.heads.svm import SupportClasses, SupportVectors
 from cpcscale.emotion.heads.vectors import Fitted
-from cpcscale.emotion.held_out import Reference, readout, window_means
+from cpcscale.emotion.held_out import Reference, window_means
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.systems import SYSTEMS
+from cpcscale.emotion.systems.fusion import FusedFeatures, parts_of
 from cpcscale.emotion.systems.handmade import HandmadeSystem
 from cpcscale.emotion.systems.system import Features
 from cpcscale.errors import UserError
+from cpcscale.handmade.statistics import STATISTICS, Readout
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +49,15 @@ _TRIED = 8000
 _TOGETHER = 60 * audio.RATE_HZ
 
 
-# Makes [W, R] of what features made of W windows.
-Reader: TypeAlias = "Callable[[Sequence[np.ndarray]], np.ndarray]"
+# Makes [W, R] of what features made of W windows of an utterance, and of its seconds.
+Reader: TypeAlias = "Callable[[Sequence[np.ndarray], float], np.ndarray]"
 
 
 class Head(Protocol):
     """Predicts from what `Features` made, window by window, so that no length of audio fills the memory."""
 
-    def read(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        """float64 [W, R]: the readout of each window."""
+    def read(self, windows: Sequence[np.ndarray], seconds: float) -> np.ndarray:
+        """float64 [W, R]: the readout of each window of an utterance of so many seconds."""
 
     def predict(self, readout_UR: np.ndarray) -> np.ndarray:
         """float64 [U, P] on [-1, 1] for utterances, each the mean of its windows' readouts, by their weights."""
@@ -71,7 +74,7 @@ class MeanHead:
 
     mean_P: np.ndarray
 
-    def read(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+    def read(self, windows: Sequence[np.ndarray], seconds: float) -> np.ndarray:
         return np.zeros((len(windows), 0))
 
     def predict(self, readout_UR: np.ndarray) -> np.ndarray:
@@ -86,23 +89,28 @@ class MeanHead:
 
 @dataclass(frozen=True)
 class VectorHead:
-    """A regression of `kind` svr or ridge for each primitive, on vectors or on statistics of frames."""
+    """A regression of `kind` svr or ridge for each primitive, on what `readout` and then `scale` make of features."""
 
     kind: str
     machines: tuple[Fitted, ...]
+    readout: Readout = STATISTICS
+    scale: BlockScale = UNSCALED
 
-    def read(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        return window_vectors(windows)
+    def read(self, windows: Sequence[np.ndarray], seconds: float) -> np.ndarray:
+        return self.readout(windows, seconds)
 
     def predict(self, readout_UR: np.ndarray) -> np.ndarray:
-        return np.stack([machine.predict(readout_UR) for machine in self.machines], axis=1)
+        x_UF = self.scale(readout_UR)
+        return np.stack([machine.predict(x_UF) for machine in self.machines], axis=1)
 
     def description(self) -> dict[str, Any]:
-        return {"kind": self.kind}
+        # Another kind, for release 0.2 knows no blocks: it would leave the scale out without a word.
+        return {"kind": self.kind + " on blocks" * bool(self.scale.blocks), "readout": vars(self.readout)}
 
     def arrays(self) -> Arrays:
         named = zip(PRIMITIVES, self.machines, strict=True)
-        return {f"{name}.{key}": value for name, machine in named for key, value in machine.arrays().items()}
+        found = {f"{name}.{key}": value for name, machine in named for key, value in machine.arrays().items()}
+        return found | {f"scale.{key}": value for key, value in self.scale.arrays().items()}
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ class NetworkHead:
 
     network: AttentionHead
 
-    def read(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+    def read(self, windows: Sequence[np.ndarray], seconds: float) -> np.ndarray:
         where = next(self.network.parameters()).device
         with torch.inference_mode():
             return forward_by_length(self.network.eval(), windows, where).double().cpu().numpy()
@@ -130,14 +138,20 @@ class NetworkHead:
 
 @dataclass(frozen=True)
 class FittedClassifier:
-    """A classifier on the same features, and the names of its classes."""
+    """A classifier on the same features, and the names of its classes; `readout` and `scale` as in VectorHead."""
 
     machine: SupportClasses
     classes: tuple[str, ...]
+    readout: Readout = STATISTICS
+    scale: BlockScale = UNSCALED
 
     def predict(self, x_UF: np.ndarray) -> list[str]:
-        """The class of each utterance, of the means of what `window_vectors` gives."""
-        return [self.classes[number] for number in self.machine.predict(x_UF)]
+        """The class of each utterance, of the means of what `readout` gives."""
+        return [self.classes[number] for number in self.machine.predict(self.scale(x_UF))]
+
+    def arrays(self) -> Arrays:
+        """All that it is made again from, but for names and readout."""
+        return self.machine.arrays() | {f"scale.{key}": value for key, value in self.scale.arrays().items()}
 
 
 @dataclass(frozen=True)
@@ -157,12 +171,12 @@ class Output:
 class FittedRecogniser:
     """Features of audio, a head on them, and how audio is divided into windows.
 
-    `features` is None where the audio plays no part. `scale`: (least, greatest) of the labels it was fitted to.
-    `reference` is of the utterances that it has learnt from.
+    `features` is None where the audio plays no part, FusedFeatures where several lie side by side. `scale`: (least,
+    greatest) of the labels it was fitted to. `reference` is of the utterances that it has learnt from.
     """
 
     system: str
-    features: Features | None
+    features: Features | FusedFeatures | None
     head: Head
     max_s: float
     scale: tuple[float, float]
@@ -190,9 +204,9 @@ class FittedRecogniser:
         """
         readers = [self.head.read]
         if self.reference is not None:
-            readers.append(window_means)
+            readers.append(lambda windows, seconds: window_means(windows))
         if self.classifier is not None:
-            readers.append(window_vectors)
+            readers.append(self.classifier.readout)
         readouts = [np.stack(parts) for parts in zip(*(self._read(wave, readers) for wave in waves), strict=True)]
         unit_UP = self.head.predict(readouts.pop(0))
         distances = [self.reference.distance(mean_F) for mean_F in readouts.pop(0)] if self.reference else []
@@ -204,11 +218,16 @@ class FittedRecogniser:
         if wave[:1].dtype != np.int16:
             raise TypeError("a recogniser takes int16 samples")
         if self.features is None:
-            return [read([np.zeros(0)])[0] for read in readers]
-        least, size = self.features.least_samples, len(wave)
-        if self.features.whole:
-            made = self.features([wave if size >= least else np.resize(wave[:], least)])
-            return [read(made)[0] for read in readers]
+            return [read([np.zeros(0)], 0.0)[0] for read in readers]
+        parts = [self._read_with(features, wave, readers) for features in parts_of(self.features)]
+        return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+    def _read_with(self, features: Features, wave: audio.Sliced, readers: Sequence[Reader]) -> list[np.ndarray]:
+        least, size = features.least_samples, len(wave)
+        seconds = size / audio.RATE_HZ
+        if features.whole:
+            made = features([wave if size >= least else np.resize(wave[:], least)])
+            return [read(made, seconds)[0] for read in readers]
         most = round(self.max_s * audio.RATE_HZ)
         spans = window_spans(size, most)
         together = max(1, _TOGETHER // most)
@@ -216,25 +235,18 @@ class FittedRecogniser:
         for at in range(0, len(spans), together):
             windows = [wave[start:stop] for start, stop in spans[at : at + together]]
             windows = [each if len(each) >= least else np.resize(each, least) for each in windows]
-            made = self.features(windows)
-            found.append([read(made) for read in readers])
+            made = features(windows)
+            found.append([read(made, seconds) for read in readers])
         share_W = window_shares(spans)
         return [np.asarray(share_W @ np.concatenate(parts)) for parts in zip(*found, strict=True)]
 
-    def distances(self, inputs: Iterable[tuple[np.ndarray, ...]], shares: Iterable[np.ndarray]) -> list[float]:
-        """How unlike those of training the utterances are whose windows its features turned into `inputs`."""
-        assert self.reference is not None
-        pairs = zip(inputs, shares, strict=True)
-        return [self.reference.distance(readout(parts, share_W)) for parts, share_W in pairs]
-
-    def on_cpu(self) -> FittedRecogniser:
-        """Itself, its networks moved there, as it is saved and sent to processes without a GPU."""
+    def on(self, where: torch.device) -> FittedRecogniser:
+        """Itself, its networks moved there; on the CPU as it is saved and sent to processes without a GPU."""
         if isinstance(self.head, NetworkHead):
-            self.head.network.to(CPU)
-        if not isinstance(self.features, WindowEncoder):
-            return self
-        self.features.encoder.to(CPU)
-        return dataclasses.replace(self, features=dataclasses.replace(self.features, where=CPU))
+            self.head.network.to(where)
+        if isinstance(self.features, FusedFeatures):
+            return dataclasses.replace(self, features=self.features.each(partial(_moved, where)))
+        return self if self.features is None else dataclasses.replace(self, features=_moved(where, self.features))
 
     def in_units(self, unit_UP: np.ndarray) -> np.ndarray:
         """Predictions on [-1, 1] in the units of the labels."""
@@ -242,9 +254,14 @@ class FittedRecogniser:
 
     @property
     def training_rows(self) -> int:
-        """How many vectors of utterances it holds as they are: its support vectors."""
-        held = [array for name, array in self.arrays().items() if name.endswith(".vector_VF")]
-        return len(np.unique(np.concatenate(held), axis=0)) if held else 0
+        """How many vectors of utterances it holds as they are, at most: its support vectors."""
+        by_scale, arrays = defaultdict(list), self.arrays()
+        for name, array in arrays.items():
+            if name.endswith(".vector_VF"):
+                # Where blocks are scaled, a row of the classifier is another vector than that of the regressions.
+                apart = name.startswith("classifier.") and "classifier.scale.0.mean_F" in arrays
+                by_scale[apart, array.shape[1]].append(array)
+        return sum(len(np.unique(np.concatenate(held), axis=0)) for held in by_scale.values())
 
     def description(self) -> dict[str, Any]:
         """What it is, in plain values; with `arrays`, all that it is made again from."""
@@ -255,30 +272,30 @@ class FittedRecogniser:
             "features": {"kind": "none"} if self.features is None else self.features.description(),
             "head": self.head.description(),
             "classes": list(self.classifier.classes) if self.classifier is not None else [],
+            "classes_readout": vars(self.classifier.readout) if self.classifier is not None else {},
         }
 
     def arrays(self) -> Arrays:
         """Its arrays by name."""
         found = {f"head.{name}": value for name, value in self.head.arrays().items()}
-        made = {} if self.features is None else self.features.arrays()
-        found |= {f"encoder.{name}": value for name, value in made.items()}
+        if self.features is not None:
+            found |= {f"encoder.{name}": value for name, value in self.features.arrays().items()}
         if self.reference is not None:
             found |= {f"reference.{name}": value for name, value in vars(self.reference).items()}
         if self.classifier is not None:
-            found |= {f"classifier.{name}": value for name, value in self.classifier.machine.arrays().items()}
+            found |= {f"classifier.{name}": value for name, value in self.classifier.arrays().items()}
         return found
 
 
 def fitted_from(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> FittedRecogniser:
     """The recogniser of a description and its arrays. Raises UserError where they do not fit each other."""
     try:
-        features = _features_from(description, below(arrays, "encoder."))
+        features = _features_from(str(description["system"]), description["features"], below(arrays, "encoder."))
         head = _head_from(description["head"], below(arrays, "head."))
-        low, high = (float(value) for value in description["scale"])
-        max_s = float(description["max_s"])
+        low, high, max_s = (float(value) for value in (*description["scale"], description["max_s"]))
         if not (math.isfinite(low) and low < high and math.isfinite(high) and LEAST_S <= max_s < math.inf):
             raise ValueError(f"scale={low:g} to {high:g}, max_s={max_s:g}")
-        reference, machine = below(arrays, "reference."), below(arrays, "classifier.")
+        reference = below(arrays, "reference.")
         made = FittedRecogniser(
             str(description["system"]),
             features,
@@ -286,7 +303,7 @@ def fitted_from(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
             max_s,
             (low, high),
             Reference(**reference) if reference else None,
-            FittedClassifier(SupportClasses(**machine), tuple(map(str, description["classes"]))) if machine else None,
+            _classifier_from(description, below(arrays, "classifier.")),
         )
         # What fits together predicts, and gives numbers.
         with np.errstate(all="ignore"):
@@ -301,18 +318,30 @@ def fitted_from(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
         ) from None
 
 
-def window_vectors(windows: Sequence[np.ndarray]) -> np.ndarray:
-    """float64 [W, F]: the vector of each window, or the statistics of its frames."""
-    return np.stack([each if each.ndim == 1 else summarise(each) for each in windows]).astype(np.float64)
+def _moved(where: torch.device, features: Features) -> Features:
+    if not isinstance(features, WindowEncoder):
+        return features
+    features.encoder.to(where)
+    return dataclasses.replace(features, where=where)
 
 
-def _features_from(description: Mapping[str, Any], arrays: Arrays) -> Features | None:
-    found = description["features"]
+def _classifier_from(description: Mapping[str, Any], arrays: Arrays) -> FittedClassifier | None:
+    if not arrays:
+        return None
+    machine = {name: value for name, value in arrays.items() if not name.startswith("scale.")}
+    names, readout = tuple(map(str, description["classes"])), Readout(**description.get("classes_readout", {}))
+    return FittedClassifier(SupportClasses(**machine), names, readout, scale_from(below(arrays, "scale.")))
+
+
+def _features_from(system: str, found: Mapping[str, Any], arrays: Arrays) -> Any:
     match found["kind"]:
         case "none":
             return None
+        case "fused":
+            parts = [(part["system"], part, below(arrays, f"{n}.")) for n, part in enumerate(found["parts"])]
+            return FusedFeatures(tuple((name, _features_from(name, part, own)) for name, part, own in parts))
         case "handmade":
-            return _handmade(str(description["system"]), found)
+            return _handmade(system, found)
         case kind if kind in REBUILT:
             return encoder_from(found, arrays)
         case kind:
@@ -323,6 +352,8 @@ def _handmade(name: str, found: Mapping[str, Any]) -> Features:
     system = SYSTEMS[name]
     assert isinstance(system, HandmadeSystem)
     features = system.features(found["which"])
+    if not found.get("duration", True):
+        features = features.without_duration()
     if features.digest != found["digest"]:
         log.warning(
             "the features of system=%s are made by other versions here (%s) than where the recogniser was fitted (%s): "
@@ -336,9 +367,11 @@ def _head_from(found: Mapping[str, Any], arrays: Arrays) -> Head:
     match found["kind"]:
         case "mean":
             return MeanHead(arrays["mean_P"])
-        case "svr" | "ridge" as kind:
+        case "svr" | "ridge" | "svr on blocks" | "ridge on blocks" as known:
+            kind = known.removesuffix(" on blocks")
             machine = SupportVectors if kind == "svr" else LinearWeights
-            return VectorHead(kind, tuple(machine(**below(arrays, f"{name}.")) for name in PRIMITIVES))
+            machines = tuple(machine(**below(arrays, f"{name}.")) for name in PRIMITIVES)
+            return VectorHead(kind, machines, Readout(**found.get("readout", {})), scale_from(below(arrays, "scale.")))
         case "attention":
             settings = config.build(AttentionHeadConfig, found["recogniser"])
             network = filled(partial(AttentionHead, settings, int(found["width"]), tuple(found["layers"])), arrays)

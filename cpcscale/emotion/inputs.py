@@ -18,19 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cpcscale import audio
 from cpcscale.emotion.audio.degraded import DegradedWaves, parse_condition
 from cpcscale.emotion.audio.prefetch import SelectedRows, flatten_windows, map_in_chunks
 from cpcscale.emotion.audio.windows import CachedFeatures, Waves, Windows, compute_features
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders.networks import OpenedEncoder, WindowEncoder, open_encoder
-from cpcscale.emotion.handmade.statistics import summarise_windows
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
+from cpcscale.emotion.heads.blocks import Block
 from cpcscale.emotion.heads.training import fit_device
+from cpcscale.emotion.held_out import readout
 from cpcscale.emotion.probe_selection import refuse_selected
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.protocol.splits import Folds, Split
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.speaker_norm import ScaledFeatures, SpeakerScale, apply_each, speaker_scales, vectors_scale
+from cpcscale.emotion.systems.fusion import FusedFeatures, parts_of
 from cpcscale.emotion.systems.system import Features
 from cpcscale.errors import UserError
 from cpcscale.model.layers import LayeredNetwork
@@ -51,7 +54,8 @@ class PreparedCorpus:
     the features of the classic systems; `inputs` the float32 frames [T, C] of each window, if they do not depend on the
     fold; `features` made these two. `waves` are the int16 windows, for all systems but `mean`. `encoder` is the
     checkpoint's network, for folds that make their own features or train it, and `source` the metadata of that
-    checkpoint. `conditions` has the same data from degraded audio, by the name of the condition.
+    checkpoint. `conditions` has the same data from degraded audio, by the name of the condition. `parts`: of a fusion,
+    the data of each of its systems, in place of features here.
     """
 
     corpus: Corpus
@@ -63,6 +67,7 @@ class PreparedCorpus:
     encoder: LayeredNetwork | None = None
     source: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, PreparedCorpus] = field(default_factory=dict)
+    parts: tuple[PreparedCorpus, ...] = ()
 
 
 class FoldInputs:
@@ -106,10 +111,30 @@ class FoldInputs:
         if self._prepared.vectors_UF is not None:
             x_UF = self._prepared.vectors_UF[list(rows)]
             return apply_each(x_UF, [self._scales[row] for row in rows]) if self._recipe.speaker_norm else x_UF
-        pairs = zip(self.inputs(rows), self.shares(rows), strict=True)
-        return np.stack([summarise_windows(parts, share_W) for parts, share_W in pairs])
+        assert self._prepared.waves is not None
+        read, waves = self._recipe.vector_readout, self._prepared.waves
+        pairs = zip(rows, self.inputs(rows), strict=True)
+        return np.stack([waves.shares(row) @ read(parts, waves.samples(row) / audio.RATE_HZ) for row, parts in pairs])
 
-    def head_inputs(self, features: Features, rows: Sequence[int]) -> Iterator[Windows]:
+    @cached_property
+    def block(self) -> Block:
+        """What `vectors` gives, as one block: of frames, their statistics are to be reduced."""
+        width = self.vectors(self._train_rows[:1]).shape[1]
+        reduced = self._prepared.vectors_UF is None and self._recipe.readout == "components"
+        return Block(width, width - self._recipe.duration if reduced else 0)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks of `vectors`; none: they are standardised as they are."""
+        return () if self._recipe.readout == "statistics" else (self.block,)
+
+    def means(self, features: Features | FusedFeatures, rows: Sequence[int]) -> Iterator[np.ndarray]:
+        """Vectors of these utterances, or means over time of the frames that `features`, once fitted, make of them."""
+        (own,) = parts_of(features)
+        pairs = zip(self._head_inputs(own, rows), self.shares(rows), strict=True)
+        return (readout(parts, share_W) for parts, share_W in pairs)
+
+    def _head_inputs(self, features: Features, rows: Sequence[int]) -> Iterator[Windows]:
         """What `features`, those of the fold once it is fitted, make of these utterances."""
         if self._prepared.vectors_UF is not None:
             return ((x_F,) for x_F in self._prepared.vectors_UF[list(rows)])
@@ -160,6 +185,33 @@ class FoldInputs:
         return SpeakerScale(mean_C.numpy(), deviation_C.numpy())
 
 
+class FusedInputs:
+    """The vectors of a fold of a fusion: those of its parts, side by side."""
+
+    def __init__(self, systems: Sequence[str], parts: Sequence[FoldInputs]) -> None:
+        self._systems, self._parts = systems, parts
+        self.features = FusedFeatures(tuple((name, part.features) for name, part in zip(systems, parts, strict=True)))
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """A block for each part."""
+        return tuple(part.block for part in self._parts)
+
+    def vectors(self, rows: Sequence[int]) -> np.ndarray:
+        """Vectors of these utterances, [U, F]."""
+        return np.concatenate([part.vectors(rows) for part in self._parts], axis=1)
+
+    def means(self, features: Features | FusedFeatures, rows: Sequence[int]) -> Iterator[np.ndarray]:
+        """As those of the parts."""
+        pairs = zip(self._parts, parts_of(features), strict=True)
+        return map(np.concatenate, zip(*(part.means(each, rows) for part, each in pairs), strict=True))
+
+    def with_audio(self, prepared: PreparedCorpus) -> FusedInputs:
+        """The same features of other audio of the same utterances."""
+        pairs = zip(self._parts, prepared.parts, strict=True)
+        return FusedInputs(self._systems, [part.with_audio(other) for part, other in pairs])
+
+
 def prepare(recipe: EmotionRecipe, corpus: Corpus, opened: OpenedEncoder | None = None) -> PreparedCorpus:
     """Opens all audio and computes the features that do not depend on the fold.
 
@@ -175,8 +227,24 @@ def prepare(recipe: EmotionRecipe, corpus: Corpus, opened: OpenedEncoder | None 
     refuse_selected(recipe, corpus, source)
     settings = recipe.corpus
     waves = Waves.open(corpus, recipe.audio_cache, max_s=settings.max_s, on_bad=settings.on_bad)
-    encoder = recipe.definition.pretrain(recipe, waves, encoder)
     _warn_ablation(recipe)
+    return _prepared(recipe, waves, encoder, source)
+
+
+def _prepared(
+    recipe: EmotionRecipe, waves: Waves, encoder: LayeredNetwork | None, source: dict[str, Any]
+) -> PreparedCorpus:
+    if recipe.parts:
+        parts = tuple(
+            _prepared(part, waves, encoder if part.definition.takes_network else None, source) for part in recipe.parts
+        )
+        fused = dataclasses.replace(parts[0], features=None, inputs=None, vectors_UF=None, parts=parts)
+        conditions = {
+            name: dataclasses.replace(fused, conditions={}, parts=tuple(part.conditions[name] for part in parts))
+            for name in recipe.test_conditions
+        }
+        return dataclasses.replace(fused, conditions=conditions)
+    encoder = recipe.definition.pretrain(recipe, waves, encoder)
     features = recipe.definition.shared_features(recipe, encoder)
     folds = fold_splits(recipe, waves.corpus)
     shared = PreparedCorpus(waves.corpus, folds, features=features, encoder=encoder, source=source)
@@ -198,8 +266,15 @@ def _with_features(shared: PreparedCorpus, waves: Waves) -> PreparedCorpus:
     return dataclasses.replace(shared, waves=waves, vectors_UF=vectors_UF)
 
 
-def fold_inputs(recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> FoldInputs:
+def fold_inputs(recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> FoldInputs | FusedInputs:
     """The inputs of a fold. An encoder made for it takes its weights and input level from training speakers alone."""
+    if prepared.parts:
+        pairs = zip(recipe.parts, prepared.parts, strict=True)
+        return FusedInputs([part.system for part in recipe.parts], [_fold_inputs(*pair, split) for pair in pairs])
+    return _fold_inputs(recipe, prepared, split)
+
+
+def _fold_inputs(recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> FoldInputs:
     features = prepared.features or recipe.definition.fold_features(recipe, prepared, split)
     return FoldInputs(recipe, prepared, features, split.train_rows)
 

@@ -17,12 +17,12 @@ from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.emotion.crossval import run_fold
 from cpcscale.emotion.encoders.networks import encoder_features
 from cpcscale.emotion.finetune_result import combine_folds
-from cpcscale.emotion.handmade.statistics import summarise_windows
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.inputs import PreparedCorpus
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe, ProtocolConfig
 from cpcscale.emotion.systems.system import Features
+from cpcscale.handmade.statistics import STATISTICS
 from cpcscale.model.cpc import CPC
 
 # Utterances that are encoded at a time.
@@ -63,11 +63,11 @@ def probe(recipe: EmotionRecipe, waves: Waves, network: CPC) -> dict[str, float]
 
 
 def _vectors(waves: Waves, features: Features) -> Iterator[np.ndarray]:
-    """For each utterance float32 [F]: statistics of c, averaged over its windows."""
+    """For each utterance [F]: statistics of c, averaged over its windows."""
     waves = waves.at_least(features.least_samples)
     for start in range(0, len(waves), _TOGETHER):
         rows = range(start, min(start + _TOGETHER, len(waves)))
         parts = [waves[row] for row in rows]
         frames = iter(features([window for windows in parts for window in windows]))
         for row, windows in zip(rows, parts, strict=True):
-            yield summarise_windows([next(frames) for _ in windows], waves.shares(row))
+            yield waves.shares(row) @ STATISTICS([next(frames) for _ in windows], 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,14 +11,16 @@ from cpcscale.emotion.audio.array_cache import AudioCacheConfig
 from cpcscale.emotion.audio.degraded import parse_condition as parse_condition
 from cpcscale.emotion.corpora.corpus import CorpusConfig
 from cpcscale.emotion.encoders.layer import WaveNorm
-from cpcscale.emotion.handmade.prosody import KINDS as PROSODY_KINDS
 from cpcscale.emotion.heads.attention import AttentionHeadConfig
 from cpcscale.emotion.heads.svm import SVMConfig
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.protocol.splits import parse_protocol
 from cpcscale.emotion.systems import SYSTEMS as SYSTEMS
+from cpcscale.emotion.systems import system_of as system_of
 from cpcscale.emotion.systems.system import Regressor, System
 from cpcscale.errors import UserError
+from cpcscale.handmade.prosody import KINDS as PROSODY_KINDS
+from cpcscale.handmade.statistics import Readout
 from cpcscale.model.layers import Layer
 from cpcscale.train.recipe import Recipe
 
@@ -78,7 +81,8 @@ class PretrainedConfig:
 class EmotionRecipe:
     """One system on one corpus under one protocol."""
 
-    # mean, random, functionals, prosody, mfcc, logmel, raw, minicpc or precpc
+    # mean, random, functionals, prosody, mfcc, logmel, raw, minicpc or precpc; or several, as precpc+functionals: a
+    # regression on the vectors of all, each of the same weight
     system: str = "precpc"
     # name of the tracked run; empty: the system
     name: str = field(default="", metadata=config.PLACE)
@@ -92,8 +96,14 @@ class EmotionRecipe:
     encoder: PretrainedConfig = field(default_factory=PretrainedConfig)
     # attention: the paper's recogniser. svr: support vector regression on mean, deviation and percentiles over time.
     # ridge: a linear regression on the same, which keeps no vector of an utterance. auto: svr for functionals and
-    # prosody, which have no frames, else attention
+    # prosody, which have no frames, and for fusions, else attention
     head: str = "auto"
+    # svr, ridge and classify: how they read frames. statistics: mean, deviation and percentiles over time. slopes: with
+    # the deviation of slopes, without the first 0.2 s. components: 32 or 64 principal components of what slopes gives
+    readout: Literal["statistics", "slopes", "components"] = field(default="statistics", metadata=config.ADDED)
+    # slopes and components: whether vectors have the seconds of the utterance, those of functionals and prosody too.
+    # With readout=statistics, functionals and prosody (pitch) have them, and frames do not
+    duration: bool = field(default=False, metadata=config.ADDED)
     # attention: the head's size and dropout
     recogniser: AttentionHeadConfig = field(default_factory=AttentionHeadConfig)
     # attention: how the head is trained
@@ -123,7 +133,6 @@ class EmotionRecipe:
     pretraining_on: Literal["fold", "corpus"] = "fold"
 
     def __post_init__(self) -> None:
-        config.check_choice("system", self.system, list(SYSTEMS))
         config.check_choice("head", self.head, HEADS)
         config.check_choice("prosody", self.prosody, PROSODY_KINDS)
         for name in self.test_conditions:
@@ -131,14 +140,21 @@ class EmotionRecipe:
         if len(set(self.test_conditions)) < len(self.test_conditions):
             raise UserError(f"test_conditions={self.test_conditions} names one twice: give each once")
         if self.head == "attention" and self.definition.regressors[0] == "svr":
-            raise UserError(f"head=attention takes frames as input, and system={self.system} has none: use head=auto")
+            raise UserError(
+                f"head=attention takes frames of one system, and system={self.system} has none: use head=auto"
+            )
+        if self.duration and self.readout == "statistics":
+            raise UserError(
+                "duration=true is for readout=slopes and components: with readout=statistics, functionals and prosody "
+                "have the duration as they are, and frames cannot have it"
+            )
         if self.fit_search and self.regressor != "attention":
             raise UserError(
                 f"fit_search=true chooses a config of the attention head, and system={self.system} with "
                 f"head={self.head} has none (svr has svm_search): leave it out"
             )
-        if self.trains_encoder and (self.head in ("svr", "ridge") or self.classify):
-            key = "classify=true" if self.classify else f"head={self.head}"
+        if self.trains_encoder and (self.regressor in ("svr", "ridge") or self.classify):
+            key = "classify=true" if self.classify else f"head={self.regressor}"
             raise UserError(
                 f"{key} takes fixed features, but this encoder is trained: use encoder.frozen=true (for raw, which is "
                 "always trained, another system), or leave it out"
@@ -158,8 +174,8 @@ class EmotionRecipe:
                 "(for raw, which is always trained, another system), or leave it out"
             )
         mixed = self.definition.takes_network and self.encoder.layer == "mix"
-        if mixed and (self.head in ("svr", "ridge") or self.classify):
-            key = "classify=true" if self.classify else f"head={self.head}"
+        if mixed and (self.regressor in ("svr", "ridge") or self.classify):
+            key = "classify=true" if self.classify else f"head={self.regressor}"
             raise UserError(
                 f"encoder.layer=mix is learnt by the attention head, and {key} takes fixed features: use "
                 "encoder.layer=both"
@@ -168,7 +184,30 @@ class EmotionRecipe:
     @property
     def definition(self) -> System:
         """What `system` is."""
-        return SYSTEMS[self.system]
+        return system_of(self.system)
+
+    @property
+    def parts(self) -> tuple[EmotionRecipe, ...]:
+        """Of a fusion: the recipe of each of its systems."""
+        return tuple(dataclasses.replace(self, system=part.name, head=self.regressor) for part in self.definition.parts)
+
+    def check_readout(self) -> None:
+        """Raises UserError for a `readout` that nothing reads; a table of several systems may have such rows."""
+        if self.readout != "statistics" and self.regressor == "attention" and not self.classify:
+            raise UserError(
+                f"readout={self.readout} is how svr and ridge read frames, and system={self.system} with "
+                f"head={self.head} has the attention head: add head=svr, or leave it out"
+            )
+
+    @property
+    def vector_readout(self) -> Readout:
+        """How svr, ridge and the classifier read frames."""
+        return Readout(self.readout, self.duration)
+
+    @property
+    def keeps_duration(self) -> bool:
+        """Whether the vectors of functionals and prosody have the duration."""
+        return self.duration or self.readout == "statistics"
 
     @property
     def marks(self) -> list[str]:

@@ -33,6 +33,7 @@ from cpcscale.serve.folder import SavedRecogniser, is_recogniser, save_recognise
 from cpcscale.serve.shift import measure_shift
 from cpcscale.storage.marked_folder import MARKER
 from cpcscale.tracking.about import About, DataInput
+from cpcscale.tracking.model_folder import TrackedModel
 from cpcscale.tracking.store import TrackingConfig
 from cpcscale.tracking.tracker import Tracker, settle
 
@@ -83,6 +84,8 @@ def finetune(
     are open already. Mistakes of the user raise UserError before Ray starts or a file is written.
     """
     config = dataclasses.replace(config, run_dir=storage.absolute(config.run_dir), **absolute_inputs(config))
+    if parent is None:
+        config.check_readout()
     settle(config.tracking, config.run_dir, "finetune")
     corpus = open_corpus(config.corpus) if corpus is None else corpus
     folds = fold_splits(config, corpus)
@@ -119,7 +122,7 @@ def finetune(
         for fold, saved in kept_recognisers(config, prepared, results, result):
             url = recogniser_url(config.run_dir, fold)
             save_recogniser(url, saved)
-            tracker.model(tracked_model(url, "recogniser" if fold == FINAL else f"recogniser-fold-{fold}", saved))
+            tracker.model(_tracked_model(url, fold, saved, result))
         storage.write(storage.join(config.run_dir, PREDICTIONS), result.predictions_csv.encode())
         summary.update({f"ccc_{name}": value for name, value in result.ccc.items()})
     # Written last: a run folder that has it is complete, and so is its tracked run.
@@ -242,13 +245,24 @@ def kept_recognisers(
         yield each.split.fold, SavedRecogniser(each.recogniser, scores, known)
 
 
+def _tracked_model(url: str, fold: int, saved: SavedRecogniser, result: FinetuneResult) -> TrackedModel:
+    if fold == FINAL:
+        return tracked_model(url, "recogniser", saved)
+    # Its figures are those on its own test speakers: the run's are of all folds together.
+    own = next(table["ccc"] for table in result.folds if table["fold"] == fold)
+    model = tracked_model(url, f"recogniser-fold-{fold}", saved)
+    tags = model.tags | {f"cpcscale.ccc_{key}": str(own[key]) for key in own if f"cpcscale.ccc_{key}" in model.tags}
+    return dataclasses.replace(model, tags=tags, scores={f"fold{fold}_ccc_{key}": own[key] for key in own})
+
+
 def _licences(recipe: EmotionRecipe, prepared: PreparedCorpus) -> dict[str, str]:
     """The licences of all that the recogniser is made from; unknown where nobody says."""
     found = {f"corpus {prepared.corpus.name}": prepared.corpus.licence}
     if recipe.definition.takes_weights:
         found["audio that the encoder was pretrained on"] = str(prepared.source.get("licence", "unknown"))
-    if isinstance(prepared.features, HandmadeFeatures) and prepared.features.licence:
-        found["features"] = prepared.features.licence
+    for part in prepared.parts or (prepared,):
+        if isinstance(part.features, HandmadeFeatures) and part.features.licence:
+            found["features"] = part.features.licence
     return found
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,7 @@ def _corpus(table: Any, settings: CorpusConfig) -> Corpus:
         raise UserError(f"corpus.path={settings.path} and a table are both given: give one")
     if isinstance(table, str | Path):
         return open_corpus(dataclasses.replace(settings, path=str(table)))
+    rows: Sequence[Any] = ()
     if hasattr(table, "to_pydict"):
         columns = table.to_pydict()
     elif hasattr(table, "reset_index"):
@@ -128,7 +129,7 @@ def _corpus(table: Any, settings: CorpusConfig) -> Corpus:
         named = [name for name in table.index.names if name is not None]
         if twice := next((name for name in named if name in table.columns), None):
             raise UserError(f"the table has {twice} as a column and in its index: pass table.reset_index(drop=True)")
-        columns = (table.reset_index() if named else table).to_dict("list")
+        columns, rows = (table.reset_index() if named else table).to_dict("list"), table.index
     elif isinstance(table, Mapping):
         columns = dict(table)
     else:
@@ -136,7 +137,7 @@ def _corpus(table: Any, settings: CorpusConfig) -> Corpus:
             f"a {type(table).__name__} is no table: pass a pandas DataFrame, an Arrow table or the path of a CSV, with "
             "the columns path, speaker, activation, valence, dominance"
         )
-    return read_columns(columns, settings)
+    return read_columns(columns, settings, rows)
 
 
 def _fitted(config: FinetuneConfig, corpus: Corpus, opened: OpenedEncoder) -> Recogniser:

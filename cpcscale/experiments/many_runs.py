@@ -111,6 +111,11 @@ def read_predictions(text: str) -> Iterator[tuple[str, UtterancePrediction]]:
         )
 
 
+def metric_name(system: str) -> str:
+    """The name of a system's mean CCC in the tracking store: MLflow takes no plus in one, as fusions have it."""
+    return f"ccc_mean_{system.replace('+', '_')}"
+
+
 def seconds_by_system(runs: Sequence[FinetuneRun], done: Mapping[str, FinetuneResult]) -> dict[str, float]:
     """The seconds that all runs of each system took together."""
     total: dict[str, float] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cpcscale import config as configs
-from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe
+from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe, system_of
 from cpcscale.errors import UserError, nearest
 from cpcscale.experiments.sweep.space import with_values
 from cpcscale.runs.lease import LeaseConfig
@@ -68,9 +68,9 @@ def check_systems_and_seeds(
         if not given or len(set(given)) < len(given):
             raise UserError(f"{name}={given} is empty or has a value twice: give each value once")
     for system in systems:
-        configs.check_choice("systems", system, list(SYSTEMS))
+        system_of(system, "systems")
     for system in overrides:
-        configs.check_choice("overrides", system, list(SYSTEMS))
+        system_of(system, "overrides")
 
 
 def system_recipe(base: EmotionRecipe, overrides: Mapping[str, Any], system: str) -> EmotionRecipe:

@@ -11,9 +11,9 @@ from cpcscale import storage
 from cpcscale.cluster import session
 from cpcscale.cluster.capacity import extra_cores, wait_for_capacity
 from cpcscale.cluster.pretrain_config import PretrainConfig, with_absolute_paths
-from cpcscale.cluster.pretrain_data import checked_data, pack_if_missing
+from cpcscale.cluster.pretrain_data import audio_to_pack, checked_data, pack_audio
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.errors import UserError
+from cpcscale.errors import UserError, optional
 from cpcscale.experiments.tracked_run import tracked_run
 from cpcscale.progress import note
 from cpcscale.runs.lease import Lease, hold, wait_until_free
@@ -45,16 +45,17 @@ def pretrain(config: PretrainConfig, *, take_over: bool = False) -> dict[str, An
     ledger = Ledger(config.run_dir)
     restored = checkpoint.load_newest(ledger, ledger.head())
     origin = _origin(config, restored)
-    # An existing shard set is checked before Ray starts; one that has to be packed first, after that.
-    data = None if config.data.audio else checked_data(config, restored)
+    # A shard set is checked before Ray starts; audio that has to be packed first, once there is room for the run.
+    audio = audio_to_pack(config)
+    data = None if audio else checked_data(config, restored)
     labelled = _probe_set(config)
     before = wait_until_free(ledger, take_over=take_over, say=_say)
     check_place(ledger.folder, briefly=True)
     with session.connected(config.least_workers + extra_cores(config, config.least_workers)):
         gpu = wait_for_capacity(config, _say)
-        if data is None:
-            pack_if_missing(config)
-            data = checked_data(config, restored)
+        if audio:
+            pack_audio(config, audio)
+        data = data or checked_data(config, restored)
         gone = before.holder.id if before.holder else ""
         with hold(config.run_dir, config.lease, take_over=take_over, say=_say, gone=gone) as lease:
             return _tracked(config, data.train, origin, labelled, gpu, lease)
@@ -128,6 +129,12 @@ def _tracked(
     ):
         summary = fit(config, train.fingerprint, gpu, tracker, lease.id, probes.wake if probes else None)
         summary |= {"probe": probes.finish()} if probes else {}
+        if config.publish == "final":
+            # As above.
+            from cpcscale.experiments.published import tracked_encoder
+
+            with optional(f"the encoder of {config.run_dir} is not logged to MLflow", "`cpcscale register` can do it"):
+                tracker.model(tracked_encoder(config.run_dir))
         tracker.outcome(_outcome(summary))
     return {**summary, "run_id": tracker.run_id, "run_dir": config.run_dir}
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from cpcscale import audio
 from cpcscale.model.cpc import CPC, ModelConfig
+from cpcscale.model.log_mel import frame_operations
 from cpcscale.model.strided_conv import SHORT_ROW
 
 # Bytes of a number in fp32.
@@ -64,8 +65,9 @@ def network_cost(config: ModelConfig, window_samples: int, rows: int) -> Network
     """The cost of a network that is trained on `rows` windows of `window_samples` at once.
 
     Operations are those of convolutions, matrix products and attention; a multiplication with its addition counts as 2.
-    Biases, norms, activations and the objective are not counted. Attention counts as the full square of the frames of a
-    window, though a causal kernel may skip half. The backward pass takes twice as many as the forward pass.
+    Biases, norms, activations, Fourier transforms and the objective are not counted. Attention counts as the full
+    square of the frames of a window, though a causal kernel may skip half. The backward pass takes twice as many as the
+    forward pass.
 
     Memory is that of weights, gradients, the two moments of Adam and what layers keep for the backward pass on a CPU.
     Temporary arrays, the scores of the objective and unused memory of the allocator are not counted.
@@ -75,8 +77,9 @@ def network_cost(config: ModelConfig, window_samples: int, rows: int) -> Network
     frames = window_samples // encoder.hop_samples
     per_frame = _flops(config, frames)
     parameters = _parameters(config)
-    # The backward pass keeps the kernels once more, as matrices.
-    numbers = 4 * parameters.total + parameters.encoder + _kept_numbers(config, frames, rows)
+    # The backward pass keeps the kernels once more, as matrices; those of stride 1 are matrices as they are.
+    kernels = parameters.encoder if max(encoder.strides) > 1 else 0
+    numbers = 4 * parameters.total + kernels + _kept_numbers(config, frames, rows)
     return NetworkCost(
         parameters=parameters,
         flops_per_s=per_frame.times(frames_per_s),
@@ -105,7 +108,9 @@ def _flops(config: ModelConfig, frames: int) -> CostByPart:
     convolutions = 0
     for layer, kernel in enumerate(encoder.kernels):
         outputs = math.prod(encoder.strides[layer + 1 :])
-        convolutions += 2 * (channels if layer else 1) * channels * kernel * outputs
+        convolutions += 2 * (channels if layer else encoder.inputs) * channels * kernel * outputs
+    if encoder.on_log_mel:
+        convolutions += frame_operations(encoder.bands) * math.prod(encoder.strides)
     match context.kind:
         case "transformer":
             over_frames = 2 * channels * width + context.layers * block
@@ -121,22 +126,25 @@ def _kept_numbers(config: ModelConfig, frames: int, rows: int) -> int:
     encoder, context, predictor = config.encoder, config.context, config.predictor
     channels, width = encoder.channels, context.width
     outputs = [math.prod(encoder.strides[layer + 1 :]) for layer in range(len(encoder.strides))]
-    # The output of each layer, and the input of its norm if any; the unfolded waveform; copies for unfit strides.
-    a_frame = channels * sum(outputs) * (1 if encoder.norm == "none" else 2) + encoder.kernels[0] * outputs[0]
+    # The output of each layer, and the input of its norm if any; that of the first layer, unfolded if its rows are
+    # short; copies for unfit strides.
+    first = encoder.kernels[0] if encoder.inputs * encoder.strides[0] < SHORT_ROW else encoder.strides[0]
+    a_frame = channels * sum(outputs) * (1 if encoder.norm == "none" else 2) + encoder.inputs * first * outputs[0]
     if encoder.fuses_first_layers:
         # The waveform itself replaces the output of the first layer and the unfolded waveform.
         a_frame += encoder.hop_samples - (channels + encoder.kernels[0]) * outputs[0]
     for layer in range(2 if encoder.fuses_first_layers else 1, len(outputs)):
         if encoder.kernels[layer] % encoder.strides[layer] or channels * encoder.strides[layer] < SHORT_ROW:
             a_frame += channels * outputs[layer - 1]
-    bias = 0
+    bias, blocks = 0, _predictor_blocks(config)
     if context.kind == "transformer":
-        a_frame += width * (context.layers * _kept_block(context.positions) + _KEPT_ENDS)
+        a_frame += width * (context.layers * _kept_block(context.positions) + _KEPT_ENDS + (0 if blocks else 1))
         bias += context.heads * frames**2 * (context.positions == "relative")
     else:
-        a_frame += width * context.layers * _KEPT_RECURRENT[context.kind] + channels
-    blocks = _predictor_blocks(config)
-    a_frame += width * max(1, blocks * (_kept_block(predictor.positions) + _KEPT_ENDS))
+        a_frame += width * context.layers * _KEPT_RECURRENT[context.kind]
+        # Its input and what linear predictors take of it in another layout, which a single row has already.
+        a_frame += (channels + (0 if blocks else width)) * (rows > 1)
+    a_frame += width * blocks * (_kept_block(predictor.positions) + _KEPT_ENDS)
     bias += blocks * predictor.heads * frames**2 * (predictor.positions == "relative")
     return rows * frames * a_frame + bias
 

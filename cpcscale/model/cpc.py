@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from cpcscale import config as configs
 from cpcscale.model import attention
 from cpcscale.model.context import Context, ContextConfig
 from cpcscale.model.encoder import ConvEncoder, EncoderConfig
@@ -32,7 +34,7 @@ class ModelConfig:
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
 
     def __post_init__(self) -> None:
-        encoder, context, predictor = preset(self.size)
+        encoder, context, predictor = preset(self.size, self.encoder.on_log_mel)
         self.encoder = fill_defaults(self.encoder, encoder)
         self.context = fill_defaults(self.context, context)
         self.predictor = fill_defaults(self.predictor, predictor)
@@ -45,7 +47,8 @@ class CPC(LayeredNetwork):
     """waveform -> latents z and contexts c.
 
     `offset` and `gain` bring the training corpus to zero mean and unit variance. They are one pair for the whole
-    corpus, so the loudness of each utterance is kept, and are buffers, so checkpoints hold them.
+    corpus, so the loudness of each utterance is kept, and are buffers, so checkpoints hold them. `calibrate` measures
+    what an encoder over log mel energies needs to know of the corpus besides.
     """
 
     kind = "cpc"
@@ -85,7 +88,21 @@ class CPC(LayeredNetwork):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return dataclasses.asdict(self.config)
+        return configs.identity(self.config)
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """What it has from the corpus and does not learn, by name: `offset`, `gain` and those of the encoder."""
+        learnt = dict(self.named_parameters())
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in learnt}
+
+    def calibrate(self, waves: Iterable[np.ndarray]) -> None:
+        """Measures the other constants on int16 waveforms [S] of the corpus; reads none where there are no others."""
+        if self.encoder.front:
+            device = self.gain.device
+            self.encoder.front.measure(
+                self._levelled(torch.from_numpy(wave_S).to(device).float() / 32768) for wave_S in waves
+            )
 
     def frames(self, samples_B: Tensor) -> Tensor:
         return samples_B // self.hop_samples
@@ -118,11 +135,16 @@ class CPC(LayeredNetwork):
         if name == "z":
             self.context.requires_grad_(False)
 
-    def untrained(self, seed: int, level: tuple[float, float]) -> CPC:
-        return build(self.config, seed, offset=level[0], gain=level[1])
+    def untrained(self, seed: int) -> CPC:
+        network = build(self.config, seed)
+        network.load_state_dict({**network.state_dict(), **self.constants})
+        return network
 
     def _latents(self, wave_BS: Tensor) -> Tensor:
-        return cast(Tensor, self.encoder((wave_BS - self.offset) * self.gain))
+        return cast(Tensor, self.encoder(self._levelled(wave_BS)))
+
+    def _levelled(self, wave: Tensor) -> Tensor:
+        return (wave - self.offset) * self.gain
 
 
 def build(config: ModelConfig, seed: int, *, offset: float = 0.0, gain: float = 1.0) -> CPC:

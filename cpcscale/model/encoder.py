@@ -1,4 +1,7 @@
-"""The convolutional encoder: waveform to one latent z for each hop (Li et al. 2021: 4 layers, 128 channels, 10 ms)."""
+"""The convolutional encoder: waveform to one latent z for each hop (Li et al. 2021: 4 layers, 128 channels, 10 ms).
+
+Its layers are over the waveform itself, or over the log energies of mel bands.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from torch import Tensor, nn
 
 from cpcscale import config
 from cpcscale.errors import UserError
+from cpcscale.model import log_mel
 from cpcscale.model.cpu_first_layers import fits, stem
+from cpcscale.model.log_mel import LogMel
 from cpcscale.model.strided_conv import causal_conv
 
 
@@ -19,11 +24,16 @@ from cpcscale.model.strided_conv import causal_conv
 class EncoderConfig:
     """The stack of convolutions. ModelConfig replaces values 0, [] and auto by those of `model.size`."""
 
+    # conv: the layers are over the waveform. logmel: over the log energies of mel bands, 100 frames a second; a size
+    # then stands for one layer with kernel 3, which costs a fraction.
+    kind: Literal["conv", "logmel"] = field(default="conv", metadata=config.ADDED)
+    # Mel bands, for kind: logmel.
+    bands: int = field(default=40, metadata=config.ADDED)
     # C, the width of every layer and of z.
     channels: int = 0
-    # Kernel sizes, one for each layer, in samples (frames of the layer before); none is smaller than its stride.
+    # Kernel sizes, one for each layer, in samples (frames of what is before it); none is smaller than its stride.
     kernels: list[int] = field(default_factory=list)
-    # Strides, one for each layer, in samples (frames of the layer before); their product is the hop.
+    # Strides, one for each layer, in samples (frames of what is before it); their product is the hop.
     strides: list[int] = field(default_factory=list)
     # Normalisation between each convolution and its ReLU, over the channels of each frame, never over time.
     norm: Literal["auto", "none", "channel", "group"] = "auto"
@@ -36,7 +46,12 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         config.at_least(0, **{"model.encoder.channels": self.channels})
         config.at_least(1e-9, **{"model.encoder.norm_epsilon": self.norm_epsilon})
-        config.at_least(1, **{"model.encoder.groups": self.groups})
+        config.at_least(1, **{"model.encoder.groups": self.groups, "model.encoder.bands": self.bands})
+        if self.bands > log_mel.MOST_BANDS:
+            raise UserError(
+                f"model.encoder.bands={self.bands} are more than the frequencies of 25 ms can fill: use at most "
+                f"{log_mel.MOST_BANDS}"
+            )
         if self.norm == "group" and self.channels % self.groups:
             raise UserError(
                 f"model.encoder.groups={self.groups} does not split channels={self.channels} into equal groups: use "
@@ -55,26 +70,39 @@ class EncoderConfig:
             )
 
     @property
+    def on_log_mel(self) -> bool:
+        """Whether the layers are over log mel energies, not over the waveform."""
+        return self.kind == "logmel"
+
+    @property
+    def inputs(self) -> int:
+        """The width of what the first layer is over."""
+        return self.bands if self.on_log_mel else 1
+
+    @property
     def hop_samples(self) -> int:
-        """Samples between two frames: the product of the strides (160 in the paper, 10 ms)."""
-        return math.prod(self.strides)
+        """Samples between two frames: the product of the strides (160 in the paper, 10 ms), after log mel in frames."""
+        return math.prod(self.strides) * (log_mel.HOP if self.on_log_mel else 1)
 
     @property
     def receptive_samples(self) -> int:
         """The receptive field: samples that a frame of z depends on, its own hop included."""
         spacings = [math.prod(self.strides[:layer]) for layer in range(len(self.strides))]
-        return 1 + sum((kernel - 1) * spacing for kernel, spacing in zip(self.kernels, spacings, strict=True))
+        before = sum((kernel - 1) * spacing for kernel, spacing in zip(self.kernels, spacings, strict=True))
+        return log_mel.WINDOW + log_mel.HOP * before if self.on_log_mel else 1 + before
 
     @property
     def fuses_first_layers(self) -> bool:
         """Whether model/cpu_first_layers.py can compute the first two layers together."""
-        return self.norm == "none" and len(self.kernels) > 1 and self.kernels[1] % self.strides[1] == 0
+        fit = len(self.kernels) > 1 and self.kernels[1] % self.strides[1] == 0
+        return fit and self.norm == "none" and not self.on_log_mel
 
 
 class ConvEncoder(nn.Module):
     """wave_BS -> z_BTC with T = S // hop, causal: frame t depends only on samples before (t + 1) * hop.
 
-    Each layer is padded on the left by kernel - stride, so padding after an utterance never changes its frames. Norms
+    With `kind=logmel`, the layers are over log_mel.LogMel, which is causal too; else over the waveform. Each layer is
+    padded on the left by kernel - stride, so padding after an utterance never changes its frames. Norms
     are computed for each frame by itself: `channel` over all channels (Riviere et al. 2020, arXiv 2002.02848:
     statistics over time leak the future), `group` over groups of them (Wu and He 2018, arXiv 1803.08494, without
     pooling over positions). Both have a gain and a shift for each channel, and an epsilon that keeps loudness: with
@@ -87,7 +115,8 @@ class ConvEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         assert config.channels and config.kernels, "ModelConfig fills in what an EncoderConfig leaves to the size"
-        widths = [1] + [config.channels] * len(config.kernels)
+        self.front = LogMel(config.bands) if config.on_log_mel else None
+        widths = [config.inputs] + [config.channels] * len(config.kernels)
         layers = [
             nn.Conv1d(before, after, kernel, stride)
             for before, after, kernel, stride in zip(widths, widths[1:], config.kernels, config.strides, strict=False)
@@ -104,7 +133,7 @@ class ConvEncoder(nn.Module):
         if self._fuses_first_layers and fits(wave_BS):
             x_BSC, done = stem(wave_BS, layers[0], layers[1]), 2
         else:
-            x_BSC, done = wave_BS.unsqueeze(2), 0
+            x_BSC, done = self.front(wave_BS) if self.front else wave_BS.unsqueeze(2), 0
         for layer, norm in zip(layers[done:], norms[done:], strict=True):
             x_BSC = F.relu(norm(causal_conv(x_BSC, layer)), inplace=True)
         return x_BSC.contiguous()

@@ -72,5 +72,5 @@ class LayeredNetwork(nn.Module, ABC):
         return ""
 
     @abstractmethod
-    def untrained(self, seed: int, level: tuple[float, float]) -> LayeredNetwork:
-        """One of the same architecture with new weights that depend on `seed` alone, at the (offset, gain) `level`."""
+    def untrained(self, seed: int) -> LayeredNetwork:
+        """One of the same architecture and input level, with new weights that depend on `seed` alone."""

@@ -21,8 +21,18 @@ Size = Literal["paper", "small", "base", "large"]
 Part = TypeVar("Part", EncoderConfig, ContextConfig, PredictorConfig)
 
 
-def preset(size: Size) -> tuple[EncoderConfig, ContextConfig, PredictorConfig]:
-    """The configs of encoder, context and predictor of a size, with every key set."""
+def preset(size: Size, on_log_mel: bool = False) -> tuple[EncoderConfig, ContextConfig, PredictorConfig]:
+    """The configs of encoder, context and predictor of a size, with every key set.
+
+    `on_log_mel`: instead of the size's layers over the waveform, the encoder has one over three frames of log mel.
+    """
+    encoder, context, predictor = _over_waveforms(size)
+    if on_log_mel:
+        encoder = dataclasses.replace(encoder, kind="logmel", kernels=[3], strides=[1])
+    return encoder, context, predictor
+
+
+def _over_waveforms(size: Size) -> tuple[EncoderConfig, ContextConfig, PredictorConfig]:
     match size:
         case "paper":
             return (

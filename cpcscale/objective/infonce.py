@@ -11,18 +11,19 @@ memory at a time, and the caller decides when ranks exchange the gradients of ea
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cpcscale import config
 from cpcscale.objective import hash_random
 from cpcscale.objective.negative_scores import DrawnNegatives, PoolFrames, score_own_row, score_pool, score_shared
 from cpcscale.objective.negatives import Scope
+from cpcscale.objective.objective import Features, Outputs, Peers, Rows
 
 # Relative to |W_k c| |z|: twice the largest change of a score by the order of summation that was measured.
 _ROUNDING = 2 * torch.finfo(torch.float32).eps
@@ -37,7 +38,8 @@ class InfoNCEConfig:
     # N, the negatives of each prediction.
     negatives: int = 50
     # Where negatives come from, in the global batch: the window itself, the windows of its group (speaker), or all.
-    scope: Literal["utterance", "group", "batch"] = "utterance"
+    # mixed: half from the window itself, half from the others.
+    scope: Literal["utterance", "group", "batch", "mixed"] = "utterance"
     # each: every prediction draws its own negatives. shared: one set for each window and step, which is much faster.
     draw: Literal["each", "shared"] = "each"
     # dot: the dot product. mean: divided by the number of channels. cosine: of vectors scaled to length 1.
@@ -46,10 +48,13 @@ class InfoNCEConfig:
     temperature: float = 1.0
     # Whether the temperature is learnt.
     learn_temperature: bool = False
+    # Its weight in the loss; 0: the predictors are not trained, and the accuracies mean nothing.
+    weight: float = field(default=1.0, metadata=config.ADDED)
 
     def __post_init__(self) -> None:
         config.at_least(1, **{"objective.negatives": self.negatives})
         config.at_least(1e-6, **{"objective.temperature": self.temperature})
+        config.at_least(0, **{"objective.weight": self.weight})
 
     @property
     def chance(self) -> float:
@@ -123,14 +128,6 @@ def count_predictions(frames_B: Tensor, steps: int) -> Tensor:
     """
     step_K = torch.arange(1, steps + 1, device=frames_B.device)
     return (frames_B.unsqueeze(1) - step_K).clamp(min=0).sum(0)
-
-
-def sum_parts(parts: Iterable[LossSums]) -> LossSums:
-    """The sums over all parts, of which there is at least one."""
-    whole, *others = parts
-    for part in others:
-        whole = LossSums(whole.loss_K + part.loss_K, whole.correct_K + part.correct_K, whole.false_K + part.false_K)
-    return whole
 
 
 def frame_content(wave_BS: Tensor, frames: int) -> Tensor:
@@ -238,3 +235,73 @@ class _Comparison:
         back_BTC = negatives.back(d_BTN.mul_(scale))
         torch.addcmul(back_BTC, d_BT1, z_BTC, out=self.gradients.predictions_BTKC[piece, :targets, k - 1])
         self.gradients.z_BTC[piece, k:].addcmul_(d_BT1, p_BTC)
+
+
+class InfoNCE:
+    """This loss as an objective; its classes are the K steps ahead, its sums those of LossSums."""
+
+    name = "infonce"
+
+    def __init__(self, config: InfoNCEConfig, steps: int) -> None:
+        self.config, self.weight = config, config.weight
+        # The loss of guessing.
+        self.unit = math.log(config.negatives + 1)
+        self.shape, self.compares_rows = (3, steps), config.scope != "utterance"
+
+    def head(self, channels: int, width: int) -> nn.Module:
+        return InfoNCEHead(self.config, channels)
+
+    def count(self, rows: Rows, peers: Peers) -> Tensor:
+        return count_predictions(rows.frames_B, self.shape[1])
+
+    def __call__(
+        self, outputs: Outputs, rows: Rows, peers: Peers, weight_N: Tensor | None = None
+    ) -> tuple[Tensor, Outputs | None]:
+        z_BTC, predictions_BTKC, scale = outputs
+        scored = ScoredRows(z_BTC, predictions_BTKC, scale, rows.frames_B, rows.key_B, rows.content_BT)
+        pool, own = self._pool(z_BTC, rows, peers) if self.compares_rows else (None, slice(None))
+        sums, gradients = infonce(scored, self.config, pool=pool, weight_K=weight_N)
+        sums_MK = torch.stack([sums.loss_K.double(), sums.correct_K.double(), sums.false_K])
+        if gradients is None:
+            return sums_MK, None
+        if gradients.pool_RTC is not None:
+            gradients.z_BTC.add_(peers.sum(gradients.pool_RTC)[own])
+        return sums_MK, (gradients.z_BTC, gradients.predictions_BTKC, gradients.scale)
+
+    def figures(self, mean_MN: Tensor) -> dict[str, float]:
+        means = dict(zip(("loss", "accuracy_mean", "false_negative_rate"), mean_MN.mean(1).tolist(), strict=True))
+        for name, mean_K in zip(("loss", "accuracy"), mean_MN.tolist(), strict=False):
+            means |= {f"{name}_k{k:02d}": mean for k, mean in enumerate(mean_K, 1)}
+        return means
+
+    def by_row(self) -> InfoNCE:
+        # The same for all runs, whatever they train with, so that they can be compared.
+        return InfoNCE(replace(self.config, scope="utterance", draw="each"), self.shape[1])
+
+    def _pool(self, z_BTC: Tensor, rows: Rows, peers: Peers) -> tuple[NegativePool, slice]:
+        """The latents of the global batch, and the slice of this rank's rows."""
+        label_B = rows.group_B if self.config.scope == "group" else torch.zeros_like(rows.group_B)
+        frames_R, own = peers.gather_rows(rows.frames_B)
+        z_RTC, key_R, label_R = (peers.gather_rows(part)[0] for part in (z_BTC, rows.key_B, label_B))
+        content_RT = None if rows.content_BT is None else peers.gather_rows(rows.content_BT)[0]
+        mixed = self.config.scope == "mixed"
+        scope = Scope.of_pool(frames_R, key_R, label_R, z_BTC.shape[1], own, mixed=mixed)
+        return NegativePool(z_RTC, scope, content_RT), own
+
+
+class InfoNCEHead(nn.Module):
+    """Latents and predictions ready for dot products, and the scale of these: (z_BTC, predictions_BTKC, scale [])."""
+
+    def __init__(self, config: InfoNCEConfig, channels: int) -> None:
+        super().__init__()
+        self._config = config
+        # As a logarithm, so that a learnt scale stays above 0.
+        log_scale = torch.tensor(math.log(config.scale(channels)))
+        if config.learn_temperature:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    def forward(self, features: Features, rows: Rows) -> Outputs:
+        z_BTC, predictions_BTKC = prepare_vectors(features.z_BTC, features.predictions_BTKC, self._config)
+        return z_BTC, predictions_BTKC, self.log_scale.exp()

@@ -56,14 +56,20 @@ def describe_checkpoint(url: str) -> dict[str, Any]:
     when no checkpoint is whole, judged by file sizes.
     """
     run = _Run(url)
-    whole = [folder for folder in run.folders if (run.one or folder in run.published) and not run.why(folder)]
-    if not whole:
-        raise UserError(f"no whole checkpoint at {url} ({run.folders[-1]}: {run.why(run.folders[-1])}): see `ls`")
-    place = run.place(whole[-1])
+    place = run.whole()[-1]
     names = [name for name in checkpoint_files.read_marker(place) if name.endswith(checkpoint_files.TENSORS)]
     kept = {name: checkpoint_files.read_state(place).get(name) for name in ("saved_at_s", "config_hash", "position")}
     tensors = {name.removesuffix(checkpoint_files.TENSORS): _tensors(storage.join(place, name)) for name in names}
     return {"checkpoint": place, **kept, "tensors": tensors}
+
+
+def whole_checkpoints(url: str) -> tuple[str, list[str]]:
+    """(run_dir, the places of its whole published checkpoints by rising step); of a single checkpoint, its own place.
+
+    Raises UserError when none is whole, judged by file sizes.
+    """
+    run = _Run(url)
+    return run.run_dir, run.whole()
 
 
 class _Run:
@@ -72,14 +78,15 @@ class _Run:
     def __init__(self, url: str) -> None:
         if not storage.exists(url):
             raise UserError(f"there is nothing at {url}: check the path")
+        self._url = url
         place, _, name = storage.absolute(url).rpartition("/")
         # A torn one has no marker, and one that was renamed has another name.
         marked = storage.exists(storage.join(url, checkpoint_files.MARKER))
         self.one = marked or checkpoint_files.parse_folder_name(name) is not None
         inside = place.endswith("/checkpoints")
         self._base = place if self.one else storage.join(url, "checkpoints")
-        run_dir = place.removesuffix("/checkpoints") if self.one else url
-        ledger, self.probes = Ledger(run_dir), Probes(run_dir)
+        self.run_dir = place.removesuffix("/checkpoints") if self.one else url
+        ledger, self.probes = Ledger(self.run_dir), Probes(self.run_dir)
         self.state = RunState() if self.one and not inside else ledger.head()
         self.published = [each.folder for each in self.state.checkpoints]
         found = {*ledger.folders(), *self.published}
@@ -94,6 +101,14 @@ class _Run:
 
     def place(self, folder: str) -> str:
         return storage.join(self._base, folder)
+
+    def whole(self) -> list[str]:
+        """The places of published checkpoints that are whole; raises UserError when there is none."""
+        whole = [folder for folder in self.folders if (self.one or folder in self.published) and not self.why(folder)]
+        if not whole:
+            last = self.folders[-1]
+            raise UserError(f"no whole checkpoint at {self._url} ({last}: {self.why(last)}): see `ls`")
+        return [self.place(folder) for folder in whole]
 
     def why(self, folder: str) -> str | None:
         """The reason that a checkpoint is torn, judged by file sizes; None when it is whole."""

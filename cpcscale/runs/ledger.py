@@ -17,7 +17,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -138,6 +138,11 @@ def lowest_loss(checkpoints: tuple[CheckpointEntry, ...]) -> CheckpointEntry | N
     return min(finite, key=lambda each: each[0])[1] if finite else None
 
 
+def heldout_loss(metrics: Mapping[str, float]) -> float | None:
+    """The held-out loss by which checkpoints are compared, of all objectives if there are several; None without one."""
+    return metrics.get("heldout_sum_loss", metrics.get("heldout_loss"))
+
+
 class Ledger:
     """The ledger of one run folder (path or s3://)."""
 
@@ -239,7 +244,7 @@ class Ledger:
             with contextlib.suppress(checkpoint_files.TornError):
                 checkpoint_files.read_marker(url)
                 metrics = checkpoint_files.read_state(url)["position"].get("metrics", {})
-                found[step] = CheckpointEntry(folder, step, metrics.get("heldout_loss"))
+                found[step] = CheckpointEntry(folder, step, heldout_loss(metrics))
         return tuple(found.values())
 
     def _listed(self, number: int) -> list[int]:

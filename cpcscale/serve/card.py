@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -156,12 +157,13 @@ def _intervals_text(found: Mapping[str, Any] | None) -> str:
         f"{name} +-{half:.2f}{'' if found['informative'][name] else ' (uninformative: as wide as for a constant)'}"
         for name, half in found["half_width"].items()
     ]
-    return (
+    text = (
         f"Each value has an interval: {', '.join(parts)}, cut to the scale. Over new speakers like the "
         f"{found['speakers']} of its corpus, recorded like them, at least {found['level']:.0%} of the labels lie in it "
         "on average: not for each speaker, and not for other microphones or languages. It is approximate, for the "
         "errors are those of the folds' recognisers."
     )
+    return textwrap.fill(text, 120)
 
 
 def _licences_text(scores: Mapping[str, Any]) -> str:

@@ -34,6 +34,17 @@ class Frames:
     layer: str
 
 
+def found_device(name: str) -> torch.device:
+    """The device of this name, such as cpu, cuda or cuda:0. Raises UserError where there is none."""
+    try:
+        where = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"{name} is no device ({str(error).splitlines()[0]}): give cpu, cuda or cuda:0") from None
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={name}, but this process sees {torch.cuda.device_count()} GPUs: use cpu")
+    return where
+
+
 class Encoder:
     """A network that was pretrained on speech without labels, from audio to frames.
 
@@ -86,12 +97,8 @@ class Encoder:
         return sum(self.network.widths(self._checked(layer)))
 
     def to(self, device: str) -> Encoder:
-        """The same on another device, such as cuda."""
-        try:
-            where = torch.device(device)
-        except RuntimeError as error:
-            raise UserError(f"{device} is no device ({str(error).splitlines()[0]}): give cpu, cuda or cuda:0") from None
-        features = dataclasses.replace(self._features, where=where)
+        """The same on another device, such as cuda. Raises UserError where there is none."""
+        features = dataclasses.replace(self._features, where=found_device(device))
         return Encoder(features, self.source, self.max_s)
 
     def encode(self, source: str | Path | bytes | np.ndarray, rate: int = 0, layer: str = "c") -> Frames:

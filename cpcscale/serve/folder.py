@@ -12,7 +12,6 @@ Nothing in it is code, and nothing is unpickled. The folder alone is enough to a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from cpcscale.emotion.fitted import FittedRecogniser, fitted_from
 from cpcscale.emotion.held_out import HeldOut
 from cpcscale.errors import UserError
 from cpcscale.serve.card import card, intervals
-from cpcscale.storage.marked_folder import MARKER, FolderFormat, TornError
+from cpcscale.storage.marked_folder import MARKER, FolderFormat, TornError, content_digest
 
 CONFIG, MODEL, SCORES, CARD = "config.json", "model.safetensors", "scores.json", "README.md"
 RESIDUALS = "residuals.safetensors"
@@ -40,7 +39,7 @@ FOLDER = FolderFormat("recogniser", 1, CONFIG, re.compile(r"[A-Za-z][A-Za-z0-9_]
 class SavedRecogniser:
     """What a folder holds: a recogniser, the content of scores.json, and what its intervals rest on, if they can.
 
-    `digest` is the sha256 of the folder's marker, which lists the hash of each file: it names exactly this recogniser.
+    `digest` is the `content_digest` of the folder: it names exactly this recogniser.
     """
 
     fitted: FittedRecogniser
@@ -79,7 +78,7 @@ def is_free_for(target: str, url: str) -> bool:
 
 def copy_recogniser(url: str, target: str) -> None:
     """Copies the folder `url` to `target`, its marker last. Raises UserError as `is_free_for` does."""
-    files = _whole(url)
+    files = read_recogniser(url)
     if is_free_for(target, url):
         FOLDER.write(target, files)
 
@@ -104,21 +103,20 @@ def load_recogniser(url: str) -> SavedRecogniser:
 
     Raises UserError where there is none, for a folder that is torn or changed, and for a newer format.
     """
-    files = _whole(url)
+    return recogniser_of(url, read_recogniser(url), content_digest(url))
+
+
+def recogniser_of(url: str, files: Mapping[str, bytes], digest: str) -> SavedRecogniser:
+    """That of these files of the folder `url`, which has this digest. Raises UserError as `load_recogniser`."""
     try:
         description, scores = config.read_json(files[CONFIG]), config.read_json(files[SCORES])
         held_out = HeldOut.from_arrays(load(files[RESIDUALS])) if RESIDUALS in files else None
         fitted = fitted_from(description, load(files[MODEL]))
-        return SavedRecogniser(fitted, dict(scores), held_out, recogniser_digest(url))
+        return SavedRecogniser(fitted, dict(scores), held_out, digest)
     except UserError as error:
         raise UserError(f"{url}: {error}") from None
     except (KeyError, ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{url} is no recogniser ({type(error).__name__}): fit it again") from None
-
-
-def recogniser_digest(url: str) -> str:
-    """The digest of the recogniser in the folder `url`, as `SavedRecogniser` has it."""
-    return hashlib.sha256(storage.read(storage.join(url, MARKER))).hexdigest()
 
 
 def describe_recogniser(url: str) -> dict[str, Any]:
@@ -142,13 +140,13 @@ def describe_recogniser(url: str) -> dict[str, Any]:
 def verify_recogniser(url: str) -> dict[str, Any]:
     """What `cpcscale recogniser verify` says: whether each byte is as it was written. UserError where there is none."""
     if not is_recogniser(url):
-        _whole(url)
+        read_recogniser(url)
     problems = list(FOLDER.find_problems(url, every_byte=True))
     return {"path": storage.absolute(url), "ok": not problems, "problems": problems}
 
 
-def _whole(url: str) -> dict[str, bytes]:
-    """The files of the folder. Raises UserError with the way out for what is none."""
+def read_recogniser(url: str) -> dict[str, bytes]:
+    """The files of the folder, each checked against the marker. Raises UserError with the way out for what is none."""
     if is_network(url):
         raise UserError(
             f"{url} is a pretrained encoder, no recogniser: fit one with `cpcscale finetune CONFIG publish=final "

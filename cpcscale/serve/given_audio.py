@@ -37,6 +37,11 @@ def given_audio(source: str | Path | bytes | np.ndarray, rate: int = 0) -> tuple
         return "", source
     if isinstance(source, str | Path):
         return str(source), None
+    if isinstance(source, list | tuple):
+        raise UserError(
+            f"a {type(source).__name__} is no audio: pass samples as a NumPy array with their rate, or a list of paths "
+            "to predict_many"
+        )
     raise UserError(f"a {type(source).__name__} is no audio: pass a path, the bytes of a file, or a NumPy array")
 
 

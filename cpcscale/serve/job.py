@@ -1,6 +1,7 @@
 """A job of predictions with an output, which goes on after any end: its parts are published one by one beside it.
 
 OUT.manifest.json   what the job is: digests of model and inputs, settings; at the end also that of the output
+OUT.lease/          the process that makes it, while it does (verbs/recognisers.py)
 OUT.parts/          a file for each part that is done: for each of its inputs, a line with the list of its rows
 OUT                 written last, of the parts in order; then the parts are removed
 """
@@ -14,7 +15,39 @@ from typing import Any
 
 from cpcscale import config, storage
 from cpcscale.errors import UserError
+from cpcscale.serve.inputs import Part
 from cpcscale.serve.table import Row, write_table
+
+# Reasons that may pass without a change of the file, such as a right that is missing or a disk that is not there.
+_UNREAD = ("missing", "unreadable")
+
+
+def part_name(part: Part) -> str:
+    """The name of the file of a part."""
+    return f"{part.number:06d}.jsonl"
+
+
+def write_rows(folder: str, part: Part, found: Sequence[Sequence[Row]]) -> None:
+    """Publishes the rows of each input of a part."""
+    lines = "".join(f"{json.dumps(rows)}\n" for rows in found)
+    storage.write(storage.join(folder, part_name(part)), lines.encode())
+
+
+def read_rows(folder: str, part: Part) -> list[list[Row]]:
+    """The rows of each input of a part that is published, else none."""
+    try:
+        return _parsed(storage.join(folder, part_name(part)))
+    except storage.NotFoundError:
+        return []
+
+
+def is_unread(rows: Sequence[Row]) -> bool:
+    """Whether an input could not be read, and may be by now."""
+    return any(row["reason"] in _UNREAD for row in rows)
+
+
+def _parsed(url: str) -> list[list[Row]]:
+    return [json.loads(line) for line in storage.read(url).splitlines()]
 
 
 class Job:
@@ -29,12 +62,13 @@ class Job:
         self.goes_on = known.get("job") == digest and "output" not in known
 
     def begin(self, *, force: bool) -> set[str]:
-        """The names of the parts that are done, if this job was started before.
+        """The names of the parts that are done, if this job was started before; not those with an input `is_unread`.
 
         Raises UserError for an output that exists, or is being made by another job, unless `force` is given.
         """
         if self.goes_on:
-            return {*storage.list_files(self.parts)} if storage.exists(self.parts) else set()
+            names = storage.list_files(self.parts) if storage.exists(self.parts) else []
+            return {name for name in names if not any(map(is_unread, _parsed(storage.join(self.parts, name))))}
         known = self._known()
         if known is None and storage.exists(self.parts):
             raise UserError(f"{self.parts} is not of a job of this program: remove it, or give --out another name")
@@ -55,8 +89,7 @@ class Job:
 
         def rows() -> Iterator[Row]:
             for name in names:
-                for line in storage.read(storage.join(self.parts, name)).splitlines():
-                    found = json.loads(line)
+                for found in _parsed(storage.join(self.parts, name)):
                     counts["inputs"] += 1
                     counts["without_value"] += all(row["reason"] for row in found)
                     counts["rows"] += len(found)

@@ -9,9 +9,17 @@ from cpcscale.serve.folder import load_recogniser
 from cpcscale.serve.recogniser import Recogniser
 
 
-def opened_model(place: str) -> Recogniser | Encoder:
-    """What lies at a path or s3:// URL. Raises UserError where there is none, or a torn or newer one."""
-    return Encoder.open(place) if is_network(place) else Recogniser(load_recogniser(place))
+def opened_model(place: str, name: str = "") -> Recogniser | Encoder:
+    """What lies at a path or s3:// URL. An encoder says that it is from `name`, if that is another place.
+
+    Raises UserError where there is none, or a torn or newer one.
+    """
+    if not is_network(place):
+        return Recogniser(load_recogniser(place))
+    found = Encoder.open(place)
+    if name not in ("", place):
+        found.source["url"] = name
+    return found
 
 
 def load_encoder(url: str) -> Encoder:

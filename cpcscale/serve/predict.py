@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import posixpath
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -17,13 +16,16 @@ import torch
 from cpcscale import __version__, audio, storage
 from cpcscale.errors import UserError
 from cpcscale.progress import Progress, note
+from cpcscale.serve.folder import read_recogniser, recogniser_of
 from cpcscale.serve.inputs import Inputs, Part, find_inputs, read_part
-from cpcscale.serve.job import Job
-from cpcscale.serve.recogniser import COLUMNS, Prediction, Recogniser, load, spans_asked
+from cpcscale.serve.job import Job, is_unread, part_name, read_rows, write_rows
+from cpcscale.serve.recogniser import Prediction, Recogniser, load, spans_asked
 from cpcscale.serve.table import Row, check_place, csv_lines, json_lines
 from cpcscale.shards.index import Index
 from cpcscale.shards.tasks import RunTasks
 
+# Keeps a place to this process, by its URL, for a block.
+Hold: TypeAlias = "Callable[[str], contextlib.AbstractContextManager[object]]"
 # Draws the predictions of one input: draw(url of the PNG, its name, samples, predictions).
 Draw: TypeAlias = "Callable[[str, str, audio.Samples, list[Prediction]], None]"
 
@@ -32,13 +34,14 @@ Draw: TypeAlias = "Callable[[str, str, audio.Samples, list[Prediction]], None]"
 class Asked:
     """What is to be done with each input: `segments` are the seconds of each; `plots` a PNG, or a folder of them.
 
-    `strict`: what has flags has no value.
+    `strict`: what has flags has no value. `device`: where networks run, cpu or cuda.
     """
 
     segments: float | None = None
     strict: bool = False
     plots: str = ""
     draw: Draw | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,14 @@ class Predicted:
 
 @dataclass(frozen=True)
 class _Work:
-    """What all tasks share. `folder` is where parts are published; without one, tasks return their rows."""
+    """What all tasks share. `folder` is where parts are published; without one, tasks return their rows.
+
+    `files` are those of the model, if not all processes can read it.
+    """
 
     model: str
     digest: str
+    files: Mapping[str, bytes]
     asked: Asked
     sets: Mapping[str, Index]
     folder: str
@@ -68,14 +75,18 @@ def predict_files(
     *,
     asked: Asked | None = None,
     run: RunTasks | None = None,
+    run_parts: RunTasks | None = None,
+    send: bool = False,
+    hold: Hold = contextlib.nullcontext,
     force: bool = False,
     as_json: bool = False,
 ) -> Predicted:
     """Writes the table of all inputs to the file `out` as its suffix says, or to stdout as CSV or JSON lines.
 
-    `sources` as `listed_files` takes them. `run` works on several parts at a time; the bytes are the same however many.
-    With `out` the job goes on after any end. Raises UserError for a model or audio that is not there, and for an `out`
-    or plots that exist, unless `force` is given.
+    `sources` as `listed_files` takes them. `run` works on several parts at a time, or `run_parts` if that is given, and
+    then `run` only reads headers; the bytes are the same however many. `send` sends them the model, which they may not
+    be able to read. With `out` the job goes on after any end; `hold` keeps it to this process. Raises UserError for a
+    model or audio that is not there, and for an `out` or plots that exist, unless `force` is given.
     """
     asked = asked or Asked()
     # A mistake is said before a job begins.
@@ -84,27 +95,34 @@ def predict_files(
         asked = dataclasses.replace(asked, plots=storage.absolute(asked.plots))
     if out:
         check_place(out)
+        if storage.in_job_folder(out):
+            note(f"--out {out} lies in the job's temporary folder: name an absolute path or s3:// to keep it")
     model = storage.absolute(model)
-    _loaded.cache_clear()
-    digest = _loaded(model).digest
+    loaded = load(model)
+    # What works on parts may be elsewhere, and have a GPU that is not here.
+    if run_parts is None:
+        _keep(loaded, asked.device)
     run = run or _in_turn
     found = find_inputs(sources, run)
     if found.excluded:
         note(f"{found.excluded:,} utterances that their index excludes are left out")
-    job = _job(out, model, digest, sources, found, asked) if out else None
-    if asked.draw:
-        _check_plots(asked.plots, found.count, may_exist=force or (job is not None and job.goes_on))
-    done = job.begin(force=force) if job else set()
-    todo = [part for part in found.parts if _part_name(part) not in done]
-    folder = storage.absolute(job.parts) if job else ""
-    work = _Work(model, digest, asked, found.sets, folder)
-    made = run(predict_part, todo, what="predicting", unit="parts", shared=(work,)) if todo else ()
-    if job is None:
-        counted = _print(made, as_json)
+    work = _Work(model, loaded.digest, read_recogniser(model) if send else {}, asked, found.sets, "")
+    apply = partial(run_parts or run, predict_part, what="predicting", unit="parts")
+    if not out:
+        if asked.draw:
+            _check_plots(asked.plots, found.count, may_exist=force)
+        counted = _print(apply(found.parts, shared=(work,)), loaded.columns, as_json)
     else:
-        for _ in made:
-            pass
-        counted = Predicted(**job.end(COLUMNS, [_part_name(part) for part in found.parts]))
+        with hold(out):
+            job = _job(out, work, sources, found)
+            if asked.draw:
+                _check_plots(asked.plots, found.count, may_exist=force or job.goes_on)
+            done = job.begin(force=force)
+            work = dataclasses.replace(work, folder=storage.absolute(job.parts))
+            if todo := [part for part in found.parts if part_name(part) not in done]:
+                for _ in apply(todo, shared=(work,)):
+                    pass
+            counted = Predicted(**job.end(loaded.columns, [part_name(part) for part in found.parts]))
     if counted.without_value:
         note(f"{counted.without_value} of {counted.inputs} files have no value: the column `reason` says why")
     return counted
@@ -112,20 +130,24 @@ def predict_files(
 
 def predict_part(part: Part, work: _Work, seen: Callable[[], None] = lambda: None) -> list[list[Row]]:
     """The rows of each input of a part; none if they are published. `seen` is called after each input."""
-    recogniser = _recogniser(work.model, work.digest)
-    asked = work.asked
+    asked, recogniser = work.asked, _recogniser(work)
+    # Of an earlier start, if a file of it could not be read then.
+    before = read_rows(work.folder, part) if work.folder else []
     found: list[list[Row]] = []
     # On one thread: sums in another order have other last bits.
     with _one_thread():
         for number, (name, path, data) in enumerate(read_part(part, work.sets.get(part.base)), part.first):
+            if before and not is_unread(known := before[number - part.first]):
+                found.append(known)
+                seen()
+                continue
             look = partial(asked.draw, _plot_url(asked.plots, number, name), name) if asked.draw else None
             predictions = recogniser.rows(path, data, strict=asked.strict, segments=asked.segments, look=look)
             found.append([dataclasses.replace(each, file=name).row() for each in predictions])
             seen()
     if not work.folder:
         return found
-    lines = "".join(f"{json.dumps(rows)}\n" for rows in found)
-    storage.write(storage.join(work.folder, _part_name(part)), lines.encode())
+    write_rows(work.folder, part, found)
     return []
 
 
@@ -148,18 +170,25 @@ def _in_turn(
             yield function(item, *shared, seen)
 
 
-# Once in each process.
-_loaded = lru_cache(maxsize=1)(load)
+# The recogniser of this process, by its digest and device: it is loaded once for all parts.
+_kept: dict[tuple[str, str], Recogniser] = {}
 
 
-def _recogniser(model: str, digest: str) -> Recogniser:
-    """The recogniser of this digest. Raises UserError if there is another one by now."""
-    if _loaded(model).digest != digest:
-        # This process may have served an earlier job.
-        _loaded.cache_clear()
-        if _loaded(model).digest != digest:
-            raise UserError(f"{model} was changed while it is applied: start again")
-    return _loaded(model)
+def _keep(recogniser: Recogniser, device: str) -> None:
+    _kept.clear()
+    _kept[recogniser.digest, device] = recogniser.to(device)
+
+
+def _recogniser(work: _Work) -> Recogniser:
+    """The recogniser of the work. Raises UserError if there is another one in its place by now."""
+    digest, device = work.digest, work.asked.device
+    if (digest, device) not in _kept:
+        if work.files:
+            found = Recogniser(recogniser_of(work.model, work.files, digest))
+        elif (found := load(work.model)).digest != digest:
+            raise UserError(f"{work.model} was changed while it is applied: start again")
+        _keep(found, device)
+    return _kept[digest, device]
 
 
 @contextlib.contextmanager
@@ -172,19 +201,21 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _job(out: str, model: str, digest: str, sources: Sequence[str], found: Inputs, asked: Asked) -> Job:
+def _job(out: str, work: _Work, sources: Sequence[str], found: Inputs) -> Job:
+    asked = work.asked
     identity = {
         "version": __version__,
-        "model": digest,
+        "model": work.digest,
         "audio": found.digest,
         "segments_s": asked.segments,
         "strict": asked.strict,
         "plots": asked.plots,
+        "device": asked.device,
     }
-    return Job(out, identity, {"model_path": model, "sources": list(sources), "parts": len(found.parts)})
+    return Job(out, identity, {"model_path": work.model, "sources": list(sources), "parts": len(found.parts)})
 
 
-def _print(made: Any, as_json: bool) -> Predicted:
+def _print(made: Any, columns: Sequence[str], as_json: bool) -> Predicted:
     inputs = without_value = rows = 0
 
     def flat() -> Iterator[Row]:
@@ -196,13 +227,9 @@ def _print(made: Any, as_json: bool) -> Predicted:
                 rows += len(found)
                 yield from found
 
-    for line in json_lines(flat()) if as_json else csv_lines(COLUMNS, flat()):
+    for line in json_lines(flat()) if as_json else csv_lines(columns, flat()):
         sys.stdout.write(line)
     return Predicted(inputs, without_value, rows)
-
-
-def _part_name(part: Part) -> str:
-    return f"{part.number:06d}.jsonl"
 
 
 def _check_plots(plots: str, count: int, *, may_exist: bool) -> None:

@@ -7,29 +7,27 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from cpcscale import audio, storage
 from cpcscale.emotion.audio.labelled_file import LEAST_S
 from cpcscale.emotion.encoders.networks import WindowEncoder
-from cpcscale.emotion.scores.ccc import PRIMITIVES
-from cpcscale.errors import UserError, nearest, shown_name
+from cpcscale.emotion.systems.fusion import parts_of
+from cpcscale.errors import UserError
 from cpcscale.progress import Progress
-from cpcscale.serve.encoder import Encoder
+from cpcscale.serve.encoder import Encoder, found_device
 from cpcscale.serve.folder import SavedRecogniser, is_taken, load_recogniser, save_recogniser
 from cpcscale.serve.given_audio import given_audio
+from cpcscale.serve.prediction import NONE, columns
+from cpcscale.serve.prediction import Prediction as Prediction
+from cpcscale.serve.prediction import Predictions as Predictions
 from cpcscale.serve.quality import QualityMeter
-from cpcscale.serve.table import TEXTS, csv_text
 from cpcscale.shards.packing import fetch
 
-BOUNDS = tuple(f"{name}_{bound}" for name in PRIMITIVES for bound in ("low", "high"))
-COLUMNS = ("file", "start_s", "end_s", *PRIMITIVES, *BOUNDS, "speech_share", "reason", "flags", "marks", "model")
-_NONE = (math.nan, math.nan, math.nan)
 # An utterance further from those of training than 99 of 100 held-out ones.
 UNLIKE = "unlike_training"
 # Is shown the samples of a file while they are there, and what was predicted.
@@ -38,111 +36,6 @@ Look: TypeAlias = "Callable[[audio.Samples, list[Prediction]], None]"
 Spans: TypeAlias = "Callable[[int], list[tuple[int, int]]]"
 # Letters of a digest that tell recognisers apart.
 _DIGEST_SHOWN = 16
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a recogniser says of one file or array, or of the `seconds` from `start_s` on that are a segment of it.
-
-    `activation`, `valence` and `dominance` are on the scale of the corpus that it was fitted to, `unit` the same three
-    on [-1, 1]; NaN where `reason` says why there is none. `category` is empty where the recogniser has no classifier.
-    `speech_share` is how much of the audio is speech, 0 to 1. `flags` say what makes the values doubtful: those of
-    `cpcscale.serve.quality`, and unlike_training. `marks` are those of the recogniser's scores, `model` is its digest.
-    `segments` are there if they were asked for and the file can be read.
-    """
-
-    file: str
-    seconds: float
-    activation: float
-    valence: float
-    dominance: float
-    unit: tuple[float, float, float]
-    reason: str = ""
-    marks: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
-    speech_share: float = math.nan
-    category: str = ""
-    # The lower and upper ends of the intervals, by primitive; NaN where the recogniser gives none.
-    low: tuple[float, float, float] = _NONE
-    high: tuple[float, float, float] = _NONE
-    model: str = ""
-    start_s: float = 0.0
-    segments: tuple[Prediction, ...] = ()
-
-    def strict(self) -> Prediction:
-        """Itself; without its values if it has flags, which are the reason then."""
-        segments = tuple(each.strict() for each in self.segments)
-        if self.reason or not self.flags:
-            return dataclasses.replace(self, segments=segments)
-        return dataclasses.replace(
-            self,
-            activation=math.nan,
-            valence=math.nan,
-            dominance=math.nan,
-            unit=_NONE,
-            low=_NONE,
-            high=_NONE,
-            category="",
-            reason=" ".join(self.flags),
-            segments=segments,
-        )
-
-    def interval(self, name: str) -> tuple[float, float]:
-        """(low, high) of activation, valence or dominance, in its units; NaN where there is none.
-
-        Over new speakers like those of its corpus, the label lies within it with the probability
-        `Recogniser.interval_level`, on average, not for each speaker. Raises UserError for another name.
-        """
-        if name not in PRIMITIVES:
-            raise UserError(f"{name!r} is not one of {', '.join(PRIMITIVES)}{nearest(name, list(PRIMITIVES))}")
-        place = PRIMITIVES.index(name)
-        return self.low[place], self.high[place]
-
-    def row(self) -> dict[str, Any]:
-        """Its row in a table, by COLUMNS."""
-        values = {name: _cell(getattr(self, name)) for name in PRIMITIVES}
-        ends = [end for pair in zip(self.low, self.high, strict=True) for end in pair]
-        end_s = _cell(self.start_s + self.seconds, 3)
-        return {
-            "file": shown_name(self.file),
-            "start_s": "" if end_s == "" else _cell(self.start_s, 3),
-            "end_s": end_s,
-            **values,
-            **{name: _cell(end) for name, end in zip(BOUNDS, ends, strict=True)},
-            "speech_share": _cell(self.speech_share, 3),
-            "reason": self.reason,
-            "flags": " ".join(self.flags),
-            "marks": " ".join(self.marks),
-            "model": self.model,
-        }
-
-
-class Predictions(Sequence[Prediction]):
-    """Predictions in the order of what was asked for."""
-
-    def __init__(self, found: Iterable[Prediction]) -> None:
-        self._found = tuple(found)
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def __getitem__(self, place: Any) -> Any:
-        found = self._found[place]
-        return Predictions(found) if isinstance(place, slice) else found
-
-    def to_csv(self) -> str:
-        """A table with the columns COLUMNS, a row for each prediction."""
-        return csv_text(COLUMNS, (each.row() for each in self._found))
-
-    def to_pandas(self) -> Any:
-        """The same as a pandas DataFrame; NaN where there is no number."""
-        import pandas
-
-        rows = [
-            {name: math.nan if cell == "" and name not in TEXTS else cell for name, cell in each.row().items()}
-            for each in self._found
-        ]
-        return pandas.DataFrame(rows, columns=list(COLUMNS))
 
 
 class Recogniser:
@@ -191,12 +84,27 @@ class Recogniser:
         return known.level if known is not None else 0.0
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of the tables of its predictions."""
+        return columns(classifies=self._classifies)
+
+    @property
+    def _classifies(self) -> bool:
+        return self._saved.fitted.classifier is not None
+
+    @property
     def encoder(self) -> Encoder | None:
-        """Its encoder, as it is after the fit; None for systems without one, such as functionals."""
-        features = self._saved.fitted.features
-        if not isinstance(features, WindowEncoder):
+        """Its encoder, as it is after the fit; None for systems without one, such as functionals. A fusion's first."""
+        parts = parts_of(self._saved.fitted.features)
+        features = next((part for part in parts if isinstance(part, WindowEncoder)), None)
+        if features is None:
             return None
         return Encoder(features, self.scores.get("encoder", {}), self._saved.fitted.max_s)
+
+    def to(self, device: str) -> Recogniser:
+        """Itself, its networks moved to another device, such as cuda. Raises UserError where there is none."""
+        saved = dataclasses.replace(self._saved, fitted=self._saved.fitted.on(found_device(device)))
+        return Recogniser(saved)
 
     def save(self, url: str | Path, force: bool = False) -> None:
         """Writes it to a folder, local or s3://, from which `cpcscale.load` has it again.
@@ -234,12 +142,18 @@ class Recogniser:
     ) -> Predictions:
         """What it says of each file, in order, or of each segment; one that cannot be read has its reason.
 
-        Raises UserError for a single path.
+        Raises UserError for a single path, and for a list of anything else, such as samples.
         """
         if isinstance(sources, str | Path):
             raise UserError(f"{sources} is one path, and predict_many takes a list of them: pass [{str(sources)!r}]")
         found: list[Prediction] = []
-        names = [str(each) for each in sources]
+        given = list(sources)
+        if other := [each for each in given if not isinstance(each, str | Path)]:
+            raise UserError(
+                f"predict_many takes a list of paths, and this one has a {type(other[0]).__name__}: pass samples to "
+                "predict, as a NumPy array with their rate"
+            )
+        names = [str(each) for each in given]
         with Progress("predicting", len(names), "files") as progress:
             for done, name in enumerate(names, 1):
                 found += self.rows(name, strict=strict, segments=segments)
@@ -294,7 +208,7 @@ class Recogniser:
             return self._none(name, quality.reason, seconds, start_s, quality.speech_share)
         output = self._saved.fitted.predict([part])
         [unit_P] = output.unit_UP
-        known, low, high, flags = self._saved.held_out, _NONE, _NONE, quality.flags
+        known, low, high, flags = self._saved.held_out, NONE, NONE, quality.flags
         if known is not None:
             # Labels lie on the scale, values may lie outside; an interval has its value.
             low = self._units(np.minimum(np.clip(unit_P - known.half_P, -1, 1), unit_P))
@@ -309,7 +223,7 @@ class Recogniser:
             marks=self.marks,
             flags=flags,
             speech_share=quality.speech_share,
-            category=output.classes_U[0] if output.classes_U else "",
+            category=output.classes_U[0] if output.classes_U else None,
             low=low,
             high=high,
             model=self.digest[:_DIGEST_SHOWN],
@@ -329,7 +243,16 @@ class Recogniser:
     ) -> Prediction:
         shown = self.digest[:_DIGEST_SHOWN]
         return Prediction(
-            name, seconds, *_NONE, _NONE, reason, self.marks, speech_share=speech_share, model=shown, start_s=start_s
+            name,
+            seconds,
+            *NONE,
+            NONE,
+            reason,
+            self.marks,
+            speech_share=speech_share,
+            model=shown,
+            start_s=start_s,
+            category="" if self._classifies else None,
         )
 
 
@@ -367,7 +290,3 @@ def segment_spans(samples: int, size: int, least: int) -> list[tuple[int, int]]:
 def _three(values_P: np.ndarray) -> tuple[float, float, float]:
     activation, valence, dominance = map(float, values_P)
     return activation, valence, dominance
-
-
-def _cell(value: float, digits: int = 4) -> Any:
-    return "" if math.isnan(value) else round(value, digits)

@@ -16,7 +16,7 @@ from cpcscale.errors import UserError
 Row: TypeAlias = "Mapping[str, Any]"
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 # The columns that are no numbers.
-TEXTS = ("file", "reason", "flags", "marks", "model")
+TEXTS = ("file", "category", "reason", "flags", "marks", "model")
 _ROW_GROUP = 65_536
 
 

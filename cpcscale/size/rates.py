@@ -18,7 +18,7 @@ from cpcscale.machine import usable_cores
 from cpcscale.progress import note
 from cpcscale.shards.index import Index
 from cpcscale.stream.feed import FeedSource, ThreadFeed
-from cpcscale.stream.run_order import RunOrder
+from cpcscale.stream.run_order import OrderConfig, RunOrder
 from cpcscale.train.ranks import Ranks
 
 _UPDATES = 2
@@ -96,7 +96,8 @@ def _updating(
     from cpcscale.cluster.rehearsal import run_on_workers
 
     train = replace(config.train, batch=share * together, lanes=share * together, threads=threads)
-    recipe = replace(config, train=train, workers=together)
+    # The order has no say in the rate, and runs of a speaker may not fit so few rows.
+    recipe = replace(config, train=train, workers=together, order=OrderConfig())
     return run_on_workers(partial(_measure_updates, recipe, index, fed), together, on_gpu)
 
 
@@ -133,13 +134,13 @@ def _decoding(config: PretrainConfig, index: Index, windows: np.ndarray) -> floa
     """Seconds of audio a second that one thread decodes from the run's shards, without waiting for disk or store."""
     spec = replace(config.feed, prefetch=1)
     order = RunOrder(windows, config.seed, lanes=1, batch=1)
-    feed = ThreadFeed(FeedSource(index, order, config.window, spec), [0], 0, threads=1)
+    feed = ThreadFeed(FeedSource(index, order, config.window, spec, config.measures), [0], 0, threads=1)
     try:
         audio_s = spent_s = 0.0
         while spent_s < _DECODING_S:
             audio_s += feed.next().audio_s
             seconds = feed.seconds()
-            spent_s = sum(seconds.get(name, 0.0) for name in ("verify", "decode", "collate"))
+            spent_s = sum(seconds.get(name, 0.0) for name in ("verify", "decode", "measure", "collate"))
         return audio_s / spent_s
     finally:
         feed.close()

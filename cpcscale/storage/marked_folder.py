@@ -106,6 +106,11 @@ class FolderFormat:
                 yield f"{name} does not match the hash in {MARKER}"
 
 
+def content_digest(url: str) -> str:
+    """The sha256 of the marker in the folder `url`, which lists the hash of each file: it names exactly these files."""
+    return _digest(storage.read(storage.join(url, MARKER)))
+
+
 def remove(url: str) -> None:
     """Removes such a folder, the marker first, so that a half-removed one never looks whole."""
     storage.remove(storage.join(url, MARKER))

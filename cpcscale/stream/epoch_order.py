@@ -6,9 +6,10 @@ the windows, and the map depends neither on the number of workers nor on what wa
 (fingerprint, seed, batch size, lanes, window spec, t), and an epoch has each window exactly once.
 
 Proof. The shards of an epoch are in an order that is a permutation keyed by (seed, epoch), the windows of each shard in
-one keyed by (seed, epoch, shard). Position p is in the shard whose run of positions holds p, which a search in the
-running sum of window counts finds; the rest of p selects a window of that shard. Both steps are bijections, and all
-counts come from the index, so their composition is a bijection too. No audio is read to reach a position.
+one keyed by (seed, epoch, shard), which `in_runs` may rearrange. Position p is in the shard whose run of positions
+holds p, which a search in the running sum of window counts finds; the rest of p selects a window of that shard. Both
+steps are bijections, and all counts come from the index, so their composition is a bijection too. No audio is read to
+reach a position.
 
 Permutations are argsorts of a 64-bit integer hash, not the shuffle of a library, so they are the same under every
 version of every library.
@@ -17,12 +18,14 @@ version of every library.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from itertools import islice
 
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _SHARD_ORDER = -1
+_RUNS = -4
 # Window numbers kept in memory: 64 MiB, the orders of some thousand shards.
 _KEPT_WINDOWS = 1 << 23
 
@@ -48,8 +51,28 @@ def permutation(size: int, *keys: int) -> np.ndarray:
     return np.argsort(mix(np.arange(size), *keys), kind="stable")
 
 
+def in_runs(order: np.ndarray, speaker: np.ndarray, length: int, *keys: int) -> np.ndarray:
+    """The permutation `order` rearranged so that windows of one speaker follow each other in runs.
+
+    `speaker` int64 numbers the speaker of each window; -1: unknown, a run of its own. The windows of each speaker, in
+    the given order, are cut into runs of `length`, of which the last may be shorter. The keys permute the runs.
+
+    >>> in_runs(np.array([4, 0, 3, 1, 2]), np.array([0, 0, 0, 1, 1]), 2, 7).tolist()
+    [0, 1, 2, 4, 3]
+    """
+    of_place = speaker[order]
+    # Places speaker by speaker, and how many of the same speaker come before each.
+    places = np.argsort(of_place, kind="stable")
+    before = np.arange(len(order)) - np.searchsorted(of_place[places], of_place[places])
+    first = places[np.arange(len(order)) - before % length]
+    first = np.where(of_place[places] < 0, places, first)
+    return order[places[np.lexsort((before, mix(order[first], *keys, _RUNS)))]]
+
+
 class EpochOrder:
     """The order of every epoch of a set whose shards have `windows` int64 [shards] windows.
+
+    With `run` above 1, windows of a speaker come in runs of so many; `speakers` gives those of a shard (`in_runs`).
 
     >>> order = EpochOrder([2, 3], seed=0)
     >>> for epoch in range(2):
@@ -59,8 +82,11 @@ class EpochOrder:
     [(1, 0), (1, 2), (1, 1), (0, 0), (0, 1)]
     """
 
-    def __init__(self, windows: np.ndarray, seed: int) -> None:
+    def __init__(
+        self, windows: np.ndarray, seed: int, run: int = 1, speakers: Callable[[int], np.ndarray] | None = None
+    ) -> None:
         self.windows, self.seed = np.asarray(windows, np.int64), seed
+        self._run, self._speakers = run, speakers
         self.total = int(self.windows.sum())
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._shards: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
@@ -103,6 +129,8 @@ class EpochOrder:
             self._shards.move_to_end(key)
             return self._shards[key]
         order = permutation(int(self.windows[shard]), self.seed, epoch, shard)
+        if self._run > 1 and self._speakers:
+            order = in_runs(order, self._speakers(shard), self._run, self.seed, epoch, shard)
         self._shards[key] = order
         self._kept += len(order)
         while self._kept > _KEPT_WINDOWS and len(self._shards) > 1:

@@ -21,7 +21,7 @@ from cpcscale.shards.cache import CacheConfig
 from cpcscale.shards.index import Index
 from cpcscale.shards.reader import ShardReader
 from cpcscale.storage import TrafficCounts
-from cpcscale.stream.batch import Batch, UnfilledBatch, WindowReader
+from cpcscale.stream.batch import Batch, Measures, UnfilledBatch, WindowReader
 from cpcscale.stream.lanes import PADDING
 from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window import WindowConfig
@@ -63,7 +63,7 @@ class Feed(Protocol):
         """The batch of the next step. Raises UserError when its data cannot be read."""
 
     def seconds(self) -> dict[str, float]:
-        """Seconds that the decode threads spent so far on: wait, fetch, verify, decode, collate."""
+        """Seconds that the decode threads spent so far on: wait, fetch, verify, decode, measure, collate."""
 
     def traffic(self) -> TrafficCounts:
         """What the processes that make the batches sent to and received from object stores so far."""
@@ -74,12 +74,13 @@ class Feed(Protocol):
 
 @dataclass(frozen=True)
 class FeedSource:
-    """All that the batches of a run depend on (`index`, `order`, `spec`), and how they are made (`config`)."""
+    """All that batches depend on (`index`, `order`, `spec`, `measures`), and how they are made (`config`)."""
 
     index: Index
     order: RunOrder
     spec: WindowConfig
     config: FeedConfig
+    measures: Measures | None = None
 
 
 class ThreadFeed:
@@ -97,7 +98,7 @@ class ThreadFeed:
         kept = cache.open_cache(source.config.cache, source.index.base, lanes_on_node or len(lanes), largest)
         keep = len(lanes) * (2 + source.config.cache.ahead) + 8
         self._shards = ShardReader(source.index, kept, keep=keep, account=self.account)
-        self._reader = WindowReader(self._shards, source.spec, source.order.seed)
+        self._reader = WindowReader(self._shards, source.spec, source.order.seed, source.measures)
         self._order, self._lanes, self._step = source.order, list(lanes), start
         self._threads, self._ahead = threads, 1 + source.config.cache.ahead
         self._slots = threading.Semaphore(source.config.prefetch)
@@ -186,7 +187,7 @@ def decode_threads(configured: int, ranks_on_node: int) -> int:
 def fixed_batches(source: FeedSource, positions: np.ndarray, size: int) -> Iterator[Batch]:
     """Batches of `size` windows, at these positions of epoch 0: the same at every call, for validation."""
     shards = ShardReader(source.index)
-    reader = WindowReader(shards, source.spec, source.order.seed)
+    reader = WindowReader(shards, source.spec, source.order.seed, source.measures)
     try:
         for start in range(0, len(positions), size):
             unfilled = reader.plan(0, 0, *source.order.epoch_order.at(0, positions[start : start + size]))

@@ -6,13 +6,26 @@ shards appended, begins another chapter at the start of an epoch; the steps befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from cpcscale import config
 from cpcscale.stream.epoch_order import EpochOrder
 from cpcscale.stream.lanes import PADDING, Lanes
+
+
+@dataclass(kw_only=True)
+class OrderConfig:
+    """The order of an epoch."""
+
+    # How many windows of a speaker follow each other, where the shard has as many of hers, so that a batch holds
+    # several; must divide train.batch / train.lanes. 1: windows of a shard are shuffled whoever speaks.
+    run: int = 1
+
+    def __post_init__(self) -> None:
+        config.at_least(1, **{"order.run": self.run})
 
 
 @dataclass(frozen=True)
@@ -27,15 +40,24 @@ class Chapter:
 class RunOrder:
     """Which windows each lane gives to each step.
 
-    `windows` int64 [shards] counts the windows of each shard of the newest version of the set.
+    `windows` int64 [shards] counts the windows of each shard of the newest version of the set. `run` and `speakers` are
+    those of EpochOrder.
     """
 
     def __init__(
-        self, windows: np.ndarray, seed: int, lanes: int, batch: int, chapters: Sequence[Chapter] = ()
+        self,
+        windows: np.ndarray,
+        seed: int,
+        lanes: int,
+        batch: int,
+        chapters: Sequence[Chapter] = (),
+        *,
+        run: int = 1,
+        speakers: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         self.chapters = tuple(chapters) or (Chapter(0, 0, len(windows)),)
         self.batch, self.seed = batch, seed
-        self._orders = [EpochOrder(windows[: chapter.shards], seed) for chapter in self.chapters]
+        self._orders = [EpochOrder(windows[: chapter.shards], seed, run, speakers) for chapter in self.chapters]
         self._lanes = [Lanes(order.total, lanes, batch) for order in self._orders]
 
     @property

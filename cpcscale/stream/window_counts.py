@@ -1,12 +1,17 @@
-"""Counts the windows of each shard in one pass over the lengths of utterances; large sets keep the result on disk."""
+"""What an index says of the windows of a set: how many each shard has, and the speaker of each of a shard's.
+
+Windows are counted in one pass over the lengths of utterances; large sets keep the result on disk.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 
 from cpcscale.shards.index import Index
 from cpcscale.stream import window
@@ -44,3 +49,19 @@ def shard_windows(index: Index, spec: WindowConfig, kept_in: Path | None = None)
             np.save(temporary, counts, allow_pickle=False)
             temporary.replace(kept)
     return counts
+
+
+@dataclass(frozen=True)
+class WindowSpeakers:
+    """The speakers of the windows of a shard: int64, the same number for windows of one speaker; -1: unknown."""
+
+    index: Index
+    spec: WindowConfig
+
+    def __call__(self, shard: int) -> np.ndarray:
+        rows = self.index.rows(shard)
+        group = rows.table["group"].combine_chunks()
+        # Where the speaker is not known, the recording takes her place.
+        unknown = pc.or_(pc.equal(group, ""), pc.equal(group, rows.table["recording"].combine_chunks())).to_numpy(False)
+        number = group.dictionary_encode().indices.to_numpy().astype(np.int64)
+        return np.repeat(np.where(unknown, -1, number), window.count(self.spec, rows.samples))

@@ -1,8 +1,8 @@
-"""A recogniser as MLflow keeps one: its saved folder, with what MLflow needs to show, load and serve it.
+"""A recogniser or an encoder as MLflow keeps one: its saved folder, with what MLflow needs to show, load and serve it.
 
 MLmodel             what it takes and gives, and how it is loaded
 model.py            the code that loads it, a copy of served_model.py: nothing is pickled
-recogniser/         the saved folder as it is
+recogniser/         the saved folder as it is; of an encoder encoder/, its checkpoint without what only training needs
 requirements.txt    what it runs on, and the wheel of cpcscale, which lies beside it
 python_env.yaml     the same for the environments that MLflow makes
 input_example.json, serving_input_example.json: made sound, nobody's voice
@@ -18,7 +18,7 @@ import json
 import math
 import platform
 import wave
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,43 +28,48 @@ from cpcscale.errors import UserError
 from cpcscale.storage.marked_folder import MARKER
 from cpcscale.tracking.wheel import own_wheel
 
-RECOGNISER, CODE = "recogniser", "model.py"
+CODE = "model.py"
 _EXAMPLE, _SERVED_EXAMPLE = "input_example.json", "serving_input_example.json"
 _RATE_HZ = 8000
 
 
 @dataclass(frozen=True)
 class TrackedModel:
-    """A saved recogniser as it is logged, in plain values."""
+    """A saved recogniser or encoder as it is logged, in plain values."""
 
-    # Its name in the run: recogniser, recogniser-fold-0.
+    # Its name in the run: recogniser, recogniser-fold-0, encoder.
     name: str
-    # The saved folder, its files, and the sha256 of its marker.
+    # The saved folder, those of its files that are logged, and the sha256 of its marker.
     url: str
     files: tuple[str, ...]
     digest: str
     # Where it comes from, and what it needs to be compared by.
     tags: dict[str, str]
-    # The figures of the procedure that made it, and the corpus that they are of: (name, digest).
-    scores: dict[str, float]
-    corpus: tuple[str, str]
     # Packages that it runs on.
     packages: tuple[str, ...]
-    # What it gives for a file: {name: string or double}.
+    # What it gives for a file: {name: string, double or doubles}.
     columns: dict[str, str]
+    # The figures of the procedure that made a recogniser, and the corpus that they are of: (name, digest).
+    scores: dict[str, float] = field(default_factory=dict)
+    corpus: tuple[str, str] = ("", "")
     # Rows of training data in it, as a support vector machine holds them.
-    training_rows: int
+    training_rows: int = 0
     # The marks of licences that limit what it may be used for.
     limits: tuple[str, ...] = ()
+    # recogniser or encoder, which is the name of its folder in the model too.
+    kind: str = "recogniser"
+    # How the checkpoint of an encoder was chosen, which its copy has to know: it lies beside no run that could tell.
+    chosen: str = ""
 
 
 def write_model_folder(folder: Path, model: TrackedModel, *, run_id: str | None, model_id: str) -> None:
     """Writes the model into the empty `folder`. Raises UserError when its saved folder is another one by now."""
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
 
-    _copy(model, folder / RECOGNISER)
+    _copy(model, folder / model.kind)
     (folder / CODE).write_bytes(Path(__file__).with_name("served_model.py").read_bytes())
     wheel, data = own_wheel()
     (folder / wheel).write_bytes(data)
@@ -81,7 +86,12 @@ def write_model_folder(folder: Path, model: TrackedModel, *, run_id: str | None,
         model_id=model_id,
         signature=ModelSignature(
             Schema([ColSpec("binary", "audio")]),
-            Schema([ColSpec(kind, name, required=False) for name, kind in model.columns.items()]),
+            Schema(
+                [
+                    ColSpec(Array(DataType.double) if kind == "doubles" else kind, name, required=False)
+                    for name, kind in model.columns.items()
+                ]
+            ),
         ),
         saved_input_example_info={
             "artifact_path": _EXAMPLE,
@@ -95,18 +105,25 @@ def write_model_folder(folder: Path, model: TrackedModel, *, run_id: str | None,
         loader_module="mlflow.pyfunc.loaders.code_model",
         model_code_path=CODE,
         python_env="python_env.yaml",
-        artifacts={RECOGNISER: {"path": RECOGNISER, "uri": redact(model.url)}},
+        artifacts={model.kind: {"path": model.kind, "uri": redact(model.url)}},
         streamable=False,
     )
     described.save(str(folder / "MLmodel"))
 
 
 def _copy(model: TrackedModel, folder: Path) -> None:
+    """Copies the files of the model, and a marker that lists these."""
+    marker = storage.read(storage.join(model.url, MARKER))
+    if hashlib.sha256(marker).hexdigest() != model.digest:
+        raise UserError(f"{model.url} holds another {model.kind} than it did")
     folder.mkdir()
     for name in model.files:
         (folder / name).write_bytes(storage.read(storage.join(model.url, name)))
-    if hashlib.sha256((folder / MARKER).read_bytes()).hexdigest() != model.digest:
-        raise UserError(f"{model.url} holds another recogniser than it did")
+    listed = json.loads(marker)
+    kept = {name: listed["files"][name] for name in model.files}
+    if model.chosen or kept != listed["files"]:
+        marker = json.dumps({**listed, "files": kept, "chosen": model.chosen}, indent=1).encode()
+    (folder / MARKER).write_bytes(marker)
 
 
 def _made_sound() -> bytes:

@@ -1,4 +1,4 @@
-"""Recognisers in MLflow: logged to a run, registered under a name, and found by it."""
+"""Recognisers and encoders in MLflow: logged to a run, registered under a name, and found by it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from cpcscale.config import redact
 from cpcscale.errors import UserError
 from cpcscale.tracking.about import DIGEST_CHARACTERS
-from cpcscale.tracking.model_folder import RECOGNISER, TrackedModel, write_model_folder
+from cpcscale.tracking.model_folder import TrackedModel, write_model_folder
 from cpcscale.tracking.store import TrackingConfig, connect, prepare, sqlite_path, store_errors, store_uri
 
 _SCHEME = "models:/"
@@ -24,7 +24,8 @@ _NAME = re.compile(r"[A-Za-z][\w.-]*")
 # Aliases that MLflow refuses, and only after the version is there.
 _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 _VERSIONS_TAG = "mlflow.modelVersions"
-DIGEST, TRAINING_ROWS = "cpcscale.digest", "cpcscale.training_rows"
+DIGEST, KIND, TRAINING_ROWS = "cpcscale.digest", "cpcscale.kind", "cpcscale.training_rows"
+_SCORE = "cpcscale.ccc_mean"
 # Two scores are of the same thing if these are equal.
 _COMPARED = ("corpus_hash", "protocol", "scale", "marks")
 
@@ -58,8 +59,11 @@ def log_model(client: Any, experiment_id: str, run_id: str | None, model: Tracke
 
 
 def _create(client: Any, experiment_id: str, run_id: str | None, model: TrackedModel) -> Any:
-    tags = model.tags | {DIGEST: model.digest, TRAINING_ROWS: str(model.training_rows)}
-    return client.create_logged_model(experiment_id, model.name, run_id, tags, model_type="recogniser")
+    return client.create_logged_model(experiment_id, model.name, run_id, _tags(model), model_type=model.kind)
+
+
+def _tags(model: TrackedModel) -> dict[str, str]:
+    return model.tags | {DIGEST: model.digest, KIND: model.kind, TRAINING_ROWS: str(model.training_rows)}
 
 
 def _logged(client: Any, experiment_id: str, digest: str) -> list[Any]:
@@ -75,7 +79,8 @@ def register(
 
     Returns {name, version, alias, before}, `before` the version that had the alias. Where the model is a
     version already it stays that one. Without `force` an alias does not move to a model with a lower mean CCC, nor to
-    one whose CCC is of another corpus, protocol, scale or of other marks. Raises UserError then, before it writes.
+    one whose CCC is of another corpus, protocol, scale or of other marks, nor to another encoder, which has no CCC.
+    Raises UserError then, before it writes.
     """
     if not _NAME.fullmatch(name) or (alias and not _NAME.fullmatch(alias)):
         raise UserError(f"{name}@{alias} is no name: begin with a letter and go on with letters, digits, _, - or .")
@@ -105,12 +110,11 @@ def _add_version(config: TrackingConfig, client: Any, experiment_id: str, model:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = model.tags | {DIGEST: model.digest, TRAINING_ROWS: str(model.training_rows)}
     # A server wants the model's id, and keeps that it has this version. A database would look the id up in MLflow's
     # default store, which may be another one.
     served = store_uri(config).startswith(("http", "databricks"))
     made = client.create_model_version(
-        name, logged.artifact_location, logged.source_run_id, tags, model_id=logged.model_id if served else None
+        name, logged.artifact_location, logged.source_run_id, _tags(model), model_id=logged.model_id if served else None
     )
     if not served:
         versions = [*json.loads(logged.tags.get(_VERSIONS_TAG, "[]")), {"name": name, "version": made.version}]
@@ -143,7 +147,12 @@ def _refuse_worse(model: TrackedModel, holder: Any, address: str) -> None:
             f"{there}, and its score cannot be compared with that of {model.url}: they differ in "
             f"{', '.join(other).replace('_hash', '')}; use --force to move the alias anyway"
         )
-    score, known = (float(tags["cpcscale.ccc_mean"]) for tags in (model.tags, holder.tags))
+    if _SCORE not in model.tags:
+        raise UserError(
+            f"{there}, another encoder, and which one is better only recognisers on them can say: use --force to move "
+            "the alias"
+        )
+    score, known = (float(tags[_SCORE]) for tags in (model.tags, holder.tags))
     if not score >= known:
         raise UserError(
             f"{there}, with a mean CCC of {known:.3f}; {model.url} has {score:.3f}: use --force to move the alias to it"
@@ -152,7 +161,7 @@ def _refuse_worse(model: TrackedModel, holder: Any, address: str) -> None:
 
 @contextlib.contextmanager
 def opened(model: str) -> Iterator[str]:
-    """The folder of the recogniser that `model` names, for as long as the block lasts.
+    """The folder of the recogniser or encoder that `model` names, for as long as the block lasts.
 
     `models:/NAME@ALIAS`, `models:/NAME/VERSION` and `models:/ID` are looked up in MLflow, in the store of
     MLFLOW_TRACKING_URI; anything else is a folder itself. Raises UserError for a name that is not registered.
@@ -163,7 +172,7 @@ def opened(model: str) -> Iterator[str]:
     config = TrackingConfig()
     with contextlib.ExitStack() as stack:
         with store_errors(config):
-            place = f"{_location(config, model)}/{RECOGNISER}"
+            place = _location(config, model)
             if not is_local(place):
                 from mlflow.artifacts import download_artifacts
 
@@ -178,10 +187,12 @@ def is_local(place: str) -> bool:
 
 
 def _location(config: TrackingConfig, model: str) -> str:
-    """Where MLflow keeps the files of the model."""
+    """Where MLflow keeps the saved folder of the model."""
     from mlflow.exceptions import MlflowException
 
     address = _ADDRESS.fullmatch(model.removeprefix(_SCHEME))
+    if address is None and _NAME.fullmatch(model.removeprefix(_SCHEME)):
+        raise UserError(f"{model} names no version: write {model}@ALIAS, such as {model}@champion, or {model}/1")
     if address is None:
         raise UserError(f"{model} is no address of a model: write {_SCHEME}NAME@ALIAS or {_SCHEME}NAME/VERSION")
     missing = UserError(
@@ -194,15 +205,15 @@ def _location(config: TrackingConfig, model: str) -> str:
     client, name, version = connect(config), address["name"], address["version"]
     try:
         if not name:
-            return str(client.get_logged_model(address["id"]).artifact_location)
-        found = (
-            client.get_model_version(name, version)
-            if version
-            else client.get_model_version_by_alias(name, address["alias"])
-        )
+            found = client.get_logged_model(address["id"])
+        elif version:
+            found = client.get_model_version(name, version)
+        else:
+            found = client.get_model_version_by_alias(name, address["alias"])
         if DIGEST not in found.tags:
-            raise UserError(f"{model} is no recogniser that `cpcscale register` registered")
-        return str(client.get_model_version_download_uri(name, found.version))
+            raise UserError(f"{model} is no model that cpcscale logged or registered")
+        files = client.get_model_version_download_uri(name, found.version) if name else found.artifact_location
+        return f"{files}/{found.tags.get(KIND, 'recogniser')}"
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise missing from None

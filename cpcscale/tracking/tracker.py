@@ -22,7 +22,7 @@ from cpcscale.tracking.about import NOTE_TAG, About
 from cpcscale.tracking.model_folder import TrackedModel
 from cpcscale.tracking.outbox import Outbox, Record, StoreAwayError, always
 from cpcscale.tracking.registry import is_local, log_model
-from cpcscale.tracking.store import TrackingConfig, brief, connect, prepare, store_errors
+from cpcscale.tracking.store import TrackingConfig, brief, connect, prepare, sqlite_path, store_errors, store_uri
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Tracker:
         self._outbox.put_file(name, data.encode() if isinstance(data, str) else data)
 
     def model(self, model: TrackedModel) -> None:
-        """Queues a saved recogniser, to be logged as a model of this run. Its folder has to stay until it is sent.
+        """Queues a recogniser or encoder, to be logged as a model of this run. Its folder has to stay until it is sent.
 
         One with training data in it is logged only where MLflow keeps its files on this machine.
         """
@@ -144,6 +144,35 @@ class Tracker:
         if not sent:
             kept = f"kept in {self._unsent_url} for the next start" if self._unsent_url else "lost (it has no run_dir)"
             logger.warning("the tracking store is still away: the last records of run %s are %s", self.run_id, kept)
+
+
+def add_values(
+    config: TrackingConfig, run_dir: str, kind: str, by_step: Mapping[int, Mapping[str, float]]
+) -> int | None:
+    """Adds values to the MLflow run of a folder, which may be under way or over: its status and driver stay.
+
+    What a key has at a step stays too. Returns how many values were added; None if the store has no run of the folder.
+    Raises UserError when the folder holds a run of another kind, StoreError when the store does not answer.
+    """
+    run_id, _ = run_note.read_own(run_dir, kind)
+    path = sqlite_path(store_uri(config))
+    # Connecting would create the file.
+    if run_id is None or (path and not path.exists()):
+        return None
+    with store_errors(config):
+        from mlflow.entities import Metric
+
+        client, now_ms, added = connect(config), int(time.time() * 1000), 0
+        if _found(client, run_id) is None:
+            return None
+        keys = {key for values in by_step.values() for key in values}
+        known = {(key, point.step) for key in keys for point in client.get_metric_history(run_id, key)}
+        for step, values in by_step.items():
+            fresh = [Metric(key, value, now_ms, step) for key, value in values.items() if (key, step) not in known]
+            if fresh:
+                client.log_batch(run_id, metrics=fresh)
+            added += len(fresh)
+    return added
 
 
 def settle(config: TrackingConfig, run_dir: str, kind: str) -> None:
@@ -231,7 +260,7 @@ class _MlflowSink:
                 return
             log_model(self._client, info.experiment_id, self._run_id, model)
         except UserError as error:
-            logger.warning("the recogniser %s is not logged to run %s: %s", model.url, self._run_id, error)
+            logger.warning("the %s %s is not logged to run %s: %s", model.kind, model.url, self._run_id, error)
         except Exception as error:  # noqa: BLE001 (each library of a place for files raises errors of its own)
             raise StoreAwayError(brief(error)) from None
 
@@ -272,20 +301,23 @@ class _MlflowSink:
 
 def _active_run(client: Any, run_id: str | None) -> Any | None:
     """The run, set to RUNNING again, or None when the store no longer has it."""
+    run = _found(client, run_id) if run_id else None
+    if run:
+        client.update_run(run_id, status="RUNNING")
+    return run
+
+
+def _found(client: Any, run_id: str) -> Any | None:
+    """The run, or None when the store no longer has it."""
     from mlflow.exceptions import MlflowException
 
-    if run_id is None:
-        return None
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
-    if run.info.lifecycle_stage != "active":
-        return None
-    client.update_run(run_id, status="RUNNING")
-    return run
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def _describe(client: Any, run: Any, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 # {file: {name: tensor}}; the files are `model`, `objective`, `optimizer` and, with a running mean, `ema`.
 Tensors = Mapping[str, Mapping[str, Tensor]]
 _NETWORK = "model."
+# What releases up to 0.2 call state beside the network's.
+_RENAMED = {"log_scale": "heads.infonce.log_scale"}
 
 
 @dataclass
@@ -149,7 +151,8 @@ def restore(
 ) -> None:
     """Loads the weights, the optimiser's state and the mean weights from a checkpoint."""
     network = {f"{_NETWORK}{name}": tensor for name, tensor in restored.tensors["model"].items()}
-    contrast.load_state_dict(network | restored.tensors["objective"])
+    heads = {_RENAMED.get(name, name): tensor for name, tensor in restored.tensors["objective"].items()}
+    contrast.load_state_dict(network | heads)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in restored.tensors["optimizer"].items():
         number, _, key = name.partition(".")
@@ -190,8 +193,13 @@ def is_pretraining(url: str) -> bool:
 
 def _chosen(url: str, which: Literal["newest", "best"]) -> tuple[RestoredCheckpoint | None, str]:
     """The checkpoint that `url` and `which` name, and how it was chosen."""
-    if storage.exists(storage.join(url, checkpoint_files.MARKER)):
-        return load_checkpoint(url), "best by probe" if _is_best_by_probe(url) else "by name"
+    marker = storage.join(url, checkpoint_files.MARKER)
+    if storage.exists(marker):
+        restored = load_checkpoint(url)
+        # A copy in MLflow says how its run chose it.
+        if known := config.read_json(storage.read(marker)).get("chosen"):
+            return restored, str(known)
+        return restored, "best by probe" if _is_best_by_probe(url) else "by name"
     ledger = Ledger(url)
     state = ledger.head()
     if which == "newest" or not state.checkpoints:

@@ -39,8 +39,10 @@ def log_metrics(
 
 
 def feed_seconds(by_name: Mapping[str, float]) -> tuple[float, float]:
-    """(seconds that a feed's threads spent reading the store, seconds spent verifying, decoding and collating)."""
-    return by_name.get("fetch", 0.0), sum(by_name.get(name, 0.0) for name in ("verify", "decode", "collate"))
+    """(seconds that a feed's threads spent reading the store, seconds spent verifying, decoding, measuring and
+    collating)."""
+    own = ("verify", "decode", "measure", "collate")
+    return by_name.get("fetch", 0.0), sum(by_name.get(name, 0.0) for name in own)
 
 
 def summary(

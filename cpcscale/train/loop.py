@@ -19,8 +19,9 @@ from cpcscale.train.observer import Observer, RunRequests, StoppedError, asks_to
 from cpcscale.train.optim import learning_rate
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
+from cpcscale.train.scores import reduce_scores
 from cpcscale.train.setup import Data, StepMaker, set_up
-from cpcscale.train.step import TrainStep, reduce_scores
+from cpcscale.train.step import TrainStep
 from cpcscale.train.time_account import HiddenSeconds, TimeAccount
 from cpcscale.train.validate import Validation
 
@@ -91,7 +92,8 @@ class _Run:
         self.position, self.order, self.total = self.setup.position, self.setup.order, self.setup.total
         self.step, self.saver = self.setup.step, self.setup.saver
         self.validations = {name: Validation(index, recipe, ranks) for name, index in data.validation.items()}
-        self.feed = make_feed(FeedSource(data.train, self.order, recipe.window, recipe.feed), ranks, self.position.step)
+        source = FeedSource(data.train, self.order, recipe.window, recipe.feed, recipe.measures)
+        self.feed = make_feed(source, ranks, self.position.step)
         self.meter, self.new_bad = TimeAccount(self.step.timeline), list[BadWindow]()
         # Whether the run was asked to stop after this step.
         self.stopping = False
@@ -126,7 +128,7 @@ class _Run:
             # Steps with a checkpoint are scored too, so that it holds the metrics of its own step.
             if self.result.scored:
                 lap, flops = self.meter.lap(self._hidden(), "logging"), self.setup.costs.flops_per_s.total
-                values = reduce_scores(self.result, self.ranks)
+                values = reduce_scores(self.result.parts, self.ranks)
                 values |= log_metrics(lap, self.feed.traffic(), flops, self.recipe.train.precision, self.ranks)
                 values["audio_hours"] = self.position.audio_s / 3600
                 values["learning_rate"] = learning_rate(self.recipe.optim, step - 1, self.total)

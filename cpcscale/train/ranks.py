@@ -110,7 +110,7 @@ class Ranks:
         count = int(self.max(torch.tensor(len(rows))))
         mine = torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
         parts = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(parts, mine)
+        dist.all_gather(parts, mine, group=self._group(mine))
         return torch.cat(parts), slice(self.rank * count, self.rank * count + len(rows))
 
     def broadcast(self, value: Any) -> Any:

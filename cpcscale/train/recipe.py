@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 from cpcscale import config
 from cpcscale.errors import UserError
+from cpcscale.handmade import targets
 from cpcscale.model.cpc import ModelConfig
-from cpcscale.objective.infonce import InfoNCEConfig
+from cpcscale.objective.objectives import ObjectiveConfig, chosen
+from cpcscale.stream.batch import Measures
 from cpcscale.stream.feed import FeedConfig
+from cpcscale.stream.run_order import OrderConfig
 from cpcscale.stream.window import WindowConfig
 from cpcscale.train.augment import AugmentConfig
 from cpcscale.train.optim import OptimConfig
@@ -87,9 +90,10 @@ class Recipe:
     # A run folder or checkpoint whose weights a new run starts from, on its own audio; empty: from scratch.
     init_from: str = ""
     window: WindowConfig = field(default_factory=lambda: WindowConfig(kind="crop", seconds=10.0))
+    order: OrderConfig = field(default_factory=OrderConfig, metadata=config.ADDED)
     feed: FeedConfig = field(default_factory=FeedConfig, metadata=config.PLACE)
     model: ModelConfig = field(default_factory=ModelConfig)
-    objective: InfoNCEConfig = field(default_factory=InfoNCEConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -109,9 +113,32 @@ class Recipe:
                 f"model.predictor.steps={steps} ahead: use longer windows or fewer steps"
             )
 
+        share = self.train.batch // self.train.lanes
+        if share % self.order.run:
+            raise UserError(
+                f"order.run={self.order.run} does not divide train.batch / train.lanes = {share}: use a divisor of it, "
+                "or fewer lanes"
+            )
+        if not any(objective.weight for objective in chosen(self.objective, steps)):
+            raise UserError("objective.weight=0 and no other objective has a weight: nothing would be learnt")
+        if self.measures and hop != targets.HOP_SAMPLES:
+            raise UserError(
+                f"objective.acoustic needs frames of {targets.HOP_SAMPLES} samples, and the encoder's hop is {hop}: "
+                "set strides whose product is that, or leave the acoustic weights at 0"
+            )
+
+    @property
+    def measures(self) -> Measures | None:
+        """What the feed measures of each window; None if no objective needs it."""
+        acoustic = self.objective.acoustic
+        if not (acoustic.frames or acoustic.window):
+            return None
+        return Measures(targets.measure, targets.HOP_SAMPLES, len(targets.FRAME_NAMES), len(targets.WINDOW_NAMES))
+
     def identity(self) -> dict[str, Any]:
         """The settings that must not change when a run resumes: all that its later batches and updates depend on."""
         whole = config.identity(self)
         train = {name: whole["train"][name] for name in ("batch", "lanes")}
-        kept = ("seed", "init_from", "window", "model", "objective", "augment", "optim")
-        return {**{name: whole[name] for name in kept}, "train": train}
+        kept = ("seed", "init_from", "window", "order", "model", "objective", "augment", "optim")
+        # A key at a default that came later is not part of it.
+        return {**{name: whole[name] for name in kept if name in whole}, "train": train}

@@ -13,6 +13,7 @@ from cpcscale.model.cpc import CPC
 from cpcscale.runs.ledger import Ledger, RunState
 from cpcscale.shards.index import Index
 from cpcscale.stream.run_order import Chapter, RunOrder
+from cpcscale.stream.window_counts import WindowSpeakers
 from cpcscale.train import checkpoint
 from cpcscale.train.checkpoint import RestoredCheckpoint, RunPosition, load_checkpoint
 from cpcscale.train.optim import OptimConfig, learning_rate
@@ -45,10 +46,8 @@ def initial_network(restored: RestoredCheckpoint | None, recipe: Recipe) -> tupl
 
 
 def load_initial_weights(model: CPC, network: CPC) -> None:
-    """Copies the weights of `network` into `model`, except for the offset and gain, which depend on the audio."""
-    own = ("offset", "gain")
-    weights = {name: tensor for name, tensor in network.state_dict().items() if name not in own}
-    model.load_state_dict({**model.state_dict(), **weights})
+    """Copies what `network` learnt into `model`, which keeps its constants: they depend on the audio."""
+    model.load_state_dict({**network.state_dict(), **model.constants})
 
 
 def start(
@@ -65,7 +64,7 @@ def start(
     if restored is None:
         new = RunPosition(step=0, fingerprint=index.fingerprint, identity=recipe.identity())
         new.chapters = [[0, 0, index.shards.num_rows]]
-        return new, _order(new, recipe, windows)
+        return new, _order(new, recipe, index, windows)
     position = restored.position
     differing = config.differences(position.identity, recipe.identity())
     if differing:
@@ -76,7 +75,7 @@ def start(
         )
     position.chapters = _chapters(restored, recipe, index, windows, append)
     position.fingerprint = index.fingerprint
-    order = _order(position, recipe, windows)
+    order = _order(position, recipe, index, windows)
     total = total_steps(recipe, order)
     if position.step > total:
         raise UserError(
@@ -88,9 +87,10 @@ def start(
     return position, order
 
 
-def _order(position: RunPosition, recipe: Recipe, windows: np.ndarray) -> RunOrder:
-    chapters = [Chapter(*values) for values in position.chapters]
-    return RunOrder(windows, recipe.seed, recipe.train.lanes, recipe.train.batch, chapters)
+def _order(position: RunPosition, recipe: Recipe, index: Index, windows: np.ndarray) -> RunOrder:
+    chapters, speakers = [Chapter(*values) for values in position.chapters], WindowSpeakers(index, recipe.window)
+    lanes, batch, run = recipe.train.lanes, recipe.train.batch, recipe.order.run
+    return RunOrder(windows, recipe.seed, lanes, batch, chapters, run=run, speakers=speakers)
 
 
 def total_steps(recipe: Recipe, order: RunOrder) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cpcscale.errors import UserError
+from cpcscale.runs.ledger import heldout_loss
 from cpcscale.runs.publisher import Publisher
 from cpcscale.train.checkpoint import RunPosition, Tensors, checkpoint_files_of
 
@@ -107,6 +108,6 @@ class Saver:
         try:
             self._snapshot.wait()
             files = checkpoint_files_of(copies, position, self._spec, self._publisher.probe_set)
-            return self._publisher.publish(position.step, position.metrics.get("heldout_loss"), files)
+            return self._publisher.publish(position.step, heldout_loss(position.metrics), files)
         finally:
             self.busy_s += time.perf_counter() - began

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from cpcscale.errors import UserError
 from cpcscale.model.cost import NetworkCost, network_cost
@@ -11,16 +13,21 @@ from cpcscale.model.cpc import CPC, build
 from cpcscale.runs.ledger import Ledger, RunState
 from cpcscale.runs.publisher import Publisher
 from cpcscale.shards.index import Index
+from cpcscale.stream.feed import FeedSource, fixed_batches
 from cpcscale.stream.run_order import RunOrder
 from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train import resume
 from cpcscale.train.checkpoint import RestoredCheckpoint, RunPosition, restore
+from cpcscale.train.constants import set_constants
 from cpcscale.train.observer import Observer
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
 from cpcscale.train.saver import Saver
 from cpcscale.train.step import TrainStep
 from cpcscale.train.window_log import WindowLog
+
+# Windows that a front end is calibrated on, and how many are decoded at a time.
+_CALIBRATED, _TOGETHER = 256, 16
 
 # Makes the object whose calls are the updates, from the arguments of TrainStep.
 StepMaker = Callable[[CPC, Recipe, Ranks, int], TrainStep]
@@ -75,7 +82,12 @@ def set_up(
     restored = resume.newest_checkpoint(ledger, seen, ranks)
     position, order = resume.start(restored, recipe, data.train, windows, data.append)
     total = resume.total_steps(recipe, order)
-    step = _step(recipe, data.train, ranks, restored, position, total, make_step)
+    source = FeedSource(data.train, order, recipe.window, recipe.feed)
+    step = _step(recipe, source, ranks, restored, position, total, make_step)
+    if recipe.measures and not restored:
+        if ranks.first:
+            observer.note("measuring training windows, by which acoustic targets are standardised")
+        set_constants(step.contrast, FeedSource(data.train, order, recipe.window, recipe.feed, recipe.measures), ranks)
     path = recipe.train.log_window_ids
     window_log = WindowLog(path, data.train, order.lanes, ranks, position.step) if path else None
     # Last of all: from here on no other process may publish.
@@ -89,17 +101,46 @@ def set_up(
     return setup
 
 
+def new_network(recipe: Recipe, source: FeedSource, ranks: Ranks | None) -> CPC:
+    """The network of step 0, the same on all ranks: its weights depend on the seed, its constants on the shard set.
+
+    What takes a pass over audio is measured by rank 0, on windows spread evenly over the order of epoch 0; with `ranks`
+    None it is left out, for a checkpoint has it. Raises UserError on every rank when these cannot be read.
+    """
+    offset, gain = source.index.wave_scale()
+    model = build(recipe.model, recipe.seed, offset=offset, gain=gain)
+    if ranks is None:
+        return model
+    error = None
+    try:
+        if ranks.first:
+            model.calibrate(_calibration_windows(source))
+    except UserError as failure:
+        error = failure
+    ranks.raise_on_all(error)
+    model.load_state_dict({**model.state_dict(), **ranks.broadcast(model.constants)})
+    return model
+
+
+def _calibration_windows(source: FeedSource) -> Iterator[np.ndarray]:
+    """The audio of the windows, int16 [S] each, without padding; nothing of windows that do not count."""
+    total = source.order.epoch_order.total
+    positions = np.linspace(0, total, min(total, _CALIBRATED), endpoint=False).astype(np.int64)
+    for batch in fixed_batches(source, positions, _TOGETHER):
+        for wave_S, samples in zip(batch.wave_BS, batch.samples_B.tolist(), strict=True):
+            yield wave_S[:samples]
+
+
 def _step(
     recipe: Recipe,
-    index: Index,
+    source: FeedSource,
     ranks: Ranks,
     restored: RestoredCheckpoint | None,
     position: RunPosition,
     total: int,
     make_step: StepMaker,
 ) -> TrainStep:
-    offset, gain = index.wave_scale()
-    model = build(recipe.model, recipe.seed, offset=offset, gain=gain)
+    model = new_network(recipe, source, None if restored else ranks)
     origin = resume.initial_network(restored, recipe)
     if origin:
         resume.load_initial_weights(model, origin[0])

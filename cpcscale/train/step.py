@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -14,115 +13,87 @@ from torch import Tensor, nn
 
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC
-from cpcscale.objective.infonce import (
-    InfoNCEConfig,
-    LossSums,
-    NegativePool,
-    ScoredRows,
-    count_predictions,
-    frame_content,
-    infonce,
-    prepare_vectors,
-    sum_parts,
-)
-from cpcscale.objective.negatives import Scope
+from cpcscale.objective import objectives
+from cpcscale.objective.infonce import frame_content
+from cpcscale.objective.objective import Features, Objective, Outputs, Rows
 from cpcscale.stream.batch import Batch
 from cpcscale.train import optim
 from cpcscale.train.augment import add_effects
-from cpcscale.train.device import DeviceCopies, make_timeline
+from cpcscale.train.device import DeviceCopies, Timeline, make_timeline
 from cpcscale.train.ema import Ema
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
+from cpcscale.train.scores import ObjectiveSums, StepResult, factor
 
-# (z_BTC, predictions_BTKC, scale []), all in fp32.
-NetworkOutput = tuple[Tensor, Tensor, Tensor]
+# The outputs of each head.
+NetworkOutput = tuple[Outputs, ...]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """The result of one update; `reduce_scores` turns it into metrics.
-
-    `sums` are those of the objective over this rank's rows, for each prediction step k. The rest describes the global
-    batch and is known to the host without waiting for the device: `count_K` valid predictions (on the CPU), `samples`
-    of real audio, `bad` windows, rank 0's `request` number and whether it `asked` for something new. `scored` says
-    whether the step counted correct predictions and false negatives.
-    """
-
-    sums: LossSums
-    count_K: Tensor
-    samples: int = 0
-    bad: int = 0
-    request: int = 0
-    asked: bool = False
-    scored: bool = True
-
-    @property
-    def empty(self) -> bool:
-        """Whether the global batch had no valid prediction, so that there was no update."""
-        return not any(self.count_K.tolist())
-
-
 class ContrastiveModel(nn.Module):
-    """The network and the scale of the scores as one module, as DDP needs; maps waveforms to what the loss compares."""
+    """The network and the heads of the objectives as one module, as DDP needs: from waveforms to what is compared."""
 
-    def __init__(self, model: CPC, config: InfoNCEConfig) -> None:
+    def __init__(self, model: CPC, objectives: Sequence[Objective], seed: int) -> None:
         super().__init__()
-        self.model, self.config = model, config
-        # As a logarithm, so that a learnt scale stays above 0.
-        log_scale = torch.tensor(math.log(config.scale(model.channels)))
-        if config.learn_temperature:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            heads = {objective.name: objective.head(model.channels, model.context_width) for objective in objectives}
+        # Before the network: checkpoints know the optimiser's state by the number of each parameter.
+        self.heads, self.model = nn.ModuleDict(heads), model
         self.to(model.gain.device)
 
-    def forward(self, wave_BS: Tensor, past_BS: Tensor | None = None) -> NetworkOutput:
-        """(z_BTC, predictions_BTKC, scale []) of float waveforms in [-1, 1).
+    def forward(self, wave_BS: Tensor, past_BS: Tensor | None, rows: Rows) -> NetworkOutput:
+        """The outputs of each head, in fp32, of float waveforms in [-1, 1).
 
         Contexts are computed from `past_BS` if given, else from `wave_BS`.
         """
         z_BTC, c_BTD = self.model.features(wave_BS, past_BS)
-        predictions_BTKC = self.model.predictor(c_BTD)
+        features = Features(z_BTC, c_BTD, self.model.predictor(c_BTD))
         with torch.autocast(wave_BS.device.type, enabled=False):
-            return *prepare_vectors(z_BTC, predictions_BTKC, self.config), self.log_scale.exp()
+            return tuple(head(features, rows) for head in self.heads.values())
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Rows of a batch on the device: float waveforms in [-1, 1), the rest int64.
-
-    `past_BS` is the augmented waveform, if any; `content_BT` the content hash of each frame, on scored steps only.
-    """
+class _Piece:
+    """Rows of a batch on the device: float waveforms in [-1, 1), `past_BS` augmented, if any."""
 
     wave_BS: Tensor
     past_BS: Tensor | None
-    frames_B: Tensor
-    key_B: Tensor
-    group_B: Tensor
-    content_BT: Tensor | None
+    rows: Rows
 
-    def __getitem__(self, piece: slice) -> _Rows:
-        content_BT = None if self.content_BT is None else self.content_BT[piece]
+    def __getitem__(self, piece: slice) -> _Piece:
         past_BS = None if self.past_BS is None else self.past_BS[piece]
-        keys = self.frames_B[piece], self.key_B[piece], self.group_B[piece]
-        return _Rows(self.wave_BS[piece], past_BS, *keys, content_BT)
+        return _Piece(self.wave_BS[piece], past_BS, self.rows[piece])
 
-    def latents(self, outputs: NetworkOutput) -> ScoredRows:
-        """These rows as the objective takes them, detached from the graph."""
-        z_BTC, predictions_BTKC, scale = (part.detach() for part in outputs)
-        return ScoredRows(z_BTC, predictions_BTKC, scale, self.frames_B, self.key_B, self.content_BT)
+
+class _TimedRanks:
+    """The ranks as objectives see them: the time of an exchange is counted as that, the rest as the objective's."""
+
+    def __init__(self, ranks: Ranks, timeline: Timeline) -> None:
+        self._ranks, self._timeline = ranks, timeline
+
+    def gather_rows(self, rows: Tensor) -> tuple[Tensor, slice]:
+        self._timeline.mark("objective")
+        gathered = self._ranks.gather_rows(rows)
+        self._timeline.mark("allreduce")
+        return gathered
+
+    def sum(self, values: Tensor) -> Tensor:
+        self._timeline.mark("objective")
+        total = self._ranks.sum(values)
+        self._timeline.mark("allreduce")
+        return total
 
 
 class TrainStep:
     """Makes the `total` updates of a run. Its state is the model, the optimiser, the loss scale and the mean weights.
 
-    The loss is that of the global batch. The counts of valid predictions depend only on lengths and are summed over
-    ranks before the forward pass, so each micro-batch's loss has its final weight at once and gradients just add up.
-    If negatives come from other rows, all latents of the global batch are computed first and the loss gradient with
-    respect to them is cached; then each micro-batch runs forward again and backward (Gao et al. 2021, arXiv
-    2101.06983). Accumulation therefore does not change the loss.
+    The loss is that of objective/objective.py over the global batch. The counts of valid elements depend only on the
+    batch and are summed over ranks before the forward pass, so each micro-batch's loss has its final weight at once and
+    gradients just add up. If an objective compares rows, the outputs of all rows are computed first and the loss
+    gradient with respect to them is cached; then each micro-batch runs forward again and backward (Gao et al. 2021,
+    arXiv 2101.06983). Accumulation therefore does not change the loss.
 
     The host never waits for a GPU here: it sums over ranks itself what it needs to know. Whether an update was finite
     is decided and counted on the device; `faults` reads it on steps that are logged anyway.
@@ -133,7 +104,8 @@ class TrainStep:
         if precision == "fp16" and ranks.device.type != "cuda":
             raise UserError("train.precision=fp16 needs a GPU and there is none here: use fp32, or bf16 to try it out")
         self.model, self.recipe, self.ranks, self.total = model, recipe, ranks, total
-        self.contrast = ContrastiveModel(model, recipe.objective)
+        self.objectives = objectives.chosen(recipe.objective, recipe.model.predictor.steps)
+        self.contrast = ContrastiveModel(model, self.objectives, recipe.seed)
         self.optimizer = optim.build_optimizer(self.contrast, recipe.optim)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision == "fp16")
         self.ema = Ema(model, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
@@ -150,21 +122,22 @@ class TrainStep:
         `request` number; a step with a new number is scored too.
         """
         self.timeline.mark("unattributed")
-        rows, whole_BS = self._to_device(batch, past=self.recipe.augment.past)
+        facts = _facts(batch, self.model.hop_samples)
+        whole, int_BS = self._to_device(batch, facts, past=self.recipe.augment.past)
         self.timeline.mark("copy")
-        count_K, (samples, bad, request) = self._global_counts(batch, request if self.ranks.first else 0)
+        counts, (samples, bad, request) = self._global_counts(batch, facts, request if self.ranks.first else 0)
+        weights = self._copy(*map(self._class_weights, self.objectives, counts))
+        weights = tuple(map(self.scaler.scale, weights))
         self.timeline.mark("allreduce")
         asked, self._request = request != self._request, request
         scored = scored or asked
-        rows = self._with_content(rows, whole_BS) if scored else rows
-        (weight_K,) = self._copy(self.ranks.world / (count_K.clamp(min=1) * len(count_K)))
-        weight_K = self.scaler.scale(weight_K)
+        whole = self._with_content(whole, int_BS) if scored else whole
         self.optimizer.zero_grad(set_to_none=True)
-        own = self.recipe.objective.scope == "utterance"
-        sums = sum_parts(
-            self._with_own_negatives(rows, weight_K) if own else self._with_pooled_negatives(rows, weight_K)
-        )
-        result = StepResult(sums, count_K, samples, bad, request, asked, scored)
+        compares = any(objective.compares_rows for objective in self.objectives)
+        by_piece = list(self._together(whole, weights) if compares else self._piece_by_piece(whole, weights))
+        sums = [torch.stack(parts).sum(0) for parts in zip(*by_piece, strict=True)]
+        parts = tuple(map(ObjectiveSums, self.objectives, sums, counts))
+        result = StepResult(parts, samples, bad, request, asked, scored)
         if not result.empty:
             self._update(step)
         self.timeline.mark("optimiser")
@@ -189,71 +162,77 @@ class TrainStep:
         return self.ema.applied() if self.ema else contextlib.nullcontext()
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> StepResult:
-        """The sums over a batch without an update; `count_K` is this rank's own, not the global one.
+    def evaluate(self, batch: Batch) -> list[ObjectiveSums]:
+        """The sums over a batch without an update, and this rank's own counts, of objectives that score single rows.
 
-        Negatives are always drawn for each prediction from its own utterance, whatever the run trains with, so that
-        scores do not depend on how rows are shared out and are comparable between runs.
+        For InfoNCE, negatives are always drawn for each prediction from its own utterance, whatever the run trains
+        with, so that scores do not depend on how rows are shared out and are comparable between runs.
         """
-        rows = self._with_content(*self._to_device(batch, past=False))
+        facts = _facts(batch, self.model.hop_samples)
+        piece = self._with_content(*self._to_device(batch, facts, past=False))
         with self._autocast():
-            latents = rows.latents(self.contrast(rows.wave_BS))
-        sums, _ = infonce(latents, replace(self.recipe.objective, scope="utterance", draw="each"))
-        return StepResult(sums, self._counts(batch))
+            outputs = self.contrast(piece.wave_BS, None, piece.rows)
+        found = []
+        for objective, each in zip(self.objectives, outputs, strict=True):
+            if score := objective.by_row():
+                sums_MN, _ = score(each, piece.rows, self.ranks)
+                found.append(ObjectiveSums(score, sums_MN, score.count(facts, self.ranks)))
+        return found
 
-    def _counts(self, batch: Batch) -> Tensor:
-        frames_B = torch.from_numpy(batch.samples_B // self.model.hop_samples)
-        return count_predictions(frames_B, self.recipe.model.predictor.steps)
-
-    def _global_counts(self, batch: Batch, request: int) -> tuple[Tensor, list[int]]:
-        """(count_K, [samples, bad windows, request]) of all ranks' rows."""
+    def _global_counts(self, batch: Batch, facts: Rows, request: int) -> tuple[list[Tensor], list[int]]:
+        """(count_N of each objective, [samples, bad windows, request]) of all ranks' rows, on the CPU."""
+        counts = [objective.count(facts, self.ranks) for objective in self.objectives]
         local = torch.tensor([int(batch.samples_B.sum()), len(batch.bad), request])
-        totals = self.ranks.sum(torch.cat([self._counts(batch), local]))
-        return totals[:-3], totals[-3:].tolist()
+        totals = self.ranks.sum(torch.cat([*counts, local]))
+        *counts, local = totals.split([*map(len, counts), len(local)])
+        return counts, local.tolist()
 
-    def _with_own_negatives(self, rows: _Rows, weight_K: Tensor) -> Iterator[LossSums]:
-        """Forward and backward of one micro-batch after the other, with negatives from each row itself."""
-        for piece, last in self._pieces(rows):
+    def _class_weights(self, objective: Objective, count_N: Tensor) -> Tensor:
+        """What the sums of each class are multiplied by; DDP averages the gradients over the ranks."""
+        weight_N = self.ranks.world / (count_N.clamp(min=1) * len(count_N))
+        return weight_N * factor(objective, self.objectives[0])
+
+    def _piece_by_piece(self, whole: _Piece, weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Forward and backward of one micro-batch after the other."""
+        for piece, last in self._pieces(whole):
             with self._reduce_with(last):
-                with self._autocast():
-                    outputs = self._module(piece.wave_BS, piece.past_BS)
+                outputs = self._run_network(piece, graph=True)
                 self.timeline.mark("forward")
-                sums, gradients = infonce(piece.latents(outputs), self.recipe.objective, weight_K=weight_K)
+                sums, gradients = self._losses(outputs, piece.rows, weights)
                 self.timeline.mark("objective")
-                assert gradients is not None
-                _backpropagate(outputs, (gradients.z_BTC, gradients.predictions_BTKC, gradients.scale))
+                _backpropagate(outputs, gradients)
             self.timeline.mark("backward")
             yield sums
 
-    def _with_pooled_negatives(self, rows: _Rows, weight_K: Tensor) -> Iterator[LossSums]:
-        """Forward and backward with negatives from the rows of all ranks and micro-batches (see the class)."""
-        pieces, once = list(self._pieces(rows)), self._is_one_piece()
-        outputs = [self._run_network(piece, graph=once) for piece, _ in pieces]
-        whole = (
-            torch.cat([z_BTC for z_BTC, _, _ in outputs]),
-            torch.cat([p_BTKC for _, p_BTKC, _ in outputs]),
-            outputs[0][2],
-        )
-        latents = rows.latents(whole)
+    def _together(self, whole: _Piece, weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Forward and backward where rows are compared with those of all ranks and micro-batches (see the class)."""
+        pieces, once = list(self._pieces(whole)), self._is_one_piece()
+        by_piece = [self._run_network(piece, graph=once) for piece, _ in pieces]
+        outputs = tuple(tuple(map(_joined, zip(*parts, strict=True))) for parts in zip(*by_piece, strict=True))
         self.timeline.mark("forward")
-        pool, own = self._pool(rows, latents.z_BTC)
-        self.timeline.mark("allreduce")
-        sums, gradients = infonce(latents, self.recipe.objective, pool=pool, weight_K=weight_K)
-        assert gradients is not None and gradients.pool_RTC is not None
+        sums, gradients = self._losses(outputs, whole.rows, weights)
         self.timeline.mark("objective")
-        gradients.z_BTC.add_(self.ranks.sum(gradients.pool_RTC)[own])
-        self.timeline.mark("allreduce")
         start = 0
-        for (piece, last), kept in zip(pieces, outputs, strict=True):
+        for (piece, last), kept in zip(pieces, by_piece, strict=True):
             part = slice(start, start + len(piece.wave_BS))
             with self._reduce_with(last):
                 again = kept if once else self._run_network(piece, graph=True)
-                # All pieces share one scale: its gradient is applied once.
-                scale = gradients.scale if last else torch.zeros_like(gradients.scale)
-                _backpropagate(again, (gradients.z_BTC[part], gradients.predictions_BTKC[part], scale))
+                _backpropagate(again, [[_of_piece(each, part, last) for each in parts] for parts in gradients])
             start = part.stop
         self.timeline.mark("backward")
         yield sums
+
+    def _losses(
+        self, outputs: NetworkOutput, rows: Rows, weights: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Outputs]]:
+        """(sums, gradients of the outputs) of each objective."""
+        peers, sums, gradients = _TimedRanks(self.ranks, self.timeline), [], []
+        for objective, each, weight_N in zip(self.objectives, outputs, weights, strict=True):
+            sums_MN, back = objective(tuple(output.detach() for output in each), rows, peers, weight_N)
+            assert back is not None
+            sums.append(sums_MN)
+            gradients.append(back)
+        return sums, gradients
 
     def _is_one_piece(self) -> bool:
         """Whether all rows of every rank fit one micro-batch. The same on all ranks, whose collectives must match."""
@@ -261,17 +240,10 @@ class TrainStep:
         most = -(-train.lanes // self.ranks.world) * (train.batch // train.lanes)
         return not 0 < train.micro_batch < most
 
-    def _run_network(self, piece: _Rows, *, graph: bool) -> NetworkOutput:
+    def _run_network(self, piece: _Piece, *, graph: bool) -> NetworkOutput:
+        module = self._module if graph else self.contrast
         with torch.set_grad_enabled(graph), self._autocast():
-            return cast(NetworkOutput, (self._module if graph else self.contrast)(piece.wave_BS, piece.past_BS))
-
-    def _pool(self, rows: _Rows, z_BTC: Tensor) -> tuple[NegativePool, slice]:
-        """The latents of the global batch, and the slice of this rank's rows."""
-        label_B = rows.group_B if self.recipe.objective.scope == "group" else torch.zeros_like(rows.group_B)
-        frames_R, own = self.ranks.gather_rows(rows.frames_B)
-        z_RTC, key_R, label_R = (self.ranks.gather_rows(part)[0] for part in (z_BTC, rows.key_B, label_B))
-        content_RT = None if rows.content_BT is None else self.ranks.gather_rows(rows.content_BT)[0]
-        return NegativePool(z_RTC, Scope.of_pool(frames_R, key_R, label_R, z_BTC.shape[1], own), content_RT), own
+            return cast(NetworkOutput, module(piece.wave_BS, piece.past_BS, piece.rows))
 
     def _update(self, step: int) -> None:
         """The optimiser's step, which its kernel skips if a gradient is not finite: on all ranks or on none."""
@@ -293,27 +265,30 @@ class TrainStep:
         self._faults += torch.stack([skipped, fault])
 
     @torch.no_grad()
-    def _to_device(self, batch: Batch, past: bool) -> tuple[_Rows, Tensor]:
+    def _to_device(self, batch: Batch, facts: Rows, past: bool) -> tuple[_Piece, Tensor]:
         """The rows on the device, and their waveforms as int16."""
-        host = [torch.from_numpy(each) for each in (batch.wave_BS, batch.samples_B, batch.key_B, batch.group_B)]
-        whole_BS, samples_B, key_B, group_B = self._copy(*host)
+        known = {name: tensor for name, tensor in vars(facts).items() if tensor is not None}
+        int_BS, *moved = self._copy(torch.from_numpy(batch.wave_BS), *known.values())
+        rows = Rows(**dict(zip(known, moved, strict=True)))
         if self.ranks.device.type == "cpu":
             # By numpy, in this thread alone: torch's threads would compete for cores with the threads that decode.
             wave_BS = torch.from_numpy(np.multiply(batch.wave_BS, np.float32(1 / 32768), dtype=np.float32))
         else:
-            wave_BS = whole_BS.float() / 32768
-        past_BS = add_effects(wave_BS, host[2], host[1], self.recipe.augment) if past else None
-        return _Rows(wave_BS, past_BS, samples_B // self.model.hop_samples, key_B, group_B, None), whole_BS
+            wave_BS = int_BS.float() / 32768
+        samples_B = torch.from_numpy(batch.samples_B)
+        past_BS = add_effects(wave_BS, facts.key_B, samples_B, self.recipe.augment) if past else None
+        return _Piece(wave_BS, past_BS, rows), int_BS
 
-    def _with_content(self, rows: _Rows, whole_BS: Tensor) -> _Rows:
-        return replace(rows, content_BT=frame_content(whole_BS, whole_BS.shape[1] // self.model.hop_samples))
+    def _with_content(self, piece: _Piece, int_BS: Tensor) -> _Piece:
+        content_BT = frame_content(int_BS, int_BS.shape[1] // self.model.hop_samples)
+        return replace(piece, rows=replace(piece.rows, content_BT=content_BT))
 
-    def _pieces(self, rows: _Rows) -> Iterator[tuple[_Rows, bool]]:
+    def _pieces(self, whole: _Piece) -> Iterator[tuple[_Piece, bool]]:
         """(micro-batch, whether it is the last)."""
-        count = len(rows.wave_BS)
+        count = len(whole.wave_BS)
         size = self.recipe.train.micro_batch or count
         for start in range(0, count, size):
-            yield rows[start : start + size], start + size >= count
+            yield whole[start : start + size], start + size >= count
 
     def _reduce_with(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients are reduced over ranks once a step, with the last piece."""
@@ -325,23 +300,29 @@ class TrainStep:
         return torch.autocast(self.ranks.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
 
 
-def _backpropagate(outputs: NetworkOutput, gradients: NetworkOutput) -> None:
-    """Backpropagates the gradients of the network's outputs to its parameters."""
-    learnt = [number for number, output in enumerate(outputs) if output.requires_grad]
-    torch.autograd.backward([outputs[number] for number in learnt], [gradients[number] for number in learnt])
+def _facts(batch: Batch, hop_samples: int) -> Rows:
+    """What is known of the rows of a batch, on the CPU."""
+    host = torch.from_numpy
+    known = host(batch.samples_B // hop_samples), host(batch.key_B), host(batch.group_B), host(batch.utterance_B)
+    if batch.frame_BTF is None or batch.window_BF is None:
+        return Rows(*known)
+    return Rows(*known, None, host(batch.frame_BTF), host(batch.window_BF))
 
 
-def reduce_scores(result: StepResult, ranks: Ranks, *, counted: bool = True) -> dict[str, float]:
-    """{loss, accuracy_mean, false_negative_rate, loss_k01, accuracy_k01, ...} of the global batch, on all ranks.
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all micro-batches; what rows share is the same in each."""
+    return torch.cat(list(parts)) if parts[0].dim() else parts[0]
 
-    `counted` says that `count_K` is global already, as in the result of a training step.
-    """
-    steps, sums = len(result.count_K), result.sums
-    local = torch.cat([sums.loss_K.double(), sums.correct_K.double(), sums.false_K.double()])
-    totals = ranks.sum(local).cpu().numpy()
-    count_K = (result.count_K if counted else ranks.sum(result.count_K)).double().numpy()
-    loss_K, accuracy_K, false_K = (part / np.maximum(1, count_K) for part in np.split(totals, 3))
-    by_step = {f"loss_k{k + 1:02d}": float(loss_K[k]) for k in range(steps)}
-    by_step |= {f"accuracy_k{k + 1:02d}": float(accuracy_K[k]) for k in range(steps)}
-    means = {"loss": loss_K, "accuracy_mean": accuracy_K, "false_negative_rate": false_K}
-    return {name: float(values.mean()) for name, values in means.items()} | by_step
+
+def _of_piece(gradient: Tensor, part: slice, last: bool) -> Tensor:
+    """The gradient of a micro-batch: of its rows; of what all rows share, once."""
+    if gradient.dim():
+        return gradient[part]
+    return gradient if last else torch.zeros_like(gradient)
+
+
+def _backpropagate(outputs: NetworkOutput, gradients: Sequence[Sequence[Tensor]]) -> None:
+    """Backpropagates the gradients of the heads' outputs to the parameters."""
+    pairs = [pair for each in zip(outputs, gradients, strict=True) for pair in zip(*each, strict=True)]
+    learnt = [(output, gradient) for output, gradient in pairs if output.requires_grad]
+    torch.autograd.backward([output for output, _ in learnt], [gradient for _, gradient in learnt])

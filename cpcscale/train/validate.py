@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from cpcscale.objective.infonce import LossSums, sum_parts
 from cpcscale.shards.index import Index
 from cpcscale.stream.feed import FeedSource, fixed_batches
 from cpcscale.stream.run_order import RunOrder
@@ -13,7 +11,8 @@ from cpcscale.stream.window import WindowConfig
 from cpcscale.stream.window_counts import shard_windows
 from cpcscale.train.ranks import Ranks
 from cpcscale.train.recipe import Recipe
-from cpcscale.train.step import StepResult, TrainStep, reduce_scores
+from cpcscale.train.scores import ObjectiveSums, reduce_scores
+from cpcscale.train.step import TrainStep
 
 _SEED = 0
 
@@ -27,17 +26,17 @@ class Validation:
         order = RunOrder(shard_windows(index, spec), _SEED, lanes=1, batch=1)
         positions = np.arange(min(order.epoch_order.total, recipe.train.validate_windows))[ranks.rank :: ranks.world]
         size = max(1, recipe.train.micro_batch or recipe.train.batch // ranks.world)
-        self._batches = list(fixed_batches(FeedSource(index, order, spec, recipe.feed), positions, size))
-        self._ranks, self._steps = ranks, recipe.model.predictor.steps
+        self._batches = list(
+            fixed_batches(FeedSource(index, order, spec, recipe.feed, recipe.measures), positions, size)
+        )
+        self._ranks = ranks
 
     def __call__(self, step: TrainStep) -> dict[str, float]:
         """{loss, accuracy_mean, loss_k01, ...} over all windows, on every rank."""
-        zero_K = torch.zeros(self._steps, dtype=torch.int64)
-        device_K = zero_K.to(self._ranks.device)
-        # Sums in double precision, so that the split into batches does not change the result. A rank may have none.
-        whole = StepResult(LossSums(device_K.double(), device_K, device_K.double()), zero_K)
+        # A rank may have no window.
+        scores = [score for objective in step.objectives if (score := objective.by_row())]
+        whole = [ObjectiveSums.zero(score, self._ranks.device) for score in scores]
         with step.averaged():
             for batch in self._batches:
-                part = step.evaluate(batch)
-                whole = StepResult(sum_parts([whole.sums, part.sums]), whole.count_K + part.count_K)
+                whole = [one + other for one, other in zip(whole, step.evaluate(batch), strict=True)]
         return reduce_scores(whole, self._ranks, counted=False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from functools import partial
 
 from cpcscale.errors import UserError
@@ -60,10 +62,10 @@ def recogniser(options: argparse.Namespace) -> int:
 
 
 def register(options: argparse.Namespace) -> None:
-    from cpcscale.experiments.published import register_recogniser
+    from cpcscale.experiments.published import register_model
 
     refuse_settings(options, "register")
-    values = register_recogniser(
+    values = register_model(
         options.model,
         options.name,
         options.alias,
@@ -101,7 +103,7 @@ def _fit(options: argparse.Namespace) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     from cpcscale.cluster import session
-    from cpcscale.cluster.tasks import cpus_each, stream_tasks
+    from cpcscale.cluster.tasks import cpus_each, gpus_each, stream_tasks
     from cpcscale.serve.predict import Asked, Draw, predict_files
     from cpcscale.tracking.registry import opened
 
@@ -114,17 +116,52 @@ def predict(options: argparse.Namespace) -> int:
     workers = options.workers
     if workers < 0:
         raise UserError(f"--workers {workers} is no number of workers: give 1 or more")
-    run = None
+    run = run_parts = None
     if workers > 1 or session.uses_ray():
-        run = partial(stream_tasks, cpus=cpus_each(workers) if workers else 1)
-    asked = Asked(_seconds(options.segments), options.strict, options.plot, draw)
+        gpus = gpus_each(workers) if options.device == "cuda" else 0
+        cpus = cpus_each(workers) if workers else 1
+        run = partial(stream_tasks, cpus=cpus)
+        run_parts = partial(stream_tasks, cpus=min(1, cpus), gpus=gpus, most_processes=workers) if gpus else None
+    asked = Asked(_seconds(options.segments), options.strict, options.plot, draw, options.device)
     with opened(options.model) as model:
         done = predict_files(
-            model, options.audio, options.out, asked=asked, run=run, force=options.force, as_json=options.json
+            *(model, options.audio, options.out),
+            asked=asked,
+            run=run,
+            run_parts=run_parts,
+            # The file of a model of MLflow may be on this machine alone.
+            send=session.joins_cluster() and model != options.model,
+            hold=_held,
+            force=options.force,
+            as_json=options.json,
         )
     if options.out and options.json:
         emit({"out": options.out, **dataclasses.asdict(done)})
     return 1 if done.without_value else 0
+
+
+@contextlib.contextmanager
+def _held(out: str) -> Iterator[None]:
+    """Keeps an output to this process. Raises UserError while another one that is alive makes it."""
+    from cpcscale import storage
+    from cpcscale.progress import note
+    from cpcscale.runs.lease import HeldError, LeaseConfig, hold
+    from cpcscale.runs.ledger import Ledger
+
+    place = f"{out}.lease"
+    lease = None
+    try:
+        with hold(place, LeaseConfig(), take_over=False, say=note) as lease:
+            yield
+    except HeldError:
+        holder = Ledger(place).head().holder
+        by = f"another process, {holder.described()}" if holder else "another process"
+        raise UserError(f"{out} is being made by {by}: wait for it, or give --out another name") from None
+    finally:
+        if lease and not lease.lost:
+            # The output is there: what could not be removed is in nobody's way.
+            with contextlib.suppress(UserError):
+                storage.remove(place)
 
 
 def features(options: argparse.Namespace) -> int:

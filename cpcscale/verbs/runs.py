@@ -24,6 +24,13 @@ def checkpoint(options: argparse.Namespace) -> int:
     from cpcscale.report.terminal import checkpoints as report
     from cpcscale.runs import inspect
 
+    if options.what == "acoustics":
+        from cpcscale import config
+        from cpcscale.experiments.acoustics import AcousticsConfig, acoustics
+
+        values = acoustics(options.path, config.load(AcousticsConfig, None, options.overrides))
+        show(options, values, report.acoustics_lines(values))
+        return 0
     refuse_settings(options, f"checkpoint {options.what}")
     match options.what:
         case "ls":

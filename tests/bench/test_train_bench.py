@@ -21,7 +21,8 @@ from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
 from cpcscale.report.terminal.bench import train_lines
 from cpcscale.train.ranks import Ranks
-from cpcscale.train.step import TrainStep, reduce_scores
+from cpcscale.train.scores import reduce_scores
+from cpcscale.train.step import TrainStep
 from cpcscale.train.time_account import HIDDEN, PHASES
 
 SMALL = (
@@ -127,11 +128,10 @@ def test_an_update_without_a_network_counts_what_a_real_one_counts_and_learns_no
         with_network, without = (step(batches.made(slice(None)), 0) for step in (real, null))
         for name in ("samples", "bad", "scored", "empty"):
             assert getattr(with_network, name) == getattr(without, name)
-        assert torch.equal(with_network.count_K, without.count_K)
-        assert vars(without.sums).keys() == vars(with_network.sums).keys()
-        for name, sums in vars(without.sums).items():
-            assert sums.shape == getattr(with_network.sums, name).shape and not sums.any()
-        assert reduce_scores(with_network, ranks).keys() == reduce_scores(without, ranks).keys()
+        for one, other in zip(with_network.parts, without.parts, strict=True):
+            assert torch.equal(one.count_N, other.count_N)
+            assert one.sums_MN.shape == other.sums_MN.shape and not other.sums_MN.any()
+        assert reduce_scores(with_network.parts, ranks).keys() == reduce_scores(without.parts, ranks).keys()
         assert all(torch.equal(tensor, before[name]) for name, tensor in null.contrast.state_dict().items())
 
 

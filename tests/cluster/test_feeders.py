@@ -67,13 +67,15 @@ def taken(feed: Feed, steps: int) -> list[Batch]:
 def test_actors_give_the_bytes_of_threads_opus_and_24_bit_sources_included(mixed, ray_here, kind, actors):
     index, spec = Index.load(str(mixed)), WindowConfig(kind=kind, seconds=0.5)
     order = RunOrder(shard_windows(index, spec), 0, 4, 8)
-    source = FeedSource(index, order, spec, FeedConfig(actors=actors))
+    measures = speech.recipe(objective__acoustic__frames=1).measures
+    source = FeedSource(index, order, spec, FeedConfig(actors=actors), measures)
     steps = order.lanes.steps_per_epoch + 2
     threads = taken(ThreadFeed(source, range(4), 0, threads=2), steps)
     fed = taken(ActorFeed(source, range(4), 0, StorageConfig()), steps)
     for one, other in zip(fed, threads, strict=True):
         assert (one.step, one.epoch, one.bad) == (other.step, other.epoch, other.bad)
-        for name in ("wave_BS", "samples_B", "key_B", "group_B", "utterance_B", "number_B"):
+        names = ("wave_BS", "samples_B", "key_B", "group_B", "utterance_B", "number_B", "frame_BTF", "window_BF")
+        for name in names:
             assert getattr(one, name).tobytes() == getattr(other, name).tobytes(), name
         assert one.wave_BS.flags.writeable
 

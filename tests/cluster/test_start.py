@@ -7,11 +7,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
+from commands import long
 from trees import noise, write_tree
 
 from cpcscale import machine
@@ -53,6 +57,25 @@ def test_ray_starts_whatever_the_folders_and_settings_of_the_machine(tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert "2 utterances" in ran.stdout and "Traceback" not in ran.stderr
     assert not list(temporary.iterdir())
+
+
+@long
+def test_a_node_that_needs_longer_than_ray_waits_is_waited_for(monkeypatch, caplog):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def hold() -> None:
+        while not (held := [each for each in psutil.Process().children(recursive=True) if each.name() == "raylet"]):
+            time.sleep(0.01)
+        held[0].suspend()
+        time.sleep(40)
+        held[0].resume()
+
+    with ThreadPoolExecutor(1) as beside:
+        held = beside.submit(hold)
+        session.connect(1)
+        held.result()
+    assert ray.cluster_resources()["CPU"] >= 1
+    assert "trying again" not in caplog.text
 
 
 def test_a_machine_whose_loopback_is_down_is_one_line(tmp_path):

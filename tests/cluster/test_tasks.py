@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ from commands import long
 from trees import corpus, noise, promised, write_tree
 
 from cpcscale.cluster import session
-from cpcscale.cluster.tasks import cpus_each, map_tasks, stream_tasks
+from cpcscale.cluster.tasks import cpus_each, gpus_each, map_tasks, stream_tasks
 from cpcscale.errors import AudioError, UserError
 from cpcscale.machine import usable_cores
 from cpcscale.shards.pack import PackConfig, pack
@@ -47,6 +48,8 @@ def where(request: pytest.FixtureRequest) -> Iterator[str]:
         patch.delenv("RAY_ADDRESS", raising=False)
         if request.param == "Ray":
             patch.setenv("RAY_ADDRESS", "local")
+            # Two GPUs that nobody has: Ray counts them as it counts others, and names them to processes.
+            patch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 2}')
             session.connect()
         yield request.param
     if request.param == "Ray":
@@ -98,6 +101,34 @@ def test_tasks_share_the_cores_of_this_machine_and_are_told_how_many_threads_the
     assert cpus_each(4 * cores) == 0.25
     threads = map_tasks(lambda number: os.environ["OMP_NUM_THREADS"], range(1), what="threads", cpus=cores)
     assert threads == [os.environ.get("OMP_NUM_THREADS", str(cores))]
+
+
+def test_a_pool_keeps_a_process_with_what_it_loaded_for_each_gpu_or_share_of_one(where, tmp_path):
+    if where == "processes":
+        pytest.skip("GPUs are of Ray")
+    assert [gpus_each(workers) for workers in (0, 1, 2, 3, 4, 6, 14)] == [1, 1, 1, 0.5, 0.5, 0.3333, 0.1428]
+    loaded, count = list[int](), 4
+
+    def work(number: int, factor: int) -> tuple[int, int, str, int]:
+        if number == 12:
+            raise UserError("it is 12")
+        loaded.append(number)
+        # Until all processes of the pool have a task.
+        (tmp_path / f"{os.getpid()}").touch()
+        while len(list(tmp_path.iterdir())) < count:
+            time.sleep(0.05)
+        return factor * number, os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"], len(loaded)
+
+    results = stream_tasks(work, range(13), what="work", cpus=0.1, gpus=gpus_each(count), shared=(3,))
+    found = list(itertools.islice(results, 12))
+    assert [product for product, *_ in found] == [3 * number for number in range(12)]
+    kept = {process: (gpu, most) for _, process, gpu, most in found}
+    assert len(kept) == count and sum(most for _, most in kept.values()) == 12
+    # Each has one GPU, the same for all its tasks.
+    assert sorted(gpu for gpu, _ in kept.values()) == ["0", "0", "1", "1"]
+    assert {(process, gpu) for _, process, gpu, _ in found} == {(each, kept[each][0]) for each in kept}
+    with pytest.raises(UserError, match=r"^it is 12$"):
+        next(results)
 
 
 def test_a_users_mistake_in_a_task_is_raised_as_it_is_and_what_waits_is_cancelled(tmp_path):

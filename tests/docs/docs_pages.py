@@ -117,3 +117,9 @@ def imported(name: str, path: Path) -> ModuleType:
 def reference() -> ModuleType:
     """docs/reference.py."""
     return imported("docs_reference", ROOT / "docs" / "reference.py")
+
+
+@cache
+def reference_pages() -> dict[str, str]:
+    """Every page that docs/reference.py makes, by its path below docs/."""
+    return reference().pages()

@@ -103,7 +103,7 @@ def test_a_command_with_a_mistake_is_found(text: str) -> None:
 
 def test_each_verb_has_its_config_in_the_reference() -> None:
     assert {verb for verb in reference().verbs() if not config_classes(verb)} == {
-        *("checkpoint", "register", "predict", "features"),
+        *("register", "predict", "features"),
     }
 
 

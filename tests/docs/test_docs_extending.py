@@ -18,7 +18,7 @@ from made_corpora import put_tone
 from made_voices import put_corpus
 from stores import store
 
-from cpcscale.objective.infonce import ScoredRows
+from cpcscale.objective.objective import Features, Rows
 
 PAGE = ROOT / "docs" / "extending.md"
 ROWS = [
@@ -52,10 +52,15 @@ def apply(diff: str, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package to which everything was done that the page says of a corpus and of a system."""
+    """A copy of the package to which everything was done that the page says."""
     root = tmp_path_factory.mktemp("edited")
     shutil.copytree(ROOT / "cpcscale", root / "cpcscale", ignore=shutil.ignore_patterns("__pycache__"))
-    for path in ("cpcscale/emotion/corpora/studio.py", "cpcscale/emotion/systems/energy.py"):
+    made = (
+        "cpcscale/emotion/corpora/studio.py",
+        "cpcscale/emotion/systems/energy.py",
+        "cpcscale/objective/distance.py",
+    )
+    for path in made:
         (root / path).write_text(block(path), encoding="utf-8")
     for info, text in code_blocks(PAGE):
         if info == "diff":
@@ -122,26 +127,43 @@ def test_the_context_is_causal_and_each_row_is_by_itself(tmp_path):
     assert not torch.allclose(other_BTD[0, 12:], c_BTD[0, 12:])
 
 
-def test_the_loss_is_a_sum_that_no_split_changes_and_padding_does_not_enter(tmp_path):
+def test_the_objective_is_a_sum_that_no_split_changes_and_padding_does_not_enter(tmp_path):
     torch.manual_seed(0)
-    loss, frames_B = module("a loss", tmp_path).squared_distance, torch.tensor([9, 5, 0, 9])
+    page, frames_B = module("cpcscale/objective/distance.py", tmp_path), torch.tensor([9, 5, 0, 9])
+    objective, weight_K = page.Distance(page.DistanceConfig(weight=0.1), steps=2), torch.tensor([0.5, 2.0])
     z_BTC, p_BTKC = torch.randn(4, 9, 3), torch.randn(4, 9, 2, 3)
-    weight_K = torch.tensor([0.5, 2.0])
+    key_B = torch.arange(4)
 
-    def rows(piece: slice) -> ScoredRows:
-        return ScoredRows(z_BTC[piece], p_BTKC[piece], torch.ones(()), frames_B[piece], torch.arange(4)[piece])
+    def summed(piece: slice) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        rows = Rows(frames_B, key_B, key_B, key_B)[piece]
+        outputs = objective.head(3, 3)(Features(z_BTC[piece], z_BTC[piece], p_BTKC[piece]), rows)
+        return objective(outputs, rows, None, weight_K)
 
-    sums, gradients = loss(rows(slice(None)), weight_K)
-    parts = [loss(rows(piece), weight_K) for piece in (slice(0, 1), slice(1, 4))]
-    torch.testing.assert_close(sums.loss_K, parts[0][0].loss_K + parts[1][0].loss_K)
-    for name in ("z_BTC", "predictions_BTKC"):
-        together = torch.cat([getattr(part, name) for _, part in parts])
-        torch.testing.assert_close(getattr(gradients, name), together)
+    sums_1K, gradients = summed(slice(None))
+    parts = [summed(piece) for piece in (slice(0, 1), slice(1, 4))]
+    torch.testing.assert_close(sums_1K, parts[0][0] + parts[1][0])
+    for whole, *split in zip(gradients, *(gradients for _, gradients in parts), strict=True):
+        torch.testing.assert_close(whole, torch.cat(split))
     by_hand = sum(
         ((p_BTKC[row, t, k - 1] - z_BTC[row, t + k]) ** 2).sum() * weight_K[k - 1]
         for row in range(4)
         for k in (1, 2)
         for t in range(int(frames_B[row]) - k)
     )
-    torch.testing.assert_close((sums.loss_K * weight_K).sum(), by_hand)
-    assert not gradients.z_BTC[1, 5:].any() and not gradients.z_BTC[2].any()
+    torch.testing.assert_close((sums_1K[0] * weight_K).sum().float(), by_hand)
+    assert not gradients[0][1, 5:].any() and not gradients[0][2].any()
+
+
+def test_an_objective_made_by_the_page_is_a_key_of_the_config(edited, tmp_path):
+    program = (
+        "from cpcscale import config\n"
+        "from cpcscale.objective.objectives import chosen\n"
+        "from cpcscale.train.recipe import Recipe\n"
+        "spec = config.load(Recipe, None, ['objective.distance.weight=.1']).objective\n"
+        "print([each.name for each in chosen(spec, 12)], [each.name for each in chosen(Recipe().objective, 12)])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(edited)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "['infonce', 'distance'] ['infonce']", done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from docs_pages import ROOT, reference
+from docs_pages import ROOT, reference, reference_pages
 
 from cpcscale import config
 from cpcscale.cluster.pretrain_config import PretrainConfig
@@ -65,7 +65,7 @@ def test_every_key_of_every_verb_says_what_it_is() -> None:
 def test_the_reference_has_every_key_that_a_pretraining_takes() -> None:
     known = set(config.flat(PretrainConfig()))
     assert {key.name for key in keys_of(PretrainConfig)} == known
-    page = reference().pages()["reference/pretrain.md"]
+    page = reference_pages()["reference/pretrain.md"]
     assert all(f"`{key}`" in page for key in known)
     assert dataclasses.is_dataclass(PretrainConfig) and "--take-over" in page
 

@@ -6,9 +6,11 @@ What makes them small comes after what the page says, and stands in SMALL.
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
+import mlflow
 import pytest
 import speech
 from docs_pages import ROOT, to_run
@@ -74,6 +76,9 @@ def test_the_tutorial_leads_from_audio_to_scores(
     assert "bottleneck" in said["size"]
     assert "InfoNCE accuracy" in said["pretrain"]
     assert "newest" in said["checkpoint"]
+    # The pretraining logged the encoder to its MLflow run; to register it was to name it.
+    registered = mlflow.MlflowClient("sqlite:///runs/mlflow.db").get_model_version_by_alias("encoder", "champion")
+    assert registered.run_id == json.loads(Path("runs/tutorial/pretrain/run.json").read_text())["run_id"]
     table = said["compare"].splitlines()
     for system in ("precpc", "random", "functionals"):
         (row,) = [line for line in table if line.startswith(system)]

@@ -25,12 +25,12 @@ from cpcscale.emotion.encoders import networks
 from cpcscale.emotion.encoders.layer import LayerFeatures
 from cpcscale.emotion.encoders.networks import encoder_digest, pretrain_on_corpus
 from cpcscale.emotion.finetune_result import combine_folds
-from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.inputs import fold_inputs, prepare
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.speaker_norm import ScaledFeatures, SpeakerScale, speaker_scales, vectors_scale
 from cpcscale.errors import UserError
+from cpcscale.handmade.statistics import summarise
 from cpcscale.model.cpc import build
 
 

@@ -18,12 +18,12 @@ from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import run_fold, start_fit
 from cpcscale.emotion.encoders.networks import WindowEncoder, encoder_digest, measure_level
 from cpcscale.emotion.finetune_result import FinetuneResult, combine_folds
-from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.inputs import FoldInputs, PreparedCorpus, fold_inputs, prepare, statistics
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe
 from cpcscale.emotion.scores.ccc_intervals import scores
 from cpcscale.errors import UserError
+from cpcscale.handmade.statistics import summarise
 from cpcscale.model.cpc import build
 from cpcscale.train.checkpoint import load_encoder
 

@@ -17,6 +17,9 @@ from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.protocol.folds import FINAL, final_split, fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.systems import SYSTEMS
+from cpcscale.model.context import ContextConfig
+from cpcscale.model.cpc import ModelConfig
+from cpcscale.model.encoder import EncoderConfig
 from cpcscale.serve.folder import SavedRecogniser, load_recogniser, save_recogniser
 
 # Each valid system and head; an encoder that is trained, too.
@@ -27,6 +30,18 @@ GRID = [
     if name != "raw" or head == "attention"
 ]
 GRID.append(("precpc", "trained"))
+# Of networks over log mel energies, whose bands are measured on the fold's training speakers.
+GRID += [("random", "log mel"), ("minicpc", "log mel")]
+# Principal components, and systems side by side.
+READOUTS = [
+    ("precpc", "svr", {"readout": "components"}),
+    ("mfcc", "ridge", {"readout": "components", "duration": True}),
+    ("functionals", "svr", {"readout": "components"}),
+    ("mfcc", "svr", {"readout": "slopes"}),
+    ("precpc+functionals", "svr", {"readout": "components", "duration": True}),
+    ("functionals+prosody", "ridge", {"readout": "components"}),
+    ("random+functionals+mfcc", "svr", {}),
+]
 SCORES = {
     "system": "any",
     "corpus": "tones",
@@ -55,6 +70,10 @@ def made(place, system: str, head: str) -> EmotionRecipe:
     if system == "minicpc":
         base = replace(base, pretraining=speech.recipe(train__steps=2, train__batch=4, train__lanes=2))
         base = replace(base, encoder=replace(base.encoder, checkpoint=""))
+    if head == "log mel":
+        encoder = EncoderConfig(kind="logmel", channels=6)
+        pretraining = replace(base.pretraining, model=ModelConfig(encoder=encoder, context=ContextConfig(width=8)))
+        return replace(base, pretraining=pretraining, encoder=replace(base.encoder, checkpoint=""))
     if head == "trained":
         return replace(base, encoder=replace(base.encoder, frozen=False))
     return replace(base, head=head if head != "mean" else "auto")
@@ -88,8 +107,20 @@ def test_what_is_saved_and_loaded_predicts_the_test_rows_of_its_fold(place, tmp_
     check(made(place, system, head), tmp_path)
 
 
-def test_the_classifier_is_saved_with_its_classes(place, tmp_path):
-    of = replace(made(place, "precpc", "attention"), classify=True, svm_search=False)
+@pytest.mark.parametrize(("system", "head", "keys"), READOUTS, ids=lambda each: each if isinstance(each, str) else "")
+def test_components_and_fusions_are_saved_too_also_of_long_utterances(place, tmp_path, system, head, keys):
+    base = made(place, system, head)
+    # Windows of .2 s, so that each utterance has several.
+    check(replace(base, corpus=replace(base.corpus, max_s=0.2), **keys), tmp_path)
+    kept = load_recogniser(str(tmp_path / "recogniser")).fitted.head.scale.arrays()
+    assert kept and {array.dtype for array in kept.values()} == {np.dtype(np.float64)}
+
+
+@pytest.mark.parametrize(
+    ("system", "keys"), [("precpc", {}), ("precpc+functionals", {"readout": "components"})], ids=["alone", "fused"]
+)
+def test_the_classifier_is_saved_with_its_classes(place, tmp_path, system, keys):
+    of = replace(made(place, system, "auto"), classify=True, svm_search=False, **keys)
     corpus = open_corpus(of.corpus)
     utterances = [replace(one, category="abc"[row % 3]) for row, one in enumerate(corpus.utterances)]
     check(of, tmp_path, replace(corpus, utterances=tuple(utterances)))

@@ -92,8 +92,9 @@ def test_every_form_of_a_table_gives_the_same_and_so_do_two_processes(place, tab
     assert side_by_side.scores["ccc"] == pytest.approx(found[0]["ccc"], abs=1e-6)
 
 
-def test_what_is_saved_is_what_was_fitted(place, table, tmp_path):
-    model = cpcscale.fit(table, encoder=place / "pretrained", out=tmp_path / "saved", **KEYS)
+@pytest.mark.parametrize("system", ["precpc", "functionals+precpc"])
+def test_what_is_saved_is_what_was_fitted(place, table, tmp_path, system):
+    model = cpcscale.fit(table, system=system, encoder=place / "pretrained", out=tmp_path / "saved", **KEYS)
     again = cpcscale.load(tmp_path / "saved")
     file = place / "tones" / "01.wav"
     assert again.predict(file).unit == pytest.approx(model.predict(file).unit, abs=1e-6)
@@ -137,8 +138,9 @@ def test_nothing_is_left_on_the_disk_and_neither_ray_nor_mlflow_is_loaded(place,
     [
         (lambda table: list(table), {}, "a list is no table: pass a pandas DataFrame"),
         (lambda table: table.drop(columns="valence"), {}, "the table has no column valence"),
-        (lambda table: table.assign(valence="high"), {}, "the table line 2, column valence: 'high' is not a number"),
-        (lambda table: table.assign(valence=None), {}, "the table line 2, column valence: '' is not a number"),
+        (lambda table: table.assign(valence="high")[3:], {}, "the table row 3, column valence: 'high' is not a number"),
+        (lambda table: table.assign(valence=None).set_axis([*"abc"] * 12), {}, "the table row a, column valence: ''"),
+        (lambda table: table.assign(valence=[3, "\n"] * 18).to_dict("list"), {}, "the table row 1, column valence: ''"),
         (lambda table: {"path": ["a.wav"], "speaker": []}, {}, "have different lengths: path 1, speaker 0"),
         (lambda table: {"path": ["a", "b", "c"], "speaker": "ann"}, {}, "column speaker of the table is one value"),
         (lambda table: {"path": ["a"], "activation": 3}, {}, "column activation of the table is one value"),

@@ -100,6 +100,8 @@ def test_a_store_on_which_no_run_can_rest_is_refused_before_ray_starts(place, ca
         ("train.precision=fp61", "'fp61'"),
         ("train.batch=33", "train.batch=33 is not a multiple of train.lanes=8"),
         ("window.seconds=0.1", "too short to predict"),
+        ("order.run=3", "order.run=3 does not divide train.batch / train.lanes = 4"),
+        ("objective.pooled.weight=-1", "objective.pooled.weight=-1"),
         ("window.seconds=1.283", "use 1.28 s"),
         ("model.encoder.kernels=[10,8]", "differ in length"),
         ("optim.learning_rate=nan", "optim.learning_rate=nan"),

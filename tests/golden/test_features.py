@@ -21,7 +21,7 @@ from cpcscale.emotion.corpora.corpus import Utterance
 from cpcscale.emotion.encoders import layer as hearing
 from cpcscale.emotion.encoders import networks
 from cpcscale.emotion.encoders.layer import LayerFeatures
-from cpcscale.emotion.handmade import functionals, mfcc, prosody
+from cpcscale.handmade import functionals, mfcc, prosody
 from cpcscale.model.cpc import ModelConfig, build
 from cpcscale.shards.packing.sources import AudioFile
 from cpcscale.train.recipe import Recipe

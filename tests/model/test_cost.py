@@ -20,6 +20,8 @@ CHANGES = {
     "transformers": ["size=base", "context.layers=2"],
     "relative": ["size=base", "context.layers=2", "context.positions=relative", "predictor.positions=relative"],
     "each": ["predictor.kind=each", "predictor.steps=3", "encoder.norm=channel"],
+    "log mel": ["encoder.kind=logmel"],
+    "few bands": ["encoder.kind=logmel", "encoder.bands=20", "encoder.kernels=[3,4]", "encoder.strides=[1,2]"],
     "odd hop": ["encoder.kernels=[7,5,6]", "encoder.strides=[4,5,3]"],
 }
 
@@ -111,6 +113,8 @@ def test_attention_costs_more_a_second_in_longer_windows():
         ("encoder.channels=64", "encoder.kernels=[10,8,4,4,4]", "encoder.strides=[5,4,2,2,2]"),
         ("encoder.channels=64", "encoder.kernels=[3,9]", "encoder.strides=[2,8]", "encoder.norm=channel"),
         ("encoder.channels=64", "encoder.kernels=[5,4]", "encoder.strides=[5,4]"),
+        ("encoder.kind=logmel",),
+        ("encoder.kind=logmel", "encoder.kernels=[3,4]", "encoder.strides=[1,2]"),
     ],
 )
 def test_the_receptive_field_is_what_the_gradient_of_a_frame_reaches(changes):

@@ -17,6 +17,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "channel": {"encoder": {"norm": "channel"}},
     "group": {"encoder": {"norm": "group", "groups": 4}},
     "five layers": {"encoder": {"kernels": [10, 8, 4, 4, 4], "strides": [5, 4, 2, 2, 2], "norm": "channel"}},
+    "log mel": {"encoder": {"kind": "logmel"}},
+    "log mel, two layers": {
+        "encoder": {"kind": "logmel", "bands": 20, "kernels": [2, 3], "strides": [1, 1], "norm": "channel"}
+    },
     "deep gru": {"context": {"layers": 4}},
     "lstm": {"context": {"kind": "lstm", "layers": 2}},
     "rotary": {"context": {"kind": "transformer", "layers": 2, "heads": 3}},

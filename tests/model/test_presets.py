@@ -26,6 +26,16 @@ def test_a_built_config_is_wholly_explicit_and_makes_100_frames_a_second(size):
     assert config.build(ModelConfig, dataclasses.asdict(model)) == model
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_over_log_mel_a_size_has_one_layer_and_all_else_that_it_had(size):
+    of_size, mel = ModelConfig(size=size), config.build(ModelConfig, {"size": size, "encoder": {"kind": "logmel"}})
+    layer = {"encoder.kind": "logmel", "encoder.kernels": [3], "encoder.strides": [1]}
+    assert config.flat(mel) == config.flat(of_size) | layer
+    assert (mel.encoder.hop_samples, mel.encoder.receptive_samples) == (160, 720)
+    assert config.build(ModelConfig, config.identity(mel)) == mel
+    assert {"kind", "bands"}.isdisjoint(config.identity(of_size)["encoder"]), "older digests stay"
+
+
 def test_the_default_is_the_papers():
     assert ModelConfig() == ModelConfig(size="paper")
     expected = {

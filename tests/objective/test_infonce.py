@@ -24,7 +24,7 @@ from cpcscale.objective.negatives import Scope, draw_each, draw_shared
 
 SPECS = [
     InfoNCEConfig(negatives=6, scope=scope, draw=draw, score=score, temperature=temperature, learn_temperature=learnt)
-    for scope in ("utterance", "group", "batch")
+    for scope in ("utterance", "group", "batch", "mixed")
     for draw in ("each", "shared")
     for score, temperature, learnt in (("dot", 1.0, False), ("dot", 3.0, True), ("cosine", 0.1, False))
 ]
@@ -57,7 +57,8 @@ def pool_of(
     if spec.scope == "utterance":
         return None
     label_R = torch.tensor(GROUPS) * (spec.scope == "group")
-    scope = Scope.of_pool(whole.frames_B, whole.key_B, label_R, whole.z_BTC.shape[1], rows)
+    mixed, longest = spec.scope == "mixed", whole.z_BTC.shape[1]
+    scope = Scope.of_pool(whole.frames_B, whole.key_B, label_R, longest, rows, mixed=mixed)
     return NegativePool(whole.z_BTC if z_RTC is None else z_RTC, scope, whole.content_BT)
 
 
@@ -78,14 +79,15 @@ def all_of(gradients: LossGradients | None, rows: slice = slice(None)) -> list[T
 
 def slow_infonce(rows: ScoredRows, spec: InfoNCEConfig) -> tuple[list[Tensor], list[int]]:
     """One prediction at a time, from the definition: summed loss and correct predictions for each k."""
-    labels = {"utterance": range(len(FRAMES)), "group": GROUPS, "batch": [0] * len(FRAMES)}[spec.scope]
+    labels = {"utterance": range(len(FRAMES)), "group": GROUPS}.get(spec.scope, [0] * len(FRAMES))
     frames, keys, losses, correct = rows.frames_B.tolist(), rows.key_B.tolist(), [], []
     for k in range(1, 4):
         loss, right = rows.z_BTC.new_zeros(()), 0
         for row in range(len(frames)):
             window = sorted((one for one in range(len(frames)) if labels[one] == labels[row]), key=keys.__getitem__)
             numbered = [(one, frame) for one in window for frame in range(frames[one])]
-            scope = Scope.of_pool(rows.frames_B, rows.key_B, torch.tensor(labels), 12, slice(row, row + 1))
+            own, mixed = slice(row, row + 1), spec.scope == "mixed"
+            scope = Scope.of_pool(rows.frames_B, rows.key_B, torch.tensor(labels), 12, own, mixed=mixed)
             drawn_TN = draw_each(rows.key_B[row : row + 1], scope, k, 12, spec.negatives)[0]
             together_N, spare_N = (part[0] for part in draw_shared(rows.key_B[row : row + 1], scope, k, spec.negatives))
             for t in range(frames[row] - k):

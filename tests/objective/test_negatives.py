@@ -214,6 +214,49 @@ def test_wide_draws_do_not_depend_on_the_layout_of_the_pool():
     assert torch.equal(drawn[real], again[real])
 
 
+ALONE_R = (0, 0, 0, 8, 0, 0, 0, 0)
+
+
+def slow_mixed(key: int, row: int, frames: tuple[int, ...], k: int, t: int, negatives: int, way: Draw) -> list[int]:
+    """The numbers in the scope that a prediction of frame t + k compares with, one keyed choice at a time."""
+    numbered = [
+        (each, frame) for each in sorted(range(8), key=lambda each: KEY_R[each]) for frame in range(frames[each])
+    ]
+    first = numbered.index((row, 0))
+    # From the row's own first frame on, and round.
+    turned = [*range(first, len(numbered)), *range(first)]
+    own, others = turned[: frames[row]], turned[frames[row] :]
+    step_key, drawn = splitmix(key & _MASK, k), []
+    for number in range(negatives):
+        among = own if number < -(-negatives // 2) or not others else others
+        without = [frame for frame in among if frame != first + t + k]
+        if way is draw_each:
+            drawn.append(choice(splitmix(step_key, t * negatives + number), without))
+            continue
+        frame = choice(splitmix(step_key, number), among)
+        spare = choice(splitmix(step_key, negatives + number), [other for other in among if other != frame] or among)
+        drawn.append(spare if frame == first + t + k else frame)
+    return drawn
+
+
+@pytest.mark.parametrize("frames", [FRAMES_R, ALONE_R])
+@pytest.mark.parametrize("way", [draw_each, compared])
+@pytest.mark.parametrize("negatives", [1, 6, 7])
+def test_mixed_draws_equal_the_definition_written_out_and_never_hold_the_positive(way, frames, negatives):
+    scope = Scope.of_pool(keys(*frames), keys(*KEY_R), keys(*[0] * 8), 8, slice(0, 8), mixed=True)
+    for k in (1, 2, 4):
+        fast = way(keys(*KEY_R), scope, k, 8 - k, negatives)
+        places = scope.flat(fast)
+        assert torch.equal(scope[3:4].flat(fast[3:4])[0], places[3])
+        for row in range(8):
+            for t in range(frames[row] - k):
+                assert fast[row, t].tolist() == slow_mixed(KEY_R[row], row, frames, k, t, negatives, way)
+                assert row * 8 + t + k not in places[row, t]
+                own = (places[row, t] // 8 == row).sum().item()
+                assert own == (negatives if frames is ALONE_R else -(-negatives // 2))
+                assert all(frames[place // 8] > place % 8 for place in places[row, t].tolist())
+
+
 def test_the_draws_are_frozen():
     """A change of these values changes every run: it needs a new format of checkpoints, not a new golden value."""
     choices = draw(keys(1, -2), keys(128, 77), 12, 116, 50)

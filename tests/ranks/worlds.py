@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,10 +18,12 @@ import torch.multiprocessing as mp
 
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import build
+from cpcscale.stream.batch import Batch
 from cpcscale.train.loop import pretrain
 from cpcscale.train.observer import RunRequests, StoppedError
 from cpcscale.train.ranks import Ranks
-from cpcscale.train.step import TrainStep, reduce_scores
+from cpcscale.train.scores import reduce_scores
+from cpcscale.train.step import TrainStep
 
 STEPS, STOP = 12, 5
 OBJECTIVES = {
@@ -32,6 +35,17 @@ OBJECTIVES = {
     }
     for scope in ("utterance", "group", "batch")
     for draw, learnt in (("each", False), ("shared", False), ("shared", True))
+}
+ACOUSTIC = {"objective__acoustic__frames": 0.5, "objective__acoustic__window": 0.5}
+POOLED = {"objective__pooled__weight": 0.2}
+MIXED = {"objective__scope": "mixed", "objective__draw": "shared", "objective__learn_temperature": True}
+# Sums with other objectives, from batches with measures.
+SUMS = {
+    "acoustic": ACOUSTIC,
+    "pooled": POOLED,
+    "mixed each": {"objective__scope": "mixed"},
+    "all": {**ACOUSTIC, **POOLED, **MIXED},
+    "all without contrast": {**ACOUSTIC, **POOLED, "objective__weight": 0},
 }
 
 
@@ -67,7 +81,11 @@ def _work(rank: int, world: int, shards: Path, folder: Path) -> None:
     try:
         results = {
             "ranks": [ranks.rank, ranks.world, ranks.on_node],
-            "split": {name: [_split(ranks, size, **keys) for size in (0, 1, 2)] for name, keys in OBJECTIVES.items()},
+            "split": {
+                name: [_split(ranks, made, size, **keys) for size in (0, 1, 2)]
+                for made, objectives in ((batches.made, OBJECTIVES), (batches.made_measured, SUMS))
+                for name, keys in objectives.items()
+            },
             "infinite": _infinite(ranks),
             "talk": _talk(ranks),
             "whole": _loop(ranks, shards, folder, f"whole-{world}"),
@@ -81,15 +99,15 @@ def _work(rank: int, world: int, shards: Path, folder: Path) -> None:
             dist.destroy_process_group()
 
 
-def _split(ranks: Ranks, micro_batch: int, **keys: Any) -> dict[str, Any]:
+def _split(ranks: Ranks, made: Callable[[slice], Batch], micro_batch: int, **keys: Any) -> dict[str, Any]:
     """One update from this rank's rows of a global batch that is the same for every number of ranks."""
     spec = speech.recipe(train__micro_batch=micro_batch, **keys)
     # Another seed on every rank but the first: only rank 0's weights may count.
     step = TrainStep(build(spec.model, ranks.rank, gain=10.0), spec, ranks, total=100)
-    result = step(batches.made(slice(ranks.rank, None, ranks.world)), 0)
+    result = step(made(slice(ranks.rank, None, ranks.world)), 0)
     return {
-        "scores": reduce_scores(result, ranks),
-        "count": result.count_K.tolist(),
+        "scores": reduce_scores(result.parts, ranks),
+        "count": [part.count_N.tolist() for part in result.parts],
         "samples": result.samples,
         "bad": result.bad,
         "empty": result.empty,
@@ -164,7 +182,7 @@ def _noticed(ranks: Ranks, shards: Path, folder: Path) -> str:
         requests.save()
         requests.stop()
     name = f"noticed-{ranks.world}"
-    spec = recipe(folder, name, checkpoint__every_steps=100, checkpoint__keep=9)
+    spec = recipe(folder, name, checkpoint__every_steps=100, checkpoint__keep=9, model__encoder__kind="logmel")
     try:
         pretrain(spec, speech.data(shards), str(folder / name), ranks, _Asking(requests), requests=requests)
     except StoppedError as stopped:

@@ -32,6 +32,10 @@ def test_a_result_is_said_with_its_protocol_its_size_and_its_intervals():
     ]
 
 
+def test_a_result_says_which_features_it_has():
+    assert next(iter(finetune_lines({**RESULT, "shown": "prosody (pitch)"}))).startswith("prosody (pitch) on tones")
+
+
 def test_what_was_left_out_unknown_or_not_to_be_had_is_said():
     lines = list(
         finetune_lines(

@@ -50,6 +50,11 @@ def test_the_terminal_and_the_page_show_the_same_cells():
         assert tuple(row.replace("|", " ").split()) in shown
 
 
+def test_a_row_says_which_features_a_system_of_several_has():
+    made = table() | {"shown": {"functionals": "functionals (pitch)"}}
+    assert any(line.split()[:2] == ["functionals", "(pitch)"] for line in results_lines(made))
+
+
 def test_a_row_has_the_figure_its_interval_and_the_recall_over_seeds():
     made = table()
     line = line_of(results_lines(made), "precpc")

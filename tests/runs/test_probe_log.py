@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cpcscale.errors import UserError
+from cpcscale.experiments.published import tracked_encoder
 from cpcscale.runs.ledger import Ledger
 from cpcscale.runs.probe_log import Probe, Probes, ProbeSet
 from cpcscale.runs.publisher import Publisher
+from cpcscale.tracking.model_folder import write_model_folder
 from cpcscale.train.checkpoint import checkpoint_files_of, collect_tensors, load_encoder
 
 STEPS = 12
@@ -91,6 +93,10 @@ def test_the_best_by_probe_outlives_newer_ones_and_is_what_loading_the_best_give
     source = load_encoder(str(tmp_path), "best")[1]
     assert (source["step"], source["chosen"]) == (8, "best by probe")
     assert load_encoder(source["url"])[1]["chosen"] == "best by probe", "by its own path it is the chosen one too"
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    write_model_folder(copied, tracked_encoder(source["url"]), run_id=None, model_id="m-0")
+    assert load_encoder(str(copied / "encoder"))[1]["chosen"] == "best by probe", "its copy in MLflow knows it too"
     newest = load_encoder(str(tmp_path))[1]
     assert (newest["step"], newest["chosen"]) == (20, "newest")
     assert load_encoder(newest["url"])[1]["chosen"] == "by name"

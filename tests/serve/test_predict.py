@@ -12,27 +12,35 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import saved_recognisers
 import soundfile
+import torch
 from made_voices import put_recogniser, recogniser
 
 import cpcscale
 from cpcscale import audio, storage
 from cpcscale.audio import samples as audio_samples
 from cpcscale.cli import main
-from cpcscale.emotion.handmade import mfcc
-from cpcscale.errors import UserError
+from cpcscale.emotion.fitted import FittedClassifier, FittedRecogniser
+from cpcscale.emotion.heads.svm import SupportClasses
+from cpcscale.errors import AudioError, UserError
+from cpcscale.handmade import functionals, mfcc
 from cpcscale.model.cpc import ModelConfig
+from cpcscale.runs import lease
+from cpcscale.serve import inputs, predict
 from cpcscale.serve.inputs import find_inputs
+from cpcscale.serve.job import Job
 from cpcscale.serve.predict import Asked, predict_files
-from cpcscale.serve.recogniser import COLUMNS
 from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack
+from cpcscale.shards.packing import fetch
 
 RATE = 16_000
 # Each takes a fifth of a second to seconds, and up to 100 MB.
@@ -138,6 +146,109 @@ def test_a_job_that_is_killed_goes_on_and_does_no_part_twice(shard_set, tmp_path
     assert out.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
 
 
+def test_a_job_that_goes_on_reads_again_what_could_not_be_read_and_nothing_else(model, long, tmp_path, monkeypatch):
+    for number in range(4):
+        shutil.copy(long, tmp_path / f"{number}.wav")
+    files, out = [str(tmp_path / f"{number}.wav") for number in range(4)], tmp_path / "out.csv"
+    monkeypatch.setattr(inputs, "_PART_FILES", 2)
+    predict_files(model, files, str(tmp_path / "undisturbed.csv"))
+    looked = []
+
+    def start(fails: str) -> None:
+        def opened(name: str, size: int):
+            # The headers are read before, by the same door.
+            if size == fetch.STREAM_BYTES:
+                looked.append(Path(name).name)
+                if looked[-1] == fails:
+                    raise AudioError("unreadable", "the disk is away")
+            return door(name, size)
+
+        monkeypatch.setattr(fetch, "opened", opened)
+        try:
+            predict_files(model, files, str(out))
+        finally:
+            monkeypatch.setattr(fetch, "opened", door)
+
+    door = fetch.opened
+    with pytest.raises(RuntimeError), monkeypatch.context() as stopped:
+        stopped.setattr(Job, "end", lambda *_: (_ for _ in ()).throw(RuntimeError))
+        start("1.wav")
+    assert looked == ["0.wav", "1.wav", "2.wav", "3.wav"]
+    assert "unreadable" in Path(f"{out}.parts/000000.jsonl").read_text()
+    looked.clear()
+    start("")
+    assert looked == ["1.wav"]
+    assert out.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
+
+
+def test_an_output_is_made_by_one_process_at_a_time_and_by_the_next_when_it_ends(model, long, tmp_path, capsys):
+    out = f"{tmp_path}/out.csv"
+    with lease.hold(f"{out}.lease", lease.LeaseConfig(), take_over=False, say=str):
+        before = sorted(tmp_path.rglob("*"))
+        for more in ([], ["--force"]):
+            assert main(["predict", model, str(long), "--out", out, *more]) == 2
+            [line] = capsys.readouterr().err.splitlines()
+            assert f"{out} is being made by another process, pid {os.getpid()} on" in line
+        assert sorted(tmp_path.rglob("*")) == before
+    assert main(["predict", model, str(long), "--out", out]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.csv.manifest.json"]
+
+
+def test_a_model_that_other_processes_cannot_read_is_sent_to_them(model, shard_set, tmp_path, monkeypatch):
+    shutil.copytree(model, tmp_path / "here")
+
+    def elsewhere(function, items, *, shared=(), **_):
+        predict._kept.clear()
+        (tmp_path / "here").rename(tmp_path / "gone")
+        yield from (function(item, *shared) for item in items)
+
+    outs = [str(tmp_path / name) for name in ("a.csv", "b.csv")]
+    predict_files(model, [str(shard_set)], outs[0])
+    predict_files(str(tmp_path / "here"), [str(shard_set)], outs[1], run=elsewhere, send=True)
+    assert Path(outs[0]).read_bytes() == Path(outs[1]).read_bytes()
+
+
+def test_a_table_in_the_folder_of_a_job_is_told(model, long, tmp_path, capsys):
+    (tmp_path / "_ray_pkg_1").mkdir()
+    for out, told in ((tmp_path / "a.csv", False), (tmp_path / "_ray_pkg_1" / "a.csv", True)):
+        assert main(["predict", model, str(long), "--out", str(out)]) == 0
+        assert ("lies in the job's temporary folder" in capsys.readouterr().err) == told
+
+
+def test_a_recogniser_with_a_classifier_gives_a_column_of_categories(long, tmp_path, capsys):
+    (tmp_path / "text.wav").write_text("no audio")
+    found = {}
+    for name, fitted in (("with", with_classifier()), ("without", recogniser("functionals"))):
+        folder, out = saved_recognisers.put_recogniser(tmp_path / name, 0.5, fitted), tmp_path / f"{name}.parquet"
+        assert main(["predict", folder, str(long), f"{tmp_path}/text.wav", "--out", str(out)]) == 1
+        found[name] = pq.read_table(out)
+        assert main(["predict", folder, str(long), "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        many = cpcscale.load(folder).predict_many([long, tmp_path / "text.wav"])
+        kept = saved_recognisers.model_of(folder).columns
+        assert list(said) == list(found[name].column_names) == list(many.to_pandas()) == list(kept)
+    assert "category" not in found["without"].column_names
+    [one, none] = found["with"]["category"].to_pylist()
+    assert one in ("angry", "glad", "sad") and none == "" and said["activation"] is not None
+    [strict, _] = cpcscale.load(tmp_path / "with").predict_many([long, long], strict=True)
+    assert strict.category == ("" if strict.reason else one)
+
+
+def with_classifier() -> FittedRecogniser:
+    made, rng = recogniser("functionals"), np.random.default_rng(1)
+    width = len(functionals.NAMES)
+    machine = SupportClasses(
+        mean_F=np.zeros(width),
+        deviation_F=np.full(width, 50.0),
+        vector_VF=rng.normal(0, 1, (6, width)),
+        gamma=np.array(0.02),
+        class_V=np.repeat(np.arange(3), 2),
+        dual_NV=rng.normal(0, 1, (2, 6)),
+        intercept_Q=np.zeros(3),
+    )
+    return replace(made, classifier=FittedClassifier(machine, ("angry", "glad", "sad")))
+
+
 def test_tables_of_each_kind_have_the_same_rows_and_all_places_may_be_in_a_store(model, long, tmp_path, s3, capsys):
     base = f"{s3.base}/predict/{tmp_path.name}"
     for name in storage.list_files(model):
@@ -153,7 +264,7 @@ def test_tables_of_each_kind_have_the_same_rows_and_all_places_may_be_in_a_store
     of_parquet = pq.read_table(outs[2]).to_pylist()
     assert [row["reason"] for row in of_csv] == ["", "unreadable", "missing"]
     for a, b, c in zip(of_csv, of_json, of_parquet, strict=True):
-        assert tuple(a) == tuple(b) == tuple(c) == COLUMNS
+        assert tuple(a) == tuple(b) == tuple(c) == cpcscale.load(model).columns
         assert a == {name: "" if cell is None else str(cell) for name, cell in b.items()}
         assert {**b, "reason": b["reason"] or "", "flags": b["flags"] or ""} == c
     assert of_csv[0]["model"] == cpcscale.load(f"{base}/model").digest[:16] == cpcscale.load(model).digest[:16]
@@ -231,6 +342,7 @@ def test_an_output_that_cannot_be_is_one_line_and_leaves_nothing(model, long, tm
         (["--out", str(taken)], "exists: give --force"),
         (["--out", f"{tmp_path}/theirs.csv", "--force"], "is not of a job"),
         (["--workers", "-1"], "give 1 or more"),
+        *([] if torch.cuda.is_available() else [(["--device", "cuda"], "this process sees 0 GPUs: use cpu")]),
         (["--out", f"{tmp_path}/folder.csv", "--force"], "is a folder: name a file"),
         (["--out", f"{tmp_path}/short.csv", "--segments", "50ms"], "too short for speech"),
     ):
@@ -285,3 +397,8 @@ def test_a_table_for_pandas_has_numbers_and_a_path_by_itself_is_no_list(model, l
     for path in (str(long), long):
         with pytest.raises(UserError, match="is one path"):
             recogniser.predict_many(path)
+    for samples in ([0.1, 0.0], [0.0], np.zeros(3), [np.zeros(3)]):
+        with pytest.raises(UserError, match=r"this one has a (float|ndarray|float64): pass samples"):
+            recogniser.predict_many(samples)
+    with pytest.raises(UserError, match="a list is no audio: pass samples as a NumPy array with their rate, or a list"):
+        recogniser.predict([0.1, 0.2])

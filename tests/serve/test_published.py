@@ -290,6 +290,14 @@ def test_a_run_shows_in_mlflow_what_it_is_its_data_and_a_model_for_each_recognis
     assert sorted(each.name for each in models) == ["recogniser", *(f"recogniser-fold-{fold}" for fold in range(3))]
     (whole,) = [each for each in models if each.name == "recogniser"]
     assert {metric.dataset_name for metric in whole.metrics} == {"tones"}
+    # A fold's model has the figures of its own test speakers, which are others for each.
+    result = json.loads((place / "precpc" / "result.json").read_text())
+    found = {each.name: {metric.key: metric.value for metric in each.metrics} for each in models}
+    for fold in result["folds"]:
+        name = f"fold{fold['fold']}_ccc_"
+        assert found[f"recogniser-fold-{fold['fold']}"] == {f"{name}{key}": each for key, each in fold["ccc"].items()}
+    assert found["recogniser"] == {f"ccc_{key}": each for key, each in result["ccc"].items()}
+    assert seen.data.metrics["ccc_mean"] == result["ccc"]["mean"]
     wave = (place / "tones" / "03.wav").read_bytes()
     (row,) = mlflow.pyfunc.load_model(whole.artifact_location).predict({"audio": [wave]})
     of_file = cpcscale.load(place / "precpc" / "recogniser").predict(place / "tones" / "03.wav").row()

@@ -13,9 +13,13 @@ from trees import members, noise, write_tree
 from cpcscale import audio, config, storage
 from cpcscale.cli import main
 from cpcscale.errors import UserError
+from cpcscale.shards.index import Index
 from cpcscale.shards.pack import PackConfig, pack, pack_sources
 from cpcscale.shards.packing.manifests import ManifestColumns
 from cpcscale.shards.packing.sources import FindConfig, find_audio
+from cpcscale.stream import window
+from cpcscale.stream.window import WindowConfig
+from cpcscale.stream.window_counts import WindowSpeakers
 
 SOUND = audio.encode(noise(0.3), "wav")
 LIBRI = ["train/19/198/19-198-0001.wav", "train/19/227/19-227-0000.wav", "dev/84/121/84-121-0000.wav"]
@@ -186,3 +190,28 @@ def test_two_files_of_one_name_are_refused(tmp_path):
     root = tree(tmp_path / "audio", ["a.wav"])
     with pytest.raises(UserError, match=r"two files have the name 'a\.wav'"):
         pack_sources([*find_audio(str(root))] * 2, str(tmp_path / "shards"), PackConfig())
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_speaker_is_kept_in_one_shard_where_that_is_asked(tmp_path, keep):
+    names = [f"{speaker}/{number}.wav" for speaker in "abcdef" for number in range(4)]
+    sound = audio.encode(noise(2.4), "wav")
+    root = write_tree(
+        tmp_path / "audio", dict.fromkeys([*names, "alone.wav"], sound), {name: name[0] for name in names}
+    )
+    # About two speakers' speech in a shard, and pieces of long files.
+    spec = {"keep_speakers": keep, "codec": "wav", "shard_mb": 0.6, "max_s": 1.2}
+    pack(str(root), str(tmp_path / "set"), PackConfig(**spec))
+    index = Index.load(str(tmp_path / "set" / "train"))
+    shards_of: dict[str, set[int]] = {}
+    for shard in range(index.shards.num_rows):
+        for group in index.rows(shard).table["group"].to_pylist():
+            shards_of.setdefault(group, set()).add(shard)
+    assert index.count == 2 * 25 and index.shards.num_rows >= 3
+    assert (max(len(shards_of[speaker]) for speaker in "abcdef") == 1) == keep
+    speaker_of = WindowSpeakers(index, WindowConfig(seconds=0.1))
+    for shard in range(index.shards.num_rows):
+        rows, said = index.rows(shard), speaker_of(shard)
+        assert len(said) == window.count(speaker_of.spec, rows.samples).sum()
+        # A file without a speaker has none to make runs of.
+        assert (said < 0).any() == ("alone.wav" in rows.table["recording"].to_pylist())

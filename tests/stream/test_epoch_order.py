@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpcscale.stream import window
-from cpcscale.stream.epoch_order import EpochOrder, mix, permutation
+from cpcscale.stream.epoch_order import EpochOrder, in_runs, mix, permutation
 
 Window = tuple[int, int]
 # Windows of each utterance, shard by shard; utterances and shards without any are legal.
@@ -180,3 +180,34 @@ def test_the_shards_between_two_positions_are_those_of_the_windows_between_them(
     expected = list(dict.fromkeys(plan.at(epoch, np.arange(first, last))[0].tolist()))
     assert plan.shards_between(epoch, first, last, most=100) == expected
     assert plan.shards_between(epoch, first, last, most=1) == expected[:1]
+
+
+def slow_runs(order: list[int], speaker: list[int], length: int, *keys: int) -> list[int]:
+    """Each speaker's windows in their order, cut into runs, and the runs sorted by the key of their first window."""
+    runs = [[one] for one in order if speaker[one] < 0]
+    for who in set(speaker) - {-1}:
+        own = [one for one in order if speaker[one] == who]
+        runs += [own[start : start + length] for start in range(0, len(own), length)]
+    return [one for run in sorted(runs, key=lambda run: slow_mix(run[0], *keys, -4)) for one in run]
+
+
+@given(st.lists(st.integers(-1, 3), max_size=30), st.integers(1, 5), seeds, st.integers(0, 3))
+def test_runs_of_a_speaker_are_the_definition_written_out_and_every_window_stands_once(speaker, length, seed, epoch):
+    order = permutation(len(speaker), seed, epoch)
+    found = in_runs(order, np.array(speaker, np.int64), length, seed, epoch).tolist()
+    assert found == slow_runs(order.tolist(), speaker, length, seed, epoch)
+    assert sorted(found) == list(range(len(speaker)))
+
+
+def test_an_order_in_runs_has_every_window_once_and_runs_of_1_are_the_order_without():
+    windows, speakers = [7, 0, 12], {0: np.array([0, 1] * 3 + [-1]), 2: np.arange(12) % 3}
+    ones, threes = (EpochOrder(windows, 5, run, speakers.__getitem__) for run in (1, 3))
+    places = np.arange(19)
+    for epoch in range(3):
+        np.testing.assert_array_equal(ones.at(epoch, places), EpochOrder(windows, 5).at(epoch, places))
+        shard, ordinal = threes.at(epoch, places)
+        assert len(set(zip(shard.tolist(), ordinal.tolist(), strict=True))) == 19
+        # Four windows of each of three speakers: six runs of 3 and of 1.
+        said = speakers[2][ordinal[shard == 2]]
+        assert (np.diff(said) == 0).sum() >= 6
+        assert not np.array_equal(ordinal, ones.at(epoch, places)[1])

@@ -24,7 +24,7 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.index_writer import exclude, publish
 from cpcscale.shards.rows import scan
 from cpcscale.stream import window
-from cpcscale.stream.batch import Batch, UnfilledBatch
+from cpcscale.stream.batch import Batch, Measures, UnfilledBatch
 from cpcscale.stream.epoch_order import EpochOrder
 from cpcscale.stream.feed import FeedConfig, FeedSource, ThreadFeed, decode_threads, fixed_batches
 from cpcscale.stream.lanes import PADDING, Lanes, lanes_of_rank
@@ -332,6 +332,28 @@ def test_the_fixed_windows_of_validation_are_those_of_epoch_0(shard_set):
     utterance, number = np.array(places).T
     np.testing.assert_array_equal(np.concatenate([batch.utterance_B for batch in batches]), utterance)
     np.testing.assert_array_equal(np.concatenate([batch.number_B for batch in batches]), number)
+
+
+@pytest.mark.parametrize("kind", ["tile", "crop"])
+def test_measures_are_of_the_real_samples_of_each_window_and_those_of_tiles_are_taken_once(shard_set, kind):
+    measured = []
+
+    def measure(wave_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        measured.append(len(wave_S))
+        hop_TH = wave_S[: len(wave_S) // 160 * 160].reshape(-1, 160).astype(np.float32)
+        return np.stack([hop_TH.mean(1), hop_TH.max(1)], axis=1), np.array([wave_S.astype(np.float32).sum()])
+
+    run = run_of(shard_set, {"tile": TILE, "crop": CROP}[kind])
+    source = FeedSource(run.index, run.order, run.spec, FeedConfig(), Measures(measure, 160, 2, 1))
+    feed = ThreadFeed(source, range(run.lanes.lanes), 0, threads=1)
+    for batch in taken(feed, 2 * run.lanes.steps_per_epoch):
+        for row, count in enumerate(batch.samples_B.tolist()):
+            frame_TF, window_F = measure(batch.wave_BS[row, :count])
+            np.testing.assert_array_equal(batch.frame_BTF[row, : len(frame_TF)], frame_TF)
+            assert np.isnan(batch.frame_BTF[row, len(frame_TF) :]).all()
+            np.testing.assert_array_equal(batch.window_BF[row], window_F if count else [np.nan])
+            measured.pop()
+    assert (len(measured) == run.plan.total) == (kind == "tile")
 
 
 def test_threads_are_as_configured_or_half_of_the_ranks_share():

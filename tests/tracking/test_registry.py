@@ -1,8 +1,9 @@
-"""Recognisers in MLflow, on a real store: logged, registered, loaded by name, served; and what may not be shared."""
+"""Models in MLflow, on a real store: logged, registered, loaded by name, served; and what may not be shared."""
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import checkpoints
 import mlflow
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from saved_recognisers import model_of, put_recogniser, support_vectors
 from stores import store
 
 import cpcscale
+from cpcscale import config
 from cpcscale.cli import main
 from cpcscale.experiments.published import PACKAGES
 from cpcscale.tracking.store import TrackingConfig
@@ -112,7 +115,8 @@ def test_a_registered_recogniser_is_predicted_with_and_shown_by_its_address(plac
     for wrong, message in (
         ("models:/emotion@gone", "has no model models:/emotion@gone: run `cpcscale register`"),
         ("models:/gone/1", "has no model"),
-        ("models:/emotion", "is no address of a model: write models:/NAME@ALIAS"),
+        ("models:/emotion", "names no version: write models:/emotion@ALIAS, such as models:/emotion@champion, or"),
+        ("models:/", "is no address of a model: write models:/NAME@ALIAS"),
     ):
         assert main(["predict", wrong, "tone.wav"]) == 2
         assert message in capsys.readouterr().err.replace("\n", " ")
@@ -142,13 +146,66 @@ def test_the_model_of_a_run_holds_no_pickle_and_no_voice_and_names_what_it_needs
     assert row["activation"] is None and row["reason"] == "unreadable"
 
 
+def test_an_encoder_of_mlflow_gives_the_frames_of_its_run_and_the_mean_of_them_when_served(place, monkeypatch):
+    [url] = checkpoints.published("run", 3)
+    assert main(["register", "run", "--name", "encoder", "--alias", "champion"]) == 0
+    # Its run is not needed any more.
+    frames = cpcscale.load("run").encode(voice(RATE), RATE).frames
+    [digest, source] = [hashlib.sha256((url / "COMPLETE.json").read_bytes()).hexdigest(), cpcscale.load("run").source]
+    shutil.rmtree("run")
+    loaded = cpcscale.load("models:/encoder@champion")
+    assert np.array_equal(loaded.encode(voice(RATE), RATE).frames, frames)
+    kept = ("step", "fingerprint", "identity")
+    assert {name: loaded.source[name] for name in kept} == {name: source[name] for name in kept}
+    assert loaded.source["url"] == "models:/encoder@champion"
+    version = client().get_model_version_by_alias("encoder", "champion")
+    tags = {key.removeprefix("cpcscale."): value for key, value in version.tags.items()}
+    assert (tags["kind"], tags["step"], tags["fingerprint"]) == ("encoder", "3", "f" * 64)
+    assert (tags["digest"], tags["config_hash"]) == (digest, config.digest(checkpoints.RECIPE))
+    # What only training needs stays where it was, and nothing is pickled.
+    folder = Path(client().get_model_version_download_uri("encoder", version.version))
+    assert {path.name for path in (folder / "encoder").iterdir()} == {
+        "model.safetensors",
+        "state.json",
+        "COMPLETE.json",
+    }
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    served = mlflow.pyfunc.load_model(str(folder))
+    assert [(each.name, each.type.name) for each in served.metadata.signature.inputs] == [("audio", "binary")]
+    soundfile.write("call.wav", voice(RATE), RATE, subtype="FLOAT")
+    answers = served.predict({"audio": [Path("call.wav").read_bytes(), b"no audio"]})
+    assert list(answers[0]) == [each.name for each in served.metadata.signature.outputs]
+    assert np.allclose(answers[0]["vector"], frames.mean(axis=0)) and answers[0]["seconds"] == 1.0
+    assert answers[1] == {"seconds": None, "vector": None, "reason": "unreadable"}
+    (example,) = served.predict(served.input_example)
+    assert example["reason"] is None
+
+
+def test_an_alias_moves_to_another_encoder_only_by_force_and_never_unseen_between_kinds(place, capsys):
+    for name, step in (("one", 1), ("two", 2)):
+        checkpoints.published(name, step)
+    named = ["--name", "encoder", "--alias", "champion"]
+    assert main(["register", "one", *named]) == 0 and main(["register", "one", *named]) == 0
+    for other in ("two", put_recogniser(place / "good", 0.5)):
+        assert main(["register", other, *named]) == 2
+        assert "--force to move the alias" in capsys.readouterr().err
+    assert main(["register", "two", *named, "--force"]) == 0
+    assert cpcscale.load("models:/encoder@champion").source["step"] == 2
+    assert cpcscale.load("models:/encoder/1").source["step"] == 1
+    assert main(["predict", "models:/encoder@champion", "tone.wav"]) == 2
+    assert "is a pretrained encoder, no recogniser" in capsys.readouterr().err
+
+
 def test_the_packages_that_a_model_names_are_those_that_a_prediction_imports(tmp_path):
     url = put_recogniser(tmp_path / "one", 0.5)
+    checkpoints.published(tmp_path / "run", 1)
     code = (
         "import sys, numpy, cpcscale; cpcscale.load(sys.argv[1]).predict(numpy.sin(numpy.arange(9e3)), 16000)\n"
+        "cpcscale.load(sys.argv[2]).encode(numpy.sin(numpy.arange(9e3)), 16000)\n"
         "print(*[m.__file__ for n, m in sys.modules.items() if n.partition('.')[0] == 'cpcscale'], sep='\\n')"
     )
-    done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, url, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = set[str]()
     for path in done.stdout.split():
         for node in ast.parse(Path(path).read_text()).body:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import numpy as np
 import pytest
 import speech
 import torch
@@ -19,6 +20,10 @@ from cpcscale.shards.index import Index
 from cpcscale.shards.index_writer import IndexWriter, exclude
 from cpcscale.shards.rows import ShardEntry
 from cpcscale.stream import window
+from cpcscale.stream.feed import FeedSource, fixed_batches
+from cpcscale.stream.run_order import RunOrder
+from cpcscale.stream.window_counts import shard_windows
+from cpcscale.train import constants
 from cpcscale.train.checkpoint import load_checkpoint, load_encoder
 from cpcscale.train.loop import pretrain
 from cpcscale.train.optim import learning_rate
@@ -129,10 +134,52 @@ def test_mean_weights_a_learnt_temperature_and_a_falling_rate_go_on_as_if_nothin
     assert set(one) == set(other) == {"model", "objective", "optimizer", "ema"}
     for part in one:
         torch.testing.assert_close(other[part], one[part], rtol=0, atol=1e-6)
-    assert one["objective"]["log_scale"] != -math.log(0.1), "it is learnt"
+    assert one["objective"]["heads.infonce.log_scale"] != -math.log(0.1), "it is learnt"
     kept = load_encoder(summaries[0]["checkpoint"])[0].state_dict()
     assert all(torch.equal(kept[name], one["ema"][f"module.{name}"]) for name in kept)
     assert any(not torch.equal(kept[name], one["model"][name]) for name in kept)
+
+
+def test_a_sum_of_objectives_goes_on_as_if_nothing_had_happened_and_its_encoder_loads_without_heads(
+    shards, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(constants, "WINDOWS", 40)
+    spec = speech.recipe(
+        window__seconds=1.28,
+        train__steps=5,
+        train__batch=4,
+        train__lanes=4,
+        train__validate_every_steps=5,
+        train__validate_windows=8,
+        checkpoint__every_steps=2,
+        objective__scope="mixed",
+        objective__draw="shared",
+        objective__acoustic__frames=0.5,
+        objective__acoustic__window=0.5,
+        objective__pooled__weight=0.2,
+    )
+    data = speech.data(shards, validate=True)
+    whole, _ = run(spec, data, tmp_path / "whole")
+    with pytest.raises(speech.Killed):
+        run(spec, data, tmp_path / "killed", speech.Watcher(3))
+    resumed, _ = run(spec, data, tmp_path / "killed")
+    one, other = (load_checkpoint(summary["checkpoint"]) for summary in (whole, resumed))
+    for part, tensors in one.tensors.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(other.tensors[part][name], tensor), name
+    metrics = one.position.metrics
+    own = {"frames_loss", "frames_f0_loss", "window_loss", "pooled_loss", "pooled_accuracy", "sum_loss"}
+    assert own | {"heldout_frames_loss", "unseen_window_loss"} <= metrics.keys()
+    assert "heldout_pooled_loss" not in metrics, "its negatives are those of a batch"
+    others = 0.5 * metrics["frames_loss"] + 0.5 * metrics["window_loss"] + 0.2 * metrics["pooled_loss"]
+    assert metrics["sum_loss"] == pytest.approx(metrics["loss"] + math.log(9) * others)
+    heads = one.tensors["objective"]
+    # dB re full scale, and octaves: what speech has, not the 0 and 1 of a new head.
+    assert -60 < heads["heads.frames.targets.mean_F"][0] < -10
+    assert 6 < heads["heads.frames.targets.mean_F"][1] < 9
+    assert 0.1 < heads["heads.frames.targets.deviation_F"][1] < 1
+    network, _ = load_encoder(str(tmp_path / "whole"))
+    assert network.state_dict().keys() == one.tensors["model"].keys()
 
 
 def test_a_rate_that_goes_on_elsewhere_than_it_was_is_said_with_both_values(shards, tmp_path):
@@ -159,6 +206,28 @@ def test_the_weights_of_another_network_come_without_its_level():
     load_initial_weights(mine, theirs)
     assert (mine.offset.item(), mine.gain.item()) == (pytest.approx(0.1), 3.0)
     assert all(torch.equal(one, other) for one, other in zip(mine.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_run_over_log_mel_goes_on_with_the_bands_that_it_measured_at_its_start(shards, tmp_path):
+    # Windows that some utterances do not fill.
+    keys = {"model__encoder__kind": "logmel", "optim__ema_decay": 0.9, "window__seconds": 4.16}
+    whole, watcher = run(short(tmp_path / "whole", **keys), shards, tmp_path / "whole")
+    first, _ = load_encoder(whole["checkpoint"])
+    mean_M, deviation_M = first.encoder.front.mean, first.encoder.front.deviation
+    # The set has fewer windows than are enough, so all of them count, in whatever order.
+    index, spec = speech.data(shards).train, short(tmp_path, **keys)
+    again = build(spec.model, 0, **dict(zip(("offset", "gain"), index.wave_scale(), strict=True)))
+    order = RunOrder(shard_windows(index, spec.window), 1, 1, 1)
+    batches = fixed_batches(FeedSource(index, order, spec.window, spec.feed), np.arange(order.epoch_order.total), 8)
+    again.calibrate(batch.wave_BS[row, :count] for batch in batches for row, count in enumerate(batch.samples_B))
+    torch.testing.assert_close(mean_M, again.encoder.front.mean, rtol=0, atol=1e-4)
+    torch.testing.assert_close(deviation_M, again.encoder.front.deviation, rtol=0, atol=1e-4)
+    with pytest.raises(speech.Killed):
+        run(short(tmp_path / "killed", **keys), shards, tmp_path / "killed", speech.Watcher(5))
+    resumed, later = run(short(tmp_path / "killed", **keys), shards, tmp_path / "killed")
+    assert later.losses == pytest.approx({step: watcher.losses[step] for step in later.losses}, abs=1e-6)
+    second, _ = load_encoder(resumed["checkpoint"])
+    assert all(torch.equal(tensor, second.constants[name]) for name, tensor in first.constants.items())
 
 
 def test_a_run_begins_with_the_weights_of_another(undisturbed, shards, tmp_path):
@@ -206,8 +275,9 @@ def test_a_torn_newest_checkpoint_costs_its_steps_and_nothing_else(undisturbed, 
     assert resumed["loss"] == pytest.approx(undisturbed[0]["loss"], abs=1e-6)
 
 
-def test_every_epoch_has_every_window_exactly_once(shards, tmp_path):
-    recipe = short(tmp_path / "run", train__steps=0, train__epochs=2, window__seconds=4.0)
+@pytest.mark.parametrize("keys", [{}, {"order__run": 2}], ids=["shuffled", "in runs"])
+def test_every_epoch_has_every_window_exactly_once(shards, tmp_path, keys):
+    recipe = short(tmp_path / "run", train__steps=0, train__epochs=2, window__seconds=4.0, **keys)
     summary, _ = run(recipe, shards, tmp_path / "run")
     index = speech.data(shards).train
     expected = sorted(
@@ -269,6 +339,8 @@ def test_the_best_checkpoint_is_the_first_with_the_lowest_loss_of_its_own_step(s
         ({"seed": 1}, "seed=0, this config says 1"),
         ({"model__context__width": 8}, "model.context.width=16, this config says 8"),
         ({"objective__negatives": 7}, "objective.negatives=8, this config says 7"),
+        ({"objective__pooled__weight": 0.2}, "no objective.pooled.weight, this config says 0.2"),
+        ({"order__run": 2}, "no order.run, this config says 2"),
         ({"optim__learning_rate": 0.1}, "optim.learning_rate=0.0002, this config says 0.1"),
         ({"seed": 1, "train__batch": 32}, "and 1 more"),
         ({"train__steps": 8}, "is at step 9, past the 8 steps asked for"),

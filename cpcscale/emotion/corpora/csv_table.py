@@ -50,10 +50,11 @@ def read(settings: CorpusConfig) -> Corpus:
     return _of_table(Table(file), folder_of(file), settings.name or stem(folder_of(file)).replace("_", "-"), settings)
 
 
-def read_columns(columns: Mapping[str, Sequence[Any]], settings: CorpusConfig) -> Corpus:
+def read_columns(columns: Mapping[str, Sequence[Any]], settings: CorpusConfig, names: Sequence[Any] = ()) -> Corpus:
     """The corpus of a table in memory, from the cells of its columns; paths are relative to the current folder.
 
-    Raises UserError as `read`.
+    `names` are those of its rows, such as the index of a data frame; without them, rows are counted from 0. Raises
+    UserError as `read`.
     """
     if single := [name for name, cells in columns.items() if isinstance(cells, str) or not hasattr(cells, "__len__")]:
         raise UserError(f"column {single[0]} of the table is one value: pass a list with a cell for each row")
@@ -64,8 +65,13 @@ def read_columns(columns: Mapping[str, Sequence[Any]], settings: CorpusConfig) -
     # A cell in quotation marks is a cell, whatever is in it.
     rows = csv.writer(text, quoting=csv.QUOTE_ALL)
     rows.writerow(columns)
-    rows.writerows(zip(*columns.values(), strict=True))
-    table = Table("the table", text.getvalue().encode(errors="backslashreplace"))
+    named: list[Any] = []
+    for number, cells in enumerate(zip(*columns.values(), strict=True)):
+        # One without any text, as the table passes it over.
+        if any(cell is not None and str(cell).strip() for cell in cells):
+            rows.writerow(cells)
+            named.append(names[number] if len(names) else number)
+    table = Table("the table", text.getvalue().encode(errors="backslashreplace"), named)
     return _of_table(table, storage.absolute("."), settings.name or "table", settings)
 
 

@@ -96,8 +96,7 @@ class HFEncoder(LayeredNetwork):
     def library(self) -> str:
         return f"transformers {version('transformers')}"
 
-    def untrained(self, seed: int, level: tuple[float, float]) -> HFEncoder:
-        """A network of the same architecture with new weights that depend on `seed` alone; it has no level."""
+    def untrained(self, seed: int) -> HFEncoder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return HFEncoder(_classes()[self._config.model_type](self._config), self.normalises).eval()

@@ -74,7 +74,8 @@ class WindowEncoder:
         self.encoder.to(self.where).eval()
         layer_features = LayerFeatures(self.encoder, self.layer, self.wave_norm)
         found: dict[int, np.ndarray] = {}
-        with torch.inference_mode():
+        # With the digits of float32 on GPUs too, whose convolutions would have those of TF32.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             for rows in group_by_length(waves):
                 wave_BS, samples_B = collate([waves[row] for row in rows], self.where)
                 x_BTC = layer_features(wave_BS, samples_B).float().cpu().numpy()
@@ -176,18 +177,12 @@ def absolute_checkpoint(url: str) -> str:
     return storage.absolute(url) if url else ""
 
 
-def untrained_encoder(
-    recipe: EmotionRecipe, known: LayeredNetwork | None, level: tuple[float, float]
-) -> LayeredNetwork:
-    """A new network with the architecture of `known`, else of `pretraining.model`; `level`: (offset, gain) of a CPC."""
-    if known is not None:
-        return known.untrained(recipe.seed, level)
-    return build(recipe.pretraining.model, recipe.seed, offset=level[0], gain=level[1])
-
-
-def input_level(encoder: LayeredNetwork) -> tuple[float, float]:
-    """The (offset, gain) that an encoder applies to its input; (0, 1) for networks other than CPC."""
-    return float(encoder.offset), float(encoder.gain)
+def untrained_on(recipe: EmotionRecipe, waves: Callable[[], Iterable[np.ndarray]]) -> CPC:
+    """A new network of `pretraining.model` at the level of these int16 waveforms, which are read once or twice."""
+    offset, gain = measure_level(waves())
+    network = build(recipe.pretraining.model, recipe.seed, offset=offset, gain=gain)
+    network.calibrate(waves())
+    return network
 
 
 def measure_level(waves: Iterable[np.ndarray]) -> tuple[float, float]:

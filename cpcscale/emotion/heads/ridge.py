@@ -6,11 +6,13 @@ U utterances, F features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cpcscale.emotion.heads.vectors import standardised
+from cpcscale.emotion.heads.blocks import COMPONENTS, standardised
+from cpcscale.emotion.heads.vectors import standardised_by
 
 # Imported where something is fitted, as in svm.py.
 if TYPE_CHECKING:
@@ -20,9 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RidgeConfig:
-    """A ridge regression: `alpha` is the weight of the squared weights, for each feature of the vector."""
+    """A ridge regression: `alpha` is the weight of the squared weights, for each feature of the vector.
+
+    `components` as in SVMConfig.
+    """
 
     alpha: float = 1.0
+    components: int = COMPONENTS[-1]
 
     def regressor(self, features: int) -> Ridge:
         """An unfitted one for vectors of so many features."""
@@ -36,7 +42,10 @@ class RidgeConfig:
 
 
 # On a tie the first wins, so smoother ones come first.
-GRID = tuple(RidgeConfig(alpha) for alpha in (10.0, 3.0, 1.0, 0.3, 0.1))
+_ALPHAS = (10.0, 3.0, 1.0, 0.3, 0.1)
+GRID = tuple(map(RidgeConfig, _ALPHAS))
+# Where a block is reduced to principal components.
+COMPONENTS_GRID = tuple(RidgeConfig(*each) for each in product(_ALPHAS, COMPONENTS))
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,9 @@ class LinearWeights:
     @classmethod
     def of(cls, machine: Pipeline) -> LinearWeights:
         """That of a fitted machine."""
-        scaler, ridge = machine[0], machine[-1]
-        return cls(scaler.mean_, scaler.scale_, ridge.coef_, np.array(ridge.intercept_))
+        ridge = machine[-1]
+        standardises_by = standardised_by(machine, len(ridge.coef_))
+        return cls(**standardises_by, weight_F=ridge.coef_, intercept=np.array(ridge.intercept_))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that it is made again from."""

@@ -7,14 +7,15 @@ use these systems for hundreds to a few thousand utterances.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cpcscale import config
-from cpcscale.emotion.heads.vectors import INNER_FOLDS, inner_folds, standardised, with_scaler
+from cpcscale.emotion.heads.blocks import COMPONENTS, UNSCALED, Block, BlockScale, standardised
+from cpcscale.emotion.heads.vectors import INNER_FOLDS, inner_folds, scales_of, standardised_by, with_scaler
 from cpcscale.emotion.scores.ccc_intervals import unweighted_average_recall
 from cpcscale.errors import UserError
 
@@ -38,8 +39,11 @@ class SVMConfig:
     kernel: str = "rbf"
     # rbf: the kernel is exp(-gamma |x - y|^2 / F), so that one value suits any number of features F
     gamma: float = 1.0
+    # readout=components: how many principal components of the statistics of frames are taken
+    components: int = field(default=COMPONENTS[-1], metadata=config.ADDED)
 
     def __post_init__(self) -> None:
+        config.at_least(1, **{"svm.components": self.components})
         config.check_choice("svm.kernel", self.kernel, KERNELS)
         config.at_least(0, **{"svm.C": self.C, "svm.epsilon": self.epsilon, "svm.gamma": self.gamma})
         for name, value in {"svm.C": self.C, "svm.gamma": self.gamma}.items():
@@ -64,9 +68,15 @@ class SVMConfig:
 
 
 # 16 configs. On a tie the first wins, so smoother machines come first.
+_COSTS_AND_GAMMAS = tuple(product((0.3, 1.0, 3.0, 10.0), (0.3, 1.0)))
 GRID = tuple(
     SVMConfig(C=cost, epsilon=epsilon, gamma=gamma)
-    for cost, gamma, epsilon in product((0.3, 1.0, 3.0, 10.0), (0.3, 1.0), (0.1, 0.05))
+    for (cost, gamma), epsilon in product(_COSTS_AND_GAMMAS, (0.1, 0.05))
+)
+# 16 configs too, where a block is reduced to principal components.
+COMPONENTS_GRID = tuple(
+    SVMConfig(C=cost, gamma=gamma, components=components)
+    for (cost, gamma), components in product(_COSTS_AND_GAMMAS, COMPONENTS)
 )
 
 
@@ -154,21 +164,16 @@ class SupportClasses(_Vectors):
 
 
 def _vectors_of(machine: Pipeline) -> dict[str, np.ndarray]:
-    scaler, vectors = machine[0], machine[-1]
-    gamma = np.array(vectors.gamma if vectors.kernel == "rbf" else -1.0)
-    return {
-        "mean_F": scaler.mean_,
-        "deviation_F": scaler.scale_,
-        "vector_VF": vectors.support_vectors_,
-        "gamma": gamma,
-    }
+    vectors = machine[-1]
+    vector_VF, gamma = vectors.support_vectors_, np.array(vectors.gamma if vectors.kernel == "rbf" else -1.0)
+    return {**standardised_by(machine, vector_VF.shape[1]), "vector_VF": vector_VF, "gamma": gamma}
 
 
 class Classifier:
     """A support vector classifier in which all classes have the same weight, however many rows each has."""
 
-    def __init__(self, settings: SVMConfig) -> None:
-        self._settings = settings
+    def __init__(self, settings: SVMConfig, scale: BlockScale = UNSCALED) -> None:
+        self._settings, self.scale = settings, scale
         self._machine: Pipeline | None = None
 
     def fit(self, x_UF: np.ndarray, classes_U: Sequence[str]) -> Classifier:
@@ -178,8 +183,8 @@ class Classifier:
                 f"the {len(classes_U)} training rows have {len(set(classes_U))} class, and a classifier needs 2: use a "
                 "corpus with more, or fewer folds"
             )
-        machine = self._settings.classifier(x_UF.shape[1])
-        self._machine = with_scaler(machine).fit(x_UF, np.asarray(classes_U))
+        machine = self._settings.classifier(self.scale.features(x_UF))
+        self._machine = with_scaler(machine, self.scale).fit(self.scale(x_UF), np.asarray(classes_U))
         return self
 
     @property
@@ -197,7 +202,7 @@ class Classifier:
     def predict(self, x_UF: np.ndarray) -> np.ndarray:
         """The class of each row, [U] of str."""
         assert self._machine is not None, "predict before fit"
-        return self._machine.predict(x_UF)
+        return self._machine.predict(self.scale(x_UF))
 
 
 def choose_classifier_config(
@@ -207,13 +212,14 @@ def choose_classifier_config(
     grid: Sequence[SVMConfig] = GRID,
     folds: int = INNER_FOLDS,
     key: str = "0",
+    blocks: Sequence[Block] = (),
 ) -> SVMConfig:
     """As `choose_regressor_config`, but by unweighted average recall; `epsilon` is not searched."""
 
     def score(settings: SVMConfig) -> float:
         guess_U = np.full(len(classes_U), "", dtype=object)
-        for train, test in parts:
-            known = Classifier(settings).fit(x_UF[train], [classes_U[row] for row in train])
+        for (train, test), scale in zip(parts, scales(settings.components), strict=True):
+            known = Classifier(settings, scale).fit(x_UF[train], [classes_U[row] for row in train])
             guess_U[test] = known.predict(x_UF[test])
         judged = [row for row, guess in enumerate(guess_U) if guess]
         return unweighted_average_recall([classes_U[row] for row in judged], [guess_U[row] for row in judged])
@@ -221,7 +227,8 @@ def choose_classifier_config(
     if len(grid) == 1:
         return grid[0]
     parts = inner_folds(groups, folds, key)
-    distinct = {(one.C, one.kernel, one.gamma): one for one in reversed(grid)}
+    scales = scales_of(x_UF, parts, blocks)
+    distinct = {(one.C, one.kernel, one.gamma, one.components): one for one in reversed(grid)}
     return max(reversed(distinct.values()), key=score)
 
 
@@ -232,6 +239,7 @@ def chosen_classifier(
     grid: Sequence[SVMConfig] = GRID,
     folds: int = INNER_FOLDS,
     key: str = "0",
+    blocks: Sequence[Block] = (),
 ) -> Classifier:
     """A classifier fitted to the rows whose class is not "".
 
@@ -239,5 +247,6 @@ def chosen_classifier(
     """
     rows = [row for row, name in enumerate(classes_U) if name]
     known, speakers = [classes_U[row] for row in rows], [groups[row] for row in rows]
-    settings = choose_classifier_config(x_UF[rows], known, speakers, grid, folds, key)
-    return Classifier(settings).fit(x_UF[rows], known)
+    settings = choose_classifier_config(x_UF[rows], known, speakers, grid, folds, key, blocks)
+    scale = BlockScale.of(x_UF[rows], blocks, settings.components)
+    return Classifier(settings, scale).fit(x_UF[rows], known)

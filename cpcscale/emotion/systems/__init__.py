@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from cpcscale import config
 from cpcscale.emotion.systems.functionals import Functionals
+from cpcscale.emotion.systems.fusion import JOINED, fusion
 from cpcscale.emotion.systems.logmel import LogMel
 from cpcscale.emotion.systems.mean import Mean
 from cpcscale.emotion.systems.mfcc import MFCC
@@ -18,3 +20,11 @@ SYSTEMS: dict[str, System] = {
     each.name: each
     for each in (Mean(), Random(), Functionals(), Prosody(), MFCC(), LogMel(), Raw(), MiniCPC(), Pretrained())
 }
+
+
+def system_of(name: str, key: str = "system") -> System:
+    """The system of this name; of names joined by +, their fusion. Raises UserError for other names of the `key`."""
+    if JOINED in name:
+        return fusion(key, name, SYSTEMS)
+    config.check_choice(key, name, list(SYSTEMS))
+    return SYSTEMS[name]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from cpcscale.emotion.handmade import functionals
 from cpcscale.emotion.systems.handmade import HandmadeFeatures, HandmadeSystem
-from cpcscale.emotion.systems.system import Regressor
+from cpcscale.handmade import functionals
 
 SEARCHED_ALREADY = "the settings of its support vector machine are chosen on inner folds already (svm_search)"
 
@@ -15,9 +12,11 @@ class Functionals(HandmadeSystem):
     """A vector an utterance, of the spectrum."""
 
     name = "functionals"
-    regressors: ClassVar[tuple[Regressor, ...]] = ("svr", "ridge")
+    regressors = ("svr", "ridge")
     not_swept = SEARCHED_ALREADY
 
     def features(self, kind: str = "") -> HandmadeFeatures:
         measure = functionals.functionals
-        return HandmadeFeatures(self.name, functionals.version(), measure, whole=True, by_slices=True)
+        return HandmadeFeatures(
+            *(self.name, functionals.version(), measure), whole=True, by_slices=True, ends_with_duration=True
+        )

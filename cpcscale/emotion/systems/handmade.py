@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from cpcscale import audio
 from cpcscale.emotion.systems.system import Features, System
+from cpcscale.errors import UserError
 
 if TYPE_CHECKING:
     from cpcscale.emotion.encoders.arrays import Arrays
@@ -23,7 +25,8 @@ class HandmadeFeatures:
 
     `kind` is which of a system's formulas it is, where the system has several; `licence` is that of the library behind
     it, where it limits what the features may be used for. `by_slices`: `measure` takes anything that gives slices, so
-    that hours of audio need not lie in memory; else an array.
+    that hours of audio need not lie in memory; else an array. `ends_with_duration`: the last feature is the seconds of
+    the utterance, which `duration` false leaves out.
     """
 
     name: str
@@ -34,13 +37,23 @@ class HandmadeFeatures:
     by_slices: bool = False
     least_samples: int = 1
     licence: str = ""
+    ends_with_duration: bool = False
+    duration: bool = True
+
+    def without_duration(self) -> HandmadeFeatures:
+        """The same without the seconds of the utterance."""
+        if not self.ends_with_duration:
+            return self
+        return dataclasses.replace(self, digest=f"{self.digest} without duration", duration=False)
 
     def __call__(self, waves: Sequence[audio.Sliced]) -> list[np.ndarray]:
         floats = map(_Floats, waves)
-        return [self.measure(each if self.by_slices else each[:]) for each in floats]
+        made = [self.measure(each if self.by_slices else each[:]) for each in floats]
+        return made if self.duration else [x_F[:-1] for x_F in made]
 
     def description(self) -> dict[str, Any]:
-        return {"kind": "handmade", "which": self.kind, "digest": self.digest}
+        described = {"kind": "handmade", "which": self.kind, "digest": self.digest}
+        return described if self.duration else {**described, "duration": False}
 
     def arrays(self) -> Arrays:
         return {}
@@ -67,4 +80,10 @@ class HandmadeSystem(System):
         raise NotImplementedError
 
     def shared_features(self, recipe: EmotionRecipe, encoder: LayeredNetwork | None) -> Features:
-        return self.features(recipe.prosody)
+        found = self.features(recipe.prosody)
+        if recipe.duration and found.whole and not found.ends_with_duration:
+            raise UserError(
+                f"duration=true, and the features of {self.shown(recipe)} have no duration: leave it out, or use "
+                "prosody=pitch"
+            )
+        return found if recipe.keeps_duration else found.without_duration()

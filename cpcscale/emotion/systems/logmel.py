@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from cpcscale.emotion.handmade import mfcc
 from cpcscale.emotion.systems.handmade import HandmadeFeatures, HandmadeSystem
+from cpcscale.handmade import mfcc
 
 BANDS = 40
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from cpcscale.emotion.systems.system import Regressor, System
+from cpcscale.emotion.systems.system import System
 
 if TYPE_CHECKING:
     from cpcscale.emotion.recipe import EmotionRecipe
@@ -14,7 +14,7 @@ class Mean(System):
     """A constant; takes no audio."""
 
     name = "mean"
-    regressors: ClassVar[tuple[Regressor, ...]] = ("mean",)
+    regressors = ("mean",)
     not_swept = "it has no settings"
 
     def marks(self, recipe: EmotionRecipe) -> list[str]:

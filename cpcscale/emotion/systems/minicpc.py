@@ -61,5 +61,5 @@ class MiniCPC(System):
         if recipe.pretraining_on == "corpus":
             assert known is not None
             return encoder_features(recipe, copy.deepcopy(known))
-        rows = sorted(split.train_rows + split.dev_rows)
+        rows = sorted({*split.train_rows, *split.dev_rows} - set(split.test_rows))
         return encoder_features(recipe, pretrain_on_rows(recipe, prepared.corpus, known, rows))

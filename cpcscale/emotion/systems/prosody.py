@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-from cpcscale.emotion.handmade.prosody import LICENCE, choose_kind, prosody, version
 from cpcscale.emotion.systems.functionals import SEARCHED_ALREADY
 from cpcscale.emotion.systems.handmade import HandmadeFeatures, HandmadeSystem
-from cpcscale.emotion.systems.system import Regressor
+from cpcscale.handmade.prosody import LICENCE, choose_kind, feature_names, prosody, version
+
+if TYPE_CHECKING:
+    from cpcscale.emotion.recipe import EmotionRecipe
 
 
 class Prosody(HandmadeSystem):
     """A vector an utterance, of how it is said."""
 
     name = "prosody"
-    regressors: ClassVar[tuple[Regressor, ...]] = ("svr", "ridge")
+    regressors = ("svr", "ridge")
     not_swept = SEARCHED_ALREADY
 
     def features(self, kind: str = "") -> HandmadeFeatures:
         kind = choose_kind(kind)
         measure, licence = partial(prosody, kind=kind), LICENCE if kind == "egemaps" else ""
-        return HandmadeFeatures(self.name, version(kind), measure, whole=True, kind=kind, licence=licence)
+        ends_with_duration = feature_names(kind)[-1] == "duration_s"
+        return HandmadeFeatures(
+            *(self.name, version(kind), measure),
+            whole=True,
+            kind=kind,
+            licence=licence,
+            ends_with_duration=ends_with_duration,
+        )
+
+    def shown(self, recipe: EmotionRecipe) -> str:
+        return f"{self.name} ({choose_kind(recipe.prosody)})"

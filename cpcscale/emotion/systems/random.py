@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cpcscale.emotion.audio.prefetch import flatten_windows
-from cpcscale.emotion.encoders.networks import encoder_features, input_level, measure_level, untrained_encoder
+from cpcscale.emotion.encoders.networks import encoder_features, untrained_on
 from cpcscale.emotion.systems.system import Features, System
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Random(System):
     def shared_features(self, recipe: EmotionRecipe, encoder: LayeredNetwork | None) -> Features | None:
         if encoder is None:
             return None
-        return encoder_features(recipe, untrained_encoder(recipe, encoder, input_level(encoder)))
+        return encoder_features(recipe, encoder.untrained(recipe.seed))
 
     def fold_features(self, recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> Features:
         return untrained_features(recipe, prepared, split)
@@ -33,9 +33,8 @@ class Random(System):
 
 def untrained_features(recipe: EmotionRecipe, prepared: PreparedCorpus, split: Split) -> Features:
     """Those of an untrained network, at the level of the known one, else of the fold's training speakers."""
-    known = prepared.encoder
-    assert prepared.waves is not None
-    level = (
-        measure_level(flatten_windows(prepared.waves.take(split.train_rows))) if known is None else input_level(known)
-    )
-    return encoder_features(recipe, untrained_encoder(recipe, known, level))
+    known, waves = prepared.encoder, prepared.waves
+    assert waves is not None
+    if known is not None:
+        return encoder_features(recipe, known.untrained(recipe.seed))
+    return encoder_features(recipe, untrained_on(recipe, lambda: flatten_windows(waves.take(split.train_rows))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -48,21 +48,27 @@ class System:
     """A system, by its `system=` in a config. A new one is a subclass in a file of its own, and a line in SYSTEMS."""
 
     # Its `system=`.
-    name: ClassVar[str]
+    name: str
+    # Of a fusion, the systems that it is made of.
+    parts: tuple[System, ...] = ()
     # The regressors that it can have; the first is that of head=auto.
-    regressors: ClassVar[tuple[Regressor, ...]] = ("attention", "svr", "ridge")
+    regressors: tuple[Regressor, ...] = ("attention", "svr", "ridge")
     # Whether it takes the network of encoder.checkpoint, or of pretraining.model where none is given.
-    takes_network: ClassVar[bool] = False
+    takes_network: bool = False
     # Whether encoder.checkpoint must be given.
-    needs_checkpoint: ClassVar[bool] = False
+    needs_checkpoint: bool = False
     # Whether it takes what that checkpoint has learnt, not only its architecture.
-    takes_weights: ClassVar[bool] = False
+    takes_weights: bool = False
     # Whether it pretrains a network itself.
-    pretrains: ClassVar[bool] = False
+    pretrains: bool = False
     # Whether weights of its network are drawn at random, so that its features depend on the seed.
-    draws_weights: ClassVar[bool] = False
+    draws_weights: bool = False
     # Why a sweep makes no sense; empty where it does.
-    not_swept: ClassVar[str] = ""
+    not_swept: str = ""
+
+    def shown(self, recipe: EmotionRecipe) -> str:
+        """Its name in tables, with which of its features it has, where there are several."""
+        return self.name
 
     def check(self, recipe: EmotionRecipe) -> None:
         """Raises UserError for settings of the recipe that this system cannot have."""

@@ -32,6 +32,7 @@ from cpcscale.experiments.many_runs import (
     FinetuneRun,
     dry_run_table,
     finished_results,
+    metric_name,
     publish,
     run_config,
     run_remaining,
@@ -179,7 +180,7 @@ def _tags(plan: _Evaluation) -> dict[str, str]:
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     # MLflow takes no plus in a name.
     places = [row["at"].replace("+", "").replace(" ", "_") for row in rows]
-    return {f"ccc_mean_{row['system']}_{at}": row["ccc"]["mean"] for row, at in zip(rows, places, strict=True)}
+    return {f"{metric_name(row['system'])}_{at}": row["ccc"]["mean"] for row, at in zip(rows, places, strict=True)}
 
 
 def _say(text: str) -> None:

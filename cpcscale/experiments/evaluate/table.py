@@ -38,14 +38,16 @@ def evaluation_table(
         point, predicted = points[group[0].name], [by_run[run.name] for run in group]
         match kind:
             case "robustness":
-                rows += _robustness(group, predicted)
+                found = list(_robustness(group, predicted))
             case "learning":
                 folds = done[group[0].name].folds
                 labelled = float(np.mean([fold["train_utterances"] + fold["dev_utterances"] for fold in folds]))
                 figures = _figures(group, predicted, _tested_keys(group[0], predicted))
-                rows.append(figures | {"at": f"{point:g}", "share": point, "labelled": labelled})
+                found = [figures | {"at": f"{point:g}", "share": point, "labelled": labelled}]
             case _:
-                rows += _cross(group, predicted, point, corpora)
+                found = list(_cross(group, predicted, point, corpora))
+        # As the runs were: a library that came later would give another kind of features.
+        rows += [row | {"shown": done[group[0].name].shown or row["system"]} for row in found]
     rows.sort(key=lambda row: [run.config.system for run in runs].index(row["system"]))
     same_split = [run for run in runs if run.config.protocol.split == runs[0].config.protocol.split]
     return {

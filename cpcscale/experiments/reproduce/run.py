@@ -36,6 +36,7 @@ from cpcscale.experiments.many_runs import (
     UtterancePrediction,
     dry_run_table,
     finished_results,
+    metric_name,
     publish,
     read_predictions,
     run_config,
@@ -119,8 +120,10 @@ def _tracked(plan: _Plan, lease: Lease) -> dict[str, Any]:
 
         run_remaining(plan.runs, done, start, _say)
         table = _table(plan, done).as_dict() | {"seconds": seconds_by_system(plan.runs, done), "run_id": tracker.run_id}
+        # As the runs were: a library that came later would give another kind of features.
+        table["shown"] = {run.config.system: done[run.name].shown or run.config.system for run in plan.runs}
         publish(config.run_dir, tracker, table, {PAGE: results_markdown(table).encode()})
-        summary.update({f"ccc_mean_{row['system']}": row["ccc"]["mean"] for row in table["rows"]})
+        summary.update({metric_name(row["system"]): row["ccc"]["mean"] for row in table["rows"]})
     return table
 
 

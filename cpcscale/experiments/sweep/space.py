@@ -17,7 +17,7 @@ from typing import Any
 
 from cpcscale import config as configs
 from cpcscale.emotion.encoders.networks import absolute_checkpoint
-from cpcscale.emotion.recipe import SYSTEMS, EmotionRecipe
+from cpcscale.emotion.recipe import EmotionRecipe, system_of
 from cpcscale.errors import UserError, nearest
 
 FORMS = ("uniform", "loguniform", "quniform", "randint", "choice")
@@ -27,6 +27,8 @@ _REFUSED = {
     "seed": "the luckiest seed is not a setting",
     "name": "it only names the run",
     "head": "only the attention head has epochs and a development score to search by",
+    "readout": "only support vector machines and ridge regressions use it",
+    "duration": "only support vector machines and ridge regressions use it",
     "svm": "its settings are chosen on inner folds already (svm_search)",
     "fit_search": "the sweep itself is the search",
     "svm_search": "a sweep searches the attention head",
@@ -126,8 +128,8 @@ def _dimension(key: str, entry: Any, known: Mapping[str, Any]) -> SearchDimensio
         _check_range(key, form, arguments)
     _check_type(key, form, arguments, known[key])
     for value in arguments if key == "system" else ():
-        if (system := SYSTEMS.get(value)) and system.not_swept:
-            raise UserError(f"space: system={value} cannot be swept: {system.not_swept}; leave it out")
+        if why := system_of(value, "space: system").not_swept:
+            raise UserError(f"space: system={value} cannot be swept: {why}; leave it out")
     if key == _CHECKPOINT:
         arguments = tuple(absolute_checkpoint(value) for value in arguments)
     return SearchDimension(key, form, arguments)

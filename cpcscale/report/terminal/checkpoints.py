@@ -69,5 +69,26 @@ def show_lines(values: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"    {name}  {tensor['dtype']} {tensor['shape']}" for name, tensor in tensors.items())
 
 
+def acoustics_lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of `checkpoint acoustics`, from `experiments.acoustics.acoustics`."""
+    networks = [("untrained", values["random"]), *((f"step {row['step']:,}", row) for row in values["checkpoints"])]
+    width = max(len(name) for name, _ in networks)
+    columns = ("level", "pitch", "rate", "speaker")
+    yield f"{values['utterances']} utterances of {values['groups']} speakers in {storage.shown(values['shards'])}"
+    yield f"{'network':{width}}  layer" + "".join(f" {name:>8}" for name in columns)
+    for name, found in networks:
+        for layer in ("z", "c"):
+            cells = (_figure(found[layer].get(column), "{:.3f}") or "-" for column in columns)
+            yield f"{name if layer == 'z' else '':{width}}  {layer:5}" + "".join(f" {cell:>8}" for cell in cells)
+    yield "level, pitch and rate: CCC of a ridge regression on mean and deviation over time, for speakers not fitted to"
+    if values["chance"] is None:
+        yield "speaker: the index knows no two speakers of one language with two recordings each"
+    else:
+        told = f"{values['speakers']} speakers, told from others of their language in other recordings"
+        yield f"speaker: share found of {told} (chance {values['chance']:.3f})"
+    if values["added"] is not None:
+        yield f"MLflow: {values['added']} values added to the run, beside its loss"
+
+
 def _figure(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)

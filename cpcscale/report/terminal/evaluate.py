@@ -87,7 +87,7 @@ def _cells(rows: Sequence[Mapping[str, Any]], figure: str, bounds: str, places: 
             with_interval(row[figure][name], (row[bounds] or {}).get(name), figure == "change") for name in FIGURES
         ]
         where = [_short(row[key]) for key in places.values()]
-        cells.append([row["system"], str(len(row["seeds"])), *where, *sizes, *figures])
+        cells.append([row.get("shown", row["system"]), str(len(row["seeds"])), *where, *sizes, *figures])
     return cells
 
 

@@ -13,7 +13,8 @@ def finetune_lines(result: Mapping[str, Any]) -> Iterator[str]:
     marks = f" [{', '.join(result['marks'])}]" if result["marks"] else ""
     official = len(result["ccc_by_part"]) > 0
     scored = f"tested on the owner's {next(iter(result['ccc_by_part']))}" if official else "pooled over the test folds"
-    yield f"{result['system']} on {result['corpus']}{marks}, protocol {result['protocol']}, {scored}"
+    system = result.get("shown") or result["system"]
+    yield f"{system} on {result['corpus']}{marks}, protocol {result['protocol']}, {scored}"
     unknown = f", {result['unknown']:,} utterances of unknown speakers in the corpus" if result["unknown"] else ""
     yield f"  {result['utterances']:,} utterances of {result['speakers']:,} speakers{unknown}"
     for name, value in result["ccc"].items():

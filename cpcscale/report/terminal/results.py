@@ -63,7 +63,7 @@ def _tables(table: Mapping[str, Any]) -> list[Table]:
     rows = table["rows"]
     names = [row["system"] for row in rows]
     tables = [
-        Table("Systems", [["system", "seeds", *FIGURES, "recall"], *map(_main_cells, rows)], _CCC),
+        Table("Systems", [["system", "seeds", *FIGURES, "recall"], *(_main_cells(row, table) for row in rows)], _CCC),
         Table(
             "More figures of the same predictions",
             [_MORE_HEAD, *(_more_cells(row, table) for row in rows)],
@@ -79,9 +79,10 @@ def _tables(table: Mapping[str, Any]) -> list[Table]:
     return [*tables, Table("Correlation of the labels (Pearson)", cells)]
 
 
-def _main_cells(row: Mapping[str, Any]) -> list[str]:
+def _main_cells(row: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
     figures = [with_interval(row["ccc"][name], (row["interval"] or {}).get(name)) for name in FIGURES]
-    return [row["system"], str(len(row["seeds"])), *figures, _with_deviation(row["recall"], row["recall_deviation"])]
+    shown = table.get("shown", {}).get(row["system"], row["system"])
+    return [shown, str(len(row["seeds"])), *figures, _with_deviation(row["recall"], row["recall_deviation"])]
 
 
 def _more_cells(row: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:

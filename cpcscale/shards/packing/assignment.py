@@ -66,6 +66,8 @@ class PackConfig(FindConfig):
     max_s: float = 60.0
     # Where files are cut: the number of shards over which a task shuffles the pieces.
     group_shards: int = 4
+    # Whether all files of a speaker go into one shard, which may then be larger than shard_mb; for order.run.
+    keep_speakers: bool = field(default=False, metadata=config.ADDED)
     # What the audio may be like; a file or piece that is not is left out and listed in the quarantine table.
     limits: audio.SoundLimits = field(default_factory=audio.SoundLimits, metadata=config.ADDED)
 
@@ -97,7 +99,14 @@ class Assignment(Sequence[PackTask]):
         split = splits.split(files, names, config.seed, config.heldout_share, config.heldout_by, config.unseen_groups)
         ranked = splits.ranked(config.seed, "order", self._keys)
         _refuse_one_name_twice(self._keys, ranked, names)
-        parts = [_tasks_of(ranked[split[ranked] == number], samples, self._pieces, config) for number in range(3)]
+        speaker = splits.speakers(files, names) if config.keep_speakers else None
+        if speaker is not None:
+            # Speakers in the order of their first files, and within a speaker as before.
+            _, first, which = np.unique(speaker[ranked], return_index=True, return_inverse=True)
+            ranked = ranked[np.argsort(first[which], kind="stable")]
+        parts = [
+            _tasks_of(ranked[split[ranked] == number], samples, self._pieces, config, speaker) for number in range(3)
+        ]
         self.rows = np.concatenate([part.rows for part in parts])
         counts = np.concatenate([np.diff(part.starts) for part in parts])
         self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -214,16 +223,21 @@ class _Tasks:
     shards: np.ndarray
 
 
-def _tasks_of(rows: np.ndarray, samples: np.ndarray, pieces: np.ndarray, config: PackConfig) -> _Tasks:
-    """Divides the files of one split, in order, into tasks of similar duration."""
+def _tasks_of(
+    rows: np.ndarray, samples: np.ndarray, pieces: np.ndarray, config: PackConfig, speaker: np.ndarray | None
+) -> _Tasks:
+    """Divides the files of one split, in order, into tasks of similar duration; given speakers, between these alone."""
     if not len(rows):
         return _Tasks(rows, np.zeros(1, np.int64), np.zeros(0, np.int64))
     shard_samples = config.shard_mb * 1e6 / _BYTES_A_SECOND[config.codec] * audio.RATE_HZ
     lengths, counts = samples[rows], pieces[rows]
-    whole = bool((counts == 1).all())
+    whole = speaker is not None or bool((counts == 1).all())
     total = int(lengths.sum())
     groups = max(1, round(total / (shard_samples if whole else shard_samples * config.group_shards)))
     before = np.cumsum(lengths) - lengths
+    if speaker is not None:
+        begins = np.flatnonzero(np.diff(speaker[rows], prepend=-1))
+        before = np.repeat(before[begins], np.diff(np.append(begins, len(rows))))
     # The group of a file is before * groups // total, which may not fit 64 bits; the edges of groups do.
     edges = np.fromiter((-(-max(1, total) * group // groups) for group in range(groups)), np.int64, groups)
     starts = np.unique(np.searchsorted(edges, before, side="right") - 1, return_index=True)[1]

@@ -52,6 +52,11 @@ def split(
     return numbers
 
 
+def speakers(files: AudioFiles, names: pa.LargeStringArray) -> np.ndarray:
+    """int64 [files]: a number that is equal for files of one speaker; a file without one has its own."""
+    return _Groups(files, names).ids
+
+
 def ranked(seed: int, purpose: str, texts: pa.LargeStringArray, rows: np.ndarray | None = None) -> np.ndarray:
     """int64: the rows of `texts` (all, or these) sorted by keyed hash, and by text where hashes are equal."""
     rows = np.arange(len(texts)) if rows is None else rows

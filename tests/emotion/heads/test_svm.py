@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_corpora import speaker_splits
 
-from cpcscale.emotion.handmade.statistics import summarise
 from cpcscale.emotion.heads import ridge
 from cpcscale.emotion.heads.svm import GRID, Classifier, SVMConfig, choose_classifier_config, chosen_classifier
 from cpcscale.emotion.heads.vectors import Regressor, choose_regressor_config
@@ -12,6 +11,7 @@ from cpcscale.emotion.protocol.splits import inner_splits
 from cpcscale.emotion.scores.ccc import PRIMITIVES
 from cpcscale.emotion.scores.ccc_intervals import scores, unweighted_average_recall
 from cpcscale.errors import UserError
+from cpcscale.handmade.statistics import summarise
 
 SPEAKERS = [f"s{row % 6}" for row in range(120)]
 CLASSES = ("anger", "neutral", "sadness")

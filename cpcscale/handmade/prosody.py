@@ -18,8 +18,8 @@ import kaldi_native_fbank as knf
 import numpy as np
 
 from cpcscale import audio, config
-from cpcscale.emotion.handmade.mfcc import refuse_short
 from cpcscale.errors import UserError
+from cpcscale.handmade.mfcc import refuse_short
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +101,9 @@ def prosody(wave_S: np.ndarray, kind: str) -> np.ndarray:
             refuse_short(wave_S)
             return _smile().process_signal(wave_S, audio.RATE_HZ).to_numpy(np.float32)[0]
         case _:
-            measured = _measure(wave_S)
-            return np.array([measured[name] for name in NAMES], np.float32)
+            f0_T, correlation_T, voiced_T = track_pitch(wave_S)
+            energy_T = frame_energy(wave_S, len(f0_T))
+            return describe_tracks(f0_T, correlation_T, voiced_T, energy_T, len(wave_S) / audio.RATE_HZ)
 
 
 def track_pitch(wave_S: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -154,10 +155,10 @@ def count_syllables(energy_T: np.ndarray, voiced_T: np.ndarray) -> int:
     return int(voiced_T[peaks].sum())
 
 
-def _measure(wave_S: np.ndarray) -> dict[str, float]:
-    f0_T, correlation_T, voiced_T = track_pitch(wave_S)
-    seconds = len(wave_S) / audio.RATE_HZ
-    energy_T = frame_energy(wave_S, len(f0_T))
+def describe_tracks(
+    f0_T: np.ndarray, correlation_T: np.ndarray, voiced_T: np.ndarray, energy_T: np.ndarray, seconds: float
+) -> np.ndarray:
+    """The features NAMES, float32 [32], of the tracks of `track_pitch` and `frame_energy`."""
     st_T = 12 * np.log2(f0_T / _BASE_HZ)
     slope_f0 = np.diff(st_T)[voiced_T[1:] & voiced_T[:-1]]
     slope_energy = np.diff(energy_T)
@@ -187,7 +188,8 @@ def _measure(wave_S: np.ndarray) -> dict[str, float]:
         "syllables_per_s": count_syllables(energy_T, voiced_T) / seconds,
         "duration_s": seconds,
     }
-    return _spread("f0_{}_st", st_T[voiced_T]) | _spread("energy_{}_db", energy_T) | slopes | voicing
+    measured = _spread("f0_{}_st", st_T[voiced_T]) | _spread("energy_{}_db", energy_T) | slopes | voicing
+    return np.array([measured[name] for name in NAMES], np.float32)
 
 
 def _spread(name: str, values: np.ndarray) -> dict[str, float]:

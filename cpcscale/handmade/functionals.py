@@ -10,8 +10,8 @@ import kaldi_native_fbank as knf
 import numpy as np
 
 from cpcscale import audio
-from cpcscale.emotion.handmade import mfcc
-from cpcscale.emotion.handmade.mfcc import refuse_short
+from cpcscale.handmade import mfcc
+from cpcscale.handmade.mfcc import refuse_short
 
 # Raise it when `functionals` gives other values.
 VERSION = 1
@@ -32,7 +32,11 @@ def functionals(wave_S: audio.Sliced) -> np.ndarray:
     The deltas are Kaldi's: the slope of a line through five frames. Raises UserError for less than 0.1 s.
     """
     refuse_short(wave_S)
-    c_TC = mfcc.mfcc(wave_S, COEFFICIENTS)
+    return np.append(describe_cepstra(mfcc.mfcc(wave_S, COEFFICIENTS)), np.float32(len(wave_S) / audio.RATE_HZ))
+
+
+def describe_cepstra(c_TC: np.ndarray) -> np.ndarray:
+    """The features named by NAMES but for the duration, float32 [65], of MFCCs float32 [T, COEFFICIENTS]."""
     delta_TC = knf.compute_deltas(_deltas(), c_TC)[:, COEFFICIENTS:].astype(np.float64)
     c_TC = c_TC.astype(np.float64)
     blocks = [
@@ -40,7 +44,6 @@ def functionals(wave_S: audio.Sliced) -> np.ndarray:
         c_TC.std(axis=0),
         delta_TC.std(axis=0),
         np.percentile(c_TC[:, 0], PERCENTILES),
-        [len(wave_S) / audio.RATE_HZ],
     ]
     return np.concatenate(blocks).astype(np.float32)
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from cpcscale.emotion.handmade.functionals import COEFFICIENTS, NAMES, functionals
-from cpcscale.emotion.handmade.mfcc import mfcc
 from cpcscale.errors import UserError
+from cpcscale.handmade.functionals import COEFFICIENTS, NAMES, functionals
+from cpcscale.handmade.mfcc import mfcc
 
 
 def noise(samples: int, level: float = 0.1) -> np.ndarray:

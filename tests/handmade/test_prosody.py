@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpcscale.emotion.handmade.prosody import (
+from cpcscale.errors import UserError
+from cpcscale.handmade.prosody import (
     NAMES,
     choose_kind,
     count_syllables,
@@ -14,7 +15,6 @@ from cpcscale.emotion.handmade.prosody import (
     prosody,
     track_pitch,
 )
-from cpcscale.errors import UserError
 
 
 def voice(f0_hz: np.ndarray | float, seconds: float, level: float = 0.1) -> np.ndarray:

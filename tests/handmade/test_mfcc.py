@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cpcscale.emotion.handmade.mfcc import log_mel, mfcc
+from cpcscale.handmade.mfcc import log_mel, mfcc
 
 FRONTENDS = (mfcc, log_mel)
 

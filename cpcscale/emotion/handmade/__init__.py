@@ -1,1 +1,0 @@
-"""Features that are designed, not learnt: MFCC, log-mel, their statistics, prosody."""
