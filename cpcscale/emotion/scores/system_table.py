@@ -79,6 +79,7 @@ class Comparison:
     first: str
     second: str
     difference: Figures
+    interval: Intervals | None
     p: Figures
     p_holm: Figures
     speakers: int

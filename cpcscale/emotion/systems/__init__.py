@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cpcscale import config
+from cpcscale.emotion.systems.duration import Duration
 from cpcscale.emotion.systems.functionals import Functionals
 from cpcscale.emotion.systems.fusion import JOINED, fusion
 from cpcscale.emotion.systems.logmel import LogMel
@@ -18,7 +19,12 @@ from cpcscale.emotion.systems.system import System
 # The controls, the classic systems, then the paper's four and log-mel.
 SYSTEMS: dict[str, System] = {
     each.name: each
-    for each in (Mean(), Random(), Functionals(), Prosody(), MFCC(), LogMel(), Raw(), MiniCPC(), Pretrained())
+    for each in (
+        *(Mean(), Random(), Duration()),
+        *(Functionals(), Prosody()),
+        *(MFCC(), Raw(), MiniCPC(), Pretrained()),
+        LogMel(),
+    )
 }
 
 

@@ -3,6 +3,7 @@
     robustness  each system trained on clean audio and tested on degraded
     learning    each system trained on shares of the training speakers' utterances
     cross       each system trained on all of one corpus and tested on all of the others
+    encoders    encoders and classic systems on several corpora, with tests over all of them
 
 After a kill, the same command runs what is left.
 """
@@ -19,13 +20,16 @@ from cpcscale import storage
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.emotion.corpora.joined import join_corpora
-from cpcscale.emotion.encoders.networks import encoder_digest, open_encoders
+from cpcscale.emotion.encoders.arrays import arrays_of
+from cpcscale.emotion.encoders.huggingface import PREFIX
+from cpcscale.emotion.encoders.networks import absolute_checkpoint, encoder_digest, open_encoders, open_network
 from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.probe_selection import refuse_selected
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
-from cpcscale.experiments.evaluate.config import EvaluateConfig
+from cpcscale.experiments.evaluate.config import Arm, EvaluateConfig
+from cpcscale.experiments.evaluate.encoders import encoder_tests
 from cpcscale.experiments.evaluate.table import evaluation_table
 from cpcscale.experiments.finetune import absolute_inputs, finetune, identify
 from cpcscale.experiments.many_runs import (
@@ -53,8 +57,11 @@ class _Evaluation:
     config: EvaluateConfig
     corpora: dict[str, Corpus]
     runs: list[FinetuneRun]
-    # By the run's name. robustness: None; learning: the share; cross: (train, test), where test None means all others.
+    # By the run's name. robustness: None; learning: the share; cross: (train, test), where test None means all others;
+    # encoders: (corpus, encoder), where "" is none.
     points: dict[str, Any]
+    # Why an encoder is not run.
+    not_run: dict[str, str]
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -76,43 +83,68 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def _planned(config: EvaluateConfig) -> _Evaluation:
     config = dataclasses.replace(config, **absolute_inputs(config))
-    settings = config.corpus_configs() if config.kind == "cross" else {"": config.corpus}
+    arms, not_run = _available(config)
+    settings = corpus_settings(config)
     corpora = {name: open_corpus(each) for name, each in settings.items()}
     _refuse_same_corpus(corpora)
-    recipes = {system: config.recipe(system) for system in config.systems}
-    opened, digests = open_encoders(recipes), {}
-    for system, (encoder, source) in opened.items():
-        digests[system] = encoder_digest(encoder)
+    opened = open_encoders({f"{arm.label}{arm.recipe.system}": arm.recipe for arm in arms})
+    digests = {name: encoder_digest(encoder) for name, (encoder, _) in opened.items()}
+    for arm in arms:
         # Checked on each corpus alone, because joining corpora changes the names of speakers and utterances.
         for corpus in corpora.values():
-            refuse_selected(recipes[system], corpus, source)
+            refuse_selected(arm.recipe, corpus, opened[f"{arm.label}{arm.recipe.system}"][1])
     runs, points = [], {}
-    for recipe in _recipes(config, recipes):
-        for label, point, changed, corpus in _variants(config, recipe, settings, corpora):
-            name = f"{label}{recipe.system}-seed{recipe.seed}"
+    for arm in _with_seeds(config, arms):
+        known = f"{arm.label}{arm.recipe.system}"
+        for label, point, changed, corpus in _variants(config, arm, settings, corpora):
+            name = f"{label}{known}-seed{arm.recipe.seed}"
             single = run_config(changed, name, config.run_dir, config.workers, config.tracking)
             fold_splits(single, corpus)
-            identity = identify(single, corpus) | {"encoder": digests[recipe.system]}
-            runs.append(FinetuneRun(single, corpus, opened[recipe.system], identity))
+            identity = identify(single, corpus) | {"encoder": digests[known]}
+            runs.append(FinetuneRun(single, corpus, opened[known], identity))
             points[name] = point
-    return _Evaluation(config, corpora, runs, points)
+    return _Evaluation(config, corpora, runs, points, not_run)
 
 
-def _recipes(config: EvaluateConfig, recipes: Mapping[str, EmotionRecipe]) -> Iterator[EmotionRecipe]:
+def corpus_settings(config: EvaluateConfig) -> dict[str, CorpusConfig]:
+    """The corpora of an evaluation by name; a single one has the name ""."""
+    return config.corpus_configs() if config.corpora else {"": config.corpus}
+
+
+def _available(config: EvaluateConfig) -> tuple[list[Arm], dict[str, str]]:
+    """(the arms with absolute paths, why each encoder of the transformers library whose weights are missing is not
+    run)."""
+    not_run: dict[str, str] = {}
+    for name, checkpoints in config.checkpoints().items():
+        for checkpoint in (each for each in checkpoints if each.startswith(PREFIX)):
+            try:
+                open_network(absolute_checkpoint(checkpoint))
+            except UserError as error:
+                not_run[name] = str(error)
+    arms = [arm for arm in config.arms() if arm.encoder not in not_run]
+    return [dataclasses.replace(arm, recipe=_absolute(arm.recipe)) for arm in arms], not_run
+
+
+def _absolute(recipe: EmotionRecipe) -> EmotionRecipe:
+    return dataclasses.replace(recipe, **absolute_inputs(recipe))
+
+
+def _with_seeds(config: EvaluateConfig, arms: Sequence[Arm]) -> Iterator[Arm]:
     """In order of seeds, so that after the first the time of the rest can be estimated."""
     for number, seed in enumerate(config.seeds):
-        for recipe in recipes.values():
-            if number == 0 or depends_on_seed(recipe):
-                yield with_seed(recipe, seed)
+        for arm in arms:
+            if number == 0 or depends_on_seed(arm.recipe):
+                yield dataclasses.replace(arm, recipe=with_seed(arm.recipe, seed))
 
 
 def _variants(
     config: EvaluateConfig,
-    recipe: EmotionRecipe,
+    arm: Arm,
     settings: Mapping[str, CorpusConfig],
     corpora: Mapping[str, Corpus],
 ) -> Iterator[tuple[str, Any, EmotionRecipe, Corpus]]:
     """The runs of one system with one seed: (prefix of the name, point of the table, recipe, corpus)."""
+    recipe = arm.recipe
     match config.kind:
         case "robustness":
             yield "", None, recipe, corpora[""]
@@ -120,6 +152,12 @@ def _variants(
             for share in config.shares:
                 protocol = dataclasses.replace(recipe.protocol, train_share=share)
                 yield f"share{share:g}-", share, dataclasses.replace(recipe, protocol=protocol), corpora[""]
+        case "encoders":
+            for name, corpus in corpora.items():
+                # Found from fixed features alone.
+                classify = any(one.category for one in corpus.utterances) and not recipe.trains_encoder
+                changed = dataclasses.replace(recipe, corpus=settings[name], classify=classify)
+                yield f"{name}-", (name, arm.encoder), changed, corpus
         case _:
             official = dataclasses.replace(recipe.protocol, split="official")
             for name, corpus in corpora.items():
@@ -141,7 +179,7 @@ def _tracked(plan: _Evaluation, lease: Lease) -> dict[str, Any]:
     config, done = plan.config, finished_results(plan.runs)
     name = config.name or f"{config.kind}-{'-'.join(corpus.name for corpus in plan.corpora.values())}"
     what = f"Evaluation of {config.kind}: {len(plan.runs)} fine-tunings of {', '.join(config.systems)}"
-    settings = config.corpus_configs() if config.kind == "cross" else {"": config.corpus}
+    settings = corpus_settings(config)
     corpora = {settings[key].path: corpus for key, corpus in plan.corpora.items()}
     with tracked_run(
         config.tracking,
@@ -159,10 +197,30 @@ def _tracked(plan: _Evaluation, lease: Lease) -> dict[str, Any]:
 
         run_remaining(plan.runs, done, start, _say)
         table = evaluation_table(config.kind, plan.corpora, plan.runs, plan.points, done)
+        if config.kind == "encoders":
+            tests = encoder_tests(plan.corpora, plan.runs, plan.points, done, config.protocol.seed)
+            table |= {"encoders": _encoders(plan), "tests": tests, "not_run": plan.not_run}
         table |= {"seconds": seconds_by_system(plan.runs, done), "run_id": tracker.run_id}
         publish(config.run_dir, tracker, table, evaluate_files(table))
         summary.update(_summary(table["rows"]))
     return table
+
+
+def _encoders(plan: _Evaluation) -> dict[str, dict[str, Any]]:
+    """What each encoder is, by name: `parameters` of the frames, and of each pretraining `urls`, `updates`, `hours`."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in plan.runs:
+        network, source = run.opened
+        name = plan.points[run.name][1]
+        if network is None or not run.config.definition.takes_weights:
+            continue
+        parameters = sum(array.size for array in arrays_of(network, left_out=network.unused).values())
+        row = found.setdefault(name, {"parameters": parameters, "urls": [], "updates": [], "hours": []})
+        if (url := str(source["url"])) not in row["urls"]:
+            row["urls"].append(url)
+            row["updates"].append(source.get("step"))
+            row["hours"].append(source["audio_s"] / 3600 if "audio_s" in source else None)
+    return found
 
 
 def _tags(plan: _Evaluation) -> dict[str, str]:
@@ -179,7 +237,7 @@ def _tags(plan: _Evaluation) -> dict[str, str]:
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     # MLflow takes no plus in a name.
-    places = [row["at"].replace("+", "").replace(" ", "_") for row in rows]
+    places = [row["at"].replace("+", "").replace(" ", "_").replace(":", "") for row in rows]
     return {f"{metric_name(row['system'])}_{at}": row["ccc"]["mean"] for row, at in zip(rows, places, strict=True)}
 
 

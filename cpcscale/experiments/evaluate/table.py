@@ -1,4 +1,4 @@
-"""The table of an evaluation: a row for each system and condition, share, or pair of corpora."""
+"""The table of an evaluation: a row for each system and condition, share, pair of corpora, or encoder and corpus."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cpcscale.emotion.corpora.joined import joined_key
 from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.protocol.splits import share_marks
+from cpcscale.emotion.scores.by_group import by_trait, traits_of
 from cpcscale.emotion.scores.ccc_intervals import ccc_change, interval, scores
 from cpcscale.experiments.many_runs import FinetuneRun, UtterancePrediction, read_predictions
 
@@ -30,7 +31,8 @@ def evaluation_table(
     `points` gives the point of the table that each run belongs to, by the run's name. A row has `system`, `seeds`, `at`
     (the point in words), `utterances`, `speakers`, `ccc` and its `interval`, as means over seeds. robustness adds
     `change` (CCC minus the clean CCC) and `change_interval`; learning adds `share` and `labelled` (utterances in the
-    training and development part of a fold, mean over folds); cross adds `train` and `test`.
+    training and development part of a fold, mean over folds); cross adds `train` and `test`. encoders adds `corpus`,
+    `encoder` ("": none), `activation_dominance` (their mean), `recall` and `groups` (see scores/by_group.py).
     """
     by_run = {run.name: dict(read_predictions(done[run.name].predictions_csv)) for run in runs}
     rows: list[dict[str, Any]] = []
@@ -42,8 +44,10 @@ def evaluation_table(
             case "learning":
                 folds = done[group[0].name].folds
                 labelled = float(np.mean([fold["train_utterances"] + fold["dev_utterances"] for fold in folds]))
-                figures = _figures(group, predicted, _tested_keys(group[0], predicted))
+                figures = _figures(group, predicted, tested_keys(group[0], predicted))
                 found = [figures | {"at": f"{point:g}", "share": point, "labelled": labelled}]
+            case "encoders":
+                found = [_encoder(group, predicted, compared_keys(point[0], runs, points, by_run), point, done)]
             case _:
                 found = list(_cross(group, predicted, point, corpora))
         # As the runs were: a library that came later would give another kind of features.
@@ -81,7 +85,7 @@ def _by_seed(runs: Sequence[FinetuneRun], points: Mapping[str, Any]) -> Iterator
     yield from groups.values()
 
 
-def _tested_keys(run: FinetuneRun, predicted: Sequence[Mapping[str, UtterancePrediction]]) -> list[str]:
+def tested_keys(run: FinetuneRun, predicted: Sequence[Mapping[str, UtterancePrediction]]) -> list[str]:
     """The keys of the utterances that every seed tested, sorted; under `official` only those of the first test part."""
     keys = set.intersection(*(set(each) for each in predicted))
     if run.config.protocol.split == "official":
@@ -97,7 +101,7 @@ def _figures(
     keys: Sequence[str],
     condition: str = "",
 ) -> dict[str, Any]:
-    truth_UP, guess_SUP, speakers = _arrays(runs[0], predicted, keys, condition)
+    truth_UP, guess_SUP, speakers = arrays(runs[0], predicted, keys, condition)
     return {
         "system": runs[0].config.system,
         "seeds": [run.config.seed for run in runs],
@@ -108,8 +112,8 @@ def _figures(
     }
 
 
-def _arrays(
-    run: FinetuneRun, predicted: Sequence[Mapping[str, UtterancePrediction]], keys: Sequence[str], condition: str
+def arrays(
+    run: FinetuneRun, predicted: Sequence[Mapping[str, UtterancePrediction]], keys: Sequence[str], condition: str = ""
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """(truth_UP, guess_SUP, the speaker group of each utterance)."""
     groups = fold_splits(run.config, run.corpus).groups
@@ -119,14 +123,46 @@ def _arrays(
     return truth_UP, guess_SUP, [speakers[key] for key in keys]
 
 
+def compared_keys(
+    corpus: str,
+    runs: Sequence[FinetuneRun],
+    points: Mapping[str, Any],
+    by_run: Mapping[str, Mapping[str, UtterancePrediction]],
+) -> list[str]:
+    """The keys of the utterances of a corpus that every run on it tested."""
+    of_corpus = [run for run in runs if points[run.name][0] == corpus]
+    return tested_keys(of_corpus[0], [by_run[run.name] for run in of_corpus])
+
+
+def _encoder(
+    runs: Sequence[FinetuneRun],
+    predicted: Sequence[Mapping[str, UtterancePrediction]],
+    keys: Sequence[str],
+    point: tuple[str, str],
+    done: Mapping[str, FinetuneResult],
+) -> dict[str, Any]:
+    corpus, encoder = point
+    found = _figures(runs, predicted, keys)
+    ccc, recalls = found["ccc"], [done[run.name].recall for run in runs]
+    utterances = {one.key: one for one in runs[0].corpus.utterances}
+    return found | {
+        "at": f"{encoder} on {corpus}" if encoder else f"on {corpus}",
+        "corpus": corpus,
+        "encoder": encoder,
+        "activation_dominance": (ccc["activation"] + ccc["dominance"]) / 2,
+        "recall": None if None in recalls else float(np.mean([value for value in recalls if value is not None])),
+        "groups": by_trait(*arrays(runs[0], predicted, keys), traits_of([utterances[key] for key in keys])),
+    }
+
+
 def _robustness(
     runs: Sequence[FinetuneRun], predicted: Sequence[Mapping[str, UtterancePrediction]]
 ) -> Iterator[dict[str, Any]]:
-    keys = _tested_keys(runs[0], predicted)
+    keys = tested_keys(runs[0], predicted)
     yield _figures(runs, predicted, keys) | {"at": CLEAN, "change": None, "change_interval": None}
-    truth_UP, clean_SUP, speakers = _arrays(runs[0], predicted, keys, "")
+    truth_UP, clean_SUP, speakers = arrays(runs[0], predicted, keys, "")
     for condition in runs[0].config.test_conditions:
-        difference, bounds = ccc_change(truth_UP, clean_SUP, _arrays(runs[0], predicted, keys, condition)[1], speakers)
+        difference, bounds = ccc_change(truth_UP, clean_SUP, arrays(runs[0], predicted, keys, condition)[1], speakers)
         place = {"at": condition, "change": difference, "change_interval": bounds}
         yield _figures(runs, predicted, keys, condition) | place
 
@@ -140,7 +176,7 @@ def _cross(
     train, test = point
     for name in [test] if test else [each for each in corpora if each != train]:
         if test:
-            keys = _tested_keys(runs[0], predicted)
+            keys = tested_keys(runs[0], predicted)
         else:
             own = (joined_key(name, one.key) for one in corpora[name].utterances)
             keys = sorted(key for key in own if all(key in each for each in predicted))

@@ -1,19 +1,20 @@
-"""What `cpcscale evaluate` prints and writes: degraded audio, fewer labels, other corpora."""
+"""What `cpcscale evaluate` prints and writes: degraded audio, fewer labels, other corpora, several encoders."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cpcscale.report.compare import FIGURES, NONE
+from cpcscale.report.compare import FIGURES, NONE, short
 from cpcscale.report.terminal.tables import Table, mark_notes, markdown, text_lines
-from cpcscale.report.terminal.traits import with_interval
+from cpcscale.report.terminal.traits import LEGEND, missing_words, trait_cells, with_interval
 
 PAGE, CURVES = "results.md", "curves.png"
 _TITLES = {
     "robustness": "Trained on clean audio, tested on degraded",
     "learning": "Trained on a share of the labels",
     "cross": "Trained on one corpus, tested on another",
+    "encoders": "Encoders and classic systems",
 }
 _CCC = (
     "CCC: concordance correlation of all test predictions pooled, the mean over seeds. [low, high]: its 95 % interval "
@@ -35,6 +36,10 @@ _LEGENDS = {
         "scale to [-1, 1]. Scales, raters and their questions differ between corpora, so a low score across corpora is "
         "partly a matter of labels."
     ),
+    "encoders": (
+        "A + D: the mean CCC of activation and dominance. recall: unweighted average recall of the categories, from "
+        "the same features. seeds: how many predictions the figures are means of: pretrainings, or untrained networks."
+    ),
 }
 _CHANGE = (
     "change: CCC minus the CCC on clean audio of the same utterances; its interval is a delete-one-speaker jackknife "
@@ -48,9 +53,9 @@ def evaluate_lines(table: Mapping[str, Any]) -> list[str]:
 
 
 def evaluate_files(table: Mapping[str, Any]) -> dict[str, bytes]:
-    """results.md, and curves.png for all kinds but cross."""
+    """results.md, and curves.png for robustness and learning."""
     page = {PAGE: markdown(*_parts(table)).encode()}
-    if table["kind"] == "cross":
+    if table["kind"] in ("cross", "encoders"):
         return page
     # Imported here: it loads matplotlib, which a table does not need.
     from cpcscale.report.plots.evaluate import curves_png
@@ -72,6 +77,8 @@ def _parts(table: Mapping[str, Any]) -> tuple[str, list[Table], list[str]]:
         case "learning":
             cells = _cells(rows, "ccc", "interval", {"share": "at", "labelled": "labelled"})
             tables = [Table("CCC", cells, f"{_CCC} {_LEGENDS['learning']}")]
+        case "encoders":
+            tables = [*_by_corpus(table), *map(_test, table["tests"]), *_encoders(table), _corpora(table)]
         case _:
             tables = [*_matrices(rows), _corpora(table)]
     return head, tables, mark_notes(table["marks"])
@@ -108,6 +115,60 @@ def _matrices(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 def _figure(row: Mapping[str, Any] | None, figure: str) -> str:
     return NONE if row is None else with_interval(row["ccc"][figure], (row["interval"] or {}).get(figure))
+
+
+def _by_corpus(table: Mapping[str, Any]) -> Iterator[Table]:
+    for corpus in table["corpora"]:
+        rows = [row for row in table["rows"] if row["corpus"] == corpus]
+        cells = [["system", "encoder", "seeds", *FIGURES, "A + D", "recall"]]
+        for row in rows:
+            figures = [with_interval(row["ccc"][name], (row["interval"] or {}).get(name)) for name in FIGURES]
+            also = [short(row["activation_dominance"]), short(row["recall"])]
+            cells.append([row["shown"], row["encoder"] or NONE, str(len(row["seeds"])), *figures, *also])
+        yield Table(corpus, cells, f"{_CCC} {_LEGENDS['encoders']}")
+        groups = {f"{row['shown']} {row['encoder']}".strip(): row["groups"] for row in rows}
+        for trait in dict.fromkeys(trait for each in groups.values() for trait in each):
+            if cells := trait_cells(trait, groups):
+                yield Table(f"{corpus}, by {trait}", cells, LEGEND + missing_words(trait, groups))
+
+
+def _test(judged: Mapping[str, Any]) -> Table:
+    cells = [["", "difference", *FIGURES, "A + D"]]
+    for test in judged["tests"]:
+        row = [test["hypothesis"], f"{test['first']} - {test['second']}"]
+        for name in (*FIGURES, "activation_dominance"):
+            p = test["p_holm"][name] if test["p_holm"] else test["p"][name]
+            bounds = (test["interval"] or {}).get(name)
+            row.append(
+                f"{with_interval(test['difference'][name], bounds, True)} p {'<.001' if p < 0.001 else short(p)}"
+            )
+        cells.append(row)
+    some, corpora = judged["tests"][0], ", ".join(judged["corpora"])
+    deciding = "the mean" if judged["deciding"] == "mean" else "A + D, for these labels are stand-ins"
+    verdict = {
+        "better": "better than the classic features: H1 and H2 hold",
+        "an addition": "an addition to the classic features: of the hypotheses only H3 decides, and holds",
+        "neither": "not shown to be better than the classic features, nor to add to them",
+        None: "not judged, for a hypothesis was not tested",
+    }[judged["verdict"]]
+    legend = (
+        f"By {deciding}: {verdict}. Difference of CCCs (mean over corpora of the CCC pooled in each) with its 95 % "
+        "interval (jackknife over speakers, by corpus), and p by swapping the two systems' predictions for whole "
+        f"speakers, within their corpus ({some['speakers']} speakers, {'all' if some['exact'] else 'random'}: "
+        f"{some['assignments']:,} assignments); p of H1 to H3 after Holm's correction over the three. Both take the "
+        "fitted recognisers as fixed: another training set could change more."
+    )
+    return Table(f"{judged['encoder']} on {corpora}", cells, legend)
+
+
+def _encoders(table: Mapping[str, Any]) -> Iterator[Table]:
+    cells = [["encoder", "parameters", "pretrainings", "updates", "hours of audio"]]
+    for name, each in table["encoders"].items():
+        updates = ", ".join(NONE if value is None else f"{value:,}" for value in dict.fromkeys(each["updates"]))
+        hours = ", ".join(NONE if value is None else f"{value:.1f}" for value in dict.fromkeys(each["hours"]))
+        cells.append([name, f"{each['parameters']:,}", str(len(each["urls"])), updates, hours])
+    cells += [[name, "not run", why, "", ""] for name, why in table["not_run"].items()]
+    yield Table("Encoders", cells, "Hours of audio: what the updates were computed on, repetitions included.")
 
 
 def _corpora(table: Mapping[str, Any]) -> Table:

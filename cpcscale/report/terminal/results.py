@@ -10,7 +10,7 @@ from cpcscale.emotion.scores.system_table import BASELINE, PAPER_SYSTEMS
 from cpcscale.progress import duration
 from cpcscale.report.compare import FIGURES, NONE, short
 from cpcscale.report.terminal.tables import Table, mark_notes, markdown, text_lines
-from cpcscale.report.terminal.traits import LEGEND, SLOPE_LEGEND, missing_words, signed, trait_cells, with_interval
+from cpcscale.report.terminal.traits import LEGEND, SLOPE_LEGEND, missing_words, trait_cells, with_interval
 
 _CCC = (
     "CCC: concordance correlation pooled over the test folds, the mean over seeds. [low, high]: its 95 % interval over "
@@ -119,16 +119,17 @@ def _tests(second: str, tests: Sequence[Mapping[str, Any]]) -> Table:
     ways = f"all {some['assignments']}" if some["exact"] else f"{some['assignments']} random"
     what = " (the classic system that a learnt one has to beat)" if second == BASELINE else ""
     legend = (
-        f"CCC minus that of {second}{what}, and p after Holm's correction over the primitives of these {len(tests)} "
-        f"tests (for the mean: over the tests); in brackets p without it. Two-sided permutation test over {ways} "
-        f"assignments of the predictions of {some['speakers']} speakers to the two systems; the smallest possible p is "
-        f"{some['least_p']:.2g}."
+        f"CCC minus that of {second}{what}, its 95 % interval (jackknife over speakers), and p after Holm's "
+        f"correction over the primitives of these {len(tests)} tests (for the mean: over the tests); in "
+        f"brackets p without it. Two-sided permutation test over {ways} assignments of the predictions of "
+        f"{some['speakers']} speakers to the two systems; the smallest possible p is {some['least_p']:.2g}."
     )
     return Table(f"Against {second}", cells, legend)
 
 
 def _difference(test: Mapping[str, Any], name: str) -> str:
-    return f"{signed(test['difference'][name])} p {_p(test['p_holm'][name])} ({_p(test['p'][name])})"
+    found = with_interval(test["difference"][name], (test.get("interval") or {}).get(name), True)
+    return f"{found} p {_p(test['p_holm'][name])} ({_p(test['p'][name])})"
 
 
 def _p(value: float) -> str:

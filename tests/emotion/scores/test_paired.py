@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpcscale.emotion.scores.ccc_intervals import FIGURES, scores
-from cpcscale.emotion.scores.paired import DRAWS, EXACT_SPEAKERS, corrected, holm, paired_test
+from cpcscale.emotion.scores.ccc_intervals import FIGURES, ccc_change, scores
+from cpcscale.emotion.scores.paired import DRAWS, EXACT_SPEAKERS, Pair, corrected, holm, paired_test, paired_test_over
 
 PRIMITIVES = FIGURES[:3]
 
@@ -24,19 +24,22 @@ def two_systems(
     return truth, made[0], made[1], [f"v{number:02}" for number in range(speakers) for _ in range(rows)]
 
 
+def all_figures(truth: np.ndarray, guess: np.ndarray) -> list[float]:
+    found = scores(truth, guess)
+    return [*found.values(), (found["activation"] + found["dominance"]) / 2]
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_p_is_the_share_of_all_swaps_written_out(seeds):
     truth, first, second, speakers = two_systems(7, seeds, better=0.2)
     names = np.array(speakers)
 
     def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        both = [
-            np.mean([list(scores(truth, each).values()) for each in of_system], axis=0) for of_system in (one, other)
-        ]
+        both = [np.mean([list(all_figures(truth, each)) for each in of_system], axis=0) for of_system in (one, other)]
         return both[0] - both[1]
 
     seen = difference(first, second)
-    reached = np.zeros(4)
+    reached = np.zeros(5)
     for swap in product([False, True], repeat=7):
         rows = np.isin(names, np.unique(names)[list(swap)])[None, :, None]
         reached += np.abs(difference(np.where(rows, second, first), np.where(rows, first, second))) >= abs(seen) - 1e-10
@@ -107,8 +110,45 @@ def test_a_constant_system_can_be_compared():
     truth, first, _, speakers = two_systems(7, 1)
     flat = np.full_like(truth, 2.7)
     found = paired_test(truth, first, flat, speakers)
-    assert found.difference == pytest.approx(scores(truth, first))
+    assert list(found.difference.values()) == pytest.approx(all_figures(truth, first))
     assert set(paired_test(truth, flat, flat + 0.1, speakers).p.values()) <= {1.0, *np.arange(2, 129) / 128}
+
+
+def test_over_corpora_differences_are_averaged_and_speakers_swapped_within_their_corpus():
+    one, other = two_systems(4, 1, better=0.2), two_systems(3, 1, rows=20, better=0.1, seed=5)
+    found = paired_test_over([Pair(*one), Pair(*other)])
+    seen = np.zeros(5)
+    reached, differences = np.zeros(5), {}
+    for number, (truth, first, second, speakers) in enumerate((one, other)):
+        names = np.array(speakers)
+        for swap in product([False, True], repeat=len(set(speakers))):
+            rows = np.isin(names, np.unique(names)[list(swap)])[:, None]
+            swapped = np.where(rows, second[0], first[0]), np.where(rows, first[0], second[0])
+            differences[number, swap] = np.subtract(*(all_figures(truth, guess) for guess in swapped))
+        seen += differences[number, (False,) * len(set(speakers))] / 2
+    for first_swap, second_swap in product(product([False, True], repeat=4), product([False, True], repeat=3)):
+        both = (differences[0, first_swap] + differences[1, second_swap]) / 2
+        reached += np.abs(both) >= np.abs(seen) - 1e-10
+    assert list(found.difference.values()) == pytest.approx(seen)
+    assert list(found.p.values()) == pytest.approx(reached / 128)
+    assert (found.speakers, found.exact) == (7, True)
+
+
+def test_the_interval_of_one_corpus_is_that_of_a_change_and_narrows_with_another_like_it():
+    truth, first, second, speakers = two_systems(9, 2, better=0.2)
+    found = paired_test(truth, first, second, speakers)
+    change, bounds = ccc_change(truth, second, first, speakers)
+    for name in FIGURES:
+        assert found.difference[name] == pytest.approx(change[name])
+        assert found.interval[name] == pytest.approx(bounds[name])
+    twice = paired_test_over([Pair(truth, first, second, speakers)] * 2)
+    assert twice.difference == pytest.approx(found.difference)
+    for name in FIGURES:
+        (low, high), (wide_low, wide_high) = twice.interval[name], found.interval[name]
+        # The root of 2 by the second corpus, and a quantile of 16 degrees of freedom in place of 8.
+        assert (high - low) / (wide_high - wide_low) == pytest.approx(2.1199 / 2.3060 / 2**0.5, abs=1e-4)
+    few = two_systems(5, 1)
+    assert paired_test_over([Pair(truth, first, second, speakers), Pair(*few)]).interval is None
 
 
 def test_predictions_that_are_not_finite_are_refused_and_not_called_better():

@@ -125,7 +125,7 @@ def test_p_is_corrected_over_the_primitives_of_all_systems_of_a_family():
 
 def test_a_system_against_its_own_predictions_differs_by_nothing():
     (test,) = table({"random": FOUR["random"], "twin": FOUR["random"]}).tests["random"]
-    assert test.difference == pytest.approx(dict.fromkeys(FIGURES, 0.0))
+    assert set(test.difference.values()) == {0.0}
     assert test.p_holm == dict.fromkeys(FIGURES, 1.0)
 
 
