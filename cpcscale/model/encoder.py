@@ -19,6 +19,9 @@ from cpcscale.model.cpu_first_layers import fits, stem
 from cpcscale.model.log_mel import LogMel
 from cpcscale.model.strided_conv import causal_conv
 
+# Over log mel, a longer hop than this many frames of 10 ms can only be meant for samples.
+_MOST_FRAMES = 16
+
 
 @dataclass(kw_only=True)
 class EncoderConfig:
@@ -67,6 +70,13 @@ class EncoderConfig:
             raise UserError(
                 f"model.encoder.kernels={self.kernels} with strides {self.strides} would skip samples: make no "
                 "kernel shorter than its stride"
+            )
+
+        if self.on_log_mel and math.prod(self.strides) > _MOST_FRAMES:
+            raise UserError(
+                f"model.encoder.strides={self.strides} are those of samples, and kind=logmel has frames of 10 ms, so a "
+                f"frame of z would take {math.prod(self.strides) / 100:g} s: use model.encoder.kernels=[3] "
+                "model.encoder.strides=[1]"
             )
 
     @property

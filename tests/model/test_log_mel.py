@@ -77,6 +77,11 @@ def test_bands_without_a_frequency_are_refused_with_the_most_that_have_one():
         EncoderConfig(kind="logmel", bands=76)
 
 
+def test_layers_that_are_meant_for_samples_are_refused_with_those_for_log_mel():
+    with pytest.raises(UserError, match=r"strides=\[5, 4, 4, 2\] are those of samples.*1\.6 s.*kernels=\[3\]"):
+        EncoderConfig(kind="logmel", kernels=[10, 8, 8, 4], strides=[5, 4, 4, 2])
+
+
 def test_calibrated_bands_have_zero_mean_and_unit_variance_over_the_corpus_and_loudness_stays():
     model = config.build(ModelConfig, {"encoder": {"kind": "logmel", "channels": 8}, "context": {"width": 8}})
     network = build(model, 0, offset=0.01, gain=9.0)
