@@ -120,8 +120,10 @@ class FoldInputs:
     def block(self) -> Block:
         """What `vectors` gives, as one block: of frames, their statistics are to be reduced."""
         width = self.vectors(self._train_rows[:1]).shape[1]
-        reduced = self._prepared.vectors_UF is None and self._recipe.readout == "components"
-        return Block(width, width - self._recipe.duration if reduced else 0)
+        read = self._recipe.readout
+        if self._prepared.vectors_UF is not None or "components" not in read:
+            return Block(width)
+        return Block(width, width - self._recipe.duration, whole="slopes" in read)
 
     @property
     def blocks(self) -> tuple[Block, ...]:

@@ -100,8 +100,10 @@ class EmotionRecipe:
     head: str = "auto"
     # svr, ridge and classify: how they read frames. statistics: mean, deviation and percentiles over time. slopes: with
     # the deviation of slopes, without the first 0.2 s. components: 32 or 64 principal components of what slopes gives
-    readout: Literal["statistics", "slopes", "components"] = field(default="statistics", metadata=config.ADDED)
-    # slopes and components: whether vectors have the seconds of the utterance, those of functionals and prosody too.
+    readout: Literal["statistics", "slopes", "components", "slopes+components"] = field(
+        default="statistics", metadata=config.ADDED
+    )
+    # All but statistics: whether vectors have the seconds of the utterance, those of functionals and prosody too.
     # With readout=statistics, functionals and prosody (pitch) have them, and frames do not
     duration: bool = field(default=False, metadata=config.ADDED)
     # attention: the head's size and dropout
@@ -145,7 +147,7 @@ class EmotionRecipe:
             )
         if self.duration and self.readout == "statistics":
             raise UserError(
-                "duration=true is for readout=slopes and components: with readout=statistics, functionals and prosody "
+                "duration=true is for readout=slopes or components: with readout=statistics, functionals and prosody "
                 "have the duration as they are, and frames cannot have it"
             )
         if self.fit_search and self.regressor != "attention":

@@ -19,15 +19,19 @@ _SLOPE = np.arange(-2, 3) / 10
 START_UP, _LONG = 20, 60
 
 
+ReadoutKind = Literal["statistics", "slopes", "components", "slopes+components"]
+
+
 @dataclass(frozen=True)
 class Readout:
     """How a vector head reads frames.
 
     `statistics`: `summarise`. `slopes`: `summarise_slopes`. `components`: the same, of which heads take principal
-    components. With `duration` the vector ends with the seconds of the utterance.
+    components; `slopes+components`: both, side by side. With `duration` the vector ends with the seconds of the
+    utterance.
     """
 
-    kind: Literal["statistics", "slopes", "components"] = "statistics"
+    kind: ReadoutKind = "statistics"
     duration: bool = False
 
     def __post_init__(self) -> None:
@@ -85,5 +89,6 @@ _SUMMARIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "statistics": summarise,
     "slopes": summarise_slopes,
     "components": summarise_slopes,
+    "slopes+components": summarise_slopes,
 }
 STATISTICS = Readout()

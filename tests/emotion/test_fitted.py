@@ -38,6 +38,8 @@ READOUTS = [
     ("mfcc", "ridge", {"readout": "components", "duration": True}),
     ("functionals", "svr", {"readout": "components"}),
     ("mfcc", "svr", {"readout": "slopes"}),
+    ("precpc", "ridge", {"readout": "slopes+components"}),
+    ("precpc+functionals+prosody", "svr", {"readout": "slopes+components", "prosody": "pitch"}),
     ("precpc+functionals", "svr", {"readout": "components", "duration": True}),
     ("functionals+prosody", "ridge", {"readout": "components"}),
     ("random+functionals+mfcc", "svr", {}),

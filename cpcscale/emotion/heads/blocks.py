@@ -6,7 +6,7 @@ U utterances, F features of a block, K of its principal components. Pure and det
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,25 +23,33 @@ _FLOOR = 0.01
 
 @dataclass(frozen=True)
 class Block:
-    """`width` features of a vector that lie side by side; the first `reduced` of them become principal components."""
+    """`width` features of a vector that lie side by side; the first `reduced` of them become principal components.
+
+    `whole`: all of them also stay as they are, and weigh as much as what they become.
+    """
 
     width: int
     reduced: int = 0
+    whole: bool = False
 
 
 @dataclass(frozen=True)
 class ScaledBlock:
-    """What the features of a block are standardised by, and the whitened principal axes of the first of them."""
+    """What the features of a block are standardised by, and the whitened principal axes of the first of them.
+
+    `whole` is that of the block, as 0 or 1.
+    """
 
     mean_F: np.ndarray
     deviation_F: np.ndarray
     centre_R: np.ndarray
     axes_RK: np.ndarray
+    whole: np.ndarray = field(default_factory=lambda: np.zeros(()))
 
     @classmethod
-    def of(cls, x_UF: np.ndarray, reduced: int, components: int) -> ScaledBlock:
+    def of(cls, x_UF: np.ndarray, block: Block, components: int) -> ScaledBlock:
         """That of these training rows, with at most so many components, and at least one."""
-        mean_F, deviation_F = x_UF.mean(axis=0), x_UF.std(axis=0)
+        reduced, mean_F, deviation_F = block.reduced, x_UF.mean(axis=0), x_UF.std(axis=0)
         # The mean of equal values may be rounded.
         deviation_F = np.where(deviation_F > 1e-9 * np.abs(mean_F), deviation_F, 1.0)
         x_UR = standardised(x_UF, mean_F, deviation_F)[:, :reduced]
@@ -55,15 +63,17 @@ class ScaledBlock:
         kept = max(1, min(components, int((variance_K > floor).sum())))
         spread_K = np.sqrt(variance_K + floor)[:kept]
         # All features may be constant.
-        return cls(mean_F, deviation_F, centre_R, axes_KR[:kept].T / np.where(spread_K > 0, spread_K, 1.0))
+        axes_RK = axes_KR[:kept].T / np.where(spread_K > 0, spread_K, 1.0)
+        return cls(mean_F, deviation_F, centre_R, axes_RK, np.array(float(block.whole)))
 
     def __call__(self, x_UF: np.ndarray) -> np.ndarray:
         """The block, each feature within +-REACH, by the root of their number: a product of two is a mean over them."""
         x_UF = standardised(x_UF, self.mean_F, self.deviation_F)
         if reduced := len(self.centre_R):
             x_UK = np.clip((x_UF[:, :reduced] - self.centre_R) @ self.axes_RK, -REACH, REACH)
-            x_UF = np.concatenate([x_UK, x_UF[:, reduced:]], axis=1)
-        return x_UF / np.sqrt(x_UF.shape[1])
+            made_UF = _weighed(np.concatenate([x_UK, x_UF[:, reduced:]], axis=1))
+            return np.concatenate([_weighed(x_UF), made_UF], axis=1) / np.sqrt(2) if self.whole else made_UF
+        return _weighed(x_UF)
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ class BlockScale:
         widths = [block.width for block in blocks]
         parts = _parts(x_UF.astype(np.float64), widths)
         pairs = zip(parts, blocks, strict=True)
-        return cls(tuple(ScaledBlock.of(part_UF, block.reduced, components) for part_UF, block in pairs))
+        return cls(tuple(ScaledBlock.of(part_UF, block, components) for part_UF, block in pairs))
 
     def __call__(self, x_UF: np.ndarray) -> np.ndarray:
         if not self.blocks:
@@ -114,6 +124,10 @@ def scale_from(arrays: Mapping[str, np.ndarray]) -> BlockScale:
 def standardised(x_UF: np.ndarray, mean_F: np.ndarray, deviation_F: np.ndarray) -> np.ndarray:
     """What a fitted scaler with these values makes of vectors; float64."""
     return np.clip((x_UF - mean_F) / deviation_F, -REACH, REACH).astype(np.float64)
+
+
+def _weighed(x_UF: np.ndarray) -> np.ndarray:
+    return x_UF / np.sqrt(x_UF.shape[1])
 
 
 def _parts(x_UF: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:

@@ -53,6 +53,16 @@ def test_components_are_whitened_by_their_variance_and_a_hundredth_of_the_mean_o
     np.testing.assert_allclose(np.abs(scaled_UK[:, :5]), np.abs(whitened_UK.clip(-REACH, REACH)), atol=1e-9)
 
 
+def test_a_whole_block_has_its_features_beside_its_components_and_both_weigh_the_same():
+    x_UF = rows(30, 13)
+    plain, reduced, both = (
+        BlockScale.of(x_UF, [block], 5) for block in (Block(13), Block(13, 12), Block(13, 12, whole=True))
+    )
+    expected = (squares(plain(x_UF)) + squares(reduced(x_UF))) / 2
+    np.testing.assert_allclose(squares(both(x_UF)), expected, atol=1e-9)
+    np.testing.assert_array_equal(scale_from(both.arrays())(x_UF), both(x_UF))
+
+
 @pytest.mark.parametrize("count", [2, 9])
 def test_there_are_fewer_components_than_training_rows(count):
     x_UF = rows(count, 40)
