@@ -17,6 +17,18 @@ CURVES = Path(__file__).parent / "curves.json"
 STEPS = 20
 CONFIGS = {
     "the paper's kind": {"objective__negatives": 20, "optim__learning_rate": 1e-3},
+    "that of emotion.yaml": {
+        "model__encoder__kind": "logmel",
+        "window__seconds": 1.28,
+        "objective__draw": "shared",
+        "objective__score": "cosine",
+        "objective__temperature": 0.1,
+        "objective__acoustic__frames": 0.5,
+        "objective__acoustic__window": 0.5,
+        "optim__schedule": "cosine",
+        "optim__warmup_steps": 3,
+        "optim__learning_rate": 1e-3,
+    },
     "everything else": {
         "model__encoder__norm": "channel",
         "model__context__kind": "transformer",
