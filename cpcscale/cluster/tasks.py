@@ -140,7 +140,8 @@ class _LocalTasks:
         from loky import get_reusable_executor
 
         # loky replaces a process whose memory has grown, between two tasks, and warns of it.
-        warnings.filterwarnings("ignore", message="A worker (stopped|was restarted) while some jobs", category=UserWarning)
+        replaced = "A worker (stopped|was restarted) while some jobs"
+        warnings.filterwarnings("ignore", message=replaced, category=UserWarning)
         self.width = max(1, min(count, round(usable_cores() / cpus)))
         self._function, self._shared, self._call = function, shared, uuid.uuid4().hex
         threads = {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
