@@ -1,7 +1,7 @@
 """cpcscale: contrastive-predictive-coding pretraining for speech emotion, at any size.
 
 >>> import cpcscale
->>> model = cpcscale.load("runs/quickstart/precpc/recogniser")  # doctest: +SKIP
+>>> model = cpcscale.load("emotion-small")
 >>> model.predict("call.wav").activation  # doctest: +SKIP
 3.1
 """
@@ -30,8 +30,9 @@ def load(model: str | Path) -> Any:
     A folder that `finetune publish=final`, `fit` or `save` wrote gives a Recogniser, and so do models:/NAME@ALIAS and
     models:/NAME/VERSION of the registry of MLFLOW_TRACKING_URI, else of runs/mlflow.db. The run_dir of a `cpcscale
     pretrain` gives the Encoder of its newest checkpoint, the folder of a checkpoint that one, and so does models:/ of
-    one that was registered; hf:NAME and hf:FOLDER are networks of the transformers library. Raises UserError where
-    there is none, or a torn or newer one.
+    one that was registered; hf:NAME and hf:FOLDER are networks of the transformers library. The bare name of a released
+    recogniser, such as emotion-small, is the one that the package brings, even if the current folder has one of that
+    name: "./emotion-small", or a Path, is that folder. Raises UserError where there is none, or a torn or newer one.
 
     >>> load("runs/none")
     Traceback (most recent call last):
@@ -40,8 +41,10 @@ def load(model: str | Path) -> Any:
     from cpcscale.serve.models import opened_model
     from cpcscale.tracking.registry import opened
 
-    with opened(str(model)) as place:
-        return opened_model(place, str(model))
+    # A Path is a place, and never a name.
+    name = model if isinstance(model, str) else str(model.absolute())
+    with opened(name) as place:
+        return opened_model(place, name)
 
 
 def __getattr__(name: str) -> Any:

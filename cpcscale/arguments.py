@@ -149,7 +149,7 @@ def _recognisers(verbs: Verbs) -> None:
         choices=("fit", "show", "verify"),
         help="fit: `finetune` with out=FOLDER for the recogniser; show: what it is; verify: read every byte",
     )
-    address = "folder of a recogniser, such as RUN_DIR/recogniser; local, s3:// or models:/NAME@ALIAS"
+    address = "folder of a recogniser, such as RUN_DIR/recogniser; local, s3:// or models:/NAME@ALIAS; or emotion-small"
     recogniser.add_argument("path", help=f"fit: YAML file of `finetune`; else the {address}")
     register = verbs.add_parser("register", help="recogniser or encoder -> a version of a registered model of MLflow")
     register.add_argument(
@@ -193,7 +193,8 @@ def _recognisers(verbs: Verbs) -> None:
 def _features(verbs: Verbs) -> None:
     features = verbs.add_parser("features", help="encoder and audio -> its frames, as arrays or one table")
     features.add_argument(
-        "model", help="run_dir of a pretraining, a checkpoint, a recogniser, hf:NAME or models:/NAME@ALIAS"
+        "model",
+        help="run_dir of a pretraining, a checkpoint, a recogniser, hf:NAME, models:/NAME@ALIAS or emotion-small",
     )
     features.add_argument("audio", nargs="+", help="files, folders, patterns in quotes, @LIST (a file a line), s3://")
     features.add_argument(

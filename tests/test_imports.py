@@ -69,11 +69,13 @@ def test_checkpoints_are_listed_from_their_files_alone(tmp_path):
 @pytest.mark.parametrize(
     ("module", "needs"),
     [
+        ("cpcscale", set()),
+        ("cpcscale.released", set()),
         ("cpcscale.emotion.scores.ccc", {"numpy"}),
         ("cpcscale.handmade.statistics", {"numpy"}),
         ("cpcscale.handmade.functionals", {"numpy", "soundfile"}),
         ("cpcscale.config", {"omegaconf"}),
     ],
 )
-def test_a_module_of_numpy_alone_loads_no_more(module, needs, tmp_path):
+def test_a_light_module_loads_no_more_than_it_needs(module, needs, tmp_path):
     assert loaded(f"import {module}", tmp_path) == needs

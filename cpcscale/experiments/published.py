@@ -17,7 +17,7 @@ from cpcscale.serve.table import TEXTS
 from cpcscale.storage.marked_folder import content_digest
 from cpcscale.tracking import run_note
 from cpcscale.tracking.model_folder import TrackedModel
-from cpcscale.tracking.registry import register
+from cpcscale.tracking.registry import opened, register
 from cpcscale.tracking.store import TrackingConfig
 from cpcscale.train.checkpoint import is_pretraining, load_encoder
 
@@ -27,6 +27,8 @@ PACKAGES = (
     "onnxruntime",
     *("fsspec", "s3fs", "omegaconf", "pyyaml", "psutil", "tqdm", "xxhash"),
 )
+# What is told of a pretrained encoder.
+_TOLD = ("fingerprint", "step")
 # What features of a kind need besides.
 _PACKAGE_OF = {"hf": "transformers", "egemaps": "opensmile"}
 
@@ -47,7 +49,7 @@ def tracked_model(url: str, name: str, saved: SavedRecogniser) -> TrackedModel:
             "cpcscale.scale": "{:g} to {:g}".format(*fitted.scale),
             "cpcscale.ccc_mean": repr(float(scores["ccc"]["mean"])),
             **{f"cpcscale.{key}_hash": str(value) for key, value in digests.items()},
-            **{f"cpcscale.encoder_{key}": str(value) for key, value in scores["encoder"].items()},
+            **{f"cpcscale.encoder_{key}": str(scores["encoder"][key]) for key in _TOLD if key in scores["encoder"]},
             "cpcscale.version": str(scores["versions"]["cpcscale"]),
         },
         scores={f"ccc_{key}": float(scores["ccc"][key]) for key in (*PRIMITIVES, "mean")},
@@ -95,22 +97,24 @@ def register_model(
 ) -> dict[str, Any]:
     """Registers the recogniser or encoder in the folder `url`, as `tracking.registry.register` does and returns.
 
-    In the experiment of its run, if the folder is that of a run. Raises UserError where there is none, where it holds
-    rows of training data that may not be shared or that limit its use, and for an alias that would move to a worse one.
+    Also a released recogniser, by its name. In the experiment of its run, if the folder is that of a run. Raises
+    UserError where there is none, where it holds rows of training data that may not be shared or that limit its use,
+    and for an alias that would move to a worse one.
     """
     if url.startswith("models:/"):
         raise UserError(
             f"{url} is registered already: name the folder of a recogniser, such as RUN_DIR/recogniser, or the run_dir "
             "of a pretraining"
         )
-    if is_pretraining(url):
-        model = tracked_encoder(url)
-    else:
-        model = _tracked_recogniser(url, share_training_rows=share_training_rows, accept_licence=accept_licence)
-    run_dir = re.sub(r"/(recogniser(/fold-\d+)?|checkpoints/[^/]+)?/?$", "", storage.absolute(url))
-    run = run_note.read(run_dir)
-    tracking = TrackingConfig(experiment=str(run.get("experiment") or TrackingConfig.experiment))
-    return register(tracking, model, name, alias, force=force)
+    with opened(url) as place:
+        if is_pretraining(place):
+            model = tracked_encoder(place)
+        else:
+            model = _tracked_recogniser(place, share_training_rows=share_training_rows, accept_licence=accept_licence)
+        run_dir = re.sub(r"/(recogniser(/fold-\d+)?|checkpoints/[^/]+)?/?$", "", storage.absolute(place))
+        run = run_note.read(run_dir)
+        tracking = TrackingConfig(experiment=str(run.get("experiment") or TrackingConfig.experiment))
+        return register(tracking, model, name, alias, force=force)
 
 
 def _tracked_recogniser(url: str, *, share_training_rows: bool, accept_licence: bool) -> TrackedModel:

@@ -1,9 +1,10 @@
-"""Recognisers and encoders in MLflow: logged to a run, registered under a name, and found by it."""
+"""Recognisers and encoders in MLflow: logged to a run, registered under a name, and found by it, as released ones."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import tempfile
 import time
@@ -11,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cpcscale import released, storage
 from cpcscale.config import redact
 from cpcscale.errors import UserError
 from cpcscale.tracking.about import DIGEST_CHARACTERS
 from cpcscale.tracking.model_folder import TrackedModel, write_model_folder
 from cpcscale.tracking.store import TrackingConfig, connect, prepare, sqlite_path, store_errors, store_uri
+
+log = logging.getLogger(__name__)
 
 _SCHEME = "models:/"
 # NAME@ALIAS, NAME/VERSION, or the id of a model that was logged and has no name.
@@ -164,8 +168,14 @@ def opened(model: str) -> Iterator[str]:
     """The folder of the recogniser or encoder that `model` names, for as long as the block lasts.
 
     `models:/NAME@ALIAS`, `models:/NAME/VERSION` and `models:/ID` are looked up in MLflow, in the store of
-    MLFLOW_TRACKING_URI; anything else is a folder itself. Raises UserError for a name that is not registered.
+    MLFLOW_TRACKING_URI; the bare name of a released recogniser is that one, and `./NAME` a folder of this name.
+    Anything else is a folder itself. Raises UserError for a name that is not registered, or is nearly a released one.
     """
+    if place := released.folder(model):
+        if storage.exists(f"./{model}"):
+            log.warning("%s is the released recogniser: write ./%s for the folder of that name here", model, model)
+        yield place
+        return
     if not model.startswith(_SCHEME):
         yield model
         return
@@ -179,6 +189,11 @@ def opened(model: str) -> Iterator[str]:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
                 place = download_artifacts(place, dst_path=folder, tracking_uri=store_uri(config))
         yield place
+
+
+def is_name(model: str) -> bool:
+    """Whether `opened` looks this up, and it is no place. Raises UserError for what is nearly a released name."""
+    return model.startswith(_SCHEME) or bool(released.folder(model))
 
 
 def is_local(place: str) -> bool:

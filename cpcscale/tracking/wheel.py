@@ -17,17 +17,21 @@ from pathlib import Path
 from cpcscale import __version__
 
 _PACKAGE = Path(__file__).parents[1]
+_RELEASED = _PACKAGE / "released"
 # The oldest time that a zip file can name, so that the same code gives the same bytes.
 _WHEN = (1980, 1, 1, 0, 0, 0)
 
 
 @functools.cache
 def own_wheel() -> tuple[str, bytes]:
-    """(file name, bytes) of the wheel. It requires no packages: a model names those that it needs, with versions."""
+    """(file name, bytes) of the wheel. It requires no packages: a model names those that it needs, with versions.
+
+    Released recognisers are left out: they are megabytes that no other model needs.
+    """
     files = {
         f"{_PACKAGE.name}/{path.relative_to(_PACKAGE).as_posix()}": path.read_bytes()
         for path in sorted(_PACKAGE.rglob("*"))
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and path.suffix != ".pyc" and _RELEASED not in path.parents[1:]
     }
     code = hashlib.sha256(b"".join(name.encode() + hashlib.sha256(data).digest() for name, data in files.items()))
     version = f"{__version__}+{code.hexdigest()[:12]}"

@@ -15,6 +15,7 @@ from speech import AUDIO
 
 from cpcscale import audio
 from cpcscale.emotion.audio.degraded import degrade, parse_condition
+from cpcscale.released import folder, names
 from cpcscale.serve.quality import Quality, QualityMeter
 from cpcscale.serve.voice import FRAME, VoiceActivity
 
@@ -145,12 +146,14 @@ def test_memory_does_not_grow_with_the_audio():
     assert many < few + 100_000
 
 
-def test_the_wheel_has_the_network_with_its_licence(tmp_path):
+def test_the_wheel_has_the_network_with_its_licence_and_the_released_recognisers(tmp_path):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "cpcscale", tmp_path / "cpcscale", ignore=shutil.ignore_patterns("__pycache__"))
     build = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
     done = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=True)
     with zipfile.ZipFile(tmp_path / done.stdout.splitlines()[-1]) as wheel:
-        for name in ("serve/silero_vad.onnx", "serve/silero_vad.LICENSE.txt", "py.typed"):
+        released = [f"released/{each}/{file.name}" for each in names() for file in Path(folder(each)).iterdir()]
+        assert released
+        for name in ("serve/silero_vad.onnx", "serve/silero_vad.LICENSE.txt", "py.typed", *released):
             assert wheel.read(f"cpcscale/{name}") == (ROOT / "cpcscale" / name).read_bytes()
