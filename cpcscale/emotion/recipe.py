@@ -53,10 +53,14 @@ class ProtocolConfig:
 class PretrainedConfig:
     """The pretrained network that gives the recogniser its input."""
 
-    # the run_dir of a pretraining, or one of its checkpoints. precpc needs it; raw, random and minicpc take only the
-    # architecture from it, if it is given, so that all systems use the same network. hf:FOLDER or hf:NAME: a wav2vec
-    # 2.0, HuBERT or WavLM network of the transformers library instead, for all systems but minicpc
+    # the run_dir of a pretraining, or one of its checkpoints; the folder of a recogniser, or the name of a released
+    # one (emotion-small), for the encoder in it; models:/NAME@ALIAS of either. precpc needs it; raw, random and minicpc
+    # take only the architecture from it, if it is given, so that all systems use the same network. hf:FOLDER or
+    # hf:NAME: a wav2vec 2.0, HuBERT or WavLM network of the transformers library instead, for all systems but minicpc
     checkpoint: str = ""
+    # what the audio that it was pretrained on is given under, for the card of a recogniser: a line for each source.
+    # Empty: as the recogniser says that the encoder is from, else unknown
+    licence: str = field(default="", metadata=config.PLACE)
     # which checkpoint of a run_dir; best: by the run's own checkpoint.best_by
     which: Literal["newest", "best"] = "newest"
     # a checkpoint that a probe chose on speakers of this corpus is refused, unless this is true: then the result is

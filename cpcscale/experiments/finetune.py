@@ -17,7 +17,8 @@ from cpcscale.cluster.fold_tasks import check_ranks, run_folds
 from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.crossval import FoldResult
-from cpcscale.emotion.encoders.networks import OpenedEncoder, absolute_checkpoint, encoder_digest, open_encoder
+from cpcscale.emotion.encoders.networks import OpenedEncoder, encoder_digest
+from cpcscale.emotion.encoders.of_recogniser import PRETRAINING_AUDIO
 from cpcscale.emotion.finetune_result import FinetuneResult, combine_folds, held_out
 from cpcscale.emotion.inputs import PreparedCorpus, prepare
 from cpcscale.emotion.probe_selection import refuse_selected
@@ -26,6 +27,7 @@ from cpcscale.emotion.protocol.splits import Folds
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.emotion.systems.handmade import HandmadeFeatures
 from cpcscale.errors import UserError
+from cpcscale.experiments.encoders import absolute_checkpoint, kept_of, open_encoder
 from cpcscale.experiments.published import tracked_model
 from cpcscale.experiments.tracked_run import about_recognisers, tracked_run
 from cpcscale.serve.card import recogniser_scores
@@ -234,7 +236,7 @@ def kept_recognisers(
         groups = {prepared.folds.groups[row] for row in learnt}
         scores = recogniser_scores(
             result,
-            prepared.source,
+            kept_of(recipe, prepared.corpus, prepared.source),
             utterances=len(learnt),
             speakers=len(groups),
             licences=_licences(recipe, prepared),
@@ -259,7 +261,7 @@ def _licences(recipe: EmotionRecipe, prepared: PreparedCorpus) -> dict[str, str]
     """The licences of all that the recogniser is made from; unknown where nobody says."""
     found = {f"corpus {prepared.corpus.name}": prepared.corpus.licence}
     if recipe.definition.takes_weights:
-        found["audio that the encoder was pretrained on"] = str(prepared.source.get("licence", "unknown"))
+        found[PRETRAINING_AUDIO] = recipe.encoder.licence or str(prepared.source.get("licence", "unknown"))
     for part in prepared.parts or (prepared,):
         if isinstance(part.features, HandmadeFeatures) and part.features.licence:
             found["features"] = part.features.licence

@@ -18,10 +18,11 @@ from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.emotion.corpora.csv_table import read_columns
 from cpcscale.emotion.crossval import run_fold
-from cpcscale.emotion.encoders.networks import OpenedEncoder, encoder_digest, open_encoder
+from cpcscale.emotion.encoders.networks import OpenedEncoder, encoder_digest
 from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.protocol.folds import FINAL, fold_splits
 from cpcscale.errors import UserError
+from cpcscale.experiments.encoders import open_encoder
 from cpcscale.experiments.finetune import (
     FinetuneConfig,
     absolute_inputs,
@@ -99,10 +100,12 @@ def _config(
     if isinstance(encoder, Encoder) and not encoder.source["url"]:
         raise UserError(
             "the encoder of a recogniser may have learnt from the speakers of the table, and scores on them would be "
-            "too high: give the pretraining that it is from"
+            "too high: give the folder or the name of the recogniser, which says whether it has, or the pretraining"
         )
     if encoder is not None:
-        given["encoder.checkpoint"] = str(encoder.source["url"]) if isinstance(encoder, Encoder) else str(encoder)
+        place = encoder.source["url"] if isinstance(encoder, Encoder) else encoder
+        # A Path is a place, and never a name.
+        given["encoder.checkpoint"] = str(place.absolute() if isinstance(place, Path) else place)
     if run_dir:
         given["run_dir"] = str(run_dir)
     texts = [f"{name}={json.dumps(value, default=str)}" for name, value in configs.leaves({**keys, **given})]

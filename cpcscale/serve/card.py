@@ -85,7 +85,7 @@ _MEANING = {
 
 def recogniser_scores(
     result: FinetuneResult,
-    source: Mapping[str, Any],
+    encoder: Mapping[str, Any],
     *,
     utterances: int,
     speakers: int,
@@ -94,8 +94,8 @@ def recogniser_scores(
 ) -> dict[str, Any]:
     """The content of scores.json: the cross-validated figures of the procedure that made the recogniser.
 
-    `utterances` and `speakers` are those it has learnt from, of which `training_rows` are in it as they are; `source`
-    is the metadata of the encoder's checkpoint. `licences` are those of all that it was made from.
+    `utterances` and `speakers` are those it has learnt from, of which `training_rows` are in it as they are; `encoder`
+    is what is known of a pretrained one. `licences` are those of all that it was made from; one may have lines.
     """
     return {
         "system": result.system,
@@ -109,7 +109,7 @@ def recogniser_scores(
         "ccc": result.ccc,
         "interval": result.interval,
         "digests": dict(result.identity),
-        "encoder": {key: source[key] for key in ("fingerprint", "step") if key in source},
+        "encoder": dict(encoder),
         "versions": {
             "cpcscale": __version__,
             "python": sys.version.split()[0],
@@ -167,7 +167,10 @@ def _intervals_text(found: Mapping[str, Any] | None) -> str:
 
 
 def _licences_text(scores: Mapping[str, Any]) -> str:
-    lines = [f"- {what}: {licence}" for what, licence in scores["licences"].items()]
+    lines = []
+    for what, licence in scores["licences"].items():
+        several = str(licence).strip().splitlines()
+        lines += [f"- {what}: {licence}"] if len(several) < 2 else [f"- {what}:", *(f"  - {each}" for each in several)]
     lines.append("- the network that finds speech, silero-vad: MIT")
     if rows := scores["training_rows"]:
         lines.append(

@@ -65,7 +65,7 @@ class Encoder:
 
     @classmethod
     def open(cls, url: str) -> Encoder:
-        """That of a pretraining's folder (its newest checkpoint), of a checkpoint's, or of hf:NAME or hf:FOLDER.
+        """That of a pretraining's folder (its newest checkpoint), a checkpoint's, a recogniser's, or of hf:NAME.
 
         Raises UserError where there is none.
         """

@@ -13,7 +13,6 @@ Nothing in it is code, and nothing is unpickled. The folder alone is enough to a
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,15 +23,14 @@ from safetensors.numpy import load, save
 
 from cpcscale import config, storage
 from cpcscale.emotion.encoders.networks import is_network
+from cpcscale.emotion.encoders.of_recogniser import CONFIG, FOLDER, MODEL, SCORES
 from cpcscale.emotion.fitted import FittedRecogniser, fitted_from
 from cpcscale.emotion.held_out import HeldOut
 from cpcscale.errors import UserError
 from cpcscale.serve.card import card, intervals
-from cpcscale.storage.marked_folder import MARKER, FolderFormat, TornError, content_digest
+from cpcscale.storage.marked_folder import MARKER, TornError, content_digest
 
-CONFIG, MODEL, SCORES, CARD = "config.json", "model.safetensors", "scores.json", "README.md"
-RESIDUALS = "residuals.safetensors"
-FOLDER = FolderFormat("recogniser", 1, CONFIG, re.compile(r"[A-Za-z][A-Za-z0-9_]*\.(safetensors|json|md)"))
+CARD, RESIDUALS = "README.md", "residuals.safetensors"
 
 
 @dataclass(frozen=True)

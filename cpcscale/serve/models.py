@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from cpcscale.emotion.encoders.networks import is_network
-from cpcscale.errors import UserError
 from cpcscale.serve.encoder import Encoder
 from cpcscale.serve.folder import load_recogniser
 from cpcscale.serve.recogniser import Recogniser
@@ -23,10 +22,6 @@ def opened_model(place: str, name: str = "") -> Recogniser | Encoder:
 
 
 def load_encoder(url: str) -> Encoder:
-    """The encoder at a place, or that of the recogniser there. Raises UserError where there is none."""
+    """The encoder at a place, or that of the recogniser there. Raises UserError unless there is exactly one."""
     found = opened_model(url)
-    if isinstance(found, Encoder):
-        return found
-    if (encoder := found.encoder) is None:
-        raise UserError(f"{url} is a recogniser with system={found.system}, which has no encoder: name another one")
-    return encoder
+    return found if isinstance(found, Encoder) else found.encoder

@@ -16,6 +16,7 @@ import numpy as np
 from cpcscale import audio, storage
 from cpcscale.emotion.audio.labelled_file import LEAST_S
 from cpcscale.emotion.encoders.networks import WindowEncoder
+from cpcscale.emotion.encoders.of_recogniser import only_network
 from cpcscale.emotion.systems.fusion import parts_of
 from cpcscale.errors import UserError
 from cpcscale.progress import Progress
@@ -93,12 +94,13 @@ class Recogniser:
         return self._saved.fitted.classifier is not None
 
     @property
-    def encoder(self) -> Encoder | None:
-        """Its encoder, as it is after the fit; None for systems without one, such as functionals. A fusion's first."""
-        parts = parts_of(self._saved.fitted.features)
-        features = next((part for part in parts if isinstance(part, WindowEncoder)), None)
-        if features is None:
-            return None
+    def encoder(self) -> Encoder:
+        """Its encoder, as it is after the fit.
+
+        Raises UserError for systems without one, such as functionals, and for fusions with more than one.
+        """
+        parts = [part for part in parts_of(self._saved.fitted.features) if isinstance(part, WindowEncoder)]
+        features = only_network(parts, self.system)
         return Encoder(features, self.scores.get("encoder", {}), self._saved.fitted.max_s)
 
     def to(self, device: str) -> Recogniser:

@@ -22,8 +22,9 @@ from cpcscale.emotion.audio.windows import Waves
 from cpcscale.emotion.batching import collate, group_by_length
 from cpcscale.emotion.corpora.corpus import Corpus, Utterance
 from cpcscale.emotion.encoders.arrays import Arrays, arrays_of, filled
-from cpcscale.emotion.encoders.huggingface import PREFIX, HFEncoder, absolute_hf, open_hf, rebuilt_hf
+from cpcscale.emotion.encoders.huggingface import PREFIX, HFEncoder, open_hf, rebuilt_hf
 from cpcscale.emotion.encoders.layer import VERSION, LayerFeatures, WaveNorm
+from cpcscale.emotion.encoders.of_recogniser import SCORES, network_of
 from cpcscale.emotion.heads.training import fit_device
 from cpcscale.errors import UserError
 from cpcscale.model.cpc import CPC, ModelConfig, build
@@ -93,10 +94,17 @@ class WindowEncoder:
 
 
 def rebuilt_cpc(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> CPC:
-    """The network of its settings and arrays, with predictors of one step that nothing was learnt by."""
+    """The network of its settings and arrays, with a predictor of one step, all zeros: nothing is predicted by it."""
     model = config.build(ModelConfig, dict(settings))
-    model = dataclasses.replace(model, predictor=dataclasses.replace(model.predictor, steps=1))
-    return filled(partial(CPC, model), arrays, CPC.unused)
+    small = dataclasses.replace(model, predictor=dataclasses.replace(model.predictor, steps=1))
+    network = filled(partial(CPC, small), arrays, CPC.unused)
+    with torch.no_grad():
+        # Else each rebuilding would have a digest of its own.
+        for weights in network.predictor.parameters():
+            weights.zero_()
+    # What is made in its likeness, such as the network of minicpc, has all steps.
+    network.config = model
+    return network
 
 
 # How a saved network of each kind is made again from its settings and arrays.
@@ -149,32 +157,19 @@ def open_encoder(recipe: EmotionRecipe) -> OpenedEncoder:
 
 
 def open_network(url: str, which: Literal["newest", "best"] = "newest") -> tuple[LayeredNetwork, dict[str, Any]]:
-    """(network, metadata) of a pretraining run, one of its checkpoints, or hf:NAME."""
-    return open_hf(url) if url.startswith(PREFIX) else load_encoder(url, which)
+    """(network, metadata) of a pretraining run, one of its checkpoints, a recogniser's folder, or hf:NAME."""
+    if url.startswith(PREFIX):
+        return open_hf(url)
+    # No checkpoint has scores.
+    if storage.exists(storage.join(url, SCORES)):
+        features, source = network_of(url, encoder_from)
+        return features.encoder, source
+    return load_encoder(url, which)
 
 
 def is_network(url: str) -> bool:
     """Whether `open_network` is to open this: hf:NAME, or a folder with a pretraining or a checkpoint."""
     return url.startswith(PREFIX) or is_pretraining(url)
-
-
-def open_encoders(recipes: Mapping[str, EmotionRecipe]) -> dict[str, OpenedEncoder]:
-    """`open_encoder` for each recipe, by name; a checkpoint that several use is read once."""
-    known: dict[tuple[str, str], OpenedEncoder] = {}
-    opened = {}
-    for name, recipe in recipes.items():
-        place = recipe.encoder.checkpoint, recipe.encoder.which
-        opened[name] = (known.get(place) if recipe.definition.takes_network else None) or open_encoder(recipe)
-        if opened[name][0] is not None:
-            known[place] = opened[name]
-    return opened
-
-
-def absolute_checkpoint(url: str) -> str:
-    """`encoder.checkpoint` with a local path made absolute, because workers run in other folders."""
-    if url.startswith(PREFIX):
-        return absolute_hf(url)
-    return storage.absolute(url) if url else ""
 
 
 def untrained_on(recipe: EmotionRecipe, waves: Callable[[], Iterable[np.ndarray]]) -> CPC:
@@ -271,15 +266,19 @@ def pretrain_on_corpus(recipe: EmotionRecipe, waves: Waves, known: LayeredNetwor
     return blank
 
 
-def encoder_digest(encoder: LayeredNetwork | None) -> str:
-    """sha256 of a network's weights (and its settings, if it is not CPC); "" without a network."""
+def encoder_digest(encoder: LayeredNetwork | None, left_out: str = "") -> str:
+    """sha256 of a network's weights (and its settings, if it is not CPC); "" without a network.
+
+    With `left_out`, without the weights whose names begin so.
+    """
     if encoder is None:
         return ""
     digest = hashlib.sha256()
     if encoder.digests_settings:
         digest.update(json.dumps(encoder.settings, sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        if not left_out or not name.startswith(left_out):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -287,7 +286,8 @@ def features_digest(encoder: LayeredNetwork, layer: Layer, wave_norm: WaveNorm) 
     """A text that changes when the same waveform may give other features; part of their cache key."""
     settings = hashlib.sha256(json.dumps(encoder.settings, sort_keys=True).encode()).hexdigest()
     rest = f"{VERSION} {layer} {wave_norm} torch {torch.__version__} {encoder.library}"
-    return f"{encoder_digest(encoder)} {settings} {rest}"
+    # A recogniser is saved without what no feature depends on, and has the same features.
+    return f"{encoder_digest(encoder, encoder.unused)} {settings} {rest}"
 
 
 def _refuse_corrupt() -> np.ndarray:
@@ -295,5 +295,8 @@ def _refuse_corrupt() -> np.ndarray:
 
 
 def _model(recipe: EmotionRecipe, known: LayeredNetwork | None) -> ModelConfig:
-    assert known is None or isinstance(known, CPC), "minicpc takes no other network"
-    return recipe.pretraining.model if known is None else known.config
+    if known is None:
+        return recipe.pretraining.model
+    if not isinstance(known, CPC):
+        raise UserError(f"system=minicpc pretrains a CPC network, and encoder.checkpoint has another, {known.kind}")
+    return known.config

@@ -22,12 +22,13 @@ from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.emotion.corpora.joined import join_corpora
 from cpcscale.emotion.encoders.arrays import arrays_of
 from cpcscale.emotion.encoders.huggingface import PREFIX
-from cpcscale.emotion.encoders.networks import absolute_checkpoint, encoder_digest, open_encoders, open_network
+from cpcscale.emotion.encoders.networks import encoder_digest, open_network
 from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.probe_selection import refuse_selected
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
+from cpcscale.experiments.encoders import absolute_checkpoint, open_encoders
 from cpcscale.experiments.evaluate.config import Arm, EvaluateConfig
 from cpcscale.experiments.evaluate.encoders import encoder_tests
 from cpcscale.experiments.evaluate.table import evaluation_table

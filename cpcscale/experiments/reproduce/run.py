@@ -18,7 +18,7 @@ from cpcscale import config as configs
 from cpcscale import storage
 from cpcscale.emotion.corpora import detect_kind, open_corpus
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.encoders.networks import encoder_digest, open_encoders
+from cpcscale.emotion.encoders.networks import encoder_digest
 from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.protocol.folds import fold_splits, marks
 from cpcscale.emotion.protocol.splits import Folds
@@ -30,6 +30,7 @@ from cpcscale.emotion.scores.system_table import (
     published_scores,
     system_table,
 )
+from cpcscale.experiments.encoders import open_encoders
 from cpcscale.experiments.finetune import absolute_inputs, finetune, identify
 from cpcscale.experiments.many_runs import (
     FinetuneRun,

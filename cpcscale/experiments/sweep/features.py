@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from cpcscale import config as configs
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.encoders.networks import OpenedEncoder, encoder_digest, open_encoder
+from cpcscale.emotion.encoders.networks import OpenedEncoder, encoder_digest
 from cpcscale.emotion.heads.attention import AttentionHeadConfig
 from cpcscale.emotion.heads.training import FitConfig
 from cpcscale.emotion.inputs import PreparedCorpus, prepare
 from cpcscale.emotion.recipe import EmotionRecipe, PretrainedConfig
+from cpcscale.experiments.encoders import open_encoder
 from cpcscale.experiments.sweep.space import SearchDimension, with_values
 from cpcscale.progress import note
 

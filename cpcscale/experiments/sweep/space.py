@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cpcscale import config as configs
-from cpcscale.emotion.encoders.networks import absolute_checkpoint
 from cpcscale.emotion.recipe import EmotionRecipe, system_of
 from cpcscale.errors import UserError, nearest
+from cpcscale.experiments.encoders import absolute_checkpoint
 
 FORMS = ("uniform", "loguniform", "quniform", "randint", "choice")
 _REFUSED = {

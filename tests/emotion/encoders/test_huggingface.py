@@ -21,12 +21,13 @@ from cpcscale.emotion.corpora import open_corpus
 from cpcscale.emotion.crossval import run_fold, start_fit
 from cpcscale.emotion.encoders.huggingface import HFEncoder, open_hf
 from cpcscale.emotion.encoders.layer import LayerFeatures
-from cpcscale.emotion.encoders.networks import WindowEncoder, absolute_checkpoint, encoder_digest, features_digest
+from cpcscale.emotion.encoders.networks import WindowEncoder, encoder_digest, features_digest
 from cpcscale.emotion.heads.attention import AttentionHead, AttentionHeadConfig, EncoderWithHead
 from cpcscale.emotion.inputs import prepare
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
+from cpcscale.experiments.encoders import absolute_checkpoint
 
 CPU = torch.device("cpu")
 # One frame is 400 samples, each further one 320.
