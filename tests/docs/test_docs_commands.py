@@ -44,6 +44,8 @@ def _check_verb(arguments: list[str]) -> None:
         path, overrides = None, [path, *overrides]
     if options.verb == "corpus":
         overrides = [text.removeprefix("corpus.") for text in overrides]
+    if options.verb == "recogniser":
+        overrides = [text for text in overrides if not text.startswith("out=")]
     if options.verb == "doctor":
         doctor.load(path, overrides)
         return
