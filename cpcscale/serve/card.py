@@ -79,7 +79,7 @@ _MEANING = {
     "SPEAKER-ADAPTED": "features were scaled by all audio of a speaker, test speakers included",
     "NON-COMMERCIAL": "something that it was made from may not be used commercially, nor may what is made from it",
     "RESEARCH-ONLY": "something that it was made from is for research alone, and so is the recogniser",
-    "SELECTED-ON-TEST": "the encoder's checkpoint was chosen on test speakers: its figures are too high",
+    "SELECTED-ON-TEST": "the encoder, or how it is read, was chosen on test speakers: the figures are too high",
 }
 
 
@@ -150,8 +150,8 @@ def intervals(held_out: HeldOut | None, scale: tuple[float, float]) -> dict[str,
 def _intervals_text(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return (
-            "It gives no intervals: they need at least 4 speakers that no fold has learnt from, and features that are "
-            "not scaled by speaker."
+            "It gives no intervals: they need errors on at least 4 speakers by whom nothing was learnt or chosen, and "
+            "features that are not scaled by speaker."
         )
     parts = [
         f"{name} +-{half:.2f}{'' if found['informative'][name] else ' (uninformative: as wide as for a constant)'}"

@@ -30,7 +30,7 @@ def show_lines(values: Mapping[str, Any]) -> Iterator[str]:
     if values["classes"]:
         yield f"categories  {', '.join(values['classes'])}"
     if (found := values["intervals"]) is None:
-        yield "intervals   none: they need 4 speakers that no fold has learnt from"
+        yield "intervals   none: they need 4 speakers by whom nothing was learnt or chosen"
         return
     halves = (
         f"{name} +-{half:.2f}{'' if found['informative'][name] else ' (uninformative)'}"
