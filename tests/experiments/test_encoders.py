@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from cpcscale.emotion.systems import SYSTEMS
 from cpcscale.errors import UserError
 from cpcscale.experiments.encoders import kept_of, open_encoder, open_encoders
 from cpcscale.experiments.finetune import FinetuneConfig
-from cpcscale.serve.folder import SCORES
+from cpcscale.serve.folder import FOLDER, SCORES
 
 KEYS = {"protocol": {"split": "speakers3"}, "svm_search": False, "head": "ridge"}
 LICENCE = "one, 1 h, CC BY 4.0\ntwo, 2 h, CC0-1.0"
@@ -140,10 +141,17 @@ def test_an_encoder_that_was_trained_on_labels_is_refused(place, tmp_path):
 
 
 def test_a_damaged_one_is_refused_in_one_line(place, tmp_path):
-    fitted(place, str(place / "pretrained"), out=tmp_path / "torn")
+    shutil.copytree(place / "mine", tmp_path / "torn")
     (tmp_path / "torn" / SCORES).write_text("{}")
     with pytest.raises(UserError, match="torn"):
         open_encoder(taking(place, tmp_path / "torn"))
+    scores = json.loads((place / "mine" / SCORES).read_text())
+    for number, damaged in enumerate(({"step": "x"}, {"probe_set": ["x"]}, {"probe_set": {"corpus": "tones"}})):
+        files = FOLDER.read_files(str(place / "mine"))
+        files[SCORES] = json.dumps(scores | {"encoder": scores["encoder"] | damaged}).encode()
+        FOLDER.write(str(tmp_path / str(number)), files)
+        with pytest.raises(UserError, match="is no recogniser"):
+            open_encoder(taking(place, tmp_path / str(number)))
 
 
 def test_how_a_checkpoint_was_chosen_goes_with_the_recogniser(place):

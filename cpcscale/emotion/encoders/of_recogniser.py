@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 CONFIG, MODEL, SCORES = "config.json", "model.safetensors", "scores.json"
 FOLDER = FolderFormat("recogniser", 1, CONFIG, re.compile(r"[A-Za-z][A-Za-z0-9_]*\.(safetensors|json|md)"))
+# What scores.json may say of the encoder's checkpoint, beside its probe.
+_SAID = {"fingerprint": str, "step": int, "audio_s": float, "chosen": str}
 # The key of the licences of what an encoder has learnt from.
 PRETRAINING_AUDIO = "audio that the encoder was pretrained on"
 
@@ -51,16 +53,22 @@ def network_of(url: str, rebuild: Callable[[Mapping[str, Any], Arrays], T]) -> t
         numbered = list(enumerate(features["parts"] if fused else [features]))
         number, part = only_network([each for each in numbered if "network" in each[1]], system)
         made = rebuild(part, below(load(files[MODEL]), f"encoder.{number}." if fused else "encoder."))
-        known = dict(scores["encoder"])
-        licence, corpus = scores.get("licences", {}).get(PRETRAINING_AUDIO, "unknown"), scores["corpus"]
+        known, corpus = scores["encoder"], str(scores["corpus"])
+        source: dict[str, Any] = {"url": url, "fingerprint": "unknown", "chosen": "by name"}
+        source |= {key: kind(known[key]) for key, kind in _SAID.items() if key in known}
+        source["licence"] = str(scores.get("licences", {}).get(PRETRAINING_AUDIO, "unknown"))
+        if probe := known.get("probe_set"):
+            named = {key: str(probe[key]) for key in ("corpus", "corpus_digest")}
+            source["probe_set"] = named | {"speakers": [str(each) for each in probe["speakers"]]}
+        frozen = known.get("frozen") is True
     except UserError as error:
         raise UserError(f"{url}: {error}") from None
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError, SafetensorError) as error:
         raise UserError(f"{url} is no recogniser ({type(error).__name__}): fit it again") from None
-    if known.pop("frozen", None) is not True:
+    if not frozen:
         raise UserError(
             f"{url} does not say that its encoder is as a pretraining left it: it may know the speakers of {corpus}, "
             "and scores on them would be too high; name a pretraining, or fit the recogniser again with system=precpc "
             "and encoder.frozen=true"
         )
-    return made, {"url": url, "fingerprint": "unknown", **known, "licence": licence}
+    return made, source
