@@ -17,6 +17,9 @@ from cpcscale.errors import UserError
 log = logging.getLogger(__name__)
 
 SELECTED_ON_TEST = "SELECTED-ON-TEST"
+# How a checkpoint was `chosen`, if scores on the speakers of its `probe_set` would be too good: by the probe of its
+# run, or as a recipe said of it with `encoder.selected_on_test`.
+BY_PROBE, ON_TEST = "best by probe", "on test speakers"
 
 
 def selection_marks(recipe: EmotionRecipe) -> list[str]:
@@ -25,7 +28,7 @@ def selection_marks(recipe: EmotionRecipe) -> list[str]:
 
 
 def refuse_selected(recipe: EmotionRecipe, corpus: Corpus, source: Mapping[str, Any]) -> None:
-    """Raises UserError for a checkpoint that a probe chose on speakers of this corpus.
+    """Raises UserError for a checkpoint that was chosen on speakers of this corpus.
 
     With `encoder.selected_on_test=true` it is accepted. `source` is the metadata from `open_encoder`. A checkpoint
     named by its own path, in a run whose probe has these speakers, is accepted with a warning.
@@ -36,9 +39,10 @@ def refuse_selected(recipe: EmotionRecipe, corpus: Corpus, source: Mapping[str, 
     shared = _shared(corpus, probe_set)
     if not shared:
         return
-    if source["chosen"] == "best by probe":
+    if source["chosen"] in (BY_PROBE, ON_TEST):
+        by = "its probe" if source["chosen"] == BY_PROBE else "figures"
         raise UserError(
-            f"{source['url']} was chosen by its probe on {shared} of corpus {corpus.name}, so a score on them would be "
+            f"{source['url']} was chosen by {by} on {shared} of corpus {corpus.name}, so a score on them would be "
             "too good: use encoder.which=newest, another corpus, or encoder.selected_on_test=true (marked "
             "SELECTED-ON-TEST)"
         )

@@ -11,6 +11,7 @@ from cpcscale.emotion.corpora.corpus import Corpus
 from cpcscale.emotion.encoders import networks
 from cpcscale.emotion.encoders.huggingface import PREFIX, absolute_hf
 from cpcscale.emotion.encoders.networks import OpenedEncoder
+from cpcscale.emotion.probe_selection import BY_PROBE, ON_TEST
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.tracking.registry import is_name, opened
 
@@ -61,7 +62,8 @@ def kept_of(recipe: EmotionRecipe, corpus: Corpus, source: Mapping[str, Any]) ->
     probe_set = source.get("probe_set")
     if recipe.encoder.selected_on_test:
         own = {"corpus": corpus.name, "corpus_digest": corpus.digest, "speakers": sorted({*corpus.speakers})}
-        return {**kept, "chosen": "best by probe", "probe_set": probe_set or own}
-    if probe_set and source["chosen"] in ("best by probe", "by name"):
+        chosen = BY_PROBE if source.get("chosen") == BY_PROBE else ON_TEST
+        return {**kept, "chosen": chosen, "probe_set": probe_set or own}
+    if probe_set and source["chosen"] in (BY_PROBE, ON_TEST, "by name"):
         kept["probe_set"] = {key: probe_set[key] for key in ("corpus", "corpus_digest", "speakers")}
     return kept

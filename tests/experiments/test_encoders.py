@@ -110,7 +110,8 @@ def test_the_command_line_takes_a_name_and_keeps_it_in_the_record(place, tmp_pat
     made = {**KEYS, "corpus": {"path": str(place / "tones")}, "workers": 1, "tracking": {"uri": store(tmp_path)}}
     Path("config.json").write_text(json.dumps(made))
     assert main(["finetune", "config.json", "encoder.checkpoint=emotion-small", "run_dir=run"]) == 0
-    assert json.loads(Path("run/result.json").read_text())["encoder_chosen"] == "newest"
+    chosen = cpcscale.load("emotion-small").scores["encoder"]["chosen"]
+    assert json.loads(Path("run/result.json").read_text())["encoder_chosen"] == chosen
 
 
 @pytest.mark.parametrize(
@@ -162,8 +163,8 @@ def test_how_a_checkpoint_was_chosen_goes_with_the_recogniser(place):
     kept = kept_of(ours, corpus, source)
     assert kept["frozen"] and "url" not in kept and "marks" not in kept["probe_set"]
     said = kept_of(others, corpus, {"url": "run", "chosen": "newest"})
-    for known in (kept, said):
-        with pytest.raises(UserError, match="was chosen by its probe on all speakers of corpus tones"):
+    for known, by in ((kept, "its probe"), (said, "figures"), (kept_of(ours, corpus, said), "figures")):
+        with pytest.raises(UserError, match=f"was chosen by {by} on all speakers of corpus tones"):
             refuse_selected(ours, corpus, {"url": "mine", **known})
     assert "probe_set" not in kept_of(ours, corpus, {**source, "chosen": "newest"})
     assert kept_of(taking(place, "x", "random"), corpus, source) == {}
