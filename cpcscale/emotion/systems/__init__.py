@@ -22,8 +22,7 @@ SYSTEMS: dict[str, System] = {
     for each in (
         *(Mean(), Random(), Duration()),
         *(Functionals(), Prosody()),
-        *(MFCC(), Raw(), MiniCPC(), Pretrained()),
-        LogMel(),
+        *(MFCC(), LogMel(), Raw(), MiniCPC(), Pretrained()),
     )
 }
 

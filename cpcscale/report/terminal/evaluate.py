@@ -128,6 +128,9 @@ def _by_corpus(table: Mapping[str, Any]) -> Iterator[Table]:
         yield Table(corpus, cells, f"{_CCC} {_LEGENDS['encoders']}")
         groups = {f"{row['shown']} {row['encoder']}".strip(): row["groups"] for row in rows}
         for trait in dict.fromkeys(trait for each in groups.values() for trait in each):
+            # A single group has the figures of the table above.
+            if all(len(each[trait]["groups"]) < 2 for each in groups.values()):
+                continue
             if cells := trait_cells(trait, groups):
                 yield Table(f"{corpus}, by {trait}", cells, LEGEND + missing_words(trait, groups))
 
