@@ -72,12 +72,13 @@ def test_few_speakers_have_no_interval_and_the_table_says_so():
     assert "none below 6" in " ".join(lines)
 
 
-def test_a_test_shows_the_difference_p_after_holm_and_how_it_was_made():
+def test_a_test_shows_the_difference_its_interval_p_after_holm_and_how_it_was_made():
     made = table()
     page = results_markdown(made)
     (test,) = [test for test in made["tests"]["random"] if test["first"] == "precpc"]
     p = [f"{test[name]['mean']:.3f}".replace("0.", ".") for name in ("p_holm", "p")]
-    assert f"+{test['difference']['mean']:.3f} p {p[0]} ({p[1]})".replace("+0.", "+.") in page
+    low, high = (f"{bound:.2f}".replace("0.", ".") for bound in test["interval"]["mean"])
+    assert f"+{test['difference']['mean']:.3f} [{low}, {high}] p {p[0]} ({p[1]})".replace("+0.", "+.") in page
     assert (
         "over all 128 assignments of the predictions of 7 speakers to the two systems; the smallest possible p is 0.016"
         in page
