@@ -64,9 +64,9 @@ def test_a_store_is_tried_where_the_config_has_it(s3: ObjectStore, capsys, tmp_p
 
 
 def test_a_config_that_no_verb_takes_is_refused_before_anything_is_tried(tmp_path, capsys):
-    (tmp_path / "my.yaml").write_text("run_dir: x\nencoders: 3\n")
+    (tmp_path / "my.yaml").write_text("run_dir: x\nencodings: 3\n")
     assert main(["doctor", str(tmp_path / "my.yaml")]) == 2
-    assert "unknown key encoders" in capsys.readouterr().err
+    assert "unknown key encodings" in capsys.readouterr().err
 
 
 def test_memory_is_that_of_the_smallest_group_above(tmp_path, monkeypatch):
