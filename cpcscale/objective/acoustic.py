@@ -1,4 +1,4 @@
-"""Acoustic targets, which a network learns beside contrast: the level, pitch and spectrum of what it hears.
+"""Acoustic targets, which a network learns beside contrast: the level, pitch and spectrum of its audio.
 
 After PASE (Pascual et al. 2019, arXiv 1904.03416), whose workers are small heads on one encoder. `frames` predicts the
 measures of a frame and of a later one from its context; `window` predicts statistics of a whole window from mean and

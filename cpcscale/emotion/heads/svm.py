@@ -39,7 +39,7 @@ class SVMConfig:
     kernel: str = "rbf"
     # rbf: the kernel is exp(-gamma |x - y|^2 / F), so that one value suits any number of features F
     gamma: float = 1.0
-    # readout=components: how many principal components of the statistics of frames are taken
+    # readout=components and slopes+components: how many principal components of the statistics of frames are taken
     components: int = field(default=COMPONENTS[-1], metadata=config.ADDED)
 
     def __post_init__(self) -> None:

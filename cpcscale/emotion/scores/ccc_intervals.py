@@ -99,7 +99,7 @@ def interval(truth_UP: np.ndarray, guess: np.ndarray, speakers: Sequence[str]) -
     if count < LEAST_SPEAKERS:
         return None
     z_whole = _fisher(_pooled(truth_UP, with_seeds(truth_UP, guess)).mean(axis=0))
-    reach = t_quantile(count) * jackknife_error(_fisher(figures_of(sums_GSP6.sum(axis=0) - sums_GSP6)))
+    reach = jackknife_reach([_fisher(figures_of(sums_GSP6.sum(axis=0) - sums_GSP6))])
     return _bounds(np.tanh(z_whole - reach), np.tanh(z_whole + reach))
 
 
@@ -133,7 +133,7 @@ def ccc_change(
     if len(sums[0]) < LEAST_SPEAKERS:
         return _named(difference), None
     without = [figures_of(part.sum(axis=0) - part) for part in sums]
-    reach = t_quantile(len(sums[0])) * jackknife_error(without[1] - without[0])
+    reach = jackknife_reach([without[1] - without[0]])
     return _named(difference), _bounds(difference - reach, difference + reach)
 
 
@@ -178,7 +178,7 @@ def ccc_gap(
             for rows in chosen
         ]
         without = [figures_of(part.sum(axis=0) - part) for part in sums]
-        reach = t_quantile(len(sums[0])) * jackknife_error(without[0] - without[1])
+        reach = jackknife_reach([without[0] - without[1]])
         found = _bounds(difference - reach, difference + reach)
     return ScoreGap(first, second, _named(difference), found, (counts[0], counts[1]))
 
@@ -250,18 +250,21 @@ def _with_mean(value_RP: np.ndarray) -> np.ndarray:
     return np.concatenate([value_RP, value_RP.mean(axis=1, keepdims=True)], axis=1)
 
 
-def jackknife_error(without_GF: np.ndarray) -> np.ndarray:
-    """The standard error [F] of figures, from their values without each of G speakers."""
-    count = len(without_GF)
-    return np.sqrt((count - 1) / count * ((without_GF - without_GF.mean(axis=0)) ** 2).sum(axis=0))
+def jackknife_reach(without: Sequence[np.ndarray]) -> np.ndarray:
+    """How far the interval of LEVEL reaches to either side, [F]: of figures, or of their mean over several corpora.
 
-
-def t_quantile(count: int) -> float:
-    """How many standard errors an interval of LEVEL reaches to either side, for `count` speakers."""
+    `without` has for each corpus the figures without each of its speakers, [G, F].
+    """
     # Takes a fifth of a second, which what gives no interval need not wait for.
     from scipy.special import stdtrit
 
-    return float(stdtrit(count - 1, (1 + LEVEL) / 2))
+    variance_F, freedom = np.zeros(without[0].shape[1]), 0
+    for without_GF in without:
+        count = len(without_GF)
+        squares_F = ((without_GF - without_GF.mean(axis=0)) ** 2).sum(axis=0)
+        variance_F += (count - 1) / count * squares_F / len(without) ** 2
+        freedom += count - 1
+    return np.asarray(stdtrit(freedom, (1 + LEVEL) / 2) * np.sqrt(variance_F))
 
 
 def _fisher(value: np.ndarray) -> np.ndarray:

@@ -20,9 +20,8 @@ from cpcscale.emotion.scores.ccc_intervals import (
     Figures,
     Intervals,
     figures_of,
-    jackknife_error,
+    jackknife_reach,
     speaker_sums,
-    t_quantile,
     weighted_sums,
     with_seeds,
 )
@@ -152,16 +151,11 @@ def _difference(replicates: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarr
 def _interval(parts: Sequence[_Sums], seen_F: np.ndarray) -> Intervals | None:
     if min(len(first) for first, _ in parts) < LEAST_SPEAKERS:
         return None
-    variance_F, freedom = np.zeros(len(TESTED)), 0
-    for first, second in parts:
-        without_GF = _tested(first.sum(axis=0) - first) - _tested(second.sum(axis=0) - second)
-        variance_F += (jackknife_error(without_GF) / len(parts)) ** 2
-        freedom += len(first) - 1
-    reach_F = t_quantile(freedom + 1) * np.sqrt(variance_F)
-    return {
-        name: [float(seen - reach), float(seen + reach)]
-        for name, seen, reach in zip(TESTED, seen_F, reach_F, strict=True)
-    }
+    reach_F = jackknife_reach(
+        [_tested(first.sum(axis=0) - first) - _tested(second.sum(axis=0) - second) for first, second in parts]
+    )
+    bounds_F2 = np.stack([seen_F - reach_F, seen_F + reach_F], axis=1)
+    return dict(zip(TESTED, bounds_F2.tolist(), strict=True))
 
 
 def _named(value_F: np.ndarray) -> Figures:

@@ -25,11 +25,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class Arm:
-    """A system of an evaluation, with one of its encoders ("": none). Names of its runs begin with `label`."""
+    """A system of an evaluation, with one of its encoders ("": none); `label` tells pretrainings of one apart."""
 
     label: str
     encoder: str
     recipe: EmotionRecipe
+
+    @property
+    def name(self) -> str:
+        """Part of the names of its runs."""
+        return f"{self.label}{self.recipe.system}"
 
 
 @dataclass(kw_only=True)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from cpcscale.emotion.corpora.corpus import Corpus
-from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.scores.paired import TESTED, Pair, PairedTest, holm, paired_test_over
-from cpcscale.experiments.evaluate.table import arrays, compared_keys
-from cpcscale.experiments.many_runs import FinetuneRun, UtterancePrediction, read_predictions
+from cpcscale.experiments.evaluate.table import Predictions, arrays, by_seed, compared_keys
+from cpcscale.experiments.many_runs import FinetuneRun
 
 ENCODER, CLASSIC, BOTH = "precpc", "functionals", "functionals+prosody"
 # What is asked of each encoder, as (name, first system, second system). Holm's correction is over these three.
@@ -27,13 +26,16 @@ CONTROL = ("", ENCODER, "random")
 # By which figure a family of corpora decides. Stand-in labels (PROXY) say little on valence.
 DECIDING = {"rated": "mean", "proxy": "activation_dominance"}
 LEVEL = 0.05
+# (system, corpus, encoder), and what `arrays` gives of its runs.
+_Side: TypeAlias = tuple[str, str, str]
+_Arrays: TypeAlias = tuple[np.ndarray, np.ndarray, list[str]]
 
 
 def encoder_tests(
     corpora: Mapping[str, Corpus],
     runs: Sequence[FinetuneRun],
     points: Mapping[str, Any],
-    done: Mapping[str, FinetuneResult],
+    by_run: Predictions,
     seed: int,
 ) -> list[dict[str, Any]]:
     """For each encoder and family of corpora: {encoder, family, corpora, deciding, tests, verdict} in plain values.
@@ -42,7 +44,13 @@ def encoder_tests(
     PairedTest; `p_holm` is None for the control. `verdict` is "better" if H1 and H2 hold by the `deciding` figure, "an
     addition" if only H3 does, else "neither"; None where a hypothesis was not tested. `seed` keys the random swaps.
     """
-    by_run = {run.name: dict(read_predictions(done[run.name].predictions_csv)) for run in runs}
+    keys = {corpus: compared_keys(corpus, runs, points, by_run) for corpus in corpora}
+    sides = {
+        (group[0].config.system, *points[group[0].name]): arrays(
+            group[0], [by_run[run.name] for run in group], keys[points[group[0].name][0]]
+        )
+        for group in by_seed(runs, points)
+    }
     families: dict[str, list[str]] = {}
     for name, corpus in corpora.items():
         families.setdefault("proxy" if "PROXY" in corpus.marks else "rated", []).append(name)
@@ -52,7 +60,7 @@ def encoder_tests(
         for family, names in families.items():
             tests: dict[tuple[str, str, str], PairedTest] = {}
             for asked in (*HYPOTHESES, CONTROL):
-                pairs = [_pair(name, encoder, asked, runs, points, by_run) for name in names]
+                pairs = [_pair(sides, name, encoder, asked) for name in names]
                 if (whole := [pair for pair in pairs if pair]) and len(whole) == len(names):
                     tests[asked] = paired_test_over(whole, seed=seed)
             if tests:
@@ -81,24 +89,12 @@ def judged(tests: Mapping[tuple[str, str, str], PairedTest], family: str) -> dic
     return {"deciding": figure, "tests": rows, "verdict": verdict}
 
 
-def _pair(
-    corpus: str,
-    encoder: str,
-    asked: tuple[str, str, str],
-    runs: Sequence[FinetuneRun],
-    points: Mapping[str, Any],
-    by_run: Mapping[str, Mapping[str, UtterancePrediction]],
-) -> Pair | None:
+def _pair(sides: Mapping[_Side, _Arrays], corpus: str, encoder: str, asked: tuple[str, str, str]) -> Pair | None:
     """The predictions of both systems on the corpus; None where one was not run."""
-    keys = compared_keys(corpus, runs, points, by_run)
-    sides = []
-    for system in asked[1:]:
-        places = ((corpus, encoder), (corpus, ""))
-        own = [run for run in runs if run.config.system == system and points[run.name] in places]
-        if not own:
-            return None
-        sides.append(arrays(own[0], [by_run[run.name] for run in own], keys))
-    (truth_UP, first_SUP, speakers), (_, second_SUP, _) = sides
+    first, second = (sides.get((system, corpus, encoder)) or sides.get((system, corpus, "")) for system in asked[1:])
+    if first is None or second is None:
+        return None
+    (truth_UP, first_SUP, speakers), (_, second_SUP, _) = first, second
     # Three pretrainings against five untrained networks: each figure is a mean over seeds, so repeating both is fair.
     count = math.lcm(len(first_SUP), len(second_SUP))
     first_SUP, second_SUP = (np.tile(each, (count // len(each), 1, 1)) for each in (first_SUP, second_SUP))

@@ -22,13 +22,13 @@ from cpcscale.emotion.corpora.corpus import Corpus, CorpusConfig
 from cpcscale.emotion.corpora.joined import join_corpora
 from cpcscale.emotion.encoders.arrays import arrays_of
 from cpcscale.emotion.encoders.huggingface import PREFIX
-from cpcscale.emotion.encoders.networks import encoder_digest, open_network
+from cpcscale.emotion.encoders.networks import OpenedEncoder, encoder_digest
 from cpcscale.emotion.finetune_result import FinetuneResult
 from cpcscale.emotion.probe_selection import refuse_selected
 from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.recipe import EmotionRecipe
 from cpcscale.errors import UserError
-from cpcscale.experiments.encoders import absolute_checkpoint, open_encoders
+from cpcscale.experiments.encoders import open_encoders
 from cpcscale.experiments.evaluate.config import Arm, EvaluateConfig
 from cpcscale.experiments.evaluate.encoders import encoder_tests
 from cpcscale.experiments.evaluate.table import evaluation_table
@@ -39,6 +39,7 @@ from cpcscale.experiments.many_runs import (
     finished_results,
     metric_name,
     publish,
+    read_predictions,
     run_config,
     run_remaining,
     seconds_by_system,
@@ -84,46 +85,48 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def _planned(config: EvaluateConfig) -> _Evaluation:
     config = dataclasses.replace(config, **absolute_inputs(config))
-    arms, not_run = _available(config)
-    settings = corpus_settings(config)
+    settings = _corpus_settings(config)
     corpora = {name: open_corpus(each) for name, each in settings.items()}
     _refuse_same_corpus(corpora)
-    opened = open_encoders({f"{arm.label}{arm.recipe.system}": arm.recipe for arm in arms})
+    arms = [dataclasses.replace(arm, recipe=_absolute(arm.recipe)) for arm in config.arms()]
+    opened, not_run = _opened(arms)
+    arms = [arm for arm in arms if arm.name in opened]
     digests = {name: encoder_digest(encoder) for name, (encoder, _) in opened.items()}
     for arm in arms:
         # Checked on each corpus alone, because joining corpora changes the names of speakers and utterances.
         for corpus in corpora.values():
-            refuse_selected(arm.recipe, corpus, opened[f"{arm.label}{arm.recipe.system}"][1])
+            refuse_selected(arm.recipe, corpus, opened[arm.name][1])
     runs, points = [], {}
     for arm in _with_seeds(config, arms):
-        known = f"{arm.label}{arm.recipe.system}"
         for label, point, changed, corpus in _variants(config, arm, settings, corpora):
-            name = f"{label}{known}-seed{arm.recipe.seed}"
+            name = f"{label}{arm.name}-seed{arm.recipe.seed}"
             single = run_config(changed, name, config.run_dir, config.workers, config.tracking)
             fold_splits(single, corpus)
-            identity = identify(single, corpus) | {"encoder": digests[known]}
-            runs.append(FinetuneRun(single, corpus, opened[known], identity))
+            identity = identify(single, corpus) | {"encoder": digests[arm.name]}
+            runs.append(FinetuneRun(single, corpus, opened[arm.name], identity))
             points[name] = point
     return _Evaluation(config, corpora, runs, points, not_run)
 
 
-def corpus_settings(config: EvaluateConfig) -> dict[str, CorpusConfig]:
+def _corpus_settings(config: EvaluateConfig) -> dict[str, CorpusConfig]:
     """The corpora of an evaluation by name; a single one has the name ""."""
     return config.corpus_configs() if config.corpora else {"": config.corpus}
 
 
-def _available(config: EvaluateConfig) -> tuple[list[Arm], dict[str, str]]:
-    """(the arms with absolute paths, why each encoder of the transformers library whose weights are missing is not
-    run)."""
+def _opened(arms: Sequence[Arm]) -> tuple[dict[str, OpenedEncoder], dict[str, str]]:
+    """(the encoder of each arm by its name, why encoders are not run whose weights of the transformers library are
+    missing)."""
+    opened: dict[str, OpenedEncoder] = {}
     not_run: dict[str, str] = {}
-    for name, checkpoints in config.checkpoints().items():
-        for checkpoint in (each for each in checkpoints if each.startswith(PREFIX)):
-            try:
-                open_network(absolute_checkpoint(checkpoint))
-            except UserError as error:
-                not_run[name] = str(error)
-    arms = [arm for arm in config.arms() if arm.encoder not in not_run]
-    return [dataclasses.replace(arm, recipe=_absolute(arm.recipe)) for arm in arms], not_run
+    for encoder in dict.fromkeys(arm.encoder for arm in arms):
+        recipes = {arm.name: arm.recipe for arm in arms if arm.encoder == encoder}
+        try:
+            opened |= open_encoders(recipes)
+        except UserError as error:
+            if not encoder or not any(each.encoder.checkpoint.startswith(PREFIX) for each in recipes.values()):
+                raise
+            not_run[encoder] = str(error)
+    return opened, not_run
 
 
 def _absolute(recipe: EmotionRecipe) -> EmotionRecipe:
@@ -180,7 +183,7 @@ def _tracked(plan: _Evaluation, lease: Lease) -> dict[str, Any]:
     config, done = plan.config, finished_results(plan.runs)
     name = config.name or f"{config.kind}-{'-'.join(corpus.name for corpus in plan.corpora.values())}"
     what = f"Evaluation of {config.kind}: {len(plan.runs)} fine-tunings of {', '.join(config.systems)}"
-    settings = corpus_settings(config)
+    settings = _corpus_settings(config)
     corpora = {settings[key].path: corpus for key, corpus in plan.corpora.items()}
     with tracked_run(
         config.tracking,
@@ -197,9 +200,10 @@ def _tracked(plan: _Evaluation, lease: Lease) -> dict[str, Any]:
             return finetune(run.config, parent=tracker.run_id, corpus=run.corpus, opened=run.opened)
 
         run_remaining(plan.runs, done, start, _say)
-        table = evaluation_table(config.kind, plan.corpora, plan.runs, plan.points, done)
+        by_run = {run.name: dict(read_predictions(done[run.name].predictions_csv)) for run in plan.runs}
+        table = evaluation_table(config.kind, plan.corpora, plan.runs, plan.points, done, by_run)
         if config.kind == "encoders":
-            tests = encoder_tests(plan.corpora, plan.runs, plan.points, done, config.protocol.seed)
+            tests = encoder_tests(plan.corpora, plan.runs, plan.points, by_run, config.protocol.seed)
             table |= {"encoders": _encoders(plan), "tests": tests, "not_run": plan.not_run}
         table |= {"seconds": seconds_by_system(plan.runs, done), "run_id": tracker.run_id}
         publish(config.run_dir, tracker, table, evaluate_files(table))

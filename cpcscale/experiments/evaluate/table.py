@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,9 +14,11 @@ from cpcscale.emotion.protocol.folds import fold_splits
 from cpcscale.emotion.protocol.splits import share_marks
 from cpcscale.emotion.scores.by_group import by_trait, traits_of
 from cpcscale.emotion.scores.ccc_intervals import ccc_change, interval, scores
-from cpcscale.experiments.many_runs import FinetuneRun, UtterancePrediction, read_predictions
+from cpcscale.experiments.many_runs import FinetuneRun, UtterancePrediction
 
 CLEAN = "clean"
+# By the name of a run, its predictions by utterance.
+Predictions: TypeAlias = Mapping[str, Mapping[str, UtterancePrediction]]
 
 
 def evaluation_table(
@@ -25,18 +27,19 @@ def evaluation_table(
     runs: Sequence[FinetuneRun],
     points: Mapping[str, Any],
     done: Mapping[str, FinetuneResult],
+    by_run: Predictions,
 ) -> dict[str, Any]:
     """{kind, protocol, marks, corpora, rows} in plain values.
 
-    `points` gives the point of the table that each run belongs to, by the run's name. A row has `system`, `seeds`, `at`
-    (the point in words), `utterances`, `speakers`, `ccc` and its `interval`, as means over seeds. robustness adds
-    `change` (CCC minus the clean CCC) and `change_interval`; learning adds `share` and `labelled` (utterances in the
-    training and development part of a fold, mean over folds); cross adds `train` and `test`. encoders adds `corpus`,
-    `encoder` ("": none), `activation_dominance` (their mean), `recall` and `groups` (see scores/by_group.py).
+    By the run's name, `points` gives the point of the table that each run belongs to, and `by_run` its predictions. A
+    row has `system`, `seeds`, `at` (the point in words), `utterances`, `speakers`, `ccc` and its `interval`, as means
+    over seeds. robustness adds `change` (CCC minus the clean CCC) and `change_interval`; learning adds `share` and
+    `labelled` (utterances in the training and development part of a fold, mean over folds); cross adds `train` and
+    `test`. encoders adds `corpus`, `encoder` ("": none), `activation_dominance` (their mean), `recall` and `groups`
+    (see scores/by_group.py).
     """
-    by_run = {run.name: dict(read_predictions(done[run.name].predictions_csv)) for run in runs}
     rows: list[dict[str, Any]] = []
-    for group in _by_seed(runs, points):
+    for group in by_seed(runs, points):
         point, predicted = points[group[0].name], [by_run[run.name] for run in group]
         match kind:
             case "robustness":
@@ -77,7 +80,7 @@ def _subject(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _by_seed(runs: Sequence[FinetuneRun], points: Mapping[str, Any]) -> Iterator[list[FinetuneRun]]:
+def by_seed(runs: Sequence[FinetuneRun], points: Mapping[str, Any]) -> Iterator[list[FinetuneRun]]:
     """Groups of runs that differ only in the seed."""
     groups: dict[tuple[str, Any], list[FinetuneRun]] = {}
     for run in runs:
@@ -127,7 +130,7 @@ def compared_keys(
     corpus: str,
     runs: Sequence[FinetuneRun],
     points: Mapping[str, Any],
-    by_run: Mapping[str, Mapping[str, UtterancePrediction]],
+    by_run: Predictions,
 ) -> list[str]:
     """The keys of the utterances of a corpus that every run on it tested."""
     of_corpus = [run for run in runs if points[run.name][0] == corpus]
